@@ -1,0 +1,1 @@
+"""Shared types, caches and sharding. Imports nothing else of specjax."""

@@ -1,0 +1,118 @@
+"""Named once: logical axes of arrays, and the mesh axes they map to.
+
+Parameters carry the logical axes of their dimensions (`Linear.axes`), caches and activations are
+constrained by name through `constrain`. The mesh has two axes: `data` (rows of a batch) and
+`model` (heads, MLP width, vocabulary). Without a mesh everything here does nothing.
+
+The mesh axes are *Auto*: the compiler propagates shardings between the places that are pinned
+here. docs/design.md says why they are not Explicit, and which test guards against what Explicit
+axes would have caught.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Array = jax.Array
+
+# Logical axis -> mesh axis. An axis that is not named here is replicated.
+RULES: dict[str, str] = {
+    "batch": "data",
+    "heads": "model",
+    "kv_heads": "model",
+    "mlp": "model",
+    "vocab": "model",
+}
+
+
+def parse_mesh(spec: str) -> Mesh | None:
+    """Builds the mesh that a flag such as ``data:2,model:4`` names; "" is no mesh.
+
+    Raises:
+      ValueError: on an unknown axis, a size below one, or more devices than there are.
+    """
+    if not spec:
+        return None
+    sizes = {"data": 1, "model": 1}
+    for part in spec.split(","):
+        name, _, size = part.partition(":")
+        name = name.strip()
+        if name not in sizes or not size.strip().isdigit() or int(size) < 1:
+            raise ValueError(
+                f"--mesh={spec}: {part!r} is not AXIS:SIZE with axis data or model and a size of "
+                "at least 1; write for example --mesh=data:2,model:4."
+            )
+        sizes[name] = int(size)
+    return make_mesh(**sizes)
+
+
+def make_mesh(data: int = 1, model: int = 1) -> Mesh:
+    """A mesh of ``data`` x ``model`` devices, the first ones there are.
+
+    Raises:
+      ValueError: if there are fewer devices than that.
+    """
+    need, have = data * model, jax.device_count()
+    if need > have:
+        raise ValueError(
+            f"A mesh of data:{data},model:{model} needs {need} devices, but JAX sees {have} "
+            f"({jax.default_backend()}); use a smaller mesh, or on CPU set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={need}."
+        )
+    return jax.make_mesh(
+        (data, model),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=jax.devices()[:need],
+    )
+
+
+def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """The partition of an array whose dimensions have these logical axes."""
+    return PartitionSpec(*(RULES.get(a) if a is not None else None for a in axes))
+
+
+def named(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
+    return NamedSharding(mesh, spec(axes))
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Pins ``x`` to the sharding of its logical axes. Does nothing outside a mesh.
+
+    A dimension that its mesh axis does not divide stays replicated: a batch of one row on a mesh
+    with two data shards is legitimate.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    entries: list[str | None] = []
+    for size, axis in zip(x.shape, axes, strict=True):
+        name = RULES.get(axis) if axis is not None else None
+        fits = name in mesh.axis_names and size % mesh.shape[name] == 0
+        entries.append(name if fits else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+
+
+def axis_size(name: str) -> int:
+    """The size of a mesh axis in the current context; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or name not in mesh.axis_names else mesh.shape[name]
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh | None) -> Iterator[None]:
+    """``jax.set_mesh``, or nothing where there is no mesh."""
+    if mesh is None:
+        yield
+    else:
+        with jax.set_mesh(mesh):
+            yield
+
+
+def num_devices(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else math.prod(mesh.devices.shape)

@@ -1,0 +1,43 @@
+"""The values that travel through one speculation cycle.
+
+Shape letters, used everywhere: B rows, T tokens fed in one call, K guesses, S cache slots,
+V vocabulary, D model width, N heads, G key/value heads, H head width, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+
+Array = jax.Array
+T = TypeVar("T")
+
+
+def pytree(cls: type[T]) -> type[T]:
+    """A frozen dataclass that is a pytree; fields made with ``static()`` are not leaves."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+def static(**kwargs: Any) -> Any:
+    """A dataclass field that is compiled in rather than traced. Its value must be hashable."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@pytree
+class Proposal:
+    """What a drafter guessed, and the exact law it drew each guess from."""
+
+    tokens: Array  # [B, K] int32
+    # [B, K, V] float32 probabilities. Row i is the law that tokens[:, i] was *actually* drawn
+    # from, after every processor. None: a deterministic guess, that is a point mass.
+    q: Array | None
+
+
+@pytree
+class Verdict:
+    """What verification keeps. Row b commits ``tokens[b, : num_accepted[b] + 1]``."""
+
+    tokens: Array  # [B, K + 1] int32: the accepted guesses, then one token of the target's own
+    num_accepted: Array  # [B] int32, in 0..K

@@ -1,0 +1,149 @@
+"""Grouped-query attention over a static cache and the block of tokens being fed.
+
+The cache is read, never written, here: scores over the cached slots and scores over the block are
+two products that share one softmax. The keys and values of the block are returned, and committed
+when the verdict is known (`core.cache`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from specjax.core.sharding import constrain
+from specjax.core.types import Array
+from specjax.models.config import DecoderConfig
+from specjax.models.layers.linear import Linear
+from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.rope import Rotation
+
+_MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
+
+
+def causal(num_tokens: int) -> Array:
+    """[T, T] bool: token i of the block sees tokens 0..i."""
+    index = jnp.arange(num_tokens)
+    return index[None, :] <= index[:, None]
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    visible: Array,
+    cached: tuple[Array, Array, Array] | None,
+) -> Array:
+    """Softmax attention of the block's queries over the cache and the block.
+
+    Args:
+      q: [B, N, T, H].
+      k: [B, G, T, H], of the block; query head n reads key/value head ``n // (N / G)``.
+      v: [B, G, T, H].
+      visible: [T, T] bool, which tokens of the block each of them sees.
+      cached: keys [B, G, S, H], values [B, G, S, H] and the number of valid slots [B]; None where
+        the block is the whole sequence.
+
+    Returns:
+      [B, N, T, H] in the type of ``q``. Scores and softmax are float32.
+    """
+    rows, heads, num_tokens, head_dim = q.shape
+    groups = k.shape[1]
+    q = q.reshape(rows, groups, heads // groups, num_tokens, head_dim)
+    scale = jnp.float32(head_dim**-0.5)
+
+    def scores(keys: Array) -> Array:
+        return scale * jnp.einsum("bgrth,bgsh->bgrts", q, keys, preferred_element_type=jnp.float32)
+
+    def weighted(weights: Array, values: Array) -> Array:
+        weights = weights.astype(values.dtype)
+        return jnp.einsum(
+            "bgrts,bgsh->bgrth", weights, values, preferred_element_type=jnp.float32
+        )
+
+    new = jnp.where(visible[None, None, None], scores(k), _MASKED)
+    top = new.max(-1, keepdims=True)
+    if cached is None:
+        weights = jnp.exp(new - top)
+        out = weighted(weights / weights.sum(-1, keepdims=True), v)
+    else:
+        cached_k, cached_v, length = cached
+        valid = jnp.arange(cached_k.shape[2])[None, :] < length[:, None]  # [B, S]
+        old = jnp.where(valid[:, None, None, None, :], scores(cached_k), _MASKED)
+        top = jnp.maximum(top, old.max(-1, keepdims=True))
+        old, new = jnp.exp(old - top), jnp.exp(new - top)
+        total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
+        # Stale slots have weight exactly 0. (Their values must be finite: masking the values too
+        # would copy the cache.)
+        out = (weighted(old, cached_v) + weighted(new, v)) / total
+    return out.reshape(rows, heads, num_tokens, head_dim).astype(q.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections, rotation, attention, output projection.
+
+    ``head_norm`` makes the norm that some families apply to each query and key head.
+    """
+
+    def __init__(self, config: DecoderConfig, *, head_norm: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        c = config
+        kwargs = {"bias": c.attention_bias, "dtype": dtype, "rngs": rngs}
+        q_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        self.q_proj = Linear(c.hidden_size, q_width, axes=("heads", None), **kwargs)
+        # Key/value heads that are repeated to reach the model axis come from replicated weights.
+        kv_axis = "kv_heads" if c.kv_repeat == 1 else None
+        self.k_proj = Linear(c.hidden_size, kv_width, axes=(kv_axis, None), **kwargs)
+        self.v_proj = Linear(c.hidden_size, kv_width, axes=(kv_axis, None), **kwargs)
+        self.o_proj = Linear(q_width, c.hidden_size, axes=(None, "heads"), **kwargs)
+        if head_norm:
+            norm = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
+            self.q_norm = RMSNorm(c.head_dim, **norm)
+            self.k_norm = RMSNorm(c.head_dim, **norm)
+        self.head_norm = head_norm
+        self.config = c
+
+    def __call__(
+        self,
+        x: Array,
+        rotate: Rotation,
+        visible: Array,
+        cached: tuple[Array, Array, Array] | None,
+    ) -> tuple[Array, Array, Array]:
+        """[B, T, D] -> ([B, T, D], keys [B, G, T, H], values [B, G, T, H])."""
+        c = self.config
+        q = split_heads(self.q_proj(x), c.num_heads)
+        k = split_heads(self.k_proj(x), c.num_kv_heads)
+        v = split_heads(self.v_proj(x), c.num_kv_heads)
+        if self.head_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q), rotate(k)
+        if c.kv_repeat > 1:
+            k, v = jnp.repeat(k, c.kv_repeat, axis=1), jnp.repeat(v, c.kv_repeat, axis=1)
+        q = constrain(q, "batch", "heads", None, None)
+        k = constrain(k, "batch", "kv_heads", None, None)
+        v = constrain(v, "batch", "kv_heads", None, None)
+        out = attend(q, k, v, visible, cached)
+        rows, _, num_tokens, _ = out.shape
+        out = out.swapaxes(1, 2).reshape(rows, num_tokens, -1)
+        return self.o_proj(out), k, v
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """[B, T, N * H] -> [B, N, T, H]."""
+    rows, num_tokens, _ = x.shape
+    return x.reshape(rows, num_tokens, heads, -1).swapaxes(1, 2)
+
+
+class MLP(nnx.Module):
+    """``down(silu(gate x) * up x)`` (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        wide, width = config.intermediate_size, config.hidden_size
+        kwargs = {"bias": config.mlp_bias, "dtype": dtype, "rngs": rngs}
+        self.gate_proj = Linear(width, wide, axes=("mlp", None), **kwargs)
+        self.up_proj = Linear(width, wide, axes=("mlp", None), **kwargs)
+        self.down_proj = Linear(wide, width, axes=(None, "mlp"), **kwargs)
+
+    def __call__(self, x: Array) -> Array:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))

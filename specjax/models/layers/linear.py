@@ -1,0 +1,75 @@
+"""The one place that decides how a matrix product with a weight is written.
+
+Weights are [out, in], the layout of the checkpoints. On CPU the product is written with the weight
+on the left and float32 accumulation, and a single bfloat16 row is padded to two: that form is up
+to ten times faster than the usual one (docs/design.md, "Fast on CPU"). Elsewhere it is the plain
+contraction, which compiles to one matrix product without a transpose.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from specjax.core.platform import platform
+from specjax.core.types import Array
+
+
+@jax.custom_vjp
+def _product(x: Array, w: Array) -> Array:
+    """``x`` [M, I] times ``w`` [O, I] -> [M, O] float32."""
+    if platform() != "cpu":
+        return jnp.einsum("mi,oi->mo", x, w, preferred_element_type=jnp.float32)
+    rows = x.shape[0]
+    if rows == 1 and x.dtype == jnp.bfloat16:
+        x = jnp.concatenate([x, x])  # a lone bf16 row takes a path without AMX, 15x slower
+    return jnp.einsum("oi,mi->om", w, x, preferred_element_type=jnp.float32).T[:rows]
+
+
+def _product_fwd(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, w), (x, w)
+
+
+def _product_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    # Derived automatically, these would be float32 products of upcast operands. Rounding the
+    # cotangent to the operands' type keeps the backward pass on the matrix units.
+    x, w = saved
+    g = g.astype(x.dtype)
+    dx = jnp.einsum("mo,oi->mi", g, w, preferred_element_type=jnp.float32)
+    dw = jnp.einsum("mo,mi->oi", g, x, preferred_element_type=jnp.float32)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
+    """``x`` [..., I] times ``w`` [O, I], accumulated in float32 -> [..., O] float32."""
+    y = _product(x.reshape(-1, x.shape[-1]), w)
+    y = y.reshape(*x.shape[:-1], w.shape[0])
+    return y if bias is None else y + bias.astype(jnp.float32)
+
+
+class Linear(nnx.Module):
+    """``y = W x (+ b)``. ``axes`` are the logical axes of W [out, in]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: tuple[str | None, str | None],
+        bias: bool = False,
+        dtype: jnp.dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        init = jax.random.normal(rngs.params(), (out_features, in_features)) * in_features**-0.5
+        self.weight = nnx.Param(init.astype(dtype), axes=axes)
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((out_features,), dtype), axes=(axes[0],))
+        self.has_bias = bias
+
+    def __call__(self, x: Array) -> Array:
+        """[..., in] -> [..., out] in the type of ``x``."""
+        return linear(x, self.weight[...], self.bias[...] if self.has_bias else None).astype(x.dtype)
