@@ -1,0 +1,315 @@
+"""`generate` and `stream`: prompts in, text out, in a few obvious lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from specjax.checkpoint.load import Model
+from specjax.checkpoint.tokenizer import StreamDecoder
+from specjax.drafters import NoDraft, Spec
+from specjax.measure.trace import Trace
+from specjax.sampling import Options
+from specjax.session import Row, Session
+
+Prompt = str | Sequence[int]
+
+# Cycles between two looks of the host where it has something to look for.
+CYCLES_PER_LOOK = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What was generated. Lists have one entry a prompt."""
+
+    text: list[str]  # without the prompt; cut before a stop string
+    tokens: list[list[int]]  # the new tokens, a stop token included
+    prompt_tokens: list[list[int]]
+    finish: list[str]  # "stop" or "length"
+    trace: Trace
+    seconds: float  # wall clock of prefill and decoding; the first call of a shape also compiles
+    rule: str
+
+    @property
+    def tau(self) -> float:
+        """Committed tokens per target pass, the target's own token included."""
+        return self.trace.tau
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(map(len, self.tokens)) / self.seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """What one row gained in one device call."""
+
+    row: int
+    text: str
+    tokens: list[int]
+    labels: list[str]  # of each token: accepted, correction or bonus (measure.trace)
+    finish: str | None  # "stop" or "length" with the row's last piece
+
+
+def generate(
+    target: Model,
+    drafter: Spec | None,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    max_new_tokens: int | Sequence[int] = 128,
+    seed: int | Sequence[int] = 0,
+    rule: str | None = None,
+    stop: str | Sequence[str] = (),
+    stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    host_loop: bool = False,
+    **options: Any,
+) -> Output:
+    """Continues each prompt; the text is distributed as if the target alone had written it.
+
+    Args:
+      target: from `specjax.load`.
+      drafter: from `specjax.drafters`; None decodes plainly.
+      prompts: one or several, each a string or token ids.
+      max_new_tokens: the most tokens to add, one number or one a prompt.
+      seed: one number or one a prompt. Prompt i of a single ``seed`` uses ``seed + i``; a row's
+        text depends on its own seed and prompt only.
+      rule: the verification rule (`specjax.verify.RULES`); None: the best for the drafter and the
+        temperature.
+      stop: strings that end a row; they are cut off. Looked for on the host, every few cycles.
+      stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
+      host_loop: one device call a cycle, to measure what the loop on the device is worth.
+      **options: the fields of `specjax.Options`, each one value or one a prompt:
+        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+        logit_bias.
+
+    Raises:
+      ValueError: in one line, on anything that cannot be done exactly as asked.
+    """
+    begin = time.perf_counter()
+    rows, stops = prepare(
+        target, prompts, max_new_tokens, seed, stop, stop_token_ids, options
+    )
+    session = Session(target, drafter or NoDraft(), rows, rule=rule)
+    if host_loop and stops:
+        raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
+    if stops:
+        watch = StopStrings(target, stops, len(rows))
+        while not session.done.all():
+            session.advance(CYCLES_PER_LOOK)
+            session.finish(watch.look(session.new_tokens()))
+    elif host_loop:
+        session.advance_by_host()
+    else:
+        session.advance()
+    tokens = session.new_tokens()
+    seconds = time.perf_counter() - begin
+
+    text = [decode_text(target, t) for t in tokens]
+    finish = [finish_reason(row, t) for row, t in zip(rows, tokens)]
+    trace = session.trace()
+    if stops:
+        for b, end in enumerate(watch.ends):
+            if end is not None:
+                text[b], tokens[b], finish[b] = text[b][: end[0]], tokens[b][: end[1]], "stop"
+    return Output(
+        text=text,
+        tokens=tokens,
+        prompt_tokens=[list(r.prompt) for r in rows],
+        finish=finish,
+        trace=trace,
+        seconds=seconds,
+        rule=session.rule.name,
+    )
+
+
+def stream(
+    target: Model,
+    drafter: Spec | None,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    max_new_tokens: int | Sequence[int] = 128,
+    seed: int | Sequence[int] = 0,
+    rule: str | None = None,
+    stop: str | Sequence[str] = (),
+    stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    cycles_per_call: int = 4,
+    **options: Any,
+) -> Iterator[Piece]:
+    """As `generate`, but yields text as it comes, ``cycles_per_call`` cycles a device call.
+
+    With stop strings, text that could be the beginning of one is held back until it is decided.
+    """
+    if cycles_per_call < 1:
+        raise ValueError(f"cycles_per_call={cycles_per_call}: must be at least 1.")
+    rows, stops = prepare(
+        target, prompts, max_new_tokens, seed, stop, stop_token_ids, options
+    )
+    session = Session(target, drafter or NoDraft(), rows, rule=rule)
+    return _stream(target, session, rows, stops, cycles_per_call)
+
+
+def _stream(
+    target: Model, session: Session, rows: list[Row], stops: list[str], cycles: int
+) -> Iterator[Piece]:
+    decoders = [None if target.tokenizer is None else StreamDecoder(target.tokenizer) for _ in rows]
+    watch = StopStrings(target, stops, len(rows))
+    sent = [0] * len(rows)  # tokens handed out
+    text, sent_text = [""] * len(rows), [0] * len(rows)
+    open_rows = set(range(len(rows)))
+    while open_rows:
+        session.advance(cycles)
+        tokens, done = session.new_tokens(), session.done
+        session.finish(watch.look(tokens))
+        trace = session.trace()
+        for b in sorted(open_rows):
+            end = watch.ends[b]
+            over = bool(done[b]) or end is not None
+            last = len(tokens[b]) if end is None else end[1]
+            new = tokens[b][sent[b] : last]
+            decoder = decoders[b]
+            if decoder is not None:
+                text[b] += decoder.push(new) + (decoder.flush() if over else "")
+            upto = len(text[b]) if over else len(text[b]) - held_back(text[b], stops)
+            if end is not None:
+                upto = min(end[0], len(text[b]))
+            if not new and not over:
+                continue
+            reason = None
+            if over:
+                reason = "stop" if end is not None else finish_reason(rows[b], tokens[b])
+                open_rows.discard(b)
+            yield Piece(
+                row=b,
+                text=text[b][sent_text[b] : upto],
+                tokens=new,
+                labels=trace.labels(b)[sent[b] : last],
+                finish=reason,
+            )
+            sent[b], sent_text[b] = last, max(upto, sent_text[b])
+
+
+class StopStrings:
+    """Looks for stop strings in the text of each row, on the host."""
+
+    def __init__(self, target: Model, stops: Sequence[str], num_rows: int):
+        self.target, self.stops = target, stops
+        # Where a row ends: characters before the string, tokens up to the one that completes it.
+        self.ends: list[tuple[int, int] | None] = [None] * num_rows
+
+    def look(self, tokens: list[list[int]]) -> list[int]:
+        """The rows in which a stop string has newly appeared."""
+        found = []
+        for b, row in enumerate(tokens):
+            if not self.stops or self.ends[b] is not None:
+                continue
+            text = decode_text(self.target, row)
+            places = [text.find(s) for s in self.stops]
+            hits = [(p, s) for p, s in zip(places, self.stops) if p >= 0]
+            if hits:
+                place, string = min(hits)
+                self.ends[b] = (place, self._tokens_until(row, string))
+                found.append(b)
+        return found
+
+    def _tokens_until(self, row: list[int], string: str) -> int:
+        """The fewest tokens whose text holds ``string``."""
+        low, high = 1, len(row)
+        while low < high:
+            middle = (low + high) // 2
+            if string in decode_text(self.target, row[:middle]):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+
+def held_back(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of ``text`` may be the beginning of a stop string."""
+    return max(
+        (n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0
+    )
+
+
+def finish_reason(row: Row, tokens: Sequence[int]) -> str:
+    return "stop" if tokens and tokens[-1] in row.stop_token_ids else "length"
+
+
+def decode_text(target: Model, tokens: Sequence[int]) -> str:
+    return "" if target.tokenizer is None else target.tokenizer.decode(list(tokens))
+
+
+def prepare(
+    target: Model,
+    prompts: Prompt | Sequence[Prompt],
+    max_new_tokens: int | Sequence[int],
+    seed: int | Sequence[int],
+    stop: str | Sequence[str],
+    stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None,
+    options: Mapping[str, Any],
+) -> tuple[list[Row], list[str]]:
+    """Spreads what was given over the prompts. Raises ValueError on what does not fit together."""
+    encoded = [encode(target, p, i) for i, p in enumerate(as_list(prompts))]
+    num = len(encoded)
+    fields = {f.name for f in dataclasses.fields(Options)}
+    for name in options:
+        if name not in fields:
+            raise ValueError(f"Unknown option {name!r}; there are {', '.join(sorted(fields))}.")
+    columns = {name: spread(name, value, num) for name, value in options.items()}
+    seeds = spread("seed", seed, num)
+    if isinstance(seed, int):
+        seeds = [(seed + i) % 2**32 if seed >= 0 else seed for i in range(num)]
+    limits = spread("max_new_tokens", max_new_tokens, num)
+    if stop_token_ids is None:
+        stop_ids: list[Any] = [target.stop_token_ids] * num
+    elif stop_token_ids and not isinstance(stop_token_ids[0], int):
+        stop_ids = spread("stop_token_ids", stop_token_ids, num)
+    else:
+        stop_ids = [stop_token_ids] * num
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    if any(not s for s in stops):
+        raise ValueError("A stop string is empty; it would end every text at once.")
+    if stops and target.tokenizer is None:
+        raise ValueError("Stop strings need a tokenizer, and this model has none: use token ids.")
+    rows = [
+        Row(
+            prompt=encoded[i],
+            options=Options(**{name: column[i] for name, column in columns.items()}),
+            seed=seeds[i],
+            max_new_tokens=limits[i],
+            stop_token_ids=tuple(stop_ids[i]),
+        )
+        for i in range(num)
+    ]
+    return rows, stops
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    prompts = list(prompts)
+    return [prompts] if prompts and not isinstance(prompts[0], str | Sequence) else prompts
+
+
+def encode(target: Model, prompt: Prompt, index: int) -> list[int]:
+    """The token ids of a prompt. Text gets the BOS token that its tokenizer asks for."""
+    if not isinstance(prompt, str):
+        return [int(t) for t in prompt]
+    if target.tokenizer is None:
+        raise ValueError(
+            f"Prompt {index} is text, but {target.name} has no tokenizer.json: pass token ids."
+        )
+    tokens = target.tokenizer.encode(prompt)
+    if not tokens and target.bos_token_id is not None:
+        tokens = [target.bos_token_id]
+    return tokens
+
+
+def spread(name: str, value: Any, num: int) -> list[Any]:
+    """One value for all prompts, or one for each."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != num:
+            raise ValueError(f"{name} has {len(value)} values for {num} prompts.")
+        return list(value)
+    return [value] * num

@@ -1,0 +1,37 @@
+"""Random keys: never carried along, never consumed twice, only derived.
+
+A draw is determined by the row's seed, the absolute position it belongs to, and its role:
+``fold_in(fold_in(row_key, position), role)``. What a row writes therefore does not depend on its
+neighbours, on its place in the batch or on how many cycles one device call runs.
+
+Drafts are keyed by the position at which their *cycle* starts, and then by their index, not by
+their own position: a guess behind the first rejection may be drawn again in the next cycle, and
+under block verification it had a say in the verdict of the first. Drawn with the same noise, the
+second draw would not be independent of what is already committed, and the text would be biased.
+Only coupled drafts are keyed by their own position: sharing that noise is the method, and the
+target's own token at that position uses it too.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from specjax.core.types import Array
+
+DRAFT, ACCEPT, RESIDUAL, NOISE = range(4)
+
+
+def row_keys(seeds: Array) -> Array:
+    """Seeds [B] -> keys [B]."""
+    return jax.vmap(jax.random.key)(seeds)
+
+
+def fold(keys: Array, data: Array | int) -> Array:
+    """Keys [B] folded with one number each (``data`` [B]) or one for all."""
+    axis = 0 if getattr(data, "ndim", 0) else None
+    return jax.vmap(jax.random.fold_in, (0, axis))(keys, data)
+
+
+def at(keys: Array, position: Array, role: int) -> Array:
+    """The keys [B] for one ``role`` at absolute ``position`` [B]."""
+    return fold(fold(keys, position), role)

@@ -1,0 +1,26 @@
+"""Gumbel noise, drawn in one place so that all who share it agree bit for bit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.types import Array
+
+
+def gumbel_argmax(key: Array, logits: Array) -> Array:
+    """A sample of softmax(logits) by the Gumbel-max trick.
+
+    A coupled drafter and the coupled rule both call this function: with the same key and the same
+    logits they agree bit for bit, ties included.
+
+    Args:
+      key: consumed. For coupling, the key of the token's absolute position.
+      logits: [V] float, unnormalised; -inf excludes a token.
+
+    Returns:
+      [] int32. The lowest index wins ties.
+    """
+    # The noise has one dtype everywhere, so that a float64 run sees the noise of a float32 one.
+    noise = jax.random.gumbel(key, logits.shape, jnp.float32).astype(logits.dtype)
+    return jnp.argmax(logits + noise).astype(jnp.int32)

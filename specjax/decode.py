@@ -1,0 +1,232 @@
+"""The heart: one speculation cycle, and the loop of cycles, as one XLA program.
+
+    tokens    a b c d            committed; d is pending: committed, but in no cache yet
+    draft     . . . . x y z      K = 3 guesses
+    score     . . . d x y z      one target pass over the block: the laws after d, x, y, z
+    verify    . . . . x y|u      2 accepted, then a token of the target's own (z was wrong)
+    commit    a b c d x y u      u is pending now
+
+The one invariant. Between cycles every committed token but the last is in the target's cache:
+``cache.length == length - 1``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core import keys as key_roles
+from specjax.core.cache import Cache
+from specjax.core.types import Array, Proposal, Verdict, pytree
+from specjax.drafters.base import Context, Drafter
+from specjax.sampling import Counts, Sampling, count_prefixes, warp
+from specjax.verify.base import VerifyKeys
+
+
+@pytree
+class Request:
+    """What is asked of each row. Constant while it is decoded."""
+
+    keys: Array  # [B] one key a row, only ever folded
+    limit: Array  # [B] int32, the length at which the row is done, prompt included
+    stop_ids: Array  # [B, M] int32, padded with -1; the first one committed ends the row
+    sampling: Sampling
+
+
+@pytree
+class Trace:
+    """Every cycle, at the index of the position where it started (the length before it)."""
+
+    proposed: Array  # [B, S, K] int32, the guesses; -1: none
+    accepted: Array  # [B, S] int32, how many the rule accepted; -1: no cycle started here
+    committed: Array  # [B, S] int32, how many tokens were committed; -1: no cycle started here
+
+
+@pytree
+class DecodeState:
+    """Everything one cycle reads and writes. Donated; its shapes never change."""
+
+    tokens: Array  # [B, S] int32, left-aligned
+    length: Array  # [B] int32, number of committed tokens
+    done: Array  # [B] bool
+    cache: Cache
+    draft: Any  # the drafter's own state
+    counts: Counts | None  # only where a penalty needs them
+    trace: Trace
+
+
+def init_state(
+    target: Any,
+    drafter: Drafter,
+    tokens: Array,
+    length: Array,
+    done: Array,
+    counts: Counts | None,
+) -> DecodeState:
+    """An empty cache behind the prompts ``tokens`` [B, S]; S is the number of slots."""
+    rows, slots = tokens.shape
+    return DecodeState(
+        tokens=tokens,
+        length=length,
+        done=done,
+        cache=target.init_cache(rows, slots),
+        draft=drafter.init(rows, slots),
+        counts=counts,
+        trace=Trace(
+            proposed=jnp.full((rows, slots, drafter.num_draft), -1, jnp.int32),
+            accepted=jnp.full((rows, slots), -1, jnp.int32),
+            committed=jnp.full((rows, slots), -1, jnp.int32),
+        ),
+    )
+
+
+def prefill(
+    target: Any, drafter: Drafter, state: DecodeState, start: Array, *, width: int
+) -> DecodeState:
+    """Feeds positions ``start .. start + width - 1`` of every prompt, its pending token excepted.
+
+    Rows whose prompt ends before take part with a count of 0. ``start`` is traced: all chunks of
+    one width, of prompts of any length, share one program.
+    """
+    rows = state.tokens.shape[0]
+    chunk = jax.lax.dynamic_slice(state.tokens, (0, start), (rows, width))
+    count = jnp.clip(state.length - 1 - start, 0, width)
+    _, features, block = target.hidden(chunk, state.cache, taps=drafter.taps)
+    return dataclasses.replace(
+        state,
+        cache=state.cache.commit(block, count),
+        draft=drafter.prefill(state.draft, chunk, count, features),
+    )
+
+
+def cycle(
+    target: Any, drafter: Drafter, rule: Any, request: Request, state: DecodeState
+) -> DecodeState:
+    """Proposes, scores, verifies and commits: one target pass, 1 to K + 1 tokens a row."""
+    context = Context(state.tokens, state.length, request.keys, request.sampling, state.counts)
+    proposal, draft = drafter.propose(state.draft, context)
+
+    pending = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
+    block_tokens = jnp.concatenate([pending, jnp.maximum(proposal.tokens, 0)], axis=1)  # [B, K + 1]
+    logits, features, block = target(block_tokens, state.cache, taps=drafter.taps)
+    logits = warp(logits, request.sampling, count_prefixes(state.counts, proposal.tokens))
+
+    verdict = verify(rule, request, state.length, logits, proposal)
+    count, stopped = commit_count(verdict, request, state)
+    length = state.length + count
+    kept = jnp.arange(block_tokens.shape[1])[None, :] < count[:, None]
+
+    return DecodeState(
+        tokens=put(state.tokens, verdict.tokens, state.length, kept),
+        length=length,
+        done=state.done | stopped | (length >= request.limit),
+        cache=state.cache.commit(block, count),
+        draft=drafter.update(draft, block_tokens, count, length, features),
+        counts=None if state.counts is None else state.counts.add(verdict.tokens, kept),
+        trace=record(state, proposal, verdict, count),
+    )
+
+
+def verify(
+    rule: Any, request: Request, length: Array, logits: Array, proposal: Proposal
+) -> Verdict:
+    """Applies the rule, written for one row, to each row with keys of its own."""
+    keys = VerifyKeys(
+        accept=key_roles.at(request.keys, length, key_roles.ACCEPT),
+        residual=key_roles.at(request.keys, length, key_roles.RESIDUAL),
+        noise=jax.vmap(
+            lambda i: key_roles.at(request.keys, length + i, key_roles.NOISE), out_axes=1
+        )(jnp.arange(logits.shape[1])),
+    )
+
+    def row(keys: VerifyKeys, logits: Array, proposal: Proposal) -> Verdict:
+        return rule.sample(keys, rule.law(logits, proposal))
+
+    return jax.vmap(row)(keys, logits, proposal)
+
+
+def commit_count(
+    verdict: Verdict, request: Request, state: DecodeState
+) -> tuple[Array, Array]:
+    """How many tokens of the verdict are kept [B], and whether the row met a stop token [B].
+
+    Up to and with the first stop token, within the room that is left, none if the row is done.
+    """
+    count = jnp.minimum(verdict.num_accepted + 1, request.limit - state.length)
+    count = jnp.where(state.done, 0, count)
+    offset = jnp.arange(verdict.tokens.shape[1])[None, :]
+    is_stop = (verdict.tokens[:, :, None] == request.stop_ids[:, None, :]).any(-1)
+    is_stop = is_stop & (offset < count[:, None])
+    stopped = is_stop.any(-1)
+    return jnp.where(stopped, is_stop.argmax(-1).astype(count.dtype) + 1, count), stopped
+
+
+def record(state: DecodeState, proposal: Proposal, verdict: Verdict, count: Array) -> Trace:
+    """Notes the cycle at its starting position; rows that are done note nothing."""
+    trace, active = state.trace, (count > 0)[:, None]
+    return Trace(
+        proposed=put(trace.proposed, proposal.tokens[:, None], state.length, active),
+        accepted=put(trace.accepted, verdict.num_accepted[:, None], state.length, active),
+        committed=put(trace.committed, count[:, None], state.length, active),
+    )
+
+
+@jax.vmap
+def put(buffer: Array, new: Array, start: Array, keep: Array) -> Array:
+    """Writes ``new`` [T, ...] at ``start`` into ``buffer`` [S, ...] where ``keep`` [T]."""
+    slots = jnp.where(keep, start + jnp.arange(new.shape[0]), buffer.shape[0])
+    return buffer.at[slots].set(new, mode="drop")
+
+
+def has_room(drafter: Drafter, state: DecodeState) -> Array:
+    """Whether a block fits behind every row, done or not."""
+    return (state.length + drafter.num_draft + 1 <= state.tokens.shape[1]).all()
+
+
+def run(
+    target: Any,
+    drafter: Drafter,
+    rule: Any,
+    request: Request,
+    state: DecodeState,
+    max_cycles: Array,
+) -> DecodeState:
+    """Cycles until every row is done, the slots are used up, or ``max_cycles`` have run."""
+
+    def unfinished(carry: tuple[Array, DecodeState]) -> Array:
+        num_cycles, state = carry
+        return (num_cycles < max_cycles) & ~state.done.all() & has_room(drafter, state)
+
+    def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
+        num_cycles, state = carry
+        return num_cycles + 1, cycle(target, drafter, rule, request, state)
+
+    return jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state))[1]
+
+
+def grow(drafter: Drafter, state: DecodeState, *, slots: int) -> DecodeState:
+    """The same state with ``slots`` slots."""
+    more = slots - state.tokens.shape[1]
+
+    def pad(x: Array, fill: int) -> Array:
+        widths = [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, widths, constant_values=fill)
+
+    return dataclasses.replace(
+        state,
+        tokens=pad(state.tokens, 0),
+        cache=state.cache.grow(slots),
+        draft=drafter.grow(state.draft, slots),
+        trace=jax.tree.map(lambda x: pad(x, -1), state.trace),
+    )
+
+
+# The compiled programs. State is donated: the caches are updated in place.
+init_program = jax.jit(init_state)
+prefill_program = jax.jit(prefill, static_argnames="width", donate_argnames="state")
+run_program = jax.jit(run, static_argnames="rule", donate_argnames="state")
+cycle_program = jax.jit(cycle, static_argnames="rule", donate_argnames="state")
+grow_program = jax.jit(grow, static_argnames="slots", donate_argnames="state")

@@ -1,0 +1,153 @@
+"""An independent smaller language model with its own cache (Leviathan et al. 2023; Chen et al. 2023).
+
+Between cycles the draft cache holds every committed token but the last two. The first draft step of
+a cycle is two tokens wide and feeds both: after a full acceptance the last guess has not been
+through the draft model yet, and feeding it together with the pending token costs one narrow pass
+less than a step of its own.
+
+    committed   a b c d     length 4, cache length 2
+    feed        c d         -> law of the first guess; then one guess a step, K - 1 times
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core import keys as key_roles
+from specjax.core.cache import Cache
+from specjax.core.types import Array, Proposal, pytree, static
+from specjax.drafters.base import KINDS, Context, check_num_draft
+from specjax.sampling import Counts, penalise, warp
+from specjax.core.noise import gumbel_argmax
+
+
+
+@dataclasses.dataclass(frozen=True)
+class LM:
+    """A loaded draft model as a drafter, before it is known what it will draft for.
+
+    Attributes:
+      model: the draft, as `specjax.load` returns it.
+      num_draft: K, guesses a cycle.
+      kind: how they are drawn, see `LMDrafter`; None: what suits the temperature and the rule.
+    """
+
+    model: Any
+    num_draft: int = 5
+    kind: str | None = None
+
+    def bind(self, target: Any, kind: str) -> LMDrafter:
+        """The drafter for ``target``; ``kind`` is what to use where the user did not say.
+
+        Raises:
+          ValueError: if target and draft do not speak the same tokens.
+        """
+        check_num_draft(self.num_draft)
+        if self.kind is not None and self.kind not in KINDS:
+            raise ValueError(f"kind={self.kind!r}: must be one of {', '.join(KINDS)}.")
+        check_same_tokens(target, self.model)
+        return LMDrafter(self.model.net, self.num_draft, self.kind or kind)
+
+
+def check_same_tokens(target: Any, draft: Any) -> None:
+    """Raises ValueError unless both models use one vocabulary."""
+    ours, theirs = target.config.vocab_size, draft.config.vocab_size
+    if ours != theirs:
+        raise ValueError(
+            f"Draft {draft.name} has a vocabulary of {theirs} tokens and target {target.name} one "
+            f"of {ours}: a guess must be one of the target's own tokens. Use a draft trained with "
+            "the target's tokenizer."
+        )
+    if target.tokenizer is None or draft.tokenizer is None:
+        return
+    if target.tokenizer.fingerprint() != draft.tokenizer.fingerprint():
+        raise ValueError(
+            f"Draft {draft.name} and target {target.name} have vocabularies of one size but "
+            "different tokenizers: the same id means different text, so almost no guess would be "
+            "accepted. Use a draft trained with the target's tokenizer."
+        )
+
+
+@pytree
+class LMDrafter:
+    """K guesses, one after the other, by a language model.
+
+    ``kind`` says how they are drawn: "one_hot" takes the likeliest token; "sampled" draws from the
+    draft model's own law under the row's options and reports it as q; "coupled" does so with the
+    noise that the target's token at the same position will be drawn with (Daliri et al. 2024,
+    arXiv:2408.07978), which needs no q.
+    """
+
+    net: Any  # models.Frozen
+    num_draft: int = static()
+    kind: str = static()
+
+    taps = ()
+
+    def init(self, rows: int, slots: int) -> Cache:
+        return self.net.init_cache(rows, slots)
+
+    def prefill(self, draft: Cache, tokens: Array, count: Array, features: Array | None) -> Cache:
+        del features
+        _, _, block = self.net.hidden(tokens, draft)
+        return draft.commit(block, count)
+
+    def propose(self, draft: Cache, context: Context) -> tuple[Proposal, Cache]:
+        start = jnp.maximum(context.length - 2, 0)
+        pair = jax.vmap(lambda row, s: jax.lax.dynamic_slice(row, (s,), (2,)))
+        tokens = pair(context.tokens, start)
+        # A text of one token has no token before the last: then the second of the pair is padding.
+        ahead = context.length - start  # [B], 2 or 1
+        x, _, block = self.net.hidden(tokens, draft.rollback(start))
+        cache = draft.commit(block, ahead)
+        x = jnp.where((ahead == 2)[:, None], x[:, 1], x[:, 0])
+
+        counts = context.counts
+        guesses, laws = [], []
+        for i in range(self.num_draft):
+            if i:
+                x, _, block = self.net.hidden(guesses[-1][:, None], cache)
+                cache = cache.commit(block, jnp.ones_like(cache.length))
+                x = x[:, 0]
+            guess, law = self._draw(self.net.head(x), i, counts, context)
+            guesses, laws = [*guesses, guess], [*laws, law]
+            if counts is not None:
+                everywhere = jnp.ones((guess.shape[0], 1), jnp.bool_)
+                counts = counts.add(guess[:, None], everywhere)
+        q = jnp.stack(laws, axis=1) if self.kind == "sampled" else None
+        return Proposal(tokens=jnp.stack(guesses, axis=1), q=q), cache
+
+    def _draw(
+        self, logits: Array, index: int, counts: Counts | None, context: Context
+    ) -> tuple[Array, Array | None]:
+        """Guess ``index`` [B] of the cycle from ``logits`` [B, V], and its law [B, V] if sampled."""
+        here = counts
+        if counts is not None:
+            here = Counts(prompt=counts.prompt, output=counts.output[:, None, :])
+        if self.kind == "one_hot" or context.sampling.greedy:
+            # Truncation and temperature do not move the largest logit.
+            processed = penalise(logits[:, None], context.sampling, here)[:, 0]
+            guess = processed.argmax(-1).astype(jnp.int32)
+            if self.kind != "sampled":
+                return guess, None
+            return guess, jax.nn.one_hot(guess, logits.shape[-1], dtype=jnp.float32)
+        warped = warp(logits[:, None], context.sampling, here)[:, 0]
+        if self.kind == "coupled":
+            noise = key_roles.at(context.keys, context.length + index, key_roles.NOISE)
+            return jax.vmap(gumbel_argmax)(noise, warped).astype(jnp.int32), None
+        cycle = key_roles.at(context.keys, context.length, key_roles.DRAFT)
+        draws = jax.vmap(gumbel_argmax)(key_roles.fold(cycle, index), warped)
+        return draws.astype(jnp.int32), jax.nn.softmax(warped)
+
+    def update(
+        self, draft: Cache, block: Array, count: Array, length: Array, features: Array | None
+    ) -> Cache:
+        del block, count, features
+        return draft.rollback(jnp.maximum(length - 2, 0))
+
+    def grow(self, draft: Cache, slots: int) -> Cache:
+        return draft.grow(slots)

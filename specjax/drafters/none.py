@@ -1,0 +1,43 @@
+"""No guesses: plain decoding through the same loop, the baseline of every comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from specjax.core.types import Array, Proposal, pytree
+from specjax.drafters.base import Context
+
+
+@pytree
+class NoDraft:
+    num_draft = 0
+    kind = "one_hot"
+    taps = ()
+
+    def bind(self, target: Any, kind: str) -> NoDraft:
+        del target, kind
+        return self
+
+    def init(self, rows: int, slots: int) -> Any:
+        del rows, slots
+        return ()
+
+    def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
+        del tokens, count, features
+        return draft
+
+    def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
+        rows = context.tokens.shape[0]
+        return Proposal(tokens=jnp.zeros((rows, 0), jnp.int32), q=None), draft
+
+    def update(
+        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
+    ) -> Any:
+        del block, count, length, features
+        return draft
+
+    def grow(self, draft: Any, slots: int) -> Any:
+        del slots
+        return draft

@@ -1,0 +1,239 @@
+"""Request options turned into the law p that text is drawn from, exactly, under speculation.
+
+The order of the processors is that of Transformers and vLLM: logit bias, repetition penalty,
+frequency and presence penalty, temperature, top-k, top-p, min-p. The same function shapes the
+target's law at every position of a block and the drafter's own law, each with the counts of the
+prefix it stands behind, guesses included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.core.types import Array, pytree, static
+
+# Below this temperature a row is greedy: dividing logits by less overflows float32.
+GREEDY_BELOW = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What one request asks for. The defaults are greedy decoding of the plain model."""
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: off. Ties with the k-th logit are kept.
+    top_p: float = 1.0  # smallest set of mass >= top_p; ties with its last member are kept
+    min_p: float = 0.0  # keeps tokens of probability >= min_p * the largest
+    repetition_penalty: float = 1.0  # Keskar et al. 2019: seen logits / penalty, or * if negative
+    presence_penalty: float = 0.0  # subtracted once from each token of the output so far
+    frequency_penalty: float = 0.0  # subtracted once per occurrence in the output so far
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+
+    def check(self, vocab_size: int) -> None:
+        """Raises ValueError, in one line, on a value out of its range."""
+
+        def need(ok: bool, name: str, rule: str) -> None:
+            if not ok:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be {rule}.")
+
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "logit_bias" and not isinstance(value, int | float | np.number):
+                raise ValueError(f"{field.name}={value!r}: must be a number.")
+        need(0 <= self.temperature < np.inf, "temperature", "a finite number >= 0 (0 is greedy)")
+        need(
+            self.top_k == int(self.top_k) and self.top_k >= 0,
+            "top_k",
+            "an integer >= 0 (0 switches it off)",
+        )
+        need(0 < self.top_p <= 1, "top_p", "in (0, 1] (1 switches it off)")
+        need(0 <= self.min_p <= 1, "min_p", "in [0, 1] (0 switches it off)")
+        need(
+            0 < self.repetition_penalty < np.inf,
+            "repetition_penalty",
+            "a finite number > 0 (1 switches it off)",
+        )
+        for name in ("presence_penalty", "frequency_penalty"):
+            need(bool(np.isfinite(getattr(self, name))), name, "a finite number (0: off)")
+        for token, bias in self.logit_bias.items():
+            if not 0 <= int(token) < vocab_size:
+                raise ValueError(
+                    f"logit_bias names token {token}, but the vocabulary has ids 0 to "
+                    f"{vocab_size - 1}."
+                )
+            if np.isnan(bias) or bias == np.inf:
+                raise ValueError(f"logit_bias of token {token} is {bias}: must be < infinity.")
+        if sum(b == -np.inf for b in self.logit_bias.values()) >= vocab_size:
+            raise ValueError("logit_bias forbids every token; leave at least one.")
+
+
+@pytree
+class Sampling:
+    """The options of a batch as arrays. An option that no row uses is None, and costs nothing."""
+
+    temperature: Array  # [B] float32
+    top_k: Array | None  # [B] int32
+    top_p: Array | None  # [B] float32
+    min_p: Array | None  # [B] float32
+    repetition: Array | None  # [B] float32
+    presence: Array | None  # [B] float32
+    frequency: Array | None  # [B] float32
+    bias: Array | None  # [B, V] float32
+    greedy: bool = static()  # every row is at temperature 0
+
+    @property
+    def uses_counts(self) -> bool:
+        return not (self.repetition is None and self.presence is None and self.frequency is None)
+
+
+@pytree
+class Counts:
+    """What the penalties look at."""
+
+    prompt: Array  # [B, V] bool: occurs in the prompt
+    output: Array  # [B, V] int32: occurrences in the committed output
+
+    def add(self, tokens: Array, keep: Array) -> Counts:
+        """Counts ``tokens`` [B, T] where ``keep`` [B, T]."""
+        vocab = self.output.shape[1]
+
+        def row(output: Array, tokens: Array, keep: Array) -> Array:
+            return output.at[jnp.where(keep, tokens, vocab)].add(1, mode="drop")
+
+        return dataclasses.replace(self, output=jax.vmap(row)(self.output, tokens, keep))
+
+
+def make_sampling(options: Sequence[Options], vocab_size: int) -> Sampling:
+    """Checks the options of each row and lays them out as arrays.
+
+    Raises:
+      ValueError: on an option out of its range.
+    """
+    for option in options:
+        option.check(vocab_size)
+
+    def column(name: str, off: Any, dtype: Any) -> Array | None:
+        values = [getattr(o, name) for o in options]
+        return None if all(v == off for v in values) else jnp.asarray(values, dtype)
+
+    bias = None
+    if any(o.logit_bias for o in options):
+        table = np.zeros((len(options), vocab_size), np.float32)
+        for row, option in zip(table, options):
+            for token, value in option.logit_bias.items():
+                row[int(token)] = value
+        bias = jnp.asarray(table)
+    temperature = np.asarray([o.temperature for o in options], np.float32)
+    greedy = bool((temperature < GREEDY_BELOW).all())
+    return Sampling(
+        temperature=jnp.asarray(temperature),
+        # Truncation never removes the largest logit, so a greedy batch can do without it.
+        top_k=None if greedy else column("top_k", 0, jnp.int32),
+        top_p=None if greedy else column("top_p", 1.0, jnp.float32),
+        min_p=None if greedy else column("min_p", 0.0, jnp.float32),
+        repetition=column("repetition_penalty", 1.0, jnp.float32),
+        presence=column("presence_penalty", 0.0, jnp.float32),
+        frequency=column("frequency_penalty", 0.0, jnp.float32),
+        bias=bias,
+        greedy=greedy,
+    )
+
+
+def count_prefixes(counts: Counts | None, guesses: Array) -> Counts | None:
+    """Counts after 0..K guesses: ``guesses`` [B, K] -> output [B, K + 1, V]; -1 counts nothing."""
+    if counts is None:
+        return None
+    vocab = counts.output.shape[-1]
+    drafted = jnp.cumsum(jax.nn.one_hot(guesses, vocab, dtype=jnp.int32), axis=1)
+    drafted = jnp.pad(drafted, ((0, 0), (1, 0), (0, 0)))
+    return Counts(prompt=counts.prompt, output=counts.output[:, None, :] + drafted)
+
+
+def penalise(logits: Array, sampling: Sampling, counts: Counts | None) -> Array:
+    """Bias and penalties: [B, T, V] -> [B, T, V] float32. ``counts.output`` is [B, T, V]."""
+    logits = logits.astype(jnp.float32)
+    column = lambda x: x[:, None, None]
+    if sampling.bias is not None:
+        logits = logits + sampling.bias[:, None, :]
+    if counts is None:
+        return logits
+    if sampling.repetition is not None:
+        seen = (counts.output > 0) | counts.prompt[:, None, :]
+        penalty = column(sampling.repetition)
+        penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        logits = jnp.where(seen, penalised, logits)
+    if sampling.frequency is not None:
+        logits = logits - column(sampling.frequency) * counts.output.astype(jnp.float32)
+    if sampling.presence is not None:
+        logits = logits - column(sampling.presence) * (counts.output > 0).astype(jnp.float32)
+    return logits
+
+
+def warp(logits: Array, sampling: Sampling, counts: Counts | None) -> Array:
+    """Unnormalised log-probabilities of the law that is sampled from.
+
+    Args:
+      logits: [B, T, V], as the model gave them.
+      sampling: the options of each row.
+      counts: ``output`` [B, T, V] of the prefix before each position; None where no row has a
+        penalty.
+
+    Returns:
+      [B, T, V] float32; -inf for tokens that cannot be drawn. A row at temperature 0 is 0 at its
+      largest logit (the lowest id of several) and -inf elsewhere. In a batch that is greedy
+      throughout, the penalised logits are returned as they are: their argmax is all that is asked.
+    """
+    logits = penalise(logits, sampling, counts)
+    if sampling.greedy:
+        return logits
+    return jax.vmap(_warp_row)(logits, dataclasses.replace(sampling, bias=None))
+
+
+def _warp_row(logits: Array, options: Sampling) -> Array:
+    """One row: [T, V] -> [T, V]."""
+    vocab = logits.shape[-1]
+    is_greedy = options.temperature < GREEDY_BELOW
+    first = jax.nn.one_hot(logits.argmax(-1), vocab, dtype=jnp.bool_)
+    x = logits / jnp.where(is_greedy, 1.0, options.temperature)
+    if options.top_k is not None or options.top_p is not None:
+        x = _truncate(x, options.top_k, options.top_p)
+    if options.min_p is not None:
+        # As for the others, the comparison is on ratios to the largest, which truncation keeps.
+        floor = x.max(-1, keepdims=True) + jnp.log(options.min_p)
+        x = jnp.where(x >= floor, x, -jnp.inf)
+    return jnp.where(is_greedy, jnp.where(first, 0.0, -jnp.inf), x)
+
+
+def _truncate(x: Array, top_k: Array | None, top_p: Array | None) -> Array:
+    """Top-k, then top-p of what is left, by one sort: [T, V] -> [T, V].
+
+    Both keep what reaches a threshold on the logit, so the result does not depend on how the sort
+    orders ties.
+    """
+    vocab = x.shape[-1]
+    ordered = -jnp.sort(-x, axis=-1)
+    rank = jnp.broadcast_to(jnp.arange(vocab)[None, :], x.shape)
+    if top_k is not None:
+        k = jnp.where(top_k == 0, vocab, jnp.minimum(top_k, vocab))
+        kth = jnp.take_along_axis(ordered, jnp.full((x.shape[0], 1), k - 1), axis=-1)
+        x = jnp.where(x >= kth, x, -jnp.inf)
+        ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
+    if top_p is not None:
+        mass = jax.nn.softmax(ordered)
+        before = jnp.cumsum(mass, axis=-1) - mass
+        kept = (before < top_p) | (rank == 0)
+        last = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
+        # top_p = 1 must keep all: the cumulated mass may round to 1 before the end.
+        x = jnp.where((x >= last) | (top_p >= 1.0), x, -jnp.inf)
+    return x
+
+
+def log_probs(warped: Array) -> Array:
+    """Normalises [..., V]."""
+    return jax.nn.log_softmax(warped)

@@ -1,0 +1,242 @@
+"""The host's side of decoding: lays out a batch, feeds prompts, asks for cycles, reads tokens.
+
+A session holds the device state of one batch. It starts with a small bucket of slots and grows it
+by doubling between device calls, so that the cost of a cycle follows the length of the text; each
+bucket size is compiled once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import decode, verify
+from specjax.core.keys import row_keys
+from specjax.core.sharding import use_mesh
+from specjax.drafters.base import Drafter, Spec
+from specjax.measure.trace import Trace
+from specjax.sampling import GREEDY_BELOW, Counts, Options, make_sampling
+
+MIN_SLOTS = 256
+CHUNKS = (16, 64, 256)  # widths of a prefill pass: prompts of any length compile these alone
+_UNLIMITED = np.iinfo(np.int32).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One request, checked."""
+
+    prompt: Sequence[int]
+    options: Options
+    seed: int
+    max_new_tokens: int
+    stop_token_ids: Sequence[int]
+
+
+class Session:
+    """A batch being decoded. ``advance`` moves it on; everything else reads."""
+
+    def __init__(
+        self, target: Any, drafter: Spec, rows: Sequence[Row], *, rule: str | None = None
+    ):
+        """Checks everything, then feeds the prompts.
+
+        Args:
+          target: a `specjax.Model`.
+          drafter: what to draft with.
+          rows: the requests.
+          rule: the name of a verification rule; None: the best for the drafter and temperature.
+
+        Raises:
+          ValueError: in one line, on a request that cannot be served exactly or at all.
+        """
+        self.target, self.num_rows = target, len(rows)
+        self.drafter, self.rule = choose(target, drafter, rows, rule)
+        k = self.drafter.num_draft
+        for i, row in enumerate(rows):
+            check_row(target, row, i, k)
+        shards = 1 if target.mesh is None else target.mesh.shape["data"]
+        padding = [dataclasses.replace(rows[0], prompt=rows[0].prompt[:1])] * (-len(rows) % shards)
+        rows = [*rows, *padding]
+
+        self.prompt_lengths = np.asarray([len(r.prompt) for r in rows], np.int32)
+        limit = self.prompt_lengths + np.asarray([r.max_new_tokens for r in rows], np.int32)
+        self._needed = int(limit.max()) + k + 1
+        self._chunks = plan_chunks(int(self.prompt_lengths.max()) - 1)
+        fed = sum(width for _, width in self._chunks)
+        slots = bucket(max(fed, min(self._needed, int(self.prompt_lengths.max()) + k + 1)))
+
+        vocab = target.config.vocab_size
+        tokens = np.zeros((len(rows), slots), np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row.prompt)] = row.prompt
+        sampling = make_sampling([r.options for r in rows], vocab)
+        sampling = dataclasses.replace(sampling, greedy=self.rule.greedy_only)
+        stops = max(max((len(r.stop_token_ids) for r in rows), default=0), 1)
+        stop_ids = np.full((len(rows), stops), -1, np.int32)
+        for i, row in enumerate(rows):
+            stop_ids[i, : len(row.stop_token_ids)] = row.stop_token_ids
+        counts = None
+        if sampling.uses_counts:
+            seen = np.zeros((len(rows), vocab), bool)
+            for i, row in enumerate(rows):
+                seen[i, list(row.prompt)] = True
+            counts = Counts(jnp.asarray(seen), jnp.zeros((len(rows), vocab), jnp.int32))
+        done = np.arange(len(rows)) >= self.num_rows
+
+        self.request = decode.Request(
+            keys=row_keys(jnp.asarray([r.seed for r in rows], jnp.uint32)),
+            limit=jnp.asarray(limit),
+            stop_ids=jnp.asarray(stop_ids),
+            sampling=sampling,
+        )
+        with use_mesh(target.mesh):
+            self.state = decode.init_program(
+                target.net,
+                self.drafter,
+                jnp.asarray(tokens),
+                jnp.asarray(self.prompt_lengths),
+                jnp.asarray(done),
+                counts,
+            )
+            for start, width in self._chunks:
+                self.state = decode.prefill_program(
+                    target.net, self.drafter, self.state, jnp.int32(start), width=width
+                )
+
+    @property
+    def done(self) -> np.ndarray:
+        """[B] bool."""
+        return np.asarray(self.state.done)[: self.num_rows]
+
+    @property
+    def num_slots(self) -> int:
+        return self.state.tokens.shape[1]
+
+    def advance(self, max_cycles: int | None = None) -> None:
+        """Runs cycles on the device: until every row is done, or at most ``max_cycles``."""
+        with use_mesh(self.target.mesh):
+            while True:
+                self.state = decode.run_program(
+                    self.target.net,
+                    self.drafter,
+                    self.rule,
+                    self.request,
+                    self.state,
+                    jnp.int32(_UNLIMITED if max_cycles is None else max_cycles),
+                )
+                if not self._make_room() or max_cycles is not None:
+                    return
+
+    def advance_by_host(self) -> None:
+        """Runs cycles until every row is done, each a device call of its own.
+
+        The variant without a device loop: what it costs more than `advance` is what that loop is
+        worth.
+        """
+        with use_mesh(self.target.mesh):
+            while not self.done.all():
+                self._make_room()
+                self.state = decode.cycle_program(
+                    self.target.net, self.drafter, self.rule, self.request, self.state
+                )
+
+    def _make_room(self) -> bool:
+        """Grows the slots if the next block does not fit; whether it did."""
+        length = int(np.asarray(self.state.length).max())
+        fits = length + self.drafter.num_draft + 1 <= self.num_slots
+        if fits or self.done.all():
+            return False
+        self.state = decode.grow_program(
+            self.drafter, self.state, slots=bucket(self.num_slots + 1)
+        )
+        return True
+
+    def finish(self, rows: Sequence[int]) -> None:
+        """Marks rows as done, where the host found a stop string."""
+        done = np.array(self.state.done)
+        done[list(rows)] = True
+        self.state = dataclasses.replace(self.state, done=jnp.asarray(done))
+
+    def new_tokens(self) -> list[list[int]]:
+        """The committed tokens of each row behind its prompt."""
+        tokens, length = np.asarray(self.state.tokens), np.asarray(self.state.length)
+        return [
+            tokens[b, self.prompt_lengths[b] : length[b]].tolist() for b in range(self.num_rows)
+        ]
+
+    def trace(self) -> Trace:
+        """The cycles so far."""
+        return Trace.from_device(self.state.trace, self.num_rows)
+
+
+def choose(
+    target: Any, spec: Spec, rows: Sequence[Row], rule_name: str | None
+) -> tuple[Drafter, verify.Rule]:
+    """Binds the drafter to the target and finds the rule for both.
+
+    Raises:
+      ValueError: if the rule is unknown or not lossless for this drafter and these temperatures.
+    """
+    if not rows:
+        raise ValueError("No prompts: give at least one.")
+    greedy = all(r.options.temperature < GREEDY_BELOW for r in rows)
+    rule = None if rule_name is None else verify.get(rule_name)
+    if greedy:
+        kind = "one_hot"
+    elif rule is not None and "sampled" not in rule.takes:
+        kind = "coupled"
+    else:
+        kind = "sampled"
+    drafter = spec.bind(target, kind)
+    rule = rule or verify.default_rule(drafter.kind, greedy)
+    verify.check(rule, drafter.kind, greedy)
+    return drafter, rule
+
+
+def check_row(target: Any, row: Row, index: int, num_draft: int) -> None:
+    """Raises ValueError, in one line, on a request that cannot be served."""
+    vocab, longest = target.config.vocab_size, target.config.max_position_embeddings
+    where = f"Prompt {index}"
+    if len(row.prompt) == 0:
+        raise ValueError(f"{where} is empty, and this model has no BOS token to start from.")
+    bad = [t for t in row.prompt if not 0 <= t < vocab]
+    if bad:
+        raise ValueError(f"{where} holds token id {bad[0]}, outside the vocabulary of {vocab}.")
+    if row.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={row.max_new_tokens}: must be at least 1.")
+    if len(row.prompt) + row.max_new_tokens > longest:
+        raise ValueError(
+            f"{where} has {len(row.prompt)} tokens, and with max_new_tokens={row.max_new_tokens} "
+            f"the text would exceed the model's limit of {longest}; shorten one of the two."
+        )
+    for token in row.stop_token_ids:
+        if not 0 <= token < vocab:
+            raise ValueError(
+                f"Stop token id {token} is outside the vocabulary (0 to {vocab - 1})."
+            )
+    if not 0 <= row.seed < 2**32:
+        raise ValueError(f"seed={row.seed}: must be an integer from 0 to 2**32 - 1.")
+
+
+def plan_chunks(num_tokens: int) -> list[tuple[int, int]]:
+    """(start, width) of the passes that feed ``num_tokens`` tokens."""
+    chunks, start = [], 0
+    while num_tokens - start > CHUNKS[-1]:
+        chunks.append((start, CHUNKS[-1]))
+        start += CHUNKS[-1]
+    if num_tokens > start:
+        chunks.append((start, next(c for c in CHUNKS if c >= num_tokens - start)))
+    return chunks
+
+
+def bucket(slots: int) -> int:
+    """The smallest power of two, from `MIN_SLOTS` on, that holds ``slots``."""
+    size = MIN_SLOTS
+    while size < slots:
+        size *= 2
+    return size
