@@ -1,1 +1,30 @@
-"""specjax: lossless speculative decoding as one XLA program."""
+"""specjax: lossless speculative decoding as one XLA program.
+
+    target = specjax.load("demo:target")
+    draft = specjax.load("demo:draft")
+    out = specjax.generate(target, specjax.drafters.LM(draft, num_draft=5), "def area(", seed=0)
+    out.text, out.tau, out.trace
+"""
+
+from specjax import drafters, verify
+from specjax.api import Output, Piece, generate, stream
+from specjax.checkpoint.load import Model, load
+from specjax.core.sharding import make_mesh, parse_mesh
+from specjax.measure.trace import Cycle, Trace
+from specjax.sampling import Options
+
+__all__ = [
+    "Cycle",
+    "Model",
+    "Options",
+    "Output",
+    "Piece",
+    "Trace",
+    "drafters",
+    "generate",
+    "load",
+    "make_mesh",
+    "parse_mesh",
+    "stream",
+    "verify",
+]

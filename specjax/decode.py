@@ -134,18 +134,17 @@ def verify(
     rule: Any, request: Request, length: Array, logits: Array, proposal: Proposal
 ) -> Verdict:
     """Applies the rule, written for one row, to each row with keys of its own."""
-    keys = VerifyKeys(
-        accept=key_roles.at(request.keys, length, key_roles.ACCEPT),
-        residual=key_roles.at(request.keys, length, key_roles.RESIDUAL),
-        noise=jax.vmap(
-            lambda i: key_roles.at(request.keys, length + i, key_roles.NOISE), out_axes=1
-        )(jnp.arange(logits.shape[1])),
-    )
 
-    def row(keys: VerifyKeys, logits: Array, proposal: Proposal) -> Verdict:
+    def row(key: Array, start: Array, logits: Array, proposal: Proposal) -> Verdict:
+        offsets = jnp.arange(logits.shape[0])
+        keys = VerifyKeys(
+            accept=key_roles.at(key, start, key_roles.ACCEPT),
+            residual=key_roles.at(key, start, key_roles.RESIDUAL),
+            noise=jax.vmap(lambda i: key_roles.at(key, start + i, key_roles.NOISE))(offsets),
+        )
         return rule.sample(keys, rule.law(logits, proposal))
 
-    return jax.vmap(row)(keys, logits, proposal)
+    return jax.vmap(row)(request.keys, length, logits, proposal)
 
 
 def commit_count(
@@ -229,4 +228,4 @@ init_program = jax.jit(init_state)
 prefill_program = jax.jit(prefill, static_argnames="width", donate_argnames="state")
 run_program = jax.jit(run, static_argnames="rule", donate_argnames="state")
 cycle_program = jax.jit(cycle, static_argnames="rule", donate_argnames="state")
-grow_program = jax.jit(grow, static_argnames="slots", donate_argnames="state")
+grow_program = jax.jit(grow, static_argnames="slots")

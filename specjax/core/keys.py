@@ -26,12 +26,6 @@ def row_keys(seeds: Array) -> Array:
     return jax.vmap(jax.random.key)(seeds)
 
 
-def fold(keys: Array, data: Array | int) -> Array:
-    """Keys [B] folded with one number each (``data`` [B]) or one for all."""
-    axis = 0 if getattr(data, "ndim", 0) else None
-    return jax.vmap(jax.random.fold_in, (0, axis))(keys, data)
-
-
-def at(keys: Array, position: Array, role: int) -> Array:
-    """The keys [B] for one ``role`` at absolute ``position`` [B]."""
-    return fold(fold(keys, position), role)
+def at(key: Array, position: Array, role: int) -> Array:
+    """The key for one ``role`` at an absolute ``position``, of one row; vmap for more."""
+    return jax.random.fold_in(jax.random.fold_in(key, position), role)

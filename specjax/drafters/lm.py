@@ -137,11 +137,18 @@ class LMDrafter:
             return guess, jax.nn.one_hot(guess, logits.shape[-1], dtype=jnp.float32)
         warped = warp(logits[:, None], context.sampling, here)[:, 0]
         if self.kind == "coupled":
-            noise = key_roles.at(context.keys, context.length + index, key_roles.NOISE)
-            return jax.vmap(gumbel_argmax)(noise, warped).astype(jnp.int32), None
-        cycle = key_roles.at(context.keys, context.length, key_roles.DRAFT)
-        draws = jax.vmap(gumbel_argmax)(key_roles.fold(cycle, index), warped)
-        return draws.astype(jnp.int32), jax.nn.softmax(warped)
+
+            def draw(key: Array, length: Array, warped: Array) -> Array:
+                return gumbel_argmax(key_roles.at(key, length + index, key_roles.NOISE), warped)
+
+            return jax.vmap(draw)(context.keys, context.length, warped), None
+
+        def draw_own(key: Array, length: Array, warped: Array) -> Array:
+            cycle = key_roles.at(key, length, key_roles.DRAFT)
+            return gumbel_argmax(jax.random.fold_in(cycle, index), warped)
+
+        guess = jax.vmap(draw_own)(context.keys, context.length, warped)
+        return guess, jax.nn.softmax(warped)
 
     def update(
         self, draft: Cache, block: Array, count: Array, length: Array, features: Array | None
