@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 from specjax.checkpoint.load import Model
 from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.drafters import NoDraft, Spec
-from specjax.measure.trace import Trace
+from specjax.measure.trace import Cycle, Trace
 from specjax.sampling import Options
-from specjax.session import Row, Session
+from specjax.session import CHUNKS, Row, Session, check_requests
 
 Prompt = str | Sequence[int]
 
@@ -50,6 +51,7 @@ class Piece:
     text: str
     tokens: list[int]
     labels: list[str]  # of each token: accepted, correction or bonus (measure.trace)
+    cycles: tuple[Cycle, ...]  # that brought them
     finish: str | None  # "stop" or "length" with the row's last piece
 
 
@@ -64,6 +66,7 @@ def generate(
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     host_loop: bool = False,
+    chunk: int = CHUNKS[-1],
     **options: Any,
 ) -> Output:
     """Continues each prompt; the text is distributed as if the target alone had written it.
@@ -80,6 +83,7 @@ def generate(
       stop: strings that end a row; they are cut off. Looked for on the host, every few cycles.
       stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
       host_loop: one device call a cycle, to measure what the loop on the device is worth.
+      chunk: the most prompt tokens that one prefill pass feeds.
       **options: the fields of `specjax.Options`, each one value or one a prompt:
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
         logit_bias.
@@ -91,9 +95,9 @@ def generate(
     rows, stops = prepare(
         target, prompts, max_new_tokens, seed, stop, stop_token_ids, options
     )
-    session = Session(target, drafter or NoDraft(), rows, rule=rule)
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
+    session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk)
     if stops:
         watch = StopStrings(target, stops, len(rows))
         while not session.done.all():
@@ -135,6 +139,7 @@ def stream(
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     cycles_per_call: int = 4,
+    chunk: int = CHUNKS[-1],
     **options: Any,
 ) -> Iterator[Piece]:
     """As `generate`, but yields text as it comes, ``cycles_per_call`` cycles a device call.
@@ -146,8 +151,25 @@ def stream(
     rows, stops = prepare(
         target, prompts, max_new_tokens, seed, stop, stop_token_ids, options
     )
-    session = Session(target, drafter or NoDraft(), rows, rule=rule)
+    session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk)
     return _stream(target, session, rows, stops, cycles_per_call)
+
+
+def check(
+    target: Model,
+    drafter: Spec | None,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    max_new_tokens: int | Sequence[int] = 128,
+    seed: int | Sequence[int] = 0,
+    rule: str | None = None,
+    stop: str | Sequence[str] = (),
+    stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    **options: Any,
+) -> None:
+    """Raises the ValueError that `generate` would raise, without generating anything."""
+    rows, _ = prepare(target, prompts, max_new_tokens, seed, stop, stop_token_ids, options)
+    check_requests(target, drafter or NoDraft(), rows, rule)
 
 
 def _stream(
@@ -156,6 +178,7 @@ def _stream(
     decoders = [None if target.tokenizer is None else StreamDecoder(target.tokenizer) for _ in rows]
     watch = StopStrings(target, stops, len(rows))
     sent = [0] * len(rows)  # tokens handed out
+    sent_cycles = [0] * len(rows)
     text, sent_text = [""] * len(rows), [0] * len(rows)
     open_rows = set(range(len(rows)))
     while open_rows:
@@ -185,8 +208,10 @@ def _stream(
                 text=text[b][sent_text[b] : upto],
                 tokens=new,
                 labels=trace.labels(b)[sent[b] : last],
+                cycles=trace.rows[b][sent_cycles[b] :],
                 finish=reason,
             )
+            sent_cycles[b] = len(trace.rows[b])
             sent[b], sent_text[b] = last, max(upto, sent_text[b])
 
 
@@ -258,18 +283,18 @@ def prepare(
             raise ValueError(f"Unknown option {name!r}; there are {', '.join(sorted(fields))}.")
     columns = {name: spread(name, value, num) for name, value in options.items()}
     seeds = spread("seed", seed, num)
-    if isinstance(seed, int):
+    if isinstance(seed, numbers.Integral):
         seeds = [(seed + i) % 2**32 if seed >= 0 else seed for i in range(num)]
     limits = spread("max_new_tokens", max_new_tokens, num)
     if stop_token_ids is None:
         stop_ids: list[Any] = [target.stop_token_ids] * num
-    elif stop_token_ids and not isinstance(stop_token_ids[0], int):
+    elif len(stop_token_ids) and not isinstance(stop_token_ids[0], numbers.Integral):
         stop_ids = spread("stop_token_ids", stop_token_ids, num)
     else:
         stop_ids = [stop_token_ids] * num
     stops = [stop] if isinstance(stop, str) else list(stop)
     if any(not s for s in stops):
-        raise ValueError("A stop string is empty; it would end every text at once.")
+        raise ValueError("A stop string is empty, and would end every text at once; leave it out.")
     if stops and target.tokenizer is None:
         raise ValueError("Stop strings need a tokenizer, and this model has none: use token ids.")
     rows = [
@@ -289,13 +314,19 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     prompts = list(prompts)
-    return [prompts] if prompts and not isinstance(prompts[0], str | Sequence) else prompts
+    return [prompts] if prompts and isinstance(prompts[0], numbers.Number) else prompts
 
 
 def encode(target: Model, prompt: Prompt, index: int) -> list[int]:
     """The token ids of a prompt. Text gets the BOS token that its tokenizer asks for."""
     if not isinstance(prompt, str):
-        return [int(t) for t in prompt]
+        tokens = list(prompt)
+        for token in tokens:
+            if not isinstance(token, numbers.Integral):
+                raise ValueError(
+                    f"Prompt {index} holds {token!r}: a prompt is a string or a list of token ids."
+                )
+        return [int(t) for t in tokens]
     if target.tokenizer is None:
         raise ValueError(
             f"Prompt {index} is text, but {target.name} has no tokenizer.json: pass token ids."
@@ -310,6 +341,8 @@ def spread(name: str, value: Any, num: int) -> list[Any]:
     """One value for all prompts, or one for each."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != num:
-            raise ValueError(f"{name} has {len(value)} values for {num} prompts.")
+            raise ValueError(
+                f"{name} has {len(value)} values for {num} prompts; give one for all, or one each."
+            )
         return list(value)
     return [value] * num

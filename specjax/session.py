@@ -8,6 +8,7 @@ bucket size is compiled once.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,13 @@ class Session:
     """A batch being decoded. ``advance`` moves it on; everything else reads."""
 
     def __init__(
-        self, target: Any, drafter: Spec, rows: Sequence[Row], *, rule: str | None = None
+        self,
+        target: Any,
+        drafter: Spec,
+        rows: Sequence[Row],
+        *,
+        rule: str | None = None,
+        chunk: int = CHUNKS[-1],
     ):
         """Checks everything, then feeds the prompts.
 
@@ -50,15 +57,16 @@ class Session:
           drafter: what to draft with.
           rows: the requests.
           rule: the name of a verification rule; None: the best for the drafter and temperature.
+          chunk: the widest prefill pass.
 
         Raises:
           ValueError: in one line, on a request that cannot be served exactly or at all.
         """
         self.target, self.num_rows = target, len(rows)
-        self.drafter, self.rule = choose(target, drafter, rows, rule)
+        if not isinstance(chunk, numbers.Integral) or chunk < 1:
+            raise ValueError(f"chunk={chunk!r}: must be a whole number of tokens, at least 1.")
+        self.drafter, self.rule = check_requests(target, drafter, rows, rule)
         k = self.drafter.num_draft
-        for i, row in enumerate(rows):
-            check_row(target, row, i, k)
         shards = 1 if target.mesh is None else target.mesh.shape["data"]
         padding = [dataclasses.replace(rows[0], prompt=rows[0].prompt[:1])] * (-len(rows) % shards)
         rows = [*rows, *padding]
@@ -66,7 +74,7 @@ class Session:
         self.prompt_lengths = np.asarray([len(r.prompt) for r in rows], np.int32)
         limit = self.prompt_lengths + np.asarray([r.max_new_tokens for r in rows], np.int32)
         self._needed = int(limit.max()) + k + 1
-        self._chunks = plan_chunks(int(self.prompt_lengths.max()) - 1)
+        self._chunks = plan_chunks(int(self.prompt_lengths.max()) - 1, chunk)
         fed = sum(width for _, width in self._chunks)
         slots = bucket(max(fed, min(self._needed, int(self.prompt_lengths.max()) + k + 1)))
 
@@ -198,39 +206,66 @@ def choose(
     return drafter, rule
 
 
-def check_row(target: Any, row: Row, index: int, num_draft: int) -> None:
+def check_requests(
+    target: Any, spec: Spec, rows: Sequence[Row], rule: str | None
+) -> tuple[Drafter, verify.Rule]:
+    """Checks every request, and returns what serves them.
+
+    Raises:
+      ValueError: in one line, on a request that cannot be served exactly or at all.
+    """
+    for i, row in enumerate(rows):
+        check_row(target, row, i)
+    return choose(target, spec, rows, rule)
+
+
+def check_row(target: Any, row: Row, index: int) -> None:
     """Raises ValueError, in one line, on a request that cannot be served."""
     vocab, longest = target.config.vocab_size, target.config.max_position_embeddings
     where = f"Prompt {index}"
     if len(row.prompt) == 0:
-        raise ValueError(f"{where} is empty, and this model has no BOS token to start from.")
+        raise ValueError(
+            f"{where} is empty, and no BOS token stands in for it: give at least one token."
+        )
     bad = [t for t in row.prompt if not 0 <= t < vocab]
     if bad:
-        raise ValueError(f"{where} holds token id {bad[0]}, outside the vocabulary of {vocab}.")
-    if row.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={row.max_new_tokens}: must be at least 1.")
+        raise ValueError(
+            f"{where} holds token id {bad[0]}, but the vocabulary has ids 0 to {vocab - 1}; "
+            "encode it with this model's tokenizer."
+        )
+    if not is_integer(row.max_new_tokens) or row.max_new_tokens < 1:
+        raise ValueError(
+            f"max_new_tokens={row.max_new_tokens!r}: must be a whole number, at least 1."
+        )
     if len(row.prompt) + row.max_new_tokens > longest:
         raise ValueError(
             f"{where} has {len(row.prompt)} tokens, and with max_new_tokens={row.max_new_tokens} "
             f"the text would exceed the model's limit of {longest}; shorten one of the two."
         )
     for token in row.stop_token_ids:
-        if not 0 <= token < vocab:
+        if not is_integer(token) or not 0 <= token < vocab:
             raise ValueError(
-                f"Stop token id {token} is outside the vocabulary (0 to {vocab - 1})."
+                f"stop_token_ids holds {token!r}, but the vocabulary has ids 0 to {vocab - 1}; "
+                "remove it."
             )
-    if not 0 <= row.seed < 2**32:
-        raise ValueError(f"seed={row.seed}: must be an integer from 0 to 2**32 - 1.")
+    if not is_integer(row.seed) or not 0 <= row.seed < 2**32:
+        raise ValueError(f"seed={row.seed!r}: must be an integer from 0 to 2**32 - 1.")
+    row.options.check(vocab)
 
 
-def plan_chunks(num_tokens: int) -> list[tuple[int, int]]:
+def is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def plan_chunks(num_tokens: int, widest: int = CHUNKS[-1]) -> list[tuple[int, int]]:
     """(start, width) of the passes that feed ``num_tokens`` tokens."""
+    widths = [*(c for c in CHUNKS if c < widest), widest]
     chunks, start = [], 0
-    while num_tokens - start > CHUNKS[-1]:
-        chunks.append((start, CHUNKS[-1]))
-        start += CHUNKS[-1]
+    while num_tokens - start > widest:
+        chunks.append((start, widest))
+        start += widest
     if num_tokens > start:
-        chunks.append((start, next(c for c in CHUNKS if c >= num_tokens - start)))
+        chunks.append((start, next(c for c in widths if c >= num_tokens - start)))
     return chunks
 
 

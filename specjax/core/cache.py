@@ -35,6 +35,28 @@ class Block:
     v: tuple[Array, ...]
 
 
+    def widen(self, size: int) -> Block:
+        """The same tokens with room for ``size`` in all."""
+        pad = [(0, 0), (0, 0), (0, size - self.k[0].shape[2]), (0, 0)]
+        return jax.tree.map(lambda x: jnp.pad(x, pad), self)
+
+    def put(self, block: Block, place: Array) -> Block:
+        """Writes the tokens of another block from ``place`` [] on."""
+
+        def one(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=2)
+
+        return jax.tree.map(one, self, block)
+
+    def drop_first(self, drop: Array) -> Block:
+        """Moves the tokens of a row forward by one where ``drop`` [B]; the last place is stale."""
+
+        def shift(x: Array) -> Array:
+            return jnp.where(drop[:, None, None, None], jnp.roll(x, -1, axis=2), x)
+
+        return Block(k=tuple(map(shift, self.k)), v=tuple(map(shift, self.v)))
+
+
 @pytree
 class Cache:
     """Slot s of row b is valid iff ``s < length[b]``, and holds the token at position s."""
@@ -48,9 +70,15 @@ class Cache:
         return self.k[0].shape[2]
 
     def commit(self, block: Block, count: Array) -> Cache:
-        """Appends the first ``count`` [B] tokens of ``block``; count 0 leaves the row as it was."""
-        k = tuple(write(buffer, new, self.length) for buffer, new in zip(self.k, block.k))
-        v = tuple(write(buffer, new, self.length) for buffer, new in zip(self.v, block.v))
+        """Appends the first ``count`` [B] tokens of ``block``; count 0 leaves the row as it was.
+
+        Pass a count that was computed from what was read of this cache (a verdict, a guess): the
+        write then depends on the reads, and the compiler needs no copy to keep the two apart.
+        """
+        # count is never negative, but the compiler does not know: this is the dependence.
+        start = self.length + jnp.minimum(count, 0)
+        k = tuple(write(buffer, new, start) for buffer, new in zip(self.k, block.k))
+        v = tuple(write(buffer, new, start) for buffer, new in zip(self.v, block.v))
         return Cache(k=k, v=v, length=self.length + count)
 
     def rollback(self, length: Array) -> Cache:

@@ -7,7 +7,7 @@ V vocabulary, D model width, N heads, G key/value heads, H head width, L layers.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 
@@ -15,14 +15,22 @@ Array = jax.Array
 T = TypeVar("T")
 
 
+def static(**kwargs: Any) -> Any:
+    """A dataclass field that is compiled in rather than traced. Its value must be hashable."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def pytree(cls: type[T]) -> type[T]:
     """A frozen dataclass that is a pytree; fields made with ``static()`` are not leaves."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
-def static(**kwargs: Any) -> Any:
-    """A dataclass field that is compiled in rather than traced. Its value must be hashable."""
-    return dataclasses.field(metadata={"static": True}, **kwargs)
+# How a drafter chooses its guesses; the exactness of a rule depends on nothing else.
+#   one_hot: deterministically, given the committed text.
+#   sampled: drawn from q with noise that nothing else uses.
+#   coupled: drawn from q with the noise that the target's token at the same position uses.
+KINDS = ("one_hot", "sampled", "coupled")
 
 
 @pytree

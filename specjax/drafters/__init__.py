@@ -11,14 +11,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from specjax.drafters.base import KINDS, Context, Drafter, Spec
+from specjax.drafters.base import Context, Drafter, Spec
 from specjax.drafters.lm import LM, LMDrafter
 from specjax.drafters.ngram import NGram
 from specjax.drafters.none import NoDraft
 
 __all__ = [
     "DRAFTERS",
-    "KINDS",
     "LM",
     "Context",
     "Drafter",

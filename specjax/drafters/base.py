@@ -21,11 +21,6 @@ from typing import Any, Protocol
 from specjax.core.types import Array, Proposal, pytree
 from specjax.sampling import Counts, Sampling
 
-# How guesses are drawn: deterministically, from the law q with noise of their own, or from it with
-# the noise that the target's token at the same position is drawn with.
-KINDS = ("one_hot", "sampled", "coupled")
-
-
 @pytree
 class Context:
     """What a drafter may look at when it proposes."""
@@ -47,7 +42,7 @@ class Drafter(Protocol):
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`."""
+        """How guesses are drawn: one of `core.types.KINDS`."""
         ...
 
     @property

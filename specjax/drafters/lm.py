@@ -19,11 +19,17 @@ import jax.numpy as jnp
 
 from specjax.core import keys as key_roles
 from specjax.core.cache import Cache
-from specjax.core.types import Array, Proposal, pytree, static
-from specjax.drafters.base import KINDS, Context, check_num_draft
+from specjax.core.types import KINDS, Array, Proposal, pytree, static
+from specjax.drafters.base import Context, check_num_draft
+from specjax.models.layers.attention import causal
 from specjax.sampling import Counts, penalise, warp
 from specjax.core.noise import gumbel_argmax
 
+
+
+def last_two(tokens: Array, length: Array) -> Array:
+    """The last two committed tokens [2] of one row; the first twice if there is but one."""
+    return tokens[jnp.maximum(length - 2 + jnp.arange(2), 0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,35 +103,53 @@ class LMDrafter:
         return draft.commit(block, count)
 
     def propose(self, draft: Cache, context: Context) -> tuple[Proposal, Cache]:
-        start = jnp.maximum(context.length - 2, 0)
-        pair = jax.vmap(lambda row, s: jax.lax.dynamic_slice(row, (s,), (2,)))
-        tokens = pair(context.tokens, start)
-        # A text of one token has no token before the last: then the second of the pair is padding.
-        ahead = context.length - start  # [B], 2 or 1
-        x, _, block = self.net.hidden(tokens, draft.rollback(start))
-        cache = draft.commit(block, ahead)
-        x = jnp.where((ahead == 2)[:, None], x[:, 1], x[:, 0])
+        # A text of one token has none before the last: then the first of the pair is padding, at
+        # position -1, seen by nobody and dropped before the commit.
+        alone = context.length == 1
+        cache = draft.rollback(jnp.maximum(context.length - 2, 0))
+        tokens = jax.vmap(last_two)(context.tokens, context.length)
+        positions = context.length[:, None] - 2 + jnp.arange(2)[None, :]
+        padding = alone[:, None, None] & (jnp.arange(2) == 0)[None, None, :]
+        x, _, block = self.net.hidden(
+            tokens, cache, positions=positions, visible=causal(2) & ~padding
+        )
+        guess, law = self._draw(x[:, -1], jnp.int32(0), context.counts, context)
 
-        counts = context.counts
-        guesses, laws = [], []
-        for i in range(self.num_draft):
-            if i:
-                x, _, block = self.net.hidden(guesses[-1][:, None], cache)
-                cache = cache.commit(block, jnp.ones_like(cache.length))
-                x = x[:, 0]
-            guess, law = self._draw(self.net.head(x), i, counts, context)
-            guesses, laws = [*guesses, guess], [*laws, law]
+        # One guess a step from here on. Their keys and values wait in the block, K + 1 tokens wide.
+        place = jnp.arange(self.num_draft + 2)
+        padding = alone[:, None, None] & (place == 0)[None, None, :]
+
+        def step(carry: tuple[Array, Block, Counts | None], i: Array) -> Any:
+            guess, block, counts = carry
             if counts is not None:
-                everywhere = jnp.ones((guess.shape[0], 1), jnp.bool_)
-                counts = counts.add(guess[:, None], everywhere)
-        q = jnp.stack(laws, axis=1) if self.kind == "sampled" else None
-        return Proposal(tokens=jnp.stack(guesses, axis=1), q=q), cache
+                counts = counts.add(guess[:, None], jnp.ones_like(guess, jnp.bool_)[:, None])
+            seen = (place < i + 1) | (place == self.num_draft + 1)
+            x, _, new = self.net.hidden(
+                guess[:, None],
+                cache,
+                before=block,
+                positions=(context.length - 1 + i)[:, None],
+                visible=seen[None, None, :] & ~padding,
+            )
+            guess, law = self._draw(x[:, 0], i, counts, context)
+            return (guess, block.put(new, i + 1), counts), (guess, law)
+
+        carry = (guess, block.widen(self.num_draft + 1), context.counts)
+        (last, block, _), rest = jax.lax.scan(step, carry, jnp.arange(1, self.num_draft))
+        guesses, q = jax.tree.map(
+            lambda first, more: jnp.concatenate([first[:, None], more.swapaxes(0, 1)], axis=1),
+            (guess, law),
+            rest,
+        )
+        # Committed at once, when all that reads the cache has been read.
+        count = jnp.where(alone, self.num_draft, self.num_draft + 1) + jnp.minimum(last, 0)
+        return Proposal(tokens=guesses, q=q), cache.commit(block.drop_first(alone), count)
 
     def _draw(
-        self, logits: Array, index: int, counts: Counts | None, context: Context
+        self, x: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
-        """Guess ``index`` [B] of the cycle from ``logits`` [B, V], and its law [B, V] if sampled."""
-        here = counts
+        """Guess ``index`` [B] of the cycle from states ``x`` [B, D]; its law [B, V] if sampled."""
+        logits, here = self.net.head(x), counts
         if counts is not None:
             here = Counts(prompt=counts.prompt, output=counts.output[:, None, :])
         if self.kind == "one_hot" or context.sampling.greedy:

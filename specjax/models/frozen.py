@@ -34,9 +34,10 @@ class Frozen:
         return self.module(tokens, cache, taps=taps)
 
     def hidden(
-        self, tokens: Array, cache: Cache | None, *, taps: tuple[int, ...] = ()
+        self, tokens: Array, cache: Cache | None, **kwargs: Any
     ) -> tuple[Array, Array | None, Block]:
-        return self.module.hidden(tokens, cache, taps=taps)
+        """See `models.layers.decoder.Decoder.hidden`."""
+        return self.module.hidden(tokens, cache, **kwargs)
 
     def head(self, x: Array) -> Array:
         return self.module.head(x)

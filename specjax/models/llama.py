@@ -35,8 +35,9 @@ class LlamaLayer(nnx.Module):
         rotate: Rotation,
         visible: Array,
         cached: tuple[Array, Array, Array] | None,
+        before: tuple[Array, Array] | None,
     ) -> tuple[Array, Array, Array]:
-        mixed, k, v = self.self_attn(self.input_layernorm(x), rotate, visible, cached)
+        mixed, k, v = self.self_attn(self.input_layernorm(x), rotate, visible, cached, before)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
 

@@ -21,10 +21,10 @@ from specjax.models.layers.rope import Rotation
 _MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
 
 
-def causal(num_tokens: int) -> Array:
-    """[T, T] bool: token i of the block sees tokens 0..i."""
-    index = jnp.arange(num_tokens)
-    return index[None, :] <= index[:, None]
+def causal(num_tokens: int, num_before: int = 0) -> Array:
+    """[1, T, P + T] bool: token i sees the P tokens of the block before it and tokens 0..i."""
+    seen, index = jnp.arange(num_before + num_tokens), jnp.arange(num_tokens)
+    return (seen[None, :] <= num_before + index[:, None])[None]
 
 
 def attend(
@@ -37,10 +37,10 @@ def attend(
     """Softmax attention of the block's queries over the cache and the block.
 
     Args:
-      q: [B, N, T, H].
-      k: [B, G, T, H], of the block; query head n reads key/value head ``n // (N / G)``.
-      v: [B, G, T, H].
-      visible: [T, T] bool, which tokens of the block each of them sees.
+      q: [B, N, T, H], of the block's last T tokens.
+      k: [B, G, U, H], of the whole block; query head n reads key/value head ``n // (N / G)``.
+      v: [B, G, U, H].
+      visible: [B or 1, T, U] bool, which tokens of the block each query sees.
       cached: keys [B, G, S, H], values [B, G, S, H] and the number of valid slots [B]; None where
         the block is the whole sequence.
 
@@ -61,7 +61,7 @@ def attend(
             "bgrts,bgsh->bgrth", weights, values, preferred_element_type=jnp.float32
         )
 
-    new = jnp.where(visible[None, None, None], scores(k), _MASKED)
+    new = jnp.where(visible[:, None, None], scores(k), _MASKED)
     top = new.max(-1, keepdims=True)
     if cached is None:
         weights = jnp.exp(new - top)
@@ -108,8 +108,12 @@ class Attention(nnx.Module):
         rotate: Rotation,
         visible: Array,
         cached: tuple[Array, Array, Array] | None,
+        before: tuple[Array, Array] | None,
     ) -> tuple[Array, Array, Array]:
-        """[B, T, D] -> ([B, T, D], keys [B, G, T, H], values [B, G, T, H])."""
+        """[B, T, D] -> ([B, T, D], keys [B, G, T, H], values [B, G, T, H]).
+
+        ``before`` holds keys and values [B, G, P, H] of the block's tokens that were fed earlier.
+        """
         c = self.config
         q = split_heads(self.q_proj(x), c.num_heads)
         k = split_heads(self.k_proj(x), c.num_kv_heads)
@@ -122,7 +126,11 @@ class Attention(nnx.Module):
         q = constrain(q, "batch", "heads", None, None)
         k = constrain(k, "batch", "kv_heads", None, None)
         v = constrain(v, "batch", "kv_heads", None, None)
-        out = attend(q, k, v, visible, cached)
+        all_k, all_v = k, v
+        if before is not None:
+            all_k = jnp.concatenate([before[0], k], axis=2)
+            all_v = jnp.concatenate([before[1], v], axis=2)
+        out = attend(q, all_k, all_v, visible, cached)
         rows, _, num_tokens, _ = out.shape
         out = out.swapaxes(1, 2).reshape(rows, num_tokens, -1)
         return self.o_proj(out), k, v

@@ -19,7 +19,7 @@ from specjax.models.layers.rope import Rotation, rotation
 
 
 class Layer(Protocol):
-    """One block of a family: ``(x, rotate, visible, cached) -> (x, keys, values)``."""
+    """One layer of a family: ``(x, rotate, visible, cached, before) -> (x, keys, values)``."""
 
     def __call__(
         self,
@@ -27,6 +27,7 @@ class Layer(Protocol):
         rotate: Rotation,
         visible: Array,
         cached: tuple[Array, Array, Array] | None,
+        before: tuple[Array, Array] | None,
     ) -> tuple[Array, Array, Array]: ...
 
 
@@ -70,32 +71,47 @@ class Decoder(nnx.Module):
         raise TypeError("A model family says how its block is made.")
 
     def hidden(
-        self, tokens: Array, cache: Cache | None, *, taps: tuple[int, ...] = ()
+        self,
+        tokens: Array,
+        cache: Cache | None,
+        *,
+        taps: tuple[int, ...] = (),
+        before: Block | None = None,
+        positions: Array | None = None,
+        visible: Array | None = None,
     ) -> tuple[Array, Array | None, Block]:
-        """Runs the stack on the tokens that follow the cache.
+        """Runs the stack on T tokens that follow the cache, and the block ``before`` them.
 
         Args:
-          tokens: [B, T] int32, at positions ``cache.length + 0..T-1``.
-          cache: what is visible before them; None: nothing, the tokens are the whole sequence.
+          tokens: [B, T] int32.
+          cache: what all of them see; None: nothing, the block is the whole sequence.
           taps: indices of hidden states to hand out, in the order of Transformers'
             ``hidden_states``: 0 is the embedding, i the output of layer i - 1, and the last one
             (the number of layers) is after the final norm.
+          before: P tokens of the block that were fed earlier and are not in the cache yet.
+          positions: [B, T] int32; by default behind the cache and the block before.
+          visible: [B or 1, T, P + T] bool, what each token sees of the block; by default all of
+            ``before`` and, of T, what is not later than itself.
 
         Returns:
           The final, normed hidden state [B, T, D]; the tapped ones side by side
-          [B, T, len(taps) * D], or None where none was asked for; and the block to commit.
+          [B, T, len(taps) * D], or None where none was asked for; and keys and values of the T
+          tokens.
         """
-        num_tokens = tokens.shape[1]
-        start = jnp.zeros((tokens.shape[0],), jnp.int32) if cache is None else cache.length
-        positions = start[:, None] + jnp.arange(num_tokens)[None, :]
+        num_tokens, num_before = tokens.shape[1], 0 if before is None else before.k[0].shape[2]
+        if positions is None:
+            start = jnp.zeros((tokens.shape[0],), jnp.int32) if cache is None else cache.length
+            positions = start[:, None] + (num_before + jnp.arange(num_tokens))[None, :]
+        if visible is None:
+            visible = causal(num_tokens, num_before)
         rotate = rotation(self.config.rope, positions, self.config.head_dim)
-        visible = causal(num_tokens)
 
         x = constrain(self.embed_tokens(tokens), "batch", None, None)
         states, keys, values = [x], [], []
         for i, layer in enumerate(self.layers):
             cached = None if cache is None else (cache.k[i], cache.v[i], cache.length)
-            x, k, v = layer(x, rotate, visible, cached)
+            fed = None if before is None else (before.k[i], before.v[i])
+            x, k, v = layer(x, rotate, visible, cached, fed)
             x = constrain(x, "batch", None, None)
             states, keys, values = [*states, x], [*keys, k], [*values, v]
         x = self.norm(x)

@@ -1,0 +1,124 @@
+"""A Hugging Face directory -> a network: config.json and the tensors of its safetensors files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from specjax.checkpoint.assemble import DTYPES, assemble
+from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.safetensors_reader import Tensor, read_directory
+from specjax.models import DecoderConfig, Frozen, family
+
+# The only tensors that are skipped: constants that some converters write out.
+_SKIPPED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      CheckpointError: if it is not one.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: malformed JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}, not an object.")
+    return value
+
+
+def load_network(
+    directory: Path, raw: Mapping[str, Any], *, mesh: Mesh | None, dtype: np.dtype | None
+) -> tuple[Frozen, np.dtype]:
+    """Reads the weights of a directory.
+
+    Args:
+      directory: holds model.safetensors, or shards and their index.
+      raw: its parsed config.json.
+      mesh: None: the default device.
+      dtype: float32 or bfloat16; None: as the checkpoint says.
+
+    Returns:
+      The network and the dtype of its parameters.
+
+    Raises:
+      CheckpointError: on an unsupported config and on damaged, missing or unknown tensors.
+    """
+    try:
+        cls = family(raw.get("model_type"))
+        config: DecoderConfig = cls.read_config(raw)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        message = str(error).removeprefix("config.json: ")
+        raise CheckpointError(f"{directory / 'config.json'}: {message}") from error
+    tensors = read_directory(directory)
+    tensors = {n: t for n, t in tensors.items() if not _SKIPPED.fullmatch(n)}
+    dtype = _choose_dtype(directory, raw, tensors) if dtype is None else dtype
+    config = _settle_head(config, tensors)
+    if config.tie_word_embeddings:
+        tensors.pop(_HEAD, None)  # equal to the embedding, as `_settle_head` found
+    net = assemble(cls, config, tensors, dtype=dtype, mesh=mesh, where=str(directory))
+    return net, dtype
+
+
+def token_ids(value: Any, name: str, vocab_size: int) -> tuple[int, ...]:
+    """Reads an ``eos_token_id`` or ``bos_token_id``: null, an integer or a list of them.
+
+    Args:
+      value: what the file says.
+      name: file and key, for messages.
+      vocab_size: ids are below it.
+
+    Raises:
+      CheckpointError: if it is anything else.
+    """
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for i in ids:
+        if type(i) is not int or not 0 <= i < vocab_size:
+            raise CheckpointError(
+                f"{name}={value!r} is not a token of this model, whose ids are 0..{vocab_size - 1}."
+            )
+    return tuple(dict.fromkeys(ids))
+
+
+def _settle_head(config: DecoderConfig, tensors: Mapping[str, Tensor]) -> DecoderConfig:
+    """Trusts the tensor list over ``tie_word_embeddings``: a head of its own is used as such."""
+    head, embed = tensors.get(_HEAD), tensors.get(_EMBED)
+    if head is None or embed is None or not config.tie_word_embeddings or _same(head, embed):
+        return config
+    return dataclasses.replace(config, tie_word_embeddings=False)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal byte for byte; compared in pieces, and no further than the first difference."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    x, y = (t.read().reshape(-1).view(np.uint8) for t in (a, b))
+    step = 1 << 24
+    return all(np.array_equal(x[i : i + step], y[i : i + step]) for i in range(0, x.shape[0], step))
+
+
+def _choose_dtype(
+    directory: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> np.dtype:
+    """The checkpoint's own dtype: config.json's, else the one all its tensors have."""
+    said = raw.get("dtype", raw.get("torch_dtype"))
+    stored = {t.dtype.name for t in tensors.values()}
+    name = str(said).removeprefix("torch.") if said is not None else "/".join(sorted(stored))
+    for dtype in DTYPES:
+        if name == dtype.name:
+            return dtype
+    raise CheckpointError(
+        f"{directory}: the checkpoint's dtype is {name}, which models here do not compute in; "
+        "choose dtype=bfloat16 or dtype=float32."
+    )

@@ -1,0 +1,191 @@
+"""`load`: a path or the name of a repository -> everything that generation needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub import errors as hub
+from jax.sharding import Mesh
+
+from specjax.checkpoint.assemble import DTYPES
+from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.hf import load_network, read_json, token_ids
+from specjax.checkpoint.llama2c import load_llama2c
+from specjax.checkpoint.llama2c_tokenizer import BOS, EOS, find_llama2c_tokenizer
+from specjax.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from specjax.core.sharding import parse_mesh
+from specjax.models import DecoderConfig, Frozen
+
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded checkpoint. A host object: only ``net`` is handed to compiled functions."""
+
+    net: Frozen
+    tokenizer: Tokenizer | None  # None: the checkpoint has none that can be read
+    stop_token_ids: tuple[int, ...]  # any of them ends a text
+    bos_token_id: int | None
+    mesh: Mesh | None
+    name: str
+    dtype: np.dtype  # of the weights, float32 or bfloat16
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.net.config
+
+
+def load(
+    path_or_repo: str | Path,
+    *,
+    mesh: Mesh | str | None = None,
+    dtype: Any = None,
+    revision: str | None = None,
+) -> Model:
+    """Loads a model and its tokenizer.
+
+    Args:
+      path_or_repo: a Hugging Face directory; a llama2.c ``.bin`` file (version 0); the embedded
+        pair, ``demo:target`` and ``demo:draft``; or a repository on the Hugging Face hub,
+        ``owner/name``. What exists locally is never looked for on the hub.
+      mesh: where the weights go: a mesh with axes ``data`` and ``model``, or its description
+        such as ``data:2,model:4``. None: the default device.
+      dtype: float32 or bfloat16, by name or as a dtype. None: the checkpoint's own.
+      revision: branch, tag or commit, of a hub repository only.
+
+    Raises:
+      CheckpointError: if there is no such checkpoint, or it is damaged or not supported.
+      ValueError: on an impossible mesh.
+    """
+    name, dtype = str(path_or_repo), _read_dtype(dtype)
+    if isinstance(mesh, str):
+        mesh = parse_mesh(mesh)
+    try:
+        path, is_repository = _locate(name)
+        if is_repository:
+            path = _download(name, revision)
+        elif revision is not None:
+            raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
+        if path.is_file():
+            return _load_file(path, mesh=mesh, dtype=dtype)
+        local = not is_repository and not name.startswith("demo:")
+        label = path.resolve().name if local else name
+        return _load_directory(path, name=label, mesh=mesh, dtype=dtype)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
+
+
+def _load_directory(
+    directory: Path, *, name: str, mesh: Mesh | None, dtype: np.dtype | None
+) -> Model:
+    config_path, generation_path = directory / "config.json", directory / "generation_config.json"
+    if not config_path.is_file():
+        what = "is empty" if not any(directory.iterdir()) else "has no config.json"
+        raise CheckpointError(
+            f"{directory}: {what}; give a Hugging Face checkpoint directory (config.json and "
+            "*.safetensors)."
+        )
+    raw = read_json(config_path)
+    generation = read_json(generation_path) if generation_path.is_file() else {}
+    vocab_size = raw.get("vocab_size")
+
+    def ids(key: str) -> tuple[int, ...]:
+        said = generation.get(key) is not None
+        source, path = (generation, generation_path) if said else (raw, config_path)
+        # A missing vocab_size is reported with the rest of the config, below.
+        bound = vocab_size if isinstance(vocab_size, int) else 2**31
+        return token_ids(source.get(key), f"{path}: {key}", bound)
+
+    stop_ids, bos_ids = ids("eos_token_id"), ids("bos_token_id")
+    tokenizer = load_tokenizer(directory)
+    net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype)
+    bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
+    return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype)
+
+
+def _load_file(path: Path, *, mesh: Mesh | None, dtype: np.dtype | None) -> Model:
+    dtype = dtype or np.dtype(np.float32)  # what llama2.c stores
+    net = load_llama2c(path, mesh=mesh, dtype=dtype)
+    tokenizer = find_llama2c_tokenizer(path, net.config.vocab_size)
+    # These models end a story by beginning the next one.
+    stop_ids = tuple(i for i in (BOS, EOS) if i < net.config.vocab_size)
+    return Model(net, tokenizer, stop_ids, BOS, mesh, path.stem, dtype)
+
+
+def _locate(name: str) -> tuple[Path, bool]:
+    """The local path that ``name`` means, and whether it is a hub repository instead."""
+    if name.startswith("demo:"):
+        which = name.removeprefix("demo:")
+        if which not in ("target", "draft"):
+            raise CheckpointError(f"{name}: the embedded models are demo:target and demo:draft.")
+        if not (DEMO / which).is_dir():
+            raise CheckpointError(f"{name}: this installation lacks {DEMO / which}; reinstall it.")
+        return DEMO / which, False
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path, False
+    if path.is_file():
+        if path.suffix != ".bin":
+            raise CheckpointError(
+                f"{path}: not a checkpoint; give the directory that holds config.json and "
+                "*.safetensors, or a llama2.c .bin file."
+            )
+        return path, False
+    if _REPOSITORY.fullmatch(name) and path.suffix not in (".bin", ".safetensors", ".json"):
+        return path, True
+    raise CheckpointError(
+        f"{name!r}: no such file or directory; give a checkpoint directory, a llama2.c .bin file, "
+        "demo:target, or a hub repository as owner/name."
+    )
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    """The local snapshot of a hub repository, fetched if need be."""
+    at = f"{repository} (revision {revision})" if revision else repository
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "tokenizer*"],
+                # Other formats of the same weights, which some repositories carry along.
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+        )
+    except hub.GatedRepoError:
+        message = "is gated; accept its licence on the hub and log in with `hf auth login`"
+    except hub.RevisionNotFoundError:
+        message = "has no such revision"
+    except hub.RepositoryNotFoundError:
+        message = (
+            "is neither a local path nor a public repository on the hub; check the spelling, or "
+            "log in with `hf auth login` if it is private"
+        )
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
+        message = (
+            "is not a local path, and not in the hub's cache while the hub cannot be reached; "
+            "check the path or the network"
+        )
+    except (OSError, ValueError, hub.HfHubHTTPError) as error:
+        message = f"could not be fetched from the hub: {str(error).strip().partition(chr(10))[0]}"
+    raise CheckpointError(f"{at} {message}.")
+
+
+def _read_dtype(dtype: Any) -> np.dtype | None:
+    if dtype is None:
+        return None
+    try:
+        value = jnp.dtype(dtype)
+    except (TypeError, ValueError):
+        value = None
+    if value not in DTYPES:
+        raise CheckpointError(f"dtype={dtype!r} is not supported; use float32 or bfloat16.")
+    return value

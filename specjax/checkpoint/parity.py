@@ -1,0 +1,189 @@
+"""Compares a loaded model with the outputs of a reference implementation.
+
+The arrays of a golden file, and what they are compared with, are listed in `target_outputs`
+(golden.npz, Hugging Face checkpoints) and `compare_story` (golden_greedy.json, llama2.c files).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.load import Model
+from specjax.core.types import Array
+from specjax.models import Frozen
+
+_TARGET_INPUTS = ("input_ids", "prompt_len", "greedy_margins")
+_STORY_INPUTS = ("config", "prompt_ids", "top2_margin", "note")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerances:
+    """Largest absolute differences that pass, for float32 at the highest matmul precision.
+
+    That of the state is relative to the largest value of an array where that exceeds 1: the keys
+    of parity/llama3, layer 7, reach 6.3, and there float64 arithmetic differs by 0.8e-5 from the
+    golden file and by 1.4e-5 from ours. One absolute 1e-5 would be less than rounding.
+    """
+
+    logits: float = 2e-4
+    hidden: float = 1e-4
+    state: float = 1e-5
+
+    def of(self, name: str, golden: np.ndarray) -> float:
+        if name.startswith("cache_"):
+            return self.state * max(1.0, float(np.abs(golden).max(initial=0.0)))
+        if name.startswith("logits"):
+            return self.logits
+        return self.hidden if name in ("hidden_states", "last_prenorm") else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One array of a golden file."""
+
+    name: str
+    difference: float | None  # largest absolute; of tokens, how many differ; None: not compared
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """None: not compared. NaN passes nowhere."""
+        return None if self.difference is None else bool(self.difference <= self.tolerance)
+
+
+def compare_target(
+    model: Model, golden: Mapping[str, np.ndarray], tolerances: Tolerances
+) -> list[Comparison]:
+    """Compares every array that `target_outputs` knows, and lists those it does not.
+
+    Raises:
+      CheckpointError: if the model is not float32, or the golden file lacks its inputs.
+    """
+    _need(model, golden, ("input_ids", "prompt_len"))
+    steps = len(golden["greedy_tokens"]) if "greedy_tokens" in golden else 0
+    ids, prompt_len = golden["input_ids"], int(golden["prompt_len"])
+    ours = target_outputs(model.net, ids, prompt_len, steps)
+    return _compare(ours, golden, _TARGET_INPUTS, tolerances)
+
+
+def compare_story(
+    model: Model, golden: Mapping[str, Any], tolerances: Tolerances
+) -> list[Comparison]:
+    """Compares greedy ids, their text and the logits after the prompt.
+
+    Raises:
+      CheckpointError: if the model is not float32, or the golden file lacks its inputs.
+    """
+    _need(model, golden, ("prompt_ids",))
+    steps = len(golden.get("greedy_ids", ()))
+    prompt = np.asarray(golden["prompt_ids"], np.int32)
+    greedy, logits = _greedy(model.net, prompt, steps)
+    ours: dict[str, Any] = {"greedy_ids": greedy, "logits_after_bos": logits}
+    # Text is compared as characters, where there is a tokenizer.
+    theirs = {**golden, "greedy_text": np.array([ord(c) for c in golden.get("greedy_text", "")])}
+    if model.tokenizer is not None:
+        text = model.tokenizer.decode(greedy.tolist())[: len(theirs["greedy_text"])]
+        ours["greedy_text"] = np.array([ord(c) for c in text])
+    return _compare(ours, theirs, _STORY_INPUTS, tolerances)
+
+
+def target_outputs(
+    net: Frozen, ids: np.ndarray, prompt_len: int, steps: int
+) -> dict[str, np.ndarray]:
+    """What golden.npz holds, computed by ``net``.
+
+    Args:
+      net: float32.
+      ids: [S] token ids of one sequence, fed in a single pass without a cache.
+      prompt_len: how many of them are the prompt of the greedy continuation.
+      steps: the length of that continuation.
+
+    Returns:
+      logits [S, V], hidden_states [L + 1, S, D] (the last after the final norm), last_prenorm
+      [S, D], cache_k_L* and cache_v_L* [1, G, S, H], greedy_tokens [steps].
+    """
+    tokens = jnp.asarray(ids, jnp.int32)[None]
+    with jax.default_matmul_precision("highest"):
+        logits, hidden, block, prenorm = _full(net, tokens)
+    out = {"logits": logits[0], "hidden_states": hidden[:, 0], "last_prenorm": prenorm[0]}
+    for i, (k, v) in enumerate(zip(block.k, block.v)):
+        out |= {f"cache_k_L{i}": k, f"cache_v_L{i}": v}
+    arrays = {name: np.asarray(value) for name, value in out.items()}
+    return arrays | {"greedy_tokens": _greedy(net, ids[:prompt_len], steps)[0]}
+
+
+@jax.jit
+def _full(net: Frozen, tokens: Array) -> tuple[Array, Array, Any, Array]:
+    """Logits [1, S, V], hidden states [L + 1, 1, S, D], block, and the state before the norm."""
+    count = net.config.num_layers + 1
+    logits, features, block = net(tokens, None, taps=tuple(range(count)))
+    assert features is not None
+    hidden = features.reshape(*tokens.shape, count, net.config.hidden_size)
+    # The last tap is after the final norm: the same stack without it, on a copy of the structure
+    # that shares the weights. The compiler merges the two passes.
+    module = net.module
+    module.norm = lambda x: x
+    prenorm, _, _ = module.hidden(tokens, None)
+    return logits, jnp.moveaxis(hidden, 2, 0), block, prenorm
+
+
+@jax.jit
+def _step(net: Frozen, tokens: Array, cache: Any) -> tuple[Array, Array, Any]:
+    logits, _, block = net(tokens, cache)
+    cache = cache.commit(block, jnp.full((1,), tokens.shape[1], jnp.int32))
+    return logits[0, -1], logits[:, -1:].argmax(-1).astype(jnp.int32), cache
+
+
+def _greedy(net: Frozen, prompt: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy tokens [steps] through the cache, token by token; logits [V] after the prompt."""
+    tokens, chosen, first = jnp.asarray(prompt, jnp.int32)[None], [], None
+    cache = net.init_cache(1, len(prompt) + steps)
+    with jax.default_matmul_precision("highest"):
+        for _ in range(max(steps, 1)):
+            logits, tokens, cache = _step(net, tokens, cache)
+            first = logits if first is None else first
+            chosen.append(tokens[0, 0])
+    return np.array(chosen[:steps], np.int32), np.asarray(first)
+
+
+def _need(model: Model, golden: Mapping[str, Any], keys: Sequence[str]) -> None:
+    if model.dtype != np.float32:
+        raise CheckpointError(f"Parity is defined in float32, but the model is {model.dtype}.")
+    if missing := [k for k in keys if k not in golden]:
+        raise CheckpointError(f"The golden file lacks {', '.join(missing)}.")
+
+
+def _compare(
+    ours: Mapping[str, Any],
+    golden: Mapping[str, Any],
+    inputs: Sequence[str],
+    tolerances: Tolerances,
+) -> list[Comparison]:
+    rows = []
+    for name, value in golden.items():
+        if name in inputs:
+            continue
+        if name not in ours:
+            rows.append(Comparison(name, None, 0.0, "nothing here computes it"))
+            continue
+        a, b = np.asarray(ours[name]), np.asarray(value)
+        tolerance = tolerances.of(name, b)
+        if a.shape != b.shape:
+            note = f"shape {list(a.shape)}, not {list(b.shape)}"
+            rows.append(Comparison(name, float("inf"), tolerance, note))
+        elif b.dtype.kind in "iu":
+            wrong = np.flatnonzero(a != b)
+            note = f"first at {wrong[0]} of {b.size}" if wrong.size else f"{b.size} equal"
+            rows.append(Comparison(name, float(wrong.size), tolerance, note))
+        else:
+            difference = np.abs(a.astype(np.float64) - b).max(initial=0.0)
+            rows.append(Comparison(name, float(difference), tolerance))
+    return rows

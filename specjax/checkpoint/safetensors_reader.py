@@ -1,0 +1,226 @@
+"""Reads safetensors: all headers first, then one tensor at a time.
+
+A file is an 8-byte little-endian header length, a JSON header (name -> dtype, shape, byte span) and
+the tensors' bytes. Everything that can be wrong with the files shows in the headers, so a damaged
+checkpoint is refused before any weight is read. The bytes of a tensor are mapped, not read, when
+it is asked for, and unmapped with the array: bfloat16 included, which NumPy alone does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.checkpoint.errors import CheckpointError, some
+
+INDEX = "model.safetensors.index.json"
+_MAX_HEADER = 100_000_000  # bytes, the limit of the format
+
+_DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "BOOL": np.bool_,
+        "U8": np.uint8,
+        "I8": np.int8,
+        "U16": np.uint16,
+        "I16": np.int16,
+        "U32": np.uint32,
+        "I32": np.int32,
+        "U64": np.uint64,
+        "I64": np.int64,
+        "F8_E4M3": jnp.float8_e4m3fn,
+        "F8_E5M2": jnp.float8_e5m2,
+        "F16": np.float16,
+        "BF16": jnp.bfloat16,
+        "F32": np.float32,
+        "F64": np.float64,
+    }.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor on disk: what it is, and how to get at its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]  # a read-only view of the file, or a temporary array
+
+
+def read_headers(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, none of them read.
+
+    Raises:
+      CheckpointError: if the file is truncated, malformed or holds an unknown dtype.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            raise CheckpointError(
+                f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` there."
+            )
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8 or length > _MAX_HEADER:
+            raise CheckpointError(
+                f"{path}: truncated or not safetensors: its header should be {length} bytes, the "
+                f"file has {size}; fetch it again."
+            )
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_no_duplicates)
+    except _Duplicate as error:
+        raise CheckpointError(f"{path}: duplicate entry {error} in the header.") from None
+    except ValueError:
+        raise CheckpointError(f"{path}: its safetensors header is not JSON.") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its safetensors header is not a JSON object.")
+    header.pop("__metadata__", None)
+
+    data_start, available = 8 + length, size - 8 - length
+    tensors, spans = {}, []
+    for name, entry in header.items():
+        shape, dtype, begin, end = _entry(path, name, entry)
+        if end > available:
+            raise CheckpointError(
+                f"{path}: truncated: tensor {name} ends at byte {data_start + end}, the file has "
+                f"{size}; fetch it again."
+            )
+        spans.append((begin, end, name))
+        tensors[name] = Tensor(shape, dtype, _reader(path, data_start + begin, shape, dtype))
+
+    position = 0
+    for begin, end, name in sorted(spans):
+        if begin != position:
+            raise CheckpointError(
+                f"{path}: the bytes of tensor {name} do not follow those of the tensor before it; "
+                "the file is damaged."
+            )
+        position = end
+    if position != available:
+        raise CheckpointError(
+            f"{path}: {available - position} bytes after the last tensor; the file is damaged."
+        )
+    return tensors
+
+
+def read_directory(directory: Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face directory: one file, or shards that an index lists.
+
+    Raises:
+      CheckpointError: if there is no safetensors file, if there are several without an index, if
+        index and files disagree, or as `read_headers` does.
+    """
+    files = {p.name: p for p in sorted(directory.glob("*.safetensors"))}
+    index = directory / INDEX
+    if index.exists():
+        if "model.safetensors" in files and "model.safetensors" not in _weight_map(index).values():
+            raise CheckpointError(
+                f"{directory}: holds both model.safetensors and an index of other files ({INDEX}); "
+                "remove one of them."
+            )
+        return _read_shards(directory, _weight_map(index))
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{directory}: {len(files)} safetensors files ({some(files)}) but no {INDEX} that says "
+            "which tensor is where; add the index or keep one file."
+        )
+    if not files:
+        pickles = sorted(p.name for p in directory.glob("*.bin"))
+        hint = f"; {some(pickles)}: convert the pickle to safetensors" if pickles else ""
+        raise CheckpointError(f"{directory}: no *.safetensors file{hint}.")
+    return read_headers(next(iter(files.values())))
+
+
+def _read_shards(directory: Path, weight_map: dict[str, str]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    home: dict[str, str] = {}
+    for file in sorted(set(weight_map.values())):
+        path = directory / file
+        if Path(file).name != file or not path.is_file():
+            raise CheckpointError(
+                f"{directory / INDEX}: names the file {file}, which is not in that directory; "
+                "fetch it or correct the index."
+            )
+        for name, tensor in read_headers(path).items():
+            if name in home:
+                raise CheckpointError(
+                    f"{directory}: duplicate tensor {name}, in {home[name]} and in {file}."
+                )
+            home[name], tensors[name] = file, tensor
+    for name, file in weight_map.items():
+        if home.get(name) != file:
+            raise CheckpointError(
+                f"{directory / INDEX}: says that tensor {name} is in {file}, but it is "
+                f"{'in ' + home[name] if name in home else 'missing there'}."
+            )
+    if extra := home.keys() - weight_map.keys():
+        raise CheckpointError(
+            f"{directory}: {len(extra)} tensors that {INDEX} does not list: {some(extra)}."
+        )
+    return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        weight_map = None
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise CheckpointError(f"{index}: not JSON with a weight_map of tensor names to file names.")
+    if not weight_map:
+        raise CheckpointError(f"{index}: its weight_map is empty.")
+    return weight_map
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:
+    """Shape, dtype and byte span of one header entry, checked against each other."""
+    try:
+        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path}: malformed header entry of tensor {name}.")
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {name} has the unknown dtype {kind!r} (known: {', '.join(_DTYPES)})."
+        )
+    dtype = _DTYPES[kind]
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise CheckpointError(
+            f"{path}: tensor {name} of shape {list(shape)} in {kind} does not fit its "
+            f"{end - begin} bytes; the file is damaged."
+        )
+    return shape, dtype, begin, end
+
+
+def _reader(
+    path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        count = math.prod(shape) * dtype.itemsize
+        return np.memmap(path, np.uint8, "r", start, (count,)).view(dtype).reshape(shape)
+
+    return read
+
+
+class _Duplicate(Exception):
+    pass
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Duplicate(next(n for n in names if names.count(n) > 1))
+    return result

@@ -1,0 +1,134 @@
+"""Text <-> token ids: what a tokenizer can do, Hugging Face's kind, and streaming decoding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+
+from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.hf import read_json
+
+
+class Tokenizer(Protocol):
+    """What loading hands out and generation needs."""
+
+    bos_id: int | None  # the id that begins a sequence, where there is one
+    vocab_size: int  # one more than the largest id; a model's may be larger (padding)
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        ``add_bos`` begins them as the checkpoint's own tokenizer begins a sequence. Families
+        without a beginning token (Qwen) add none either way.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids. Bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Equal for two tokenizers iff they give every id the same meaning (and merge alike)."""
+        ...
+
+
+def digest(vocabulary: Iterable[tuple[int, str]], merges: object) -> str:
+    """SHA-256, in hexadecimal, of an id -> token mapping and the merges."""
+    return hashlib.sha256(json.dumps([sorted(vocabulary), merges]).encode()).hexdigest()
+
+
+class HfTokenizer:
+    """A tokenizer.json, run by the `tokenizers` library."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, *, bos_id: int | None, adds_bos: bool):
+        self._inner = inner
+        self._adds_bos = adds_bos
+        self.bos_id = bos_id
+        self.vocab_size = max(inner.get_vocab().values(), default=-1) + 1
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        ids = self._inner.encode(text, add_special_tokens=False).ids
+        return [self.bos_id, *ids] if add_bos and self._adds_bos else ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return self._inner.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def fingerprint(self) -> str:
+        vocabulary = [(i, token) for token, i in self._inner.get_vocab().items()]
+        return digest(vocabulary, json.loads(self._inner.to_str())["model"].get("merges"))
+
+
+def load_tokenizer(directory: Path) -> HfTokenizer | None:
+    """The tokenizer of a Hugging Face directory, None if it has no tokenizer.json.
+
+    Raises:
+      CheckpointError: if its files are malformed or name an unknown beginning token.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
+    # A file may ask for truncation or padding: prompts are never cut silently.
+    inner.no_truncation()
+    inner.no_padding()
+
+    # What the file itself puts in front of a text, e.g. Llama 3's <|begin_of_text|>.
+    empty = inner.encode("")
+    first = empty.ids[0] if empty.ids and empty.special_tokens_mask[0] else None
+    settings_path = directory / "tokenizer_config.json"
+    if not settings_path.is_file():
+        return HfTokenizer(inner, bos_id=first, adds_bos=first is not None)
+
+    settings = read_json(settings_path)
+    token = settings.get("bos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    bos_id = None if token is None else inner.token_to_id(str(token))
+    if token is not None and bos_id is None:
+        raise CheckpointError(f"{settings_path}: bos_token {token!r} is not in tokenizer.json.")
+    said = settings.get("add_bos_token")
+    adds_bos = bos_id is not None and (first == bos_id if said is None else bool(said))
+    return HfTokenizer(inner, bos_id=bos_id, adds_bos=adds_bos)
+
+
+class StreamDecoder:
+    """Decodes tokens as they come, and never emits half a character.
+
+    A token may hold only some bytes of a character, and how a token reads may depend on the one
+    before it. So the text of a short window is compared before and after the new tokens, and
+    nothing is emitted while it ends in the middle of a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
+        """``context``: ids that were shown already, such as the prompt's."""
+        self._tokenizer = tokenizer
+        self._ids = [int(i) for i in context[-8:]]
+        self._start = 0  # the window begins here,
+        self._shown = len(self._ids)  # and this much of it has been emitted
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that is complete now that these tokens followed, possibly ""."""
+        self._ids.extend(int(i) for i in ids)
+        return self._emit(final=False)
+
+    def flush(self) -> str:
+        """What is left at the end, an unfinished character as U+FFFD."""
+        return self._emit(final=True)
+
+    def _emit(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._ids[self._start : self._shown])
+        now = self._tokenizer.decode(self._ids[self._start :])
+        if now.endswith("\ufffd") and not final:
+            return ""
+        if len(now) > len(before):  # else special tokens only: the window stays where text was
+            self._ids, self._shown = self._ids[self._start :], self._shown - self._start
+            self._start = self._shown
+        self._shown = len(self._ids)
+        return now[len(before) :]

@@ -1,0 +1,66 @@
+"""Verification rules: what is kept of a proposal so that the text follows the target's law."""
+
+from __future__ import annotations
+
+from specjax.core.types import KINDS
+from specjax.verify.base import Law, Rule, VerifyKeys
+from specjax.verify.block import Block
+from specjax.verify.coupled import Coupled, gumbel_acceptance, gumbel_coupling
+from specjax.verify.greedy import Greedy
+from specjax.verify.token import Token
+
+__all__ = [
+    "RULES",
+    "Block",
+    "Coupled",
+    "Greedy",
+    "Law",
+    "Rule",
+    "Token",
+    "VerifyKeys",
+    "check",
+    "default_rule",
+    "get",
+    "gumbel_acceptance",
+    "gumbel_coupling",
+]
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in (Greedy(), Token(), Block(), Coupled())}
+
+
+def get(name: str) -> Rule:
+    """The registered rule of that name."""
+    if name not in RULES:
+        raise ValueError(f"no verification rule {name!r}; there are {', '.join(sorted(RULES))}")
+    return RULES[name]
+
+
+def default_rule(kind: str, greedy: bool) -> Rule:
+    """The best exact rule for a drafter's ``kind`` of guesses, and temperature 0 or above."""
+    if kind not in KINDS:
+        raise ValueError(f"no kind of guesses {kind!r}; there are {', '.join(KINDS)}")
+    if greedy:
+        return RULES["greedy"]
+    return RULES["block" if kind == "sampled" else "coupled"]
+
+
+def check(rule: Rule, kind: str, greedy: bool) -> None:
+    """Raises ValueError unless ``rule`` is lossless for this kind of guesses.
+
+    Args:
+      rule: the rule asked for.
+      kind: one of ``KINDS``.
+      greedy: whether every row has temperature 0.
+    """
+    best = default_rule(kind, greedy).name
+    if rule.greedy_only and not greedy:
+        raise ValueError(
+            f"rule {rule.name!r} is exact at temperature 0 only: set temperature=0 "
+            f"or use rule {best!r}"
+        )
+    if greedy and kind == "sampled":
+        kind = "one_hot"  # at temperature 0 a drafter's law is a point mass too
+    if kind not in rule.takes:
+        raise ValueError(
+            f"rule {rule.name!r} does not take {kind} guesses: {rule.refusal}; use rule {best!r}"
+        )

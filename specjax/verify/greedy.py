@@ -1,0 +1,53 @@
+"""Greedy verification: keep the guesses that equal the target's argmax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.types import Array, Proposal, Verdict, pytree, static
+from specjax.verify.base import Rule, VerifyKeys, count_leading, end_guesses
+
+
+@pytree
+class GreedyLaw:
+    """A verdict that is certain: every probability is 0 or 1."""
+
+    best: Array  # [K + 1] int32: the target's argmax after i guesses
+    guesses: Array  # [K + 1] int32, -1 for none
+    survival: Array  # [K]
+    vocab: int = static()
+
+    def emission(self, index: Array) -> Array:
+        """[V]: see ``Law``."""
+        return jax.nn.one_hot(self.best[index], self.vocab, dtype=self.survival.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy(Rule):
+    """Accepts while the guess is the target's most likely token; the lowest id wins ties.
+
+    The text is the target's own argmax decoding, whatever the drafter guessed, up to the
+    arithmetic of the verify pass: in bfloat16 a pass over K + 1 tokens and a pass over one may
+    round differently. Neither a softmax nor randomness is involved.
+    """
+
+    name: ClassVar[str] = "greedy"
+    takes: ClassVar[frozenset[str]] = frozenset({"one_hot", "coupled"})
+    greedy_only: ClassVar[bool] = True
+
+    def law(self, logits: Array, proposal: Proposal) -> GreedyLaw:
+        """See ``Rule.law``."""
+        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        guesses = end_guesses(proposal.tokens)
+        survival = jnp.cumprod(best[:-1] == guesses[:-1], dtype=logits.dtype)
+        return GreedyLaw(best=best, guesses=guesses, survival=survival, vocab=logits.shape[-1])
+
+    def sample(self, keys: VerifyKeys, law: GreedyLaw) -> Verdict:  # type: ignore[override]
+        """See ``Rule.sample``; no key is consumed."""
+        del keys
+        num_accepted = count_leading(law.best[:-1] == law.guesses[:-1])
+        return Verdict(tokens=law.best, num_accepted=num_accepted)

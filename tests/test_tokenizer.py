@@ -1,0 +1,173 @@
+"""Tokenizers: beginnings, round trips, fingerprints, and streams that never split a character."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from specjax.checkpoint import CheckpointError
+from specjax.checkpoint.llama2c_tokenizer import Llama2cTokenizer, load_llama2c_tokenizer
+from specjax.checkpoint.tokenizer import HfTokenizer, StreamDecoder, load_tokenizer
+
+TEXT = 'Lily said "hé", 日本語 🙂 and\nleft.'
+
+
+def llama2c_pieces(*extra: str) -> list[bytes]:
+    special = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
+    pieces = ["ab", "abc", "bc", *" abc<s>Lily", "\n", *extra]
+    return [*special, *(b"<0x%02X>" % i for i in range(256)), *(p.encode() for p in pieces)]
+
+
+def llama2c(*extra: str) -> Llama2cTokenizer:
+    pieces = llama2c_pieces(*extra)
+    return Llama2cTokenizer(pieces, [-float(max(0, i - 259)) for i in range(len(pieces))])
+
+
+def write_hf(
+    directory: Path, *, settings: Any = None, begins: bool = True, extra: str = ""
+) -> Path:
+    """A byte-level BPE, with or without <s> in front."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary |= {"he": 256, **({extra: 257} if extra else {})}
+    inner = tokenizers.Tokenizer(models.BPE(vocabulary, [("h", "e")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<s>"])
+    if begins:
+        bos = inner.token_to_id("<s>")
+        inner.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", bos)])
+    inner.enable_truncation(4)
+    inner.enable_padding(length=4)
+    directory.mkdir(exist_ok=True)
+    inner.save(str(directory / "tokenizer.json"))
+    if settings is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+def hf(directory: Path, **kwargs: Any) -> HfTokenizer:
+    tokenizer = load_tokenizer(write_hf(directory, **kwargs))
+    assert tokenizer is not None
+    return tokenizer
+
+
+def test_hf_round_trip(tmp_path: Path) -> None:
+    tokenizer = hf(tmp_path / "a", settings={"bos_token": "<s>"})
+    ids = tokenizer.encode(TEXT)
+    assert ids[0] == tokenizer.bos_id == 257 and tokenizer.vocab_size == 258
+    assert len(ids) > 4 and tokenizer.encode("h") == ids[:1] + tokenizer.encode("h", add_bos=False)
+    assert len(tokenizer.encode("h")) == 2  # the file's own truncation and padding do not apply
+    assert ids[1:] == tokenizer.encode(TEXT, add_bos=False)
+    assert tokenizer.decode(ids) == TEXT
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<s>" + TEXT
+
+
+@pytest.mark.parametrize(
+    ("begins", "settings", "bos_id", "adds"),
+    [
+        (True, None, 257, True),
+        (False, None, None, False),
+        (True, {"bos_token": "<s>"}, 257, True),
+        (True, {"bos_token": {"content": "<s>"}, "add_bos_token": False}, 257, False),
+        (False, {"bos_token": "<s>"}, 257, False),
+        (False, {"bos_token": "<s>", "add_bos_token": True}, 257, True),
+        (False, {"bos_token": None, "add_bos_token": False}, None, False),  # Qwen
+    ],
+)
+def test_hf_begins_as_the_checkpoint_says(
+    tmp_path: Path, begins: bool, settings: Any, bos_id: int | None, adds: bool
+) -> None:
+    tokenizer = hf(tmp_path / "t", begins=begins, settings=settings)
+    assert tokenizer.bos_id == bos_id
+    assert tokenizer.encode("h") == ([257] if adds else []) + tokenizer.encode("h", add_bos=False)
+
+
+def test_hf_absent_or_bad(tmp_path: Path) -> None:
+    assert load_tokenizer(tmp_path) is None
+    write_hf(tmp_path / "t", settings={"bos_token": "<nope>"})
+    with pytest.raises(CheckpointError, match="<nope>"):
+        load_tokenizer(tmp_path / "t")
+    (tmp_path / "t" / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not a tokenizer"):
+        load_tokenizer(tmp_path / "t")
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    one, same = hf(tmp_path / "a", settings={"bos_token": "<s>"}), hf(tmp_path / "b", begins=False)
+    other = hf(tmp_path / "c", extra="zz")
+    assert one.fingerprint() == same.fingerprint() != other.fingerprint()
+    assert llama2c().fingerprint() == llama2c().fingerprint() != llama2c("x").fingerprint()
+
+
+def test_llama2c_merges_best_first() -> None:
+    tokenizer = llama2c()
+    a, b, c, ab, abc, bc = (tokenizer._ids[p] for p in (b"a", b"b", b"c", b"ab", b"abc", b"bc"))
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_bos=False)
+
+    assert encode("ab") == [ab] and encode("abc") == [abc] and encode("bc") == [bc]
+    assert encode("abbc") == [ab, bc] and encode("aabcc") == [a, abc, c] and encode("cb") == [c, b]
+    assert encode("") == [] and tokenizer.encode("") == [1]
+    # Text cannot spell a special token or a byte, and unknown characters become their bytes.
+    assert 1 not in encode("\n<s>\n") and encode("<0x41>")[0] == tokenizer._ids[b"<"]
+    assert encode("é") == [3 + 0xC3, 3 + 0xA9]
+    for text in (TEXT, " a", ""):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(encode(text)) == text
+    assert tokenizer.decode([1, a], skip_special_tokens=False) == "<s>a"
+    with pytest.raises(ValueError, match="vocabulary"):
+        tokenizer.decode([tokenizer.vocab_size])
+
+
+def test_llama2c_file(tmp_path: Path) -> None:
+    path, pieces = tmp_path / "tok.bin", llama2c_pieces()
+    body = b"".join(struct.pack("<fi", -float(i), len(p)) + p for i, p in enumerate(pieces))
+    path.write_bytes(struct.pack("<i", 6) + body)
+    tokenizer = load_llama2c_tokenizer(path, len(pieces))
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    with pytest.raises(CheckpointError, match=r"\d+ pieces, but the model has a vocabulary of 9"):
+        load_llama2c_tokenizer(path, 9)
+    for cut in (1, 9):
+        path.write_bytes((struct.pack("<i", 6) + body)[:-cut])
+        with pytest.raises(CheckpointError, match=r"truncated|pieces"):
+            load_llama2c_tokenizer(path, len(pieces))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["hf", "llama2c"])
+def test_stream(tmp_path: Path, kind: str, size: int) -> None:
+    tokenizer = hf(tmp_path / "t") if kind == "hf" else llama2c()
+    ids = tokenizer.encode(TEXT)
+    stream, shown = StreamDecoder(tokenizer), ""
+    for start in range(0, len(ids), size):
+        piece = stream.push(ids[start : start + size]) + stream.push([])
+        assert "\ufffd" not in piece
+        shown += piece
+        assert TEXT.startswith(shown)
+    assert shown + stream.flush() == TEXT and stream.flush() == ""
+
+
+def test_stream_ends_in_the_middle(tmp_path: Path) -> None:
+    tokenizer = hf(tmp_path / "t")
+    ids = tokenizer.encode("a🙂", add_bos=False)
+    stream = StreamDecoder(tokenizer, context=tokenizer.encode("prompt "))
+    assert stream.push(ids[:1]) == "a"
+    assert stream.push(ids[1:-1]) == ""
+    assert stream.flush() == tokenizer.decode(ids[1:-1]) != ""
+
+
+def test_stream_keeps_spaces_between_words() -> None:
+    """Decoders of this kind drop the space of the first piece that they see."""
+    inner = tokenizers.Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1}, "▁one"))
+    inner.decoder = decoders.Metaspace()
+    tokenizer = HfTokenizer(inner, bos_id=None, adds_bos=False)
+    stream = StreamDecoder(tokenizer)
+    assert [stream.push([i]) for i in (0, 1, 0)] == ["one", " two", " one"]
+    assert StreamDecoder(tokenizer, context=[0]).push([1]) == " two"
