@@ -7,7 +7,7 @@
 """
 
 from specjax import drafters, verify
-from specjax.api import Output, Piece, generate, stream
+from specjax.api import Output, Piece, check, generate, stream
 from specjax.checkpoint.load import Model, load
 from specjax.core.sharding import make_mesh, parse_mesh
 from specjax.measure.trace import Cycle, Trace
@@ -20,6 +20,7 @@ __all__ = [
     "Output",
     "Piece",
     "Trace",
+    "check",
     "drafters",
     "generate",
     "load",

@@ -92,9 +92,7 @@ def generate(
       ValueError: in one line, on anything that cannot be done exactly as asked.
     """
     begin = time.perf_counter()
-    rows, stops = prepare(
-        target, prompts, max_new_tokens, seed, stop, stop_token_ids, options
-    )
+    rows, stops = prepare(target, prompts, max_new_tokens, seed, stop, stop_token_ids, options)
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
     session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk)
@@ -148,9 +146,7 @@ def stream(
     """
     if cycles_per_call < 1:
         raise ValueError(f"cycles_per_call={cycles_per_call}: must be at least 1.")
-    rows, stops = prepare(
-        target, prompts, max_new_tokens, seed, stop, stop_token_ids, options
-    )
+    rows, stops = prepare(target, prompts, max_new_tokens, seed, stop, stop_token_ids, options)
     session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk)
     return _stream(target, session, rows, stops, cycles_per_call)
 
@@ -252,9 +248,7 @@ class StopStrings:
 
 def held_back(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of ``text`` may be the beginning of a stop string."""
-    return max(
-        (n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0
-    )
+    return max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
 
 
 def finish_reason(row: Row, tokens: Sequence[int]) -> str:
@@ -284,6 +278,7 @@ def prepare(
     columns = {name: spread(name, value, num) for name, value in options.items()}
     seeds = spread("seed", seed, num)
     if isinstance(seed, numbers.Integral):
+        seed = int(seed)
         seeds = [(seed + i) % 2**32 if seed >= 0 else seed for i in range(num)]
     limits = spread("max_new_tokens", max_new_tokens, num)
     if stop_token_ids is None:
@@ -313,8 +308,8 @@ def prepare(
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    prompts = list(prompts)
-    return [prompts] if prompts and isinstance(prompts[0], numbers.Number) else prompts
+    several: list[Any] = list(prompts)
+    return [several] if several and isinstance(several[0], numbers.Number) else several
 
 
 def encode(target: Model, prompt: Prompt, index: int) -> list[int]:

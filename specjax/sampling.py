@@ -44,11 +44,13 @@ class Options:
 
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "logit_bias" and not isinstance(value, int | float | np.number):
-                raise ValueError(f"{field.name}={value!r}: must be a number.")
+            if field.name == "logit_bias":
+                need(isinstance(value, Mapping), field.name, "a mapping {token id: bias}")
+            else:
+                need(isinstance(value, int | float | np.number), field.name, "a number")
         need(0 <= self.temperature < np.inf, "temperature", "a finite number >= 0 (0 is greedy)")
         need(
-            self.top_k == int(self.top_k) and self.top_k >= 0,
+            0 <= self.top_k < np.inf and self.top_k == int(self.top_k),
             "top_k",
             "an integer >= 0 (0 switches it off)",
         )
@@ -62,13 +64,16 @@ class Options:
         for name in ("presence_penalty", "frequency_penalty"):
             need(bool(np.isfinite(getattr(self, name))), name, "a finite number (0: off)")
         for token, bias in self.logit_bias.items():
-            if not 0 <= int(token) < vocab_size:
+            if not isinstance(token, int | np.integer) or not 0 <= token < vocab_size:
                 raise ValueError(
-                    f"logit_bias names token {token}, but the vocabulary has ids 0 to "
+                    f"logit_bias names token {token!r}, but the vocabulary has ids 0 to "
                     f"{vocab_size - 1}."
                 )
-            if np.isnan(bias) or bias == np.inf:
-                raise ValueError(f"logit_bias of token {token} is {bias}: must be < infinity.")
+            if not isinstance(bias, int | float | np.number) or not bias < np.inf:
+                raise ValueError(
+                    f"logit_bias of token {token} is {bias!r}: must be a number < infinity "
+                    "(-inf forbids the token)."
+                )
         if sum(b == -np.inf for b in self.logit_bias.values()) >= vocab_size:
             raise ValueError("logit_bias forbids every token; leave at least one.")
 

@@ -159,9 +159,7 @@ class Session:
         fits = length + self.drafter.num_draft + 1 <= self.num_slots
         if fits or self.done.all():
             return False
-        self.state = decode.grow_program(
-            self.drafter, self.state, slots=bucket(self.num_slots + 1)
-        )
+        self.state = decode.grow_program(self.drafter, self.state, slots=bucket(self.num_slots + 1))
         return True
 
     def finish(self, rows: Sequence[int]) -> None:

@@ -25,3 +25,11 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"no reference data at {path}; set SPECJAX_SHARED to the folder that holds it")
     return path
+
+
+@pytest.fixture
+def quick_compile():
+    """Compiles with few optimisations: the tests are many programs that run for a moment."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -9,7 +9,9 @@ import jax
 
 
 def default_directory() -> Path:
-    """``$XDG_CACHE_HOME/specjax/xla``, usually ``~/.cache/specjax/xla``."""
+    """JAX's own if the environment names one, else ``~/.cache/specjax/xla`` or XDG's like of it."""
+    if named := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(named)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "specjax" / "xla"
 
@@ -23,10 +25,12 @@ def use_compile_cache(directory: str | Path) -> None:
     directory = Path(directory).expanduser()
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(0, "not writable")
     except OSError as error:
         raise ValueError(
             f"{directory}: no place for the compilation cache ({error.strerror}); name another "
-            "directory, or '' to do without."
+            "directory with --config.compilation_cache, or '' to do without."
         ) from None
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -1,0 +1,54 @@
+"""The two demo models: ``--config=configs/train_lm.py:target`` and ``...:draft``."""
+
+from ml_collections import config_dict
+
+
+def get_config(variant: str = "target") -> config_dict.ConfigDict:
+    if variant not in ("target", "draft"):
+        raise ValueError(f"configs/train_lm.py:{variant}: the variants are target and draft.")
+    config = config_dict.create(
+        model={
+            "model_type": "llama",
+            "vocab_size": 4096,
+            "hidden_size": 320,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+        },
+        corpus={"manifest": "configs/stdlib_files.json", "allow_mismatch": False},
+        tokenizer="",
+        teacher="",
+        distill=0.0,
+        optimizer="muon",
+        peak_lr=3e-3,
+        warmup_steps=40,
+        weight_decay=0.1,
+        clip_norm=1.0,
+        steps=1300,
+        rows=4,
+        accumulate=2,
+        seq_len=512,
+        seed=0,
+        log_every=10,
+        eval_every=100,
+        checkpoint_every=50,
+        mesh="",
+        tensorboard=False,
+    )
+    if variant == "draft":
+        config.model.update(
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=1,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            head_dim=32,
+        )
+        config.update(tokenizer="specjax/demo/target", teacher="specjax/demo/target", distill=0.9)
+    return config

@@ -1,0 +1,1 @@
+"""Scripts over specjax; run from the checkout as `python -m experiments.NAME`."""

@@ -1,0 +1,391 @@
+"""Generates text by speculative decoding, shows whose token is whose, and measures the speedup.
+
+Without flags: the embedded pair of models continues a piece of Python, greedily; no network and no
+accelerator needed. Under a minute on 2 CPU cores, a few seconds once compiled.
+
+  python -m experiments.generate --prompt='def area(' --temperature=0.8 --seed=3
+  python -m experiments.generate --target=Qwen/Qwen3-4B --drafter=ngram --stream --dtype=bfloat16
+  python -m experiments.generate --prompt_file=prompts.jsonl --output=texts.jsonl
+
+A killed run with --output, started again, continues where it stopped and writes the same lines.
+What is not a flag here is a field of --config (configs/generate.py): --config.top_k=50. No setting
+is both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+import specjax
+from experiments import cli
+from specjax import api
+from specjax.checkpoint.tokenizer import StreamDecoder
+from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.drafters import DRAFTERS
+from specjax.measure.prompts import read_prompts
+from specjax.measure.results import ResultFile
+from specjax.measure.speed import compare, first_difference
+from specjax.sampling import GREEDY_BELOW
+from specjax.verify import RULES
+from specjax.view.summary import Report, make_record, summary
+from specjax.view.text import Labeller, Painter
+
+DEFAULT_PROMPT = '''"""A queue of jobs, the most urgent first."""
+
+import heapq
+
+
+class JobQueue:
+    def __init__(self):
+        self._jobs = []
+
+    def push(self, job, priority):
+'''
+DEFAULT_NUM_DRAFT = 5
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "generate.py"
+
+_TARGET = flags.DEFINE_string(
+    "target", "demo:target", "Checkpoint directory, llama2.c .bin file, demo:target, or owner/name."
+)
+_DRAFTER = flags.DEFINE_enum(
+    "drafter",
+    "lm",
+    list(DRAFTERS),
+    "; ".join(f"{name}: {entry.summary}" for name, entry in DRAFTERS.items()) + ".",
+)
+_DRAFT = flags.DEFINE_string(
+    "draft", None, "The draft model, named like --target. Default: demo:draft for demo:target."
+)
+_NUM_DRAFT = flags.DEFINE_integer(
+    "num_draft", None, f"Guesses a cycle. Default: {DEFAULT_NUM_DRAFT}."
+)
+_RULE = flags.DEFINE_enum(
+    "rule", None, list(RULES), "Verification rule. Default: the best lossless one."
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total mass only.")
+_PROMPT = flags.DEFINE_string("prompt", None, "Default: the beginning of a Python class.")
+_PROMPT_FILE = flags.DEFINE_string(
+    "prompt_file", None, 'Prompts: .txt, one a line, or .jsonl, objects with a "prompt".'
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "A .jsonl file for the texts, a line a prompt, instead of the terminal."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "The most tokens to add to a prompt.")
+_SEED = flags.DEFINE_integer("seed", 0, "Prompt i uses seed + i.")
+_MESH = flags.DEFINE_string("mesh", "", "Devices to shard over, such as data:2,model:4.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Default: as the checkpoint is stored."
+)
+_STREAM = flags.DEFINE_boolean("stream", False, "Print as it comes, one prompt after the other.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(DEFAULT_CONFIG), "Everything else; override fields with --config.field=value."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The fields of --config; see configs/generate.py."""
+
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: str
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...] | None
+    batch_size: int
+    chunk: int
+    cycles_per_call: int
+    host_loop: bool
+    compilation_cache: str
+    compare_plain: bool
+    repeats: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What was asked for, checked as far as it can be without the models."""
+
+    prompts: list[str]
+    config: Config
+    request: dict[str, Any]  # arguments of `specjax.generate`
+    results: ResultFile | None
+
+    def arguments(self, rows: range) -> dict[str, Any]:
+        """Those for the prompts in ``rows``, whose seeds do not depend on the batch."""
+        seeds = [(_SEED.value + i) % 2**32 for i in rows]
+        return {"prompts": [self.prompts[i] for i in rows], "seed": seeds, **self.request}
+
+
+@dataclasses.dataclass
+class Batch:
+    """Prompts that are decoded together."""
+
+    rows: range
+    seconds: float = 0.0  # until the text was there, compilation included
+    tokens: list[list[int]] = dataclasses.field(default_factory=list)
+    rule: str = ""
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    console = Console(highlight=False)
+    # A character that the terminal's encoding lacks must not end the run.
+    with contextlib.suppress(AttributeError):
+        console.file.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+    with cli.one_line_errors():
+        job = read_job()
+        left = range(len(job.results.records) if job.results else 0, len(job.prompts))
+        if job.results and not left:
+            say(console, f"{job.results.path} is complete: {len(job.prompts)} prompts.")
+            summary(console, Report(records=job.results.records))
+            return
+        target, spec = load_models()
+        specjax.check(target, spec, job.prompts, seed=_SEED.value, **without(job.request, "chunk"))
+    size = 1 if _STREAM.value else job.config.batch_size
+    # Batches do not move when a run is continued: rounding may depend on a row's neighbours.
+    batches = [
+        Batch(range(start, min(start + size, len(job.prompts))))
+        for start in range(left.start // size * size, len(job.prompts), size)
+    ]
+    painter = Painter(console)
+    if job.results is None:
+        painter.write_line(painter.legend())
+    records = job.results.records if job.results else []
+    for batch in batches:
+        write = stream_batch if _STREAM.value else generate_batch
+        for index, record in zip(batch.rows, write(job, batch, target, spec, painter)):
+            if job.results is None:
+                records.append(record)
+            elif index >= len(records):
+                job.results.append(record)
+        if job.results is not None:
+            say(console, f"{len(records)} of {len(job.prompts)} prompts done")
+    summary(console, measure(job, batches, records, target, spec))
+
+
+def read_job() -> Job:
+    """Reads flags, config, prompts and the output file.
+
+    Raises:
+      ValueError, OSError: on what does not fit together or cannot be read.
+    """
+    config = read_config()
+    if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
+        raise ValueError("--prompt and --prompt_file are both given; leave one out.")
+    if _STREAM.value and (_OUTPUT.value is not None or config.host_loop):
+        other = "--output" if _OUTPUT.value is not None else "--config.host_loop"
+        raise ValueError(f"--stream and {other} exclude each other; leave one out.")
+    if DRAFTERS[_DRAFTER.value].needs_model:
+        if _DRAFT.value is None and _TARGET.value != "demo:target":
+            raise ValueError(
+                f"--target={_TARGET.value} with --drafter={_DRAFTER.value} needs a draft model: "
+                "name one with --draft, or use --drafter=ngram."
+            )
+    elif _DRAFT.value is not None:
+        raise ValueError(
+            f"--draft={_DRAFT.value}: --drafter={_DRAFTER.value} has no draft model; leave it out."
+        )
+    if _DRAFTER.value == "none" and _NUM_DRAFT.value is not None:
+        raise ValueError(f"--num_draft={_NUM_DRAFT.value}: --drafter=none guesses nothing.")
+    for name in ("batch_size", "cycles_per_call", "repeats", "chunk"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--config.{name}={getattr(config, name)}: must be at least 1.")
+    if _OUTPUT.value is not None and Path(_OUTPUT.value).suffix != ".jsonl":
+        raise ValueError(f"--output={_OUTPUT.value}: must end in .jsonl.")
+    if config.compilation_cache == "auto":
+        try:  # a convenience that nobody asked for must not end the run
+            use_compile_cache(default_directory())
+        except ValueError as error:
+            print("note:", error, file=sys.stderr)
+    elif config.compilation_cache:
+        use_compile_cache(config.compilation_cache)
+    if _PROMPT_FILE.value is not None:
+        prompts = read_prompts(_PROMPT_FILE.value)
+    else:
+        prompts = [DEFAULT_PROMPT if _PROMPT.value is None else _PROMPT.value]
+    request = {
+        "max_new_tokens": _MAX_NEW_TOKENS.value,
+        "rule": _RULE.value,
+        "temperature": _TEMPERATURE.value,
+        "top_p": _TOP_P.value,
+        "top_k": config.top_k,
+        "min_p": config.min_p,
+        "repetition_penalty": config.repetition_penalty,
+        "presence_penalty": config.presence_penalty,
+        "frequency_penalty": config.frequency_penalty,
+        "logit_bias": read_bias(config.logit_bias),
+        "stop": config.stop,
+        "stop_token_ids": config.stop_token_ids,
+        "chunk": config.chunk,
+    }
+    results = None
+    if _OUTPUT.value is not None:
+        settings = {
+            **request,
+            "logit_bias": config.logit_bias,
+            **{f.name: f.value for f in (_TARGET, _DRAFTER, _DRAFT, _SEED, _MESH, _DTYPE)},
+            "num_draft": _NUM_DRAFT.value or DEFAULT_NUM_DRAFT,
+            "batch_size": config.batch_size,
+        }
+        results = ResultFile(_OUTPUT.value, settings, prompts)
+    return Job(prompts, config, request, results)
+
+
+def read_config() -> Config:
+    """The fields of --config."""
+    try:
+        given = _CONFIG.value.to_dict()
+    except Exception as error:  # whatever the user's file raises
+        raise ValueError(f"--config cannot be read: {error}") from None
+    wanted = {field.name for field in dataclasses.fields(Config)}
+    for name in sorted(given.keys() ^ wanted):
+        what = "lacks the field" if name in wanted else "has the unknown field"
+        raise ValueError(f"--config {what} {name!r}; start from a copy of {DEFAULT_CONFIG}.")
+    return Config(**given)
+
+
+def read_bias(text: str) -> dict[int, float]:
+    """Reads --config.logit_bias, ID:BIAS,ID:BIAS."""
+    try:
+        pairs = [part.split(":") for part in text.split(",")] if text else []
+        return {int(token): float(bias) for token, bias in pairs}
+    except ValueError:
+        raise ValueError(
+            f"--config.logit_bias={text!r} is not ID:BIAS,ID:BIAS, such as 13:-inf,42:2.5."
+        ) from None
+
+
+def load_models() -> tuple[specjax.Model, Any]:
+    """The target, and the drafter with its draft model."""
+    mesh = specjax.parse_mesh(_MESH.value)
+    target = specjax.load(_TARGET.value, mesh=mesh, dtype=_DTYPE.value)
+    if target.tokenizer is None:
+        raise ValueError(f"--target={_TARGET.value} has no tokenizer, which text needs; add one.")
+    draft = None
+    if DRAFTERS[_DRAFTER.value].needs_model:
+        draft = specjax.load(_DRAFT.value or "demo:draft", mesh=mesh, dtype=_DTYPE.value)
+    num_draft = DEFAULT_NUM_DRAFT if _NUM_DRAFT.value is None else _NUM_DRAFT.value
+    return target, specjax.drafters.make(_DRAFTER.value, model=draft, num_draft=num_draft)
+
+
+def generate_batch(
+    job: Job, batch: Batch, target: specjax.Model, spec: Any, painter: Painter
+) -> Iterator[dict[str, Any]]:
+    """Decodes the batch, then shows each text unless it goes to a file."""
+    arguments = job.arguments(batch.rows)
+    # The last batch is filled up: another number of rows would be compiled anew.
+    size = min(job.config.batch_size, len(job.prompts))
+    for name in ("prompts", "seed"):
+        arguments[name] += arguments[name][-1:] * (size - len(batch.rows))
+    output = specjax.generate(target, spec, host_loop=job.config.host_loop, **arguments)
+    batch.seconds, batch.rule = output.seconds, output.rule
+    batch.tokens = output.tokens[: len(batch.rows)]
+    for row, prompt in enumerate(arguments["prompts"][: len(batch.rows)]):
+        if job.results is None:
+            labeller = make_labeller(target)
+            tokens = output.tokens[row]
+            labeller.push(tokens, output.trace.labels(row)[: len(tokens)], last=True)
+            painter.write_plain(prompt)
+            painter.write(labeller.take(len(output.text[row])))
+            painter.write_line("\n")
+        yield make_record(
+            prompt,
+            output.text[row],
+            output.tokens[row],
+            output.finish[row],
+            arguments["seed"][row],
+            output.trace.rows[row],
+        )
+
+
+def stream_batch(
+    job: Job, batch: Batch, target: specjax.Model, spec: Any, painter: Painter
+) -> Iterator[dict[str, Any]]:
+    """Shows one text as it comes."""
+    arguments = job.arguments(batch.rows)
+    labeller = make_labeller(target)
+    text, finish = "", None
+    tokens: list[int] = []
+    cycles: list[specjax.Cycle] = []
+    painter.write_plain(arguments["prompts"][0])
+    begin = time.perf_counter()
+    for piece in specjax.stream(
+        target, spec, cycles_per_call=job.config.cycles_per_call, **arguments
+    ):
+        labeller.push(piece.tokens, piece.labels, last=piece.finish is not None)
+        painter.write(labeller.take(len(piece.text)))
+        text, finish = text + piece.text, piece.finish
+        tokens += piece.tokens
+        cycles += piece.cycles
+    batch.seconds, batch.tokens = time.perf_counter() - begin, [tokens]
+    painter.write_line("\n")
+    yield make_record(arguments["prompts"][0], text, tokens, finish, arguments["seed"][0], cycles)
+
+
+def make_labeller(target: specjax.Model) -> Labeller:
+    assert target.tokenizer is not None  # `load_models` has looked
+    return Labeller(StreamDecoder(target.tokenizer))
+
+
+def measure(
+    job: Job, batches: list[Batch], records: list[dict[str, Any]], target: Any, spec: Any
+) -> Report:
+    """Compares with plain decoding on the first batch of this run, if so configured."""
+    batch = batches[0]
+    report = Report(
+        records=records,
+        setup=f"{_DRAFTER.value} drafting for {target.name}, {target.dtype}, "
+        f"{jax.default_backend()}",
+        tokens=sum(len(row) for b in batches for row in b.tokens),
+        seconds=sum(b.seconds for b in batches),
+        rule=batch.rule,
+    )
+    if not job.config.compare_plain:
+        return report
+    arguments = job.arguments(batch.rows)
+
+    def speculative() -> api.Output:
+        return specjax.generate(target, spec, host_loop=job.config.host_loop, **arguments)
+
+    def plain() -> api.Output:
+        options = {**arguments, "rule": None}
+        return specjax.generate(target, None, host_loop=job.config.host_loop, **options)
+
+    ours, theirs = speculative(), plain()  # compiles what the first text has not
+    report.speed = compare(speculative, plain, repeats=job.config.repeats)
+    report.compile_seconds = (
+        max(batch.seconds, ours.seconds) - report.speed.seconds[0],
+        theirs.seconds - report.speed.seconds[1],
+    )
+    report.rule = ours.rule
+    # Elsewhere speculation draws another text of the same law.
+    report.comparable = _TEMPERATURE.value < GREEDY_BELOW or ours.rule == "coupled"
+    report.difference = first_difference(batch.tokens, theirs.tokens)
+    report.exact = target.dtype == "float32"
+    return report
+
+
+def say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
+
+
+def without(mapping: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key != name}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,183 @@
+"""Trains a language model from scratch and exports it as a Hugging Face directory.
+
+    python -m experiments.train_lm --config=configs/train_lm.py:target --workdir=runs/target \\
+        --export_dir=specjax/demo/target
+
+The same command resumes a run that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+from tokenizers import Tokenizer
+
+from specjax.checkpoint.export import save_pretrained
+from specjax.core.sharding import axis_size, parse_mesh, use_mesh
+from specjax.train import lm, loop, tokenizer as bpe
+from specjax.train.config import LMConfig
+from specjax.train.corpus import Corpus, load_corpus
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics.jsonl, tokenizer, run.json.")
+_EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where the trained model is written.")
+_EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "Export the newest checkpoint as it is.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+    try:
+        config = LMConfig.of(_CONFIG.value.to_dict())
+        if _EXPORT_ONLY.value and not _EXPORT_DIR.value:
+            raise ValueError("--export_only needs --export_dir.")
+        with use_mesh(parse_mesh(config.mesh)):
+            run(config, Path(_WORKDIR.value))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def run(config: LMConfig, workdir: Path) -> None:
+    """Trains, or resumes, and exports."""
+    board = _tensorboard(workdir) if config.tensorboard else None
+    if jax.default_backend() == "cpu":
+        loop.keep_freed_memory()
+    corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
+    print(f"corpus: {len(corpus.train)} files, hash {corpus.sha256}")
+    identity = {**dataclasses.asdict(config), "corpus_sha256": corpus.sha256}
+    loop.claim(workdir, {k: v for k, v in identity.items() if k not in ("mesh", "tensorboard")})
+    tokens = _tokenizer(config, corpus, workdir)
+    train = bpe.encode_documents(tokens, corpus.train.values())
+    heldout = bpe.encode_documents(tokens, corpus.heldout.values())
+
+    skeleton, params = lm.build(config.model, config.seed, model_axis=axis_size("model"))
+    teacher = _load_teacher(config.teacher) if config.teacher else None
+    rate = lm.schedule(
+        peak_lr=config.peak_lr, warmup_steps=config.warmup_steps, steps=config.steps
+    )
+    optimizer = lm.make_optimizer(
+        config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+    )
+    state = lm.place(lm.init_state(params, optimizer), skeleton)
+    print(
+        f"model: {sum(p.size for p in params.values()):,} parameters; text: {len(train):,} tokens "
+        f"to train on, {len(heldout):,} held out"
+    )
+
+    def batch(step: int) -> jax.Array:
+        rows = config.rows * config.accumulate
+        drawn = lm.windows(
+            train, seed=config.seed, step=step, rows=rows, seq_len=config.seq_len
+        )
+        return jnp.asarray(drawn.reshape(config.accumulate, config.rows, -1))
+
+    loss = jax.jit(lm.make_objective(skeleton))
+    heldout_batches = lm.heldout_batches(heldout, rows=config.rows, seq_len=config.seq_len)
+
+    def evaluate(state: lm.TrainState) -> float:
+        return float(np.mean([float(loss(state.params, b, None)) for b in heldout_batches]))
+
+    if _EXPORT_ONLY.value:
+        state = loop.Checkpoints(workdir / "checkpoints").restore(state)
+        print(f"step {int(state.step)}: held-out loss {evaluate(state):.4f} nats a token")
+    else:
+        with _progress(config.steps, board) as report:
+            state = loop.fit(
+                state,
+                lm.make_step(lm.make_objective(skeleton, distill=config.distill), optimizer),
+                batch,
+                steps=config.steps,
+                workdir=workdir,
+                teacher=teacher,
+                learning_rate=rate,
+                evaluate=evaluate,
+                log_every=config.log_every,
+                eval_every=config.eval_every,
+                checkpoint_every=config.checkpoint_every,
+                report=report,
+            )
+        final = evaluate(state)
+        letters = sum(len(text.encode()) for text in corpus.heldout.values())
+        bits = final / math.log(2) * len(heldout) / letters
+        print(f"held-out loss {final:.4f} nats a token, {bits:.4f} bits a byte")
+    if _EXPORT_DIR.value:
+        save_pretrained(
+            skeleton.module(state.params),
+            _EXPORT_DIR.value,
+            tokenizer=tokens,
+            tokenizer_settings=bpe.settings(config.model["max_position_embeddings"]),
+        )
+        print(f"exported to {_EXPORT_DIR.value}")
+
+
+def _tokenizer(config: LMConfig, corpus: Corpus, workdir: Path) -> Tokenizer:
+    if config.tokenizer:
+        path = Path(config.tokenizer) / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"--config.tokenizer={config.tokenizer} has no tokenizer.json.")
+        tokens = Tokenizer.from_file(str(path))
+    else:
+        tokens = bpe.train_tokenizer(corpus.train.values(), config.model["vocab_size"])
+    if tokens.get_vocab_size() != config.model["vocab_size"]:
+        raise ValueError(f"The tokenizer has {tokens.get_vocab_size()} tokens, not vocab_size.")
+    tokens.save(str(workdir / "tokenizer.json"))
+    return tokens
+
+
+def _load_teacher(directory: str):
+    from specjax.checkpoint import load
+
+    return load(directory, dtype=jnp.bfloat16).net
+
+
+def _tensorboard(workdir: Path):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--config.tensorboard: pip install tensorboardX first.") from error
+    return SummaryWriter(str(workdir / "tensorboard"))
+
+
+@contextlib.contextmanager
+def _progress(steps: int, board) -> Iterator:
+    """A bar on a terminal, lines elsewhere; what it yields takes a record."""
+    from rich import console, progress
+
+    columns = (
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    out = console.Console()
+    with progress.Progress(*columns, console=out, disable=not out.is_terminal) as bar:
+        task = bar.add_task("train", total=steps, note="")
+
+        def report(record: loop.Record) -> None:
+            note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:.0f} tokens/s"
+            bar.update(task, completed=record["step"], note=note)
+            if not out.is_terminal or "heldout_loss" in record:
+                print(json.dumps(record), flush=True)
+            if board is not None:
+                for name, value in record.items():
+                    board.add_scalar(name, value, record["step"])
+
+        yield report
+    if board is not None:
+        board.close()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,115 @@
+"""A network written as a Hugging Face directory, as `transformers` and `load` read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+
+from specjax.models.config import DecoderConfig
+
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+def save_pretrained(
+    net: nnx.Module,
+    directory: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    tokenizer_settings: dict[str, Any] | None = None,
+    dtype: jnp.dtype = jnp.bfloat16,
+) -> None:
+    """Writes config.json, model.safetensors and generation_config.json, and the tokenizer's files.
+
+    Every file is complete when it gets its name: a directory in use is replaced file by file.
+
+    Args:
+      net: a module of a registered family, whose ``config`` says what it is.
+      directory: created where it does not exist.
+      tokenizer: None: no tokenizer files are written.
+      tokenizer_settings: the contents of tokenizer_config.json; ``eos_token`` names the token
+        that ends a text.
+      dtype: of the stored tensors.
+
+    Raises:
+      ValueError: if the family has no Hugging Face architecture, or a tensor is not finite.
+    """
+    directory = Path(directory)
+    config = net.config  # type: ignore[attr-defined]
+    settings = hf_config(config)
+    settings["dtype"] = settings["torch_dtype"] = str(jnp.dtype(dtype))
+    tensors = hf_tensors(net, dtype)
+    ids = {}
+    if tokenizer is not None and tokenizer_settings is not None:
+        for kind in ("bos", "eos", "pad"):
+            token = tokenizer_settings.get(f"{kind}_token")
+            if token is not None:
+                ids[f"{kind}_token_id"] = tokenizer.token_to_id(token)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as temporary:
+        whole = Path(temporary)
+        _write_json(whole / "config.json", {**settings, **ids})
+        _write_json(whole / "generation_config.json", {"do_sample": False, **ids})
+        save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+        if tokenizer is not None:
+            tokenizer.save(str(whole / "tokenizer.json"))
+            _write_json(whole / "tokenizer_config.json", tokenizer_settings or {})
+        for path in sorted(whole.iterdir()):
+            os.replace(path, directory / path.name)
+
+
+def hf_config(config: DecoderConfig) -> dict[str, Any]:
+    """The config.json of a dense family."""
+    if config.model_type not in _ARCHITECTURES:
+        raise ValueError(f"model_type {config.model_type!r} has no Hugging Face architecture.")
+    settings: dict[str, Any] = {
+        "architectures": [_ARCHITECTURES[config.model_type]],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope.theta,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": config.attention_bias,
+    }
+    if config.model_type == "llama":
+        settings["mlp_bias"] = config.mlp_bias
+    if config.rope.scaling is not None:
+        scaling = dataclasses.asdict(config.rope.scaling)
+        settings["rope_scaling"] = {"rope_type": "llama3", **scaling}
+    return settings
+
+
+def hf_tensors(net: nnx.Module, dtype: jnp.dtype) -> dict[str, np.ndarray]:
+    """The parameters by their Hugging Face names, cast to ``dtype``."""
+    tensors = {}
+    for path, parameter in nnx.to_flat_state(nnx.state(net)):
+        name = ".".join(map(str, path))
+        if not name.startswith("lm_head"):
+            name = f"model.{name}"
+        value = np.asarray(jax.device_get(parameter.get_value().astype(dtype)))
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise ValueError(f"{name} has values that are not finite; nothing was written.")
+        tensors[name] = np.ascontiguousarray(value)
+    return tensors
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

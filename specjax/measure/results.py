@@ -1,0 +1,111 @@
+"""A file of results, one JSON object a line, that a killed run continues.
+
+Beside ``FILE`` lies ``FILE.settings.json`` with what the results depend on: a run with other
+settings is refused instead of mixed in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class ResultFile:
+    """The lines of ``path``: those that are there already, and those appended."""
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any], prompts: Sequence[str]):
+        """Opens or begins the file. A last line that was cut off by a kill is removed.
+
+        Args:
+          path: where the results are.
+          settings: everything that they depend on but the prompts; JSON values.
+          prompts: line i is about prompt i.
+
+        Raises:
+          ValueError: in one line, if the file is not the beginning of this run's results.
+          OSError: if it cannot be read or written.
+        """
+        self.path = Path(path).expanduser()
+        self._sidecar = self.path.with_name(self.path.name + ".settings.json")
+        settings = json.loads(json.dumps(settings))
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            what = "is a directory" if self.path.is_dir() else "lies in no existing directory"
+            raise ValueError(f"--output={path} {what}; name a file in an existing directory.")
+        data = self.path.read_bytes() if self.path.exists() else b""
+        if data:
+            self._compare_settings(settings)
+        whole = data[: data.rfind(b"\n") + 1]
+        self.records = self._parse(whole, prompts)
+        if not data:
+            write_atomically(self._sidecar, json.dumps(settings, indent=2) + "\n")
+        self._file = self.path.open("ab")
+        if len(whole) < len(data):
+            self._file.truncate(len(whole))
+
+    def _compare_settings(self, settings: Mapping[str, Any]) -> None:
+        try:
+            before = json.loads(self._sidecar.read_bytes())
+            if not isinstance(before, dict):
+                raise ValueError("not an object")
+        except (FileNotFoundError, ValueError):
+            raise ValueError(
+                f"{self.path} holds something that this command did not write ({self._sidecar.name}"
+                " is missing or damaged); use another --output file."
+            ) from None
+        for name in sorted(before.keys() | settings.keys()):
+            if before.get(name) != settings.get(name):
+                raise ValueError(
+                    f"{self.path} was written with {name}={before.get(name)!r}, this run has "
+                    f"{name}={settings.get(name)!r}; use another --output file, or that setting."
+                )
+
+    def _parse(self, data: bytes, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        records = []
+        for i, line in enumerate(data.split(b"\n")[:-1]):
+            where = f"{self.path}, line {i + 1}"
+            try:
+                record = json.loads(line)
+                prompt = record["prompt"]
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(
+                    f"{where}: not a result; delete it and the lines behind it, or use another "
+                    "--output file."
+                ) from None
+            if i >= len(prompts):
+                raise ValueError(
+                    f"{where}: this run has {len(prompts)} prompts only; use another --output file."
+                )
+            if prompt != prompts[i]:
+                raise ValueError(
+                    f"{where}: is about another prompt than prompt {i + 1} of this run, "
+                    f"{shorten(prompts[i])!r}; use another --output file."
+                )
+            records.append(record)
+        return records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line; when this returns, it survives a crash."""
+        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.records.append(dict(record))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has the old content or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def shorten(text: str, length: int = 40) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,57 @@
+"""Speculation against plain decoding, timed in one process on the same prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Tokens a second, medians over the repeats, prefill included."""
+
+    speculative: float
+    plain: float
+    speedup: float  # median of the ratios of neighbouring runs, not the ratio of the medians
+    repeats: int
+    seconds: tuple[float, float]  # of one run: speculative, plain
+
+
+def compare(speculative: Callable[[], Any], plain: Callable[[], Any], *, repeats: int) -> Speed:
+    """Times both in turn; each must have run before, so that nothing is compiled here.
+
+    Args:
+      speculative: a generation; returns its `specjax.Output`.
+      plain: the same request without a draft.
+      repeats: how often each is run. What drifts on the machine meets both alike.
+    """
+    pairs = []
+    for i in range(repeats):
+        if i % 2 == 0:
+            fast, slow = speculative(), plain()
+        else:
+            slow, fast = plain(), speculative()
+        pairs.append((fast, slow))
+    return Speed(
+        speculative=statistics.median(a.tokens_per_second for a, _ in pairs),
+        plain=statistics.median(b.tokens_per_second for _, b in pairs),
+        speedup=statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs),
+        repeats=repeats,
+        seconds=(
+            statistics.median(a.seconds for a, _ in pairs),
+            statistics.median(b.seconds for _, b in pairs),
+        ),
+    )
+
+
+def first_difference(
+    ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]
+) -> tuple[int, int] | None:
+    """(row, token) where two generations first differ; None where they are equal."""
+    for row, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        for i in range(max(len(a), len(b))):
+            if a[i : i + 1] != b[i : i + 1]:
+                return row, i
+    return None

@@ -1,0 +1,1 @@
+"""Training: corpus, tokenizer, objectives, the loop and its checkpoints."""

@@ -1,0 +1,239 @@
+"""Language-model training as one pure step: next-token loss, gradient, optimizer.
+
+Master weights and gradients are float32, the two passes compute in bfloat16. Parameters are a flat
+dict from tensor name to array, the names being those of the checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from specjax.core.sharding import constrain, named
+from specjax.core.types import Array, pytree
+from specjax.models.frozen import Frozen
+from specjax.models.registry import family
+from specjax.train.muon import scale_by_muon
+
+Params = dict[str, Array]
+# (params, tokens [B, T + 1], teacher) -> scalar loss
+Objective = Callable[[Params, Array, Frozen | None], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """A model without its weights: what turns a flat dict of parameters back into a module."""
+
+    graphdef: Any
+    treedef: Any
+    axes: Mapping[str, tuple[str | None, ...]]  # logical axes by name, in the order of the leaves
+
+    @classmethod
+    def of(cls, module: nnx.Module) -> tuple[Skeleton, Params]:
+        graphdef, state = nnx.split(module)
+        leaves, treedef = jax.tree.flatten(state)
+        axes = {
+            ".".join(map(str, path)): tuple(param.get_metadata()["axes"])
+            for path, param in nnx.to_flat_state(state)
+        }
+        return cls(graphdef, treedef, axes), dict(zip(axes, leaves, strict=True))
+
+    def module(self, params: Params, dtype: jnp.dtype | None = None) -> Any:
+        """The module with these weights, cast to ``dtype`` where one is given."""
+        leaves = [params[name] if dtype is None else params[name].astype(dtype) for name in self.axes]
+        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+
+    def shardings(self, mesh: Mesh) -> dict[str, jax.sharding.NamedSharding]:
+        return {name: named(mesh, axes) for name, axes in self.axes.items()}
+
+
+@pytree
+class TrainState:
+    """All that a checkpoint holds. Batches are a function of the step, so no data state."""
+
+    step: Array  # [] int32, optimizer steps taken
+    params: Params  # float32
+    opt_state: Any
+
+
+def build(raw: Mapping[str, Any], seed: int, *, model_axis: int = 1) -> tuple[Skeleton, Params]:
+    """A freshly initialised float32 model of a Hugging Face config."""
+    model = family(raw.get("model_type"))
+    config = model.read_config(raw).for_model_axis(model_axis)
+    return Skeleton.of(model(config, dtype=jnp.float32, rngs=nnx.Rngs(seed)))
+
+
+def windows(
+    stream: np.ndarray, *, seed: int, step: int, rows: int, seq_len: int
+) -> np.ndarray:
+    """The batch of one step: a pure function of (seed, step).
+
+    Every epoch cuts the stream at a new offset into windows that do not overlap, and visits them
+    in a new order; a batch may span two epochs.
+
+    Args:
+      stream: [N] token ids.
+      rows: windows a batch.
+
+    Returns:
+      [rows, seq_len + 1] int32: inputs and, one to the right, targets.
+    """
+    per_epoch = (len(stream) - 1) // seq_len - 1
+    if per_epoch < 1:
+        raise ValueError(f"The text has {len(stream)} tokens; seq_len={seq_len} needs twice that.")
+    batch = np.empty((rows, seq_len + 1), np.int32)
+    first = step * rows
+    for epoch in range(first // per_epoch, (first + rows - 1) // per_epoch + 1):
+        rng = np.random.default_rng((seed, epoch))
+        offset = int(rng.integers(seq_len))
+        order = rng.permutation(per_epoch)
+        begin = max(first, epoch * per_epoch)
+        end = min(first + rows, (epoch + 1) * per_epoch)
+        for sample in range(begin, end):
+            start = offset + int(order[sample - epoch * per_epoch]) * seq_len
+            batch[sample - first] = stream[start : start + seq_len + 1]
+    return batch
+
+
+def cross_entropy(logits: Array, targets: Array) -> Array:
+    """Mean negative log likelihood, in nats a token, of ``targets`` [B, T] under [B, T, V]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+
+def make_objective(
+    skeleton: Skeleton, *, compute_dtype: jnp.dtype = jnp.bfloat16, distill: float = 0.0
+) -> Objective:
+    """The loss of a batch: ``(1 - distill) * cross entropy + distill * KL(teacher || model)``.
+
+    The forward KL term (Hinton et al. 2015, arXiv:1503.02531; for drafts Zhou et al. 2023,
+    arXiv:2310.08461) asks the model for the teacher's whole distribution at every position.
+    """
+
+    def objective(params: Params, tokens: Array, teacher: Frozen | None) -> Array:
+        inputs = constrain(tokens[:, :-1], "batch", None)
+        logits, _, _ = skeleton.module(params, compute_dtype)(inputs, None)
+        loss = cross_entropy(logits, tokens[:, 1:])
+        if not distill:
+            return loss
+        assert teacher is not None
+        wanted = jax.lax.stop_gradient(jax.nn.softmax(teacher(inputs, None)[0]))
+        entropy = -jax.scipy.special.xlogy(wanted, wanted).sum(-1)
+        divergence = optax.softmax_cross_entropy(logits, wanted) - entropy
+        return (1 - distill) * loss + distill * divergence.mean()
+
+    return objective
+
+
+def schedule(*, peak_lr: float, warmup_steps: int, steps: int, final_fraction: float = 0.1):
+    """Linear warm-up, then a cosine down to ``final_fraction`` of the peak at ``steps``."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, peak_lr, warmup_steps, steps, end_value=final_fraction * peak_lr
+    )
+
+
+def _decayed(params: Params) -> dict[str, bool]:
+    """Weight decay is for matrices; norms are left alone. (Muon hides some leaves: no ndim.)"""
+    return {name: getattr(p, "ndim", 0) == 2 for name, p in params.items()}
+
+
+def adamw(lr: optax.Schedule, *, weight_decay: float) -> optax.GradientTransformation:
+    """Loshchilov & Hutter 2019, arXiv:1711.05101."""
+    return optax.adamw(lr, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=_decayed)
+
+
+def muon(lr: optax.Schedule, *, weight_decay: float) -> optax.GradientTransformation:
+    """Muon for the matrices of the layers, Adam for embedding, head and norms."""
+
+    def kinds(params: Params) -> dict[str, str]:
+        hidden = lambda name, p: p.ndim == 2 and name.startswith("layers.")
+        return {name: "muon" if hidden(name, p) else "adam" for name, p in params.items()}
+
+    matrices = optax.chain(
+        scale_by_muon(), optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(lr)
+    )
+    return optax.partition({"muon": matrices, "adam": adamw(lr, weight_decay=weight_decay)}, kinds)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw, "muon": muon}
+
+
+def make_optimizer(
+    name: str, lr: optax.Schedule, *, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """The named optimizer behind clipping by global norm.
+
+    Raises:
+      ValueError: if there is none of that name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer={name!r} is unknown (known: {', '.join(OPTIMIZERS)}).")
+    inner = OPTIMIZERS[name](lr, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), inner)
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def heldout_batches(stream: np.ndarray, *, rows: int, seq_len: int) -> list[np.ndarray]:
+    """The stream [N] cut into batches [rows, seq_len + 1], in order; what is left over is dropped."""
+    count = (len(stream) - 1) // seq_len // rows * rows
+    if not count:
+        raise ValueError(f"The held-out text is shorter than one batch of {rows} x {seq_len}.")
+    cut = np.stack([stream[i * seq_len : (i + 1) * seq_len + 1] for i in range(count)])
+    return list(cut.astype(np.int32).reshape(-1, rows, seq_len + 1))
+
+
+def place(state: TrainState, skeleton: Skeleton) -> TrainState:
+    """The state on the devices of the mesh in use, if there is one."""
+    mesh = jax.sharding.get_mesh()
+    return state if mesh.empty else jax.device_put(state, state_shardings(state, skeleton, mesh))
+
+
+def state_shardings(state: TrainState, skeleton: Skeleton, mesh: Mesh) -> TrainState:
+    """Moments are sharded like their parameter; counters are replicated."""
+    by_name, everywhere = skeleton.shardings(mesh), named(mesh, ())
+
+    def of(path: tuple, leaf: Array) -> jax.sharding.NamedSharding:
+        name = next((k.key for k in path[::-1] if getattr(k, "key", None) in by_name), None)
+        matches = name is not None and leaf.ndim == len(skeleton.axes[name])
+        return by_name[name] if matches else everywhere
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def make_step(
+    objective: Objective, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Array, Frozen | None], tuple[TrainState, Array]]:
+    """One optimizer step, jitted, its state donated.
+
+    The step takes tokens [A, B, T + 1]: A micro-batches whose gradients are averaged. It returns
+    the new state and the mean loss, float32.
+    """
+
+    def step(
+        state: TrainState, tokens: Array, teacher: Frozen | None
+    ) -> tuple[TrainState, Array]:
+        def add(total: tuple[Array, Params], micro: Array) -> tuple[tuple[Array, Params], None]:
+            new = jax.value_and_grad(objective)(state.params, micro, teacher)
+            return jax.tree.map(jnp.add, total, new), None
+
+        if tokens.shape[0] == 1:
+            loss, grads = jax.value_and_grad(objective)(state.params, tokens[0], teacher)
+        else:
+            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            total, _ = jax.lax.scan(add, zeros, tokens)
+            loss, grads = jax.tree.map(lambda x: x / tokens.shape[0], total)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), loss
+
+    return jax.jit(step, donate_argnums=0)

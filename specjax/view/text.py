@@ -1,0 +1,133 @@
+"""Text in which accepted guesses, corrections and bonus tokens look different.
+
+On a colour terminal by colour and by style, elsewhere (a pipe, ``NO_COLOR``) by marks around the
+target's own tokens. Taking the marks away gives the text exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.style import Style
+
+from specjax.measure.trace import ACCEPTED, BONUS, CORRECTION
+
+Span = tuple[str, str]  # text, label
+
+STYLES = {
+    ACCEPTED: Style(color="green"),
+    CORRECTION: Style(color="bright_red", bold=True, underline=True),
+    BONUS: Style(color="bright_blue", bold=True, italic=True),
+}
+# Pairs that program text hardly ever holds.
+MARKS = {ACCEPTED: ("", ""), CORRECTION: ("«", "»"), BONUS: ("⟦", "⟧")}
+MEANING = {
+    ACCEPTED: "accepted draft token",
+    CORRECTION: "correction",
+    BONUS: "bonus token",
+}
+
+# Control characters as pictures: generated text must not steer the terminal.
+_PICTURES = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
+
+
+class Decoder(Protocol):
+    """What `specjax.checkpoint.tokenizer.StreamDecoder` does."""
+
+    def push(self, ids: Sequence[int]) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Labeller:
+    """Turns tokens and their labels into spans of whole characters.
+
+    A character of several tokens takes the label of the one that completes it.
+    """
+
+    def __init__(self, decoder: Decoder):
+        self._decoder = decoder
+        self._spans: list[Span] = []  # decoded, not handed out
+        self._owed = 0  # characters asked for before they were decoded
+
+    def push(self, tokens: Sequence[int], labels: Sequence[str], *, last: bool = False) -> None:
+        """Takes in the next tokens; ``last``: no more will come."""
+        for token, label in zip(tokens, labels, strict=True):
+            self._add(self._decoder.push([token]), label)
+        if last:
+            self._add(self._decoder.flush(), labels[-1] if labels else ACCEPTED)
+
+    def _add(self, text: str, label: str) -> None:
+        if text:
+            self._spans.append((text, label))
+
+    def take(self, length: int) -> list[Span]:
+        """The next ``length`` characters, or those of them that are there; the rest comes later."""
+        self._owed += length
+        taken = []
+        while self._spans and self._owed:
+            text, label = self._spans.pop(0)
+            if len(text) > self._owed:
+                self._spans.insert(0, (text[self._owed :], label))
+                text = text[: self._owed]
+            taken.append((text, label))
+            self._owed -= len(text)
+        return taken
+
+
+class Painter:
+    """Writes labelled text in the way that ``console`` can show."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        # A "dumb" terminal has no colour system; rich keeps bold under NO_COLOR, we do not.
+        self.colour = (
+            console.is_terminal and console.color_system is not None and not console.no_color
+        )
+
+    def write(self, spans: Iterable[Span]) -> None:
+        """Writes at once, without wrapping or trimming anything."""
+        self.console.file.write("".join(self.paint(text, label) for text, label in spans))
+        self.console.file.flush()
+
+    def write_plain(self, text: str) -> None:
+        """Text that is not generated, such as a prompt; dim where that can be shown."""
+        text = self._safe(text)
+        if self.colour:
+            text = Style(dim=True).render(text, color_system=ColorSystem.STANDARD)
+        self.console.file.write(text)
+        self.console.file.flush()
+
+    def write_line(self, line: str) -> None:
+        """A line that is painted already."""
+        self.console.file.write(line + "\n")
+        self.console.file.flush()
+
+    def paint(self, text: str, label: str) -> str:
+        """One span as it is written."""
+        text = self._safe(text)
+        if not self.colour:
+            return mark(text, *MARKS[label])
+        if label != ACCEPTED and text.startswith("\n"):
+            text = "↵" + text  # a line break has no colour of its own
+        return STYLES[label].render(text, color_system=ColorSystem.STANDARD)
+
+    def legend(self) -> str:
+        """What the looks mean, in one line."""
+        parts = [self.paint(MEANING[label], label) for label in (ACCEPTED, CORRECTION, BONUS)]
+        return "legend: " + ", ".join(parts)
+
+    def _safe(self, text: str) -> str:
+        return text.translate(_PICTURES) if self.console.is_terminal else text
+
+
+def mark(text: str, begin: str, end: str) -> str:
+    """Marks around ``text``, white space left outside; white space alone stands behind them."""
+    body = text.strip()
+    if not body or not begin:
+        return begin + end + text
+    start = text.index(body)
+    return text[:start] + begin + body + end + text[start + len(body) :]

@@ -1,0 +1,264 @@
+"""The cycle and its loop: lossless, whatever drafts; rows apart; one program."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import specjax
+from specjax import decode, session
+from specjax.drafters import DRAFTERS, LM
+from specjax.models import FAMILIES
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+STEPS = 24
+MODEL_DRAFTERS = [name for name, entry in DRAFTERS.items() if entry.needs_model]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_greedy_text_is_the_targets_own(family: str, name: str) -> None:
+    target, prompts = tiny.model(family), tiny.prompts(3)
+    want = [tiny.greedy_reference(target, p, STEPS) for p in prompts]
+    assert len({tuple(w) for w in want}) == 3 and len(set(want[1])) > 4  # the texts do vary
+    for num_draft in (1, 4):
+        out = specjax.generate(target, tiny.make(name, num_draft), prompts, max_new_tokens=STEPS)
+        assert out.tokens == want, (name, num_draft)
+
+
+@pytest.mark.parametrize("kind", ["one_hot", "sampled", "coupled"])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_perfect_draft_is_always_accepted(kind: str, temperature: float) -> None:
+    """Also from a prompt of one token, and across full acceptances: no state falls behind."""
+    if kind == "one_hot" and temperature:
+        pytest.skip("the likeliest token is not a perfect guess of a sampled one")
+    target = tiny.model()
+    drafter = LM(target, 3, kind)
+    out = specjax.generate(
+        target, drafter, tiny.prompts(3), max_new_tokens=STEPS, temperature=temperature, seed=5
+    )
+    assert out.tau == 4.0 and out.trace.survival() == [1.0, 1.0, 1.0]
+    assert out.trace.num_cycles == 3 * STEPS // 4
+
+
+OPTIONS = {
+    "temperature": [0.9, 0.0, 1.4, 0.7],
+    "top_p": [0.9, 1.0, 1.0, 0.8],
+    "top_k": [0, 0, 7, 20],
+    "repetition_penalty": [1.0, 1.3, 1.0, 1.1],
+    "frequency_penalty": [0.5, 0.0, 0.0, 0.2],
+}
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_coupled_text_depends_on_the_seed_alone(name: str) -> None:
+    """The strongest oracle at T > 0: no drafter, K, batch or chunk of cycles changes a token."""
+    target, prompts, seeds = tiny.model(), tiny.prompts(4), [3, 1, 4, 1]
+    kwargs = {"max_new_tokens": STEPS, "rule": "coupled"}
+    want = specjax.generate(target, None, prompts, seed=seeds, **OPTIONS, **kwargs).tokens
+    for num_draft in (1, 5):
+        drafter = tiny.make(name, num_draft)
+        out = specjax.generate(target, drafter, prompts, seed=seeds, **OPTIONS, **kwargs)
+        assert out.tokens == want
+        assert out.rule == "coupled"
+    order = [2, 0]  # other neighbours, other slots
+    options = {k: [v[i] for i in order] for k, v in OPTIONS.items()}
+    pieces = specjax.stream(
+        target,
+        drafter,
+        [prompts[i] for i in order],
+        seed=[seeds[i] for i in order],
+        cycles_per_call=3,
+        **options,
+        **kwargs,
+    )
+    got: list[list[int]] = [[], []]
+    for piece in pieces:
+        got[piece.row] += piece.tokens
+    assert got == [want[i] for i in order]
+
+
+def test_host_loop_is_the_same_loop() -> None:
+    target, prompts = tiny.model(), tiny.prompts(2)
+    kwargs = {"max_new_tokens": STEPS, "temperature": 0.8}
+    device = specjax.generate(target, tiny.make("lm"), prompts, **kwargs)
+    host = specjax.generate(target, tiny.make("lm"), prompts, host_loop=True, **kwargs)
+    assert device.tokens == host.tokens and device.trace == host.trace
+
+
+def test_stops_and_limits_inside_a_block() -> None:
+    """A stop token ends the row where it is, accepted or not, and so does the row's own limit."""
+    target, prompt = tiny.model(), tiny.prompts(2)[1]
+    free = specjax.generate(target, None, [prompt], max_new_tokens=STEPS).tokens[0]
+    perfect = LM(target, 5)
+    for n in range(1, 9):
+        stop = free[n - 1]
+        first = free.index(stop) + 1
+        out = specjax.generate(
+            target, perfect, [prompt, prompt], max_new_tokens=STEPS, stop_token_ids=[[stop], []]
+        )
+        assert out.tokens == [free[:first], free] and out.finish == ["stop", "length"]
+        out = specjax.generate(target, perfect, [prompt, prompt], max_new_tokens=[n, n + 1])
+        assert out.tokens == [free[:n], free[: n + 1]]
+        assert out.trace.num_committed == 2 * n + 1
+
+
+def test_text_longer_than_a_bucket() -> None:
+    """Slots grow between device calls; nothing is lost, and long prompts take several chunks."""
+    target = tiny.model()
+    prompt = np.random.default_rng(1).integers(0, 31, size=300).tolist()
+    drafter = tiny.make("lm", 4)
+    out = specjax.generate(target, drafter, [prompt, prompt[:5]], max_new_tokens=[300, 560])
+    assert [len(t) for t in out.tokens] == [300, 560]
+    for row, start in ((0, prompt), (1, prompt[:5])):
+        text = start + out.tokens[row]
+        logits = tiny.full_logits(target, [text])[0]
+        assert logits[len(start) - 1 : -1].argmax(-1).tolist() == out.tokens[row]
+    assert out.trace.num_committed == 860
+
+
+def run_cycles(
+    target: specjax.Model, name: str, cycles: int, *, temperature: float = 0.8, rows: int = 4
+) -> session.Session:
+    requests = [
+        session.Row(p, specjax.Options(temperature=temperature), seed, 60, ())
+        for seed, p in enumerate(tiny.prompts(rows))
+    ]
+    s = session.Session(target, tiny.make(name, 3), requests)
+    s.advance(cycles)
+    return s
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_stale_slots_are_never_read(name: str) -> None:
+    """After each cycle every slot that is not valid is poisoned; the text does not change.
+
+    Keys are poisoned with NaN. A stale value has weight 0 and 0 * NaN is NaN, so the values are
+    poisoned with the largest finite number: any weight above 1e-38 would show.
+    """
+    target = tiny.model()
+    clean, dirty = (run_cycles(target, name, 1) for _ in range(2))
+
+    def poison(cache: decode.Cache) -> decode.Cache:
+        stale = jnp.arange(cache.num_slots)[None, :] >= cache.length[:, None]
+        fill = lambda x, value: jnp.where(stale[:, None, :, None], value, x)
+        return dataclasses.replace(
+            cache,
+            k=tuple(fill(k, jnp.nan) for k in cache.k),
+            v=tuple(fill(v, jnp.finfo(jnp.float32).max) for v in cache.v),
+        )
+
+    for _ in range(12):
+        is_cache = lambda x: isinstance(x, decode.Cache)
+        dirty.state = jax.tree.map(
+            lambda x: poison(x) if is_cache(x) else x, dirty.state, is_leaf=is_cache
+        )
+        clean.advance(1)
+        dirty.advance(1)
+        assert clean.new_tokens() == dirty.new_tokens()
+    assert clean.trace() == dirty.trace()
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_state_is_that_of_a_fresh_prefill(name: str) -> None:
+    """Law 3: after any cycles caches and proposals are those of a replay of the committed text.
+
+    Verification repairs what a drafter proposes, so no test of the text can see this go wrong.
+    """
+    target = tiny.model()
+    rows = 24
+    done = run_cycles(target, name, 7, rows=rows)
+    assert (done.state.cache.length == done.state.length - 1).all()
+    texts = [r + n for r, n in zip(tiny.prompts(rows), done.new_tokens())]
+    requests = [
+        session.Row(t, specjax.Options(temperature=0.8), seed, 20, ())
+        for seed, t in enumerate(texts)
+    ]
+    fresh = session.Session(target, tiny.make(name, 3), requests)
+
+    proposals = []
+    for s in (done, fresh):
+        context = decode.Context(
+            s.state.tokens, s.state.length, s.request.keys, s.request.sampling, None
+        )
+        propose = jax.jit(lambda drafter, draft, context: drafter.propose(draft, context)[0])
+        proposals.append(propose(s.drafter, s.state.draft, context))
+    assert (proposals[0].tokens == proposals[1].tokens).all()
+    if proposals[0].q is not None:
+        np.testing.assert_allclose(proposals[0].q, proposals[1].q, atol=1e-5)
+
+    def valid(cache: decode.Cache, buffer: jax.Array) -> np.ndarray:
+        slots = min(done.num_slots, fresh.num_slots)
+        mask = jnp.arange(slots)[None, :] < cache.length[:, None]
+        return np.asarray(jnp.where(mask[:, None, :, None], buffer[:, :, :slots], 0.0))
+
+    ours, replay = done.state.cache, fresh.state.cache
+    for a, b in zip(ours.k + ours.v, replay.k + replay.v):
+        np.testing.assert_allclose(valid(ours, a), valid(replay, b), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_rows_are_independent_and_done_rows_rest(name: str) -> None:
+    target, prompts, seeds = tiny.model(), tiny.prompts(3), [5, 6, 7]
+    kwargs = {"temperature": 0.8, "top_k": 12}
+    limits = [4, 20, 11]
+    together = specjax.generate(
+        target, tiny.make(name), prompts, seed=seeds, max_new_tokens=limits, **kwargs
+    )
+    for b in range(3):
+        alone = specjax.generate(
+            target, tiny.make(name), [prompts[b]], seed=seeds[b], max_new_tokens=limits[b], **kwargs
+        )
+        assert alone.tokens[0] == together.tokens[b]
+        assert alone.trace.rows[0] == together.trace.rows[b]
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_handful_of_programs(name: str) -> None:
+    """Prompts of every length, temperatures, seeds and limits share the compiled programs."""
+    target = tiny.model()
+    drafter = tiny.make(name, 2)
+    rng = np.random.default_rng(0)
+
+    def go(length: int, **kwargs: float) -> None:
+        prompt = rng.integers(0, 31, size=length).tolist()
+        specjax.generate(target, drafter, [prompt], max_new_tokens=10, **kwargs)
+
+    for length in (10, 60, 200):  # one of each chunk width
+        go(length, temperature=0.9)
+    before = decode.run_program._cache_size(), decode.prefill_program._cache_size()
+    for length in (1, 2, 5, 16, 17, 40, 65, 100, 230):
+        go(length, temperature=0.1 * length, seed=length)
+    after = decode.run_program._cache_size(), decode.prefill_program._cache_size()
+    assert after == before
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_the_loop_updates_the_caches_in_place(name: str) -> None:
+    """Optimised program: state donated, and no copy of a cache in it."""
+    target = tiny.model()
+    s = run_cycles(target, name, 1, temperature=0.8, rows=2)
+    old = s.state.cache.k[0]
+    args = (target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
+    jax.config.update("jax_disable_most_optimizations", False)  # the program that users run
+    compiled = decode.run_program.lower(*args).compile()
+    text = compiled.as_text()
+    caches = [
+        c for c in jax.tree.leaves(s.state, is_leaf=lambda x: isinstance(x, decode.Cache))
+        if isinstance(c, decode.Cache)
+    ]
+    for cache in caches:
+        shape = ",".join(map(str, cache.k[0].shape))
+        copies = re.findall(rf"f32\[{shape}\]\S* copy\(", text)
+        assert not copies, (shape, len(copies))
+    assert text.count(" while(") >= 1 and "input_output_alias" in text
+    cache_bytes = sum(x.nbytes for c in caches for x in c.k + c.v)
+    assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes + 200_000
+    s.advance(1)
+    assert old.is_deleted()

@@ -1,0 +1,223 @@
+"""experiments.generate from end to end, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from rich.console import Console
+from tiny_checkpoint import write_tiny
+
+import specjax
+from experiments import cli, generate
+from specjax.checkpoint.tokenizer import StreamDecoder
+from specjax.measure.prompts import read_prompts
+from specjax.measure.speed import first_difference
+from specjax.view.text import MARKS, Labeller, Painter
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = ["def area(", "x = 1\n", "naïve é", "return", "pass\n\n"]
+
+
+class Cli:
+    """Runs the script in this process."""
+
+    def __init__(self, target: Path, draft: Path, capsys: Any):
+        self.target, self.draft, self._capsys = target, draft, capsys
+
+    def __call__(self, *arguments: str, models: bool = True) -> tuple[int, str, str]:
+        """(exit status, stdout, stderr)"""
+        line = ["generate", f"--config={ROOT}/configs/generate.py", "--config.compilation_cache="]
+        if models:
+            line += [f"--target={self.target}", f"--draft={self.draft}", "--num_draft=3"]
+        self._capsys.readouterr()
+        status = 0
+        # Config flags look for their overrides in sys.argv.
+        with flagsaver.flagsaver(), mock.patch.object(sys, "argv", [*line, *arguments]):
+            flags.FLAGS.unparse_flags()
+            try:
+                cli.parse([*line, *arguments])
+                generate.main([])
+            except SystemExit as end:
+                status = int(end.code or 0)
+            finally:
+                flags.FLAGS.mark_as_parsed()
+        out, err = self._capsys.readouterr()
+        return status, out, err
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: Any, monkeypatch: Any) -> Cli:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    target, draft = tmp_path / "target", tmp_path / "draft"
+    return Cli(write_tiny(target), write_tiny(draft, noise=0.2), capsys)
+
+
+def unmark(text: str) -> str:
+    for begin, end in MARKS.values():
+        text = text.replace(begin, "").replace(end, "") if begin else text
+    return text
+
+
+def shown(out: str, prompt: str) -> str:
+    """The text behind the prompt, with its marks."""
+    body = out.split("\n", 1)[1].removeprefix(prompt)
+    return body[: body.rindex("\n\ntau ")]
+
+
+def test_single_prompt(run: Cli) -> None:
+    status, out, err = run("--prompt=def area(", "--max_new_tokens=24", "--config.repeats=1")
+    assert (status, err) == (0, "")
+    assert out.startswith("legend: accepted draft token, «correction», ⟦bonus token⟧\n")
+    for name in ("tau ", "survival ", "speed ", "compiling ", "check ", "setup "):
+        assert f"\n{name}" in out
+    assert "equals that of plain decoding" in out and "speedup" in out
+    text = shown(out, "def area(")
+    assert "«" in text and "\x1b" not in out
+    target = specjax.load(run.target)
+    assert unmark(text) == specjax.generate(target, None, "def area(", max_new_tokens=24).text[0]
+
+
+def test_stream_writes_the_same(run: Cli) -> None:
+    arguments = ("--prompt=def area(", "--max_new_tokens=24", "--config.compare_plain=False")
+    for extra in ((), ("--temperature=1.0", "--config.stop=('z',)")):
+        _, whole, _ = run(*arguments, *extra)
+        status, streamed, _ = run(*arguments, *extra, "--stream", "--config.cycles_per_call=1")
+        assert status == 0
+        assert shown(streamed, "def area(") == shown(whole, "def area(")
+        # The trace is the same, too; what follows is wall-clock time.
+        statistics = [
+            out[out.rindex("\ntau ") : out.rindex("\nspeed ")] for out in (whole, streamed)
+        ]
+        assert statistics[0] == statistics[1]
+
+
+def write_prompts(path: Path) -> Path:
+    path.write_text("".join(json.dumps({"prompt": p, "id": 7}) + "\n" for p in PROMPTS))
+    return path
+
+
+def test_a_killed_run_continues(run: Cli, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    arguments = (
+        f"--prompt_file={write_prompts(tmp_path / 'prompts.jsonl')}",
+        f"--output={output}",
+        "--max_new_tokens=12",
+        "--temperature=0.9",
+        "--seed=5",
+        "--config.batch_size=2",
+        "--config.compare_plain=False",
+    )
+    status, out, err = run(*arguments)
+    assert (status, err) == (0, "") and "5 of 5 prompts done" in out
+    whole = output.read_bytes()
+    records = [json.loads(line) for line in whole.splitlines()]
+    assert [r["prompt"] for r in records] == PROMPTS
+    assert [r["seed"] for r in records] == [5, 6, 7, 8, 9]
+    assert all({"text", "tokens", "tau", "finish", "cycles"} <= r.keys() for r in records)
+    # Alone in its batch, a prompt gets the same text.
+    target, draft = specjax.load(run.target), specjax.load(run.draft)
+    drafter = specjax.drafters.LM(draft, 3)
+    alone = specjax.generate(
+        target, drafter, PROMPTS[3], seed=8, temperature=0.9, max_new_tokens=12
+    )
+    assert alone.tokens[0] == records[3]["tokens"] and alone.text[0] == records[3]["text"]
+
+    lines = whole.splitlines(keepends=True)
+    for done in (0, 1, 4):  # before, within and at the end of a batch; each cut mid-line
+        output.write_bytes(b"".join(lines[:done]) + lines[done][:17])
+        assert run(*arguments)[0] == 0
+        assert output.read_bytes() == whole
+    before = output.stat().st_mtime_ns
+    status, out, _ = run(*arguments)
+    assert status == 0 and "is complete: 5 prompts" in out and "\ntau " in out
+    assert output.stat().st_mtime_ns == before
+
+    for changed, name in (("--temperature=0.8", "temperature"), ("--seed=6", "seed")):
+        status, _, err = run(*arguments, changed)
+        assert status == 2 and name in err and "another --output" in err
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "other"}\n' * 5)
+    status, _, err = run(*arguments)
+    assert status == 2 and "line 1" in err and "another --output" in err
+    assert output.read_bytes() == whole
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("one two \r\n tab\tend\u2028x".encode())
+    assert read_prompts(path) == ["one two ", " tab\tend\u2028x"]
+    assert read_prompts(write_prompts(tmp_path / "p.jsonl")) == PROMPTS
+
+
+def test_txt_prompts_to_the_terminal(run: Cli, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("def a(\nx = \nyy\n")
+    arguments = (f"--prompt_file={tmp_path / 'p.txt'}", "--max_new_tokens=8", "--drafter=ngram")
+    line = [*arguments, f"--target={run.target}", "--config.batch_size=2", "--config.repeats=1"]
+    status, out, err = run(*line, models=False)
+    assert (status, err) == (0, "")
+    assert "def a(" in out and "3 texts" in out and "equals that of plain decoding" in out
+
+
+def test_colour_and_no_color(monkeypatch: Any) -> None:
+    """Colour where there is a terminal, marks elsewhere; nothing else differs."""
+    spans = [("a b", "accepted"), ("\n    ", "correction"), (" c", "bonus"), ("[red]\x1b", "bonus")]
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    colour = Painter(Console(force_terminal=True))
+    assert colour.colour
+    looks = {colour.paint("x", label) for label in MARKS}
+    assert len(looks) == 3 and all("\x1b[" in look for look in looks)
+    assert "\x1b[1;3;94m" in colour.paint("x", "bonus")  # by style as well as by colour
+    assert "␛" in colour.paint("\x1b[31m", "accepted")  # generated text steers no terminal
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    for console in (Console(force_terminal=True), Console(force_terminal=False)):
+        plain = Painter(console)
+        assert not plain.colour
+        text = "".join(plain.paint(*span) for span in spans[:3])
+        assert text == "a b«»\n     ⟦c⟧"
+        assert unmark(text) == "a b\n     c"
+    assert Painter(Console(force_terminal=False)).paint(*spans[3]) == "⟦[red]\x1b⟧"
+
+
+def test_no_half_characters(run: Cli) -> None:
+    tokenizer = specjax.load(run.target).tokenizer
+    assert tokenizer is not None
+    tokens = tokenizer.encode("é→🙂")
+    labels = ["accepted", "correction", "bonus"] * len(tokens)
+    labeller, seen = Labeller(StreamDecoder(tokenizer)), []
+    for i, token in enumerate(tokens):
+        labeller.push([token], [labels[i]], last=i + 1 == len(tokens))
+        seen += labeller.take(10)
+    assert "".join(text for text, _ in seen) == "é→🙂"
+    assert "\ufffd" not in "".join(text for text, _ in seen)
+    assert len(seen) == 3  # each with the label of the token that completes it
+
+
+def test_first_difference() -> None:
+    assert first_difference([[1, 2], [3]], [[1, 2], [3]]) is None
+    assert first_difference([[1, 2], [3]], [[1, 2], [3, 4]]) == (1, 1)
+    assert first_difference([[1, 5, 2]], [[1, 2]]) == (0, 1)
+
+
+def test_help_and_start_as_a_module() -> None:
+    """--help describes every flag; the module starts from the checkout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.generate", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=100,
+    )
+    words = "target drafter draft num_draft rule temperature top_p prompt prompt_file"
+    for flag in f"{words} output max_new_tokens seed mesh dtype stream config".split():
+        assert f"--{flag}:" in done.stdout or f"--[no]{flag}:" in done.stdout, flag

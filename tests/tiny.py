@@ -1,0 +1,86 @@
+"""Tiny random models, as hosts' `Model`s, for tests that need no checkpoint."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import specjax
+from specjax import drafters
+from specjax.models import FAMILIES, Frozen
+
+RAW = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 2048,
+}
+
+
+@functools.cache
+def model(
+    family: str = "llama", *, seed: int = 0, vocab: int = 31, layers: int = 2, sharp: float = 6.0
+) -> specjax.Model:
+    """A random model whose logits have a spread of about ``sharp``. Float32, no tokenizer."""
+    cls = FAMILIES[family]
+    raw = {**RAW, "model_type": family, "vocab_size": vocab, "num_hidden_layers": layers}
+    module = cls(cls.read_config(raw), dtype=jnp.float32, rngs=nnx.Rngs(seed))
+    # Random weights this small write the same token for ever: larger ones make texts that vary.
+    for path, param in nnx.to_flat_state(nnx.state(module)):
+        if path[-1] == "weight" and param[...].ndim == 2:
+            gain = sharp if path[0] == "lm_head" else 50.0 if path[0] == "embed_tokens" else 2.0
+            param[...] = param[...] * gain
+    return specjax.Model(
+        net=Frozen.of(module),
+        tokenizer=None,
+        stop_token_ids=(),
+        bos_token_id=None,
+        mesh=None,
+        name=f"{family}-{seed}",
+        dtype=np.dtype(np.float32),
+    )
+
+
+def draft(vocab: int = 31) -> specjax.Model:
+    """A smaller model that has nothing to do with the target."""
+    return model("qwen3", seed=7, vocab=vocab, layers=1)
+
+
+def make(name: str, num_draft: int = 3, *, model: specjax.Model | None = None) -> Any:
+    """The registered drafter of that name, with a model where it needs one."""
+    needs = drafters.DRAFTERS[name].needs_model
+    return drafters.make(name, model=(model or draft()) if needs else None, num_draft=num_draft)
+
+
+def prompts(rows: int, vocab: int = 31, seed: int = 0) -> list[list[int]]:
+    """Ragged prompts, the first of one token. Some repeat themselves, so that lookup finds much."""
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(0, vocab, size=1 + 5 * b).tolist() for b in range(rows)]
+    return [t * 2 if b % 2 else t for b, t in enumerate(texts)]
+
+
+@jax.jit
+def _whole(net: Frozen, tokens: Any) -> Any:
+    return net(tokens, None)[0]
+
+
+def full_logits(target: specjax.Model, tokens: Any) -> np.ndarray:
+    """The slow truth: logits [B, T, V] of one pass over whole texts, without a cache."""
+    return np.asarray(_whole(target.net, jnp.asarray(tokens, jnp.int32)))
+
+
+def greedy_reference(target: specjax.Model, prompt: list[int], steps: int) -> list[int]:
+    """One token at a time, no cache, no drafter."""
+    size = len(prompt) + steps
+    text = list(prompt)
+    while len(text) < size:
+        padded = text + [0] * (size - len(text))
+        text.append(int(full_logits(target, [padded])[0, len(text) - 1].argmax()))
+    return text[len(prompt) :]
