@@ -48,35 +48,43 @@ def attend(
       [B, N, T, H] in the type of ``q``. Scores and softmax are float32.
     """
     rows, heads, num_tokens, head_dim = q.shape
-    groups = k.shape[1]
-    q = q.reshape(rows, groups, heads // groups, num_tokens, head_dim)
+    groups, dtype = k.shape[1], q.dtype
+    repeats = heads // groups
+    q = q.reshape(rows, groups, repeats * num_tokens, head_dim)
     scale = jnp.float32(head_dim**-0.5)
 
-    def scores(keys: Array) -> Array:
-        return scale * jnp.einsum("bgrth,bgsh->bgrts", q, keys, preferred_element_type=jnp.float32)
+    def scores(keys: Array, mask: Array) -> Array:
+        """[B, G, R * T, S]: ``mask`` is [B or 1, T or 1, S]."""
+        # Keys on the left: a transposed right-hand side would be a copy of the cache on CPU.
+        dots = jnp.einsum("bgsh,bgmh->bgsm", keys, q, preferred_element_type=jnp.float32)
+        dots = dots.swapaxes(2, 3).reshape(rows, groups, repeats, num_tokens, -1)
+        masked = jnp.where(mask[:, None, None], scale * dots, _MASKED)
+        return masked.reshape(rows, groups, repeats * num_tokens, -1)
 
     def weighted(weights: Array, values: Array) -> Array:
-        weights = weights.astype(values.dtype)
         return jnp.einsum(
-            "bgrts,bgsh->bgrth", weights, values, preferred_element_type=jnp.float32
+            "bgms,bgsh->bgmh",
+            weights.astype(values.dtype),
+            values,
+            preferred_element_type=jnp.float32,
         )
 
-    new = jnp.where(visible[:, None, None], scores(k), _MASKED)
+    new = scores(k, visible)
     top = new.max(-1, keepdims=True)
     if cached is None:
-        weights = jnp.exp(new - top)
-        out = weighted(weights / weights.sum(-1, keepdims=True), v)
+        new = jnp.exp(new - top)
+        out = weighted(new / new.sum(-1, keepdims=True), v)
     else:
         cached_k, cached_v, length = cached
-        valid = jnp.arange(cached_k.shape[2])[None, :] < length[:, None]  # [B, S]
-        old = jnp.where(valid[:, None, None, None, :], scores(cached_k), _MASKED)
+        valid = jnp.arange(cached_k.shape[2])[None, None, :] < length[:, None, None]
+        old = scores(cached_k, valid)
         top = jnp.maximum(top, old.max(-1, keepdims=True))
         old, new = jnp.exp(old - top), jnp.exp(new - top)
         total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
         # Stale slots have weight exactly 0. (Their values must be finite: masking the values too
         # would copy the cache.)
         out = (weighted(old, cached_v) + weighted(new, v)) / total
-    return out.reshape(rows, heads, num_tokens, head_dim).astype(q.dtype)
+    return out.reshape(rows, heads, num_tokens, head_dim).astype(dtype)
 
 
 class Attention(nnx.Module):

@@ -13,7 +13,7 @@ from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.attention import causal
-from specjax.models.layers.linear import Linear, linear
+from specjax.models.layers.linear import Linear, activation_dtype, linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.rope import Rotation, rotation
 
@@ -40,7 +40,8 @@ class Embed(nnx.Module):
         self.weight = nnx.Param(init.astype(dtype), axes=("vocab", None))
 
     def __call__(self, tokens: Array) -> Array:
-        return self.weight[...][tokens]
+        weight = self.weight[...]
+        return weight[tokens].astype(activation_dtype(weight.dtype))
 
 
 class Decoder(nnx.Module):
@@ -133,7 +134,7 @@ class Decoder(nnx.Module):
         return self.head(x), features, block
 
     def init_cache(self, rows: int, slots: int) -> Cache:
-        """An empty cache in the type of the weights."""
+        """An empty cache, in the type of the activations."""
         c = self.config
         return empty_cache(
             rows=rows,
@@ -141,5 +142,5 @@ class Decoder(nnx.Module):
             layers=c.num_layers,
             kv_heads=c.num_kv_heads * c.kv_repeat,
             head_dim=c.head_dim,
-            dtype=self.norm.weight[...].dtype,
+            dtype=activation_dtype(self.norm.weight[...].dtype),
         )

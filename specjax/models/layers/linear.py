@@ -44,9 +44,18 @@ def _product_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
 _product.defvjp(_product_fwd, _product_bwd)
 
 
+def activation_dtype(weights: jnp.dtype) -> jnp.dtype:
+    """The type of activations and caches between the products with ``weights`` of a type.
+
+    On CPU always float32: a bfloat16 operation outside a matrix product is emulated there, and
+    attention over a bfloat16 cache takes three times as long.
+    """
+    return jnp.dtype(jnp.float32) if platform() == "cpu" else jnp.dtype(weights)
+
+
 def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
-    """``x`` [..., I] times ``w`` [O, I], accumulated in float32 -> [..., O] float32."""
-    y = _product(x.reshape(-1, x.shape[-1]), w)
+    """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32 -> [..., O] f32."""
+    y = _product(x.reshape(-1, x.shape[-1]).astype(w.dtype), w)
     y = y.reshape(*x.shape[:-1], w.shape[0])
     return y if bias is None else y + bias.astype(jnp.float32)
 
