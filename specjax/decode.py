@@ -147,9 +147,7 @@ def verify(
     return jax.vmap(row)(request.keys, length, logits, proposal)
 
 
-def commit_count(
-    verdict: Verdict, request: Request, state: DecodeState
-) -> tuple[Array, Array]:
+def commit_count(verdict: Verdict, request: Request, state: DecodeState) -> tuple[Array, Array]:
     """How many tokens of the verdict are kept [B], and whether the row met a stop token [B].
 
     Up to and with the first stop token, within the room that is left, none if the row is done.

@@ -17,6 +17,7 @@ import numpy as np
 
 from specjax import decode, verify
 from specjax.core.keys import row_keys
+from specjax.core.platform import warn_of_slow_updates
 from specjax.core.sharding import use_mesh
 from specjax.drafters.base import Drafter, Spec
 from specjax.measure.trace import Trace
@@ -41,6 +42,14 @@ class Row:
 class Session:
     """A batch being decoded. ``advance`` moves it on; everything else reads."""
 
+    target: Any
+    drafter: Drafter
+    rule: verify.Rule
+    request: decode.Request
+    state: decode.DecodeState
+    prompt_lengths: np.ndarray  # [B] int32
+    num_rows: int  # without those that only fill the mesh
+
     def __init__(
         self,
         target: Any,
@@ -62,6 +71,7 @@ class Session:
         Raises:
           ValueError: in one line, on a request that cannot be served exactly or at all.
         """
+        warn_of_slow_updates()
         self.target, self.num_rows = target, len(rows)
         if not isinstance(chunk, numbers.Integral) or chunk < 1:
             raise ValueError(f"chunk={chunk!r}: must be a whole number of tokens, at least 1.")

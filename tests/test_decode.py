@@ -250,7 +250,8 @@ def test_the_loop_updates_the_caches_in_place(name: str) -> None:
     compiled = decode.run_program.lower(*args).compile()
     text = compiled.as_text()
     caches = [
-        c for c in jax.tree.leaves(s.state, is_leaf=lambda x: isinstance(x, decode.Cache))
+        c
+        for c in jax.tree.leaves(s.state, is_leaf=lambda x: isinstance(x, decode.Cache))
         if isinstance(c, decode.Cache)
     ]
     for cache in caches:

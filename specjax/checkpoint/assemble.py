@@ -34,6 +34,7 @@ def assemble(
     dtype: np.dtype,
     mesh: Mesh | None,
     where: str,
+    replicate: bool = False,
 ) -> Frozen:
     """The network of ``family`` with these weights.
 
@@ -44,6 +45,7 @@ def assemble(
       dtype: float32 or bfloat16, of every parameter.
       mesh: with axes ``data`` and ``model``; None: the default device.
       where: the checkpoint, for messages.
+      replicate: put all of the network on every device of the mesh, whatever its sizes.
 
     Raises:
       CheckpointError: before any tensor is read, on missing, unknown or misshapen tensors and on
@@ -57,21 +59,22 @@ def assemble(
             f"are only {len(tensors)}."
         )
     if mesh is not None:
-        config = _on_mesh(config, mesh, where)
+        config = _on_mesh(config, mesh, where, replicate)
     abstract = nnx.eval_shape(lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
     flat = nnx.to_flat_state(state)
     parameters = {tensor_name(path): parameter for path, parameter in flat}
     check_tensors({n: p.get_value().shape for n, p in parameters.items()}, tensors, where)
-    placement = {n: _placement(n, p, mesh, where) for n, p in parameters.items()}
+    placement = {n: _placement(n, p, mesh, where, replicate) for n, p in parameters.items()}
     loaded = [
         (path, parameter.replace(_place(name, tensors[name], dtype, placement[name], where)))
         for (path, parameter), name in zip(flat, parameters)
     ]
-    return Frozen(params=nnx.from_flat_state(loaded), graphdef=graphdef, config=config)
+    params = nnx.from_flat_state(loaded)
+    return Frozen(params=params, graphdef=graphdef, config=config, replicated=replicate)
 
 
-def tensor_name(path: tuple[str | int, ...]) -> str:
+def tensor_name(path: tuple[Any, ...]) -> str:
     """The checkpoint's name of a parameter: ("layers", 3, "norm") -> "model.layers.3.norm"."""
     name = ".".join(str(part) for part in path)
     return name if path[0] == "lm_head" else f"model.{name}"
@@ -107,13 +110,15 @@ def check_tensors(
         )
 
 
-def _on_mesh(config: DecoderConfig, mesh: Mesh, where: str) -> DecoderConfig:
+def _on_mesh(config: DecoderConfig, mesh: Mesh, where: str, replicate: bool) -> DecoderConfig:
     absent = {"data", "model"} - set(mesh.axis_names)
     if absent:
         raise CheckpointError(
             f"The mesh has axes {', '.join(mesh.axis_names)} but lacks {some(absent)}; make it "
             "with specjax.core.sharding.make_mesh."
         )
+    if replicate:
+        return config
     try:
         return config.for_model_axis(mesh.shape["model"])
     except ValueError as error:
@@ -121,11 +126,13 @@ def _on_mesh(config: DecoderConfig, mesh: Mesh, where: str) -> DecoderConfig:
 
 
 def _placement(
-    name: str, parameter: nnx.Param, mesh: Mesh | None, where: str
+    name: str, parameter: nnx.Param, mesh: Mesh | None, where: str, replicate: bool
 ) -> NamedSharding | None:
     """Where a parameter lives, after its logical axes."""
     if mesh is None:
         return None
+    if replicate:
+        return sharding.named(mesh, ())
     axes, shape = parameter.get_metadata("axes"), parameter.get_value().shape
     placement = sharding.named(mesh, axes)
     for size, axis in zip(shape, placement.spec, strict=True):
@@ -156,7 +163,7 @@ def _place(
     else:
         slices: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-        def one_device(index: tuple[slice, ...]) -> np.ndarray:
+        def one_device(index: Any) -> np.ndarray:
             # Devices along the data axis hold the same slice, which is read once.
             key = tuple(s.indices(n)[:2] for s, n in zip(index, view.shape))
             if key not in slices:

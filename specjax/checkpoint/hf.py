@@ -39,7 +39,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_network(
-    directory: Path, raw: Mapping[str, Any], *, mesh: Mesh | None, dtype: np.dtype | None
+    directory: Path,
+    raw: Mapping[str, Any],
+    *,
+    mesh: Mesh | None,
+    dtype: np.dtype | None,
+    replicate: bool = False,
 ) -> tuple[Frozen, np.dtype]:
     """Reads the weights of a directory.
 
@@ -48,6 +53,7 @@ def load_network(
       raw: its parsed config.json.
       mesh: None: the default device.
       dtype: float32 or bfloat16; None: as the checkpoint says.
+      replicate: as in `assemble`.
 
     Returns:
       The network and the dtype of its parameters.
@@ -67,7 +73,10 @@ def load_network(
     config = _settle_head(config, tensors)
     if config.tie_word_embeddings:
         tensors.pop(_HEAD, None)  # equal to the embedding, as `_settle_head` found
-    net = assemble(cls, config, tensors, dtype=dtype, mesh=mesh, where=str(directory))
+    where = str(directory)
+    net = assemble(
+        cls, config, tensors, dtype=dtype, mesh=mesh, where=where, replicate=replicate
+    )
     return net, dtype
 
 

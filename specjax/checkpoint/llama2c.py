@@ -26,14 +26,24 @@ _LATER_VERSION = 0x616B3432  # "ak42", with which versions 1 and 2 begin
 _ROW = np.dtype("<f4")
 
 
-def load_llama2c(path: Path, *, mesh: Mesh | None, dtype: np.dtype) -> Frozen:
+def load_llama2c(
+    path: Path, *, mesh: Mesh | None, dtype: np.dtype, replicate: bool = False
+) -> Frozen:
     """The network of a llama2.c ``.bin`` file, version 0.
 
     Raises:
       CheckpointError: if the header contradicts itself or the size of the file, or as `assemble`.
     """
     config, tensors = read_llama2c(path)
-    return assemble(family("llama"), config, tensors, dtype=dtype, mesh=mesh, where=str(path))
+    return assemble(
+        family("llama"),
+        config,
+        tensors,
+        dtype=dtype,
+        mesh=mesh,
+        where=str(path),
+        replicate=replicate,
+    )
 
 
 def read_llama2c(path: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:

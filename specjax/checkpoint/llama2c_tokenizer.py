@@ -26,7 +26,7 @@ class Llama2cTokenizer:
     the text continues one, and gets no space.
     """
 
-    bos_id = BOS
+    bos_id: int | None = BOS
 
     def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]):
         self._pieces, self._scores = list(pieces), list(scores)

@@ -49,6 +49,7 @@ def load(
     mesh: Mesh | str | None = None,
     dtype: Any = None,
     revision: str | None = None,
+    replicate: bool = False,
 ) -> Model:
     """Loads a model and its tokenizer.
 
@@ -60,6 +61,8 @@ def load(
         such as ``data:2,model:4``. None: the default device.
       dtype: float32 or bfloat16, by name or as a dtype. None: the checkpoint's own.
       revision: branch, tag or commit, of a hub repository only.
+      replicate: on a mesh, put the whole model on every device instead of splitting it over the
+        axis ``model``: for a draft, which is small, and whose heads need not divide the axis.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or it is damaged or not supported.
@@ -75,16 +78,16 @@ def load(
         elif revision is not None:
             raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
         if path.is_file():
-            return _load_file(path, mesh=mesh, dtype=dtype)
+            return _load_file(path, mesh=mesh, dtype=dtype, replicate=replicate)
         local = not is_repository and not name.startswith("demo:")
         label = path.resolve().name if local else name
-        return _load_directory(path, name=label, mesh=mesh, dtype=dtype)
+        return _load_directory(path, name=label, mesh=mesh, dtype=dtype, replicate=replicate)
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
 
 
 def _load_directory(
-    directory: Path, *, name: str, mesh: Mesh | None, dtype: np.dtype | None
+    directory: Path, *, name: str, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool
 ) -> Model:
     config_path, generation_path = directory / "config.json", directory / "generation_config.json"
     if not config_path.is_file():
@@ -106,14 +109,16 @@ def _load_directory(
 
     stop_ids, bos_ids = ids("eos_token_id"), ids("bos_token_id")
     tokenizer = load_tokenizer(directory)
-    net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype)
+    net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype, replicate=replicate)
     bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
     return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype)
 
 
-def _load_file(path: Path, *, mesh: Mesh | None, dtype: np.dtype | None) -> Model:
+def _load_file(
+    path: Path, *, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool
+) -> Model:
     dtype = dtype or np.dtype(np.float32)  # what llama2.c stores
-    net = load_llama2c(path, mesh=mesh, dtype=dtype)
+    net = load_llama2c(path, mesh=mesh, dtype=dtype, replicate=replicate)
     tokenizer = find_llama2c_tokenizer(path, net.config.vocab_size)
     # These models end a story by beginning the next one.
     stop_ids = tuple(i for i in (BOS, EOS) if i < net.config.vocab_size)

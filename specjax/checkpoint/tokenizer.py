@@ -53,7 +53,9 @@ class HfTokenizer:
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         ids = self._inner.encode(text, add_special_tokens=False).ids
-        return [self.bos_id, *ids] if add_bos and self._adds_bos else ids
+        if not add_bos or not self._adds_bos or self.bos_id is None:
+            return ids
+        return [self.bos_id, *ids]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)

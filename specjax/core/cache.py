@@ -34,7 +34,6 @@ class Block:
     k: tuple[Array, ...]  # per layer [B, G, T, H]
     v: tuple[Array, ...]
 
-
     def widen(self, size: int) -> Block:
         """The same tokens with room for ``size`` in all."""
         pad = [(0, 0), (0, 0), (0, size - self.k[0].shape[2]), (0, 0)]

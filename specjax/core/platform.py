@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import warnings
 from collections.abc import Iterator
 
 import jax
+import jaxlib
 
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
@@ -28,3 +30,13 @@ def trace_for(name: str) -> Iterator[None]:
         yield
     finally:
         _platform.reset(token)
+
+
+def warn_of_slow_updates() -> None:
+    """Warns where small updates in a loop rewrite whole buffers (jax issue 40101)."""
+    if platform() == "cpu" and jaxlib.__version__ == "0.11.1":
+        warnings.warn(
+            "jaxlib 0.11.1 copies the whole cache for each update on CPU (jax issue 40101): text is "
+            "right but slow; use another version.",
+            stacklevel=3,
+        )

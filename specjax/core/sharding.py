@@ -12,6 +12,7 @@ axes would have caught.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 from collections.abc import Iterator
 
@@ -28,6 +29,18 @@ RULES: dict[str, str] = {
     "mlp": "model",
     "vocab": "model",
 }
+
+_replicated: contextvars.ContextVar[bool] = contextvars.ContextVar("replicated", default=False)
+
+
+@contextlib.contextmanager
+def replicated(on: bool = True) -> Iterator[None]:
+    """Inside, `constrain` splits nothing over the axis ``model``: each device computes it all."""
+    token = _replicated.set(on)
+    try:
+        yield
+    finally:
+        _replicated.reset(token)
 
 
 def parse_mesh(spec: str) -> Mesh | None:
@@ -93,6 +106,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
     entries: list[str | None] = []
     for size, axis in zip(x.shape, axes, strict=True):
         name = RULES.get(axis) if axis is not None else None
+        name = None if name == "model" and _replicated.get() else name
         fits = name in mesh.axis_names and size % mesh.shape[name] == 0
         entries.append(name if fits else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))

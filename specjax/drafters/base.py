@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from specjax.core.types import Array, Proposal, pytree
 from specjax.sampling import Counts, Sampling
 
+
 @pytree
 class Context:
     """What a drafter may look at when it proposes."""

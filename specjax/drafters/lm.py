@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import keys as key_roles
-from specjax.core.cache import Cache
+from specjax.core.cache import Block, Cache
+from specjax.core.noise import gumbel_argmax
 from specjax.core.types import KINDS, Array, Proposal, pytree, static
 from specjax.drafters.base import Context, check_num_draft
 from specjax.models.layers.attention import causal
 from specjax.sampling import Counts, penalise, warp
-from specjax.core.noise import gumbel_argmax
-
 
 
 def last_two(tokens: Array, length: Array) -> Array:
@@ -50,12 +49,17 @@ class LM:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.
 
         Raises:
-          ValueError: if target and draft do not speak the same tokens.
+          ValueError: if target and draft do not speak the same tokens or share a mesh.
         """
         check_num_draft(self.num_draft)
         if self.kind is not None and self.kind not in KINDS:
             raise ValueError(f"kind={self.kind!r}: must be one of {', '.join(KINDS)}.")
         check_same_tokens(target, self.model)
+        if target.mesh != self.model.mesh:
+            raise ValueError(
+                f"Draft {self.model.name} and target {target.name} are on different devices; load "
+                "both with the same mesh (a small draft with replicate=True)."
+            )
         return LMDrafter(self.model.net, self.num_draft, self.kind or kind)
 
 

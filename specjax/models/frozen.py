@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 
+from specjax.core import sharding
 from specjax.core.cache import Block, Cache
 from specjax.core.types import Array, pytree, static
 from specjax.models.config import DecoderConfig
@@ -18,9 +19,11 @@ class Frozen:
     params: Any  # nnx.State
     graphdef: Any = static()
     config: DecoderConfig = static()
+    # On a mesh: each device holds and computes all of the model, for its share of the rows.
+    replicated: bool = static(default=False)
 
     @classmethod
-    def of(cls, module: nnx.Module) -> Frozen:
+    def of(cls, module: Any) -> Frozen:
         graphdef, params = nnx.split(module)
         return cls(params=params, graphdef=graphdef, config=module.config)
 
@@ -31,16 +34,20 @@ class Frozen:
     def __call__(
         self, tokens: Array, cache: Cache | None, *, taps: tuple[int, ...] = ()
     ) -> tuple[Array, Array | None, Block]:
-        return self.module(tokens, cache, taps=taps)
+        with sharding.replicated(self.replicated):
+            return self.module(tokens, cache, taps=taps)
 
     def hidden(
         self, tokens: Array, cache: Cache | None, **kwargs: Any
     ) -> tuple[Array, Array | None, Block]:
         """See `models.layers.decoder.Decoder.hidden`."""
-        return self.module.hidden(tokens, cache, **kwargs)
+        with sharding.replicated(self.replicated):
+            return self.module.hidden(tokens, cache, **kwargs)
 
     def head(self, x: Array) -> Array:
-        return self.module.head(x)
+        with sharding.replicated(self.replicated):
+            return self.module.head(x)
 
     def init_cache(self, rows: int, slots: int) -> Cache:
-        return self.module.init_cache(rows, slots)
+        with sharding.replicated(self.replicated):
+            return self.module.init_cache(rows, slots)

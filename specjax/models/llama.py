@@ -23,7 +23,7 @@ class LlamaLayer(nnx.Module):
     head_norm = False
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        norm = {"eps": config.rms_norm_eps, "dtype": dtype, "rngs": rngs}
+        norm: dict[str, Any] = {"eps": config.rms_norm_eps, "dtype": dtype, "rngs": rngs}
         self.input_layernorm = RMSNorm(config.hidden_size, **norm)
         self.self_attn = Attention(config, head_norm=self.head_norm, dtype=dtype, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, **norm)

@@ -7,6 +7,8 @@ when the verdict is known (`core.cache`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -95,7 +97,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, head_norm: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         c = config
-        kwargs = {"bias": c.attention_bias, "dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"bias": c.attention_bias, "dtype": dtype, "rngs": rngs}
         q_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         self.q_proj = Linear(c.hidden_size, q_width, axes=("heads", None), **kwargs)
         # Key/value heads that are repeated to reach the model axis come from replicated weights.
@@ -104,7 +106,7 @@ class Attention(nnx.Module):
         self.v_proj = Linear(c.hidden_size, kv_width, axes=(kv_axis, None), **kwargs)
         self.o_proj = Linear(q_width, c.hidden_size, axes=(None, "heads"), **kwargs)
         if head_norm:
-            norm = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
+            norm: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
             self.q_norm = RMSNorm(c.head_dim, **norm)
             self.k_norm = RMSNorm(c.head_dim, **norm)
         self.head_norm = head_norm
@@ -155,7 +157,7 @@ class MLP(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         wide, width = config.intermediate_size, config.hidden_size
-        kwargs = {"bias": config.mlp_bias, "dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"bias": config.mlp_bias, "dtype": dtype, "rngs": rngs}
         self.gate_proj = Linear(width, wide, axes=("mlp", None), **kwargs)
         self.up_proj = Linear(width, wide, axes=("mlp", None), **kwargs)
         self.down_proj = Linear(wide, width, axes=(None, "mlp"), **kwargs)

@@ -108,7 +108,9 @@ class Decoder(nnx.Module):
         rotate = rotation(self.config.rope, positions, self.config.head_dim)
 
         x = constrain(self.embed_tokens(tokens), "batch", None, None)
-        states, keys, values = [x], [], []
+        states = [x]
+        keys: list[Array] = []
+        values: list[Array] = []
         for i, layer in enumerate(self.layers):
             cached = None if cache is None else (cache.k[i], cache.v[i], cache.length)
             fed = None if before is None else (before.k[i], before.v[i])

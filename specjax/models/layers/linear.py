@@ -81,4 +81,6 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., in] -> [..., out] in the type of ``x``."""
-        return linear(x, self.weight[...], self.bias[...] if self.has_bias else None).astype(x.dtype)
+        return linear(x, self.weight[...], self.bias[...] if self.has_bias else None).astype(
+            x.dtype
+        )
