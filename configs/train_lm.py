@@ -45,10 +45,14 @@ def get_config(variant: str = "target") -> config_dict.ConfigDict:
         config.model.update(
             hidden_size=96,
             intermediate_size=256,
-            num_hidden_layers=1,
-            num_attention_heads=3,
-            num_key_value_heads=1,
+            num_hidden_layers=2,
             head_dim=32,
         )
-        config.update(tokenizer="specjax/demo/target", teacher="specjax/demo/target", distill=0.9)
+        config.update(
+            tokenizer="specjax/demo/target",
+            teacher="specjax/demo/target",
+            distill=0.9,
+            peak_lr=4e-3,
+            steps=600,
+        )
     return config

@@ -65,7 +65,10 @@ _DRAFTER = flags.DEFINE_enum(
     "; ".join(f"{name}: {entry.summary}" for name, entry in DRAFTERS.items()) + ".",
 )
 _DRAFT = flags.DEFINE_string(
-    "draft", None, "The draft model, named like --target. Default: demo:draft for demo:target."
+    "draft",
+    None,
+    "The draft model, named like --target; on a mesh every device holds all of it. Default: "
+    "demo:draft for demo:target.",
 )
 _NUM_DRAFT = flags.DEFINE_integer(
     "num_draft", None, f"Guesses a cycle. Default: {DEFAULT_NUM_DRAFT}."
@@ -277,7 +280,9 @@ def load_models() -> tuple[specjax.Model, Any]:
         raise ValueError(f"--target={_TARGET.value} has no tokenizer, which text needs; add one.")
     draft = None
     if DRAFTERS[_DRAFTER.value].needs_model:
-        draft = specjax.load(_DRAFT.value or "demo:draft", mesh=mesh, dtype=_DTYPE.value)
+        draft = specjax.load(
+            _DRAFT.value or "demo:draft", mesh=mesh, dtype=_DTYPE.value, replicate=True
+        )
     num_draft = DEFAULT_NUM_DRAFT if _NUM_DRAFT.value is None else _NUM_DRAFT.value
     return target, specjax.drafters.make(_DRAFTER.value, model=draft, num_draft=num_draft)
 

@@ -24,7 +24,8 @@ from tokenizers import Tokenizer
 
 from specjax.checkpoint.export import save_pretrained
 from specjax.core.sharding import axis_size, parse_mesh, use_mesh
-from specjax.train import lm, loop, tokenizer as bpe
+from specjax.train import lm, loop
+from specjax.train import tokenizer as bpe
 from specjax.train.config import LMConfig
 from specjax.train.corpus import Corpus, load_corpus
 
@@ -63,9 +64,7 @@ def run(config: LMConfig, workdir: Path) -> None:
 
     skeleton, params = lm.build(config.model, config.seed, model_axis=axis_size("model"))
     teacher = _load_teacher(config.teacher) if config.teacher else None
-    rate = lm.schedule(
-        peak_lr=config.peak_lr, warmup_steps=config.warmup_steps, steps=config.steps
-    )
+    rate = lm.schedule(peak_lr=config.peak_lr, warmup_steps=config.warmup_steps, steps=config.steps)
     optimizer = lm.make_optimizer(
         config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
@@ -77,9 +76,7 @@ def run(config: LMConfig, workdir: Path) -> None:
 
     def batch(step: int) -> jax.Array:
         rows = config.rows * config.accumulate
-        drawn = lm.windows(
-            train, seed=config.seed, step=step, rows=rows, seq_len=config.seq_len
-        )
+        drawn = lm.windows(train, seed=config.seed, step=step, rows=rows, seq_len=config.seq_len)
         return jnp.asarray(drawn.reshape(config.accumulate, config.rows, -1))
 
     loss = jax.jit(lm.make_objective(skeleton))

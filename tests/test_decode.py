@@ -5,31 +5,26 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import checks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from checks import STEPS, run_cycles
 
 import specjax
-from specjax import decode, session
+from specjax import decode
 from specjax.drafters import DRAFTERS, LM
 from specjax.models import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-STEPS = 24
-MODEL_DRAFTERS = [name for name, entry in DRAFTERS.items() if entry.needs_model]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_greedy_text_is_the_targets_own(family: str, name: str) -> None:
-    target, prompts = tiny.model(family), tiny.prompts(3)
-    want = [tiny.greedy_reference(target, p, STEPS) for p in prompts]
-    assert len({tuple(w) for w in want}) == 3 and len(set(want[1])) > 4  # the texts do vary
-    for num_draft in (1, 4):
-        out = specjax.generate(target, tiny.make(name, num_draft), prompts, max_new_tokens=STEPS)
-        assert out.tokens == want, (name, num_draft)
+    checks.greedy_text(family, name, 1, 4)
 
 
 @pytest.mark.parametrize("kind", ["one_hot", "sampled", "coupled"])
@@ -38,13 +33,7 @@ def test_a_perfect_draft_is_always_accepted(kind: str, temperature: float) -> No
     """Also from a prompt of one token, and across full acceptances: no state falls behind."""
     if kind == "one_hot" and temperature:
         pytest.skip("the likeliest token is not a perfect guess of a sampled one")
-    target = tiny.model()
-    drafter = LM(target, 3, kind)
-    out = specjax.generate(
-        target, drafter, tiny.prompts(3), max_new_tokens=STEPS, temperature=temperature, seed=5
-    )
-    assert out.tau == 4.0 and out.trace.survival() == [1.0, 1.0, 1.0]
-    assert out.trace.num_cycles == 3 * STEPS // 4
+    checks.perfect_draft(kind, temperature)
 
 
 OPTIONS = {
@@ -123,18 +112,6 @@ def test_text_longer_than_a_bucket() -> None:
     assert out.trace.num_committed == 860
 
 
-def run_cycles(
-    target: specjax.Model, name: str, cycles: int, *, temperature: float = 0.8, rows: int = 4
-) -> session.Session:
-    requests = [
-        session.Row(p, specjax.Options(temperature=temperature), seed, 60, ())
-        for seed, p in enumerate(tiny.prompts(rows))
-    ]
-    s = session.Session(target, tiny.make(name, 3), requests)
-    s.advance(cycles)
-    return s
-
-
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_stale_slots_are_never_read(name: str) -> None:
     """After each cycle every slot that is not valid is poisoned; the text does not change.
@@ -154,8 +131,10 @@ def test_stale_slots_are_never_read(name: str) -> None:
             v=tuple(fill(v, jnp.finfo(jnp.float32).max) for v in cache.v),
         )
 
+    def is_cache(x: object) -> bool:
+        return isinstance(x, decode.Cache)
+
     for _ in range(12):
-        is_cache = lambda x: isinstance(x, decode.Cache)
         dirty.state = jax.tree.map(
             lambda x: poison(x) if is_cache(x) else x, dirty.state, is_leaf=is_cache
         )
@@ -167,40 +146,7 @@ def test_stale_slots_are_never_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_state_is_that_of_a_fresh_prefill(name: str) -> None:
-    """Law 3: after any cycles caches and proposals are those of a replay of the committed text.
-
-    Verification repairs what a drafter proposes, so no test of the text can see this go wrong.
-    """
-    target = tiny.model()
-    rows = 24
-    done = run_cycles(target, name, 7, rows=rows)
-    assert (done.state.cache.length == done.state.length - 1).all()
-    texts = [r + n for r, n in zip(tiny.prompts(rows), done.new_tokens())]
-    requests = [
-        session.Row(t, specjax.Options(temperature=0.8), seed, 20, ())
-        for seed, t in enumerate(texts)
-    ]
-    fresh = session.Session(target, tiny.make(name, 3), requests)
-
-    proposals = []
-    for s in (done, fresh):
-        context = decode.Context(
-            s.state.tokens, s.state.length, s.request.keys, s.request.sampling, None
-        )
-        propose = jax.jit(lambda drafter, draft, context: drafter.propose(draft, context)[0])
-        proposals.append(propose(s.drafter, s.state.draft, context))
-    assert (proposals[0].tokens == proposals[1].tokens).all()
-    if proposals[0].q is not None:
-        np.testing.assert_allclose(proposals[0].q, proposals[1].q, atol=1e-5)
-
-    def valid(cache: decode.Cache, buffer: jax.Array) -> np.ndarray:
-        slots = min(done.num_slots, fresh.num_slots)
-        mask = jnp.arange(slots)[None, :] < cache.length[:, None]
-        return np.asarray(jnp.where(mask[:, None, :, None], buffer[:, :, :slots], 0.0))
-
-    ours, replay = done.state.cache, fresh.state.cache
-    for a, b in zip(ours.k + ours.v, replay.k + replay.v):
-        np.testing.assert_allclose(valid(ours, a), valid(replay, b), atol=1e-5)
+    checks.fresh_state(name)
 
 
 @pytest.mark.parametrize("name", DRAFTERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 import specjax
 from specjax import drafters
+from specjax.checkpoint import assemble
+from specjax.checkpoint.safetensors_reader import Tensor
 from specjax.models import FAMILIES, Frozen
 
 RAW = {
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 2048,
 }
@@ -26,11 +28,19 @@ RAW = {
 
 @functools.cache
 def model(
-    family: str = "llama", *, seed: int = 0, vocab: int = 31, layers: int = 2, sharp: float = 6.0
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    vocab: int = 31,
+    layers: int = 2,
+    sharp: float = 6.0,
+    heads: int = 4,
+    kv_heads: int = 2,
 ) -> specjax.Model:
     """A random model whose logits have a spread of about ``sharp``. Float32, no tokenizer."""
     cls = FAMILIES[family]
     raw = {**RAW, "model_type": family, "vocab_size": vocab, "num_hidden_layers": layers}
+    raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
     module = cls(cls.read_config(raw), dtype=jnp.float32, rngs=nnx.Rngs(seed))
     # Random weights this small write the same token for ever: larger ones make texts that vary.
     for path, param in nnx.to_flat_state(nnx.state(module)):
@@ -46,6 +56,26 @@ def model(
         name=f"{family}-{seed}",
         dtype=np.dtype(np.float32),
     )
+
+
+def placed(model: specjax.Model, mesh: Mesh, *, replicate: bool = False) -> specjax.Model:
+    """The same model on a mesh, put there as a checkpoint would be."""
+    tensors = {
+        assemble.tensor_name(path): Tensor(
+            p.shape, np.dtype(p.dtype), lambda p=p: np.asarray(p[...])
+        )
+        for path, p in nnx.to_flat_state(model.net.params)
+    }
+    net = assemble.assemble(
+        FAMILIES[model.config.model_type],
+        model.config,
+        tensors,
+        dtype=model.dtype,
+        mesh=mesh,
+        where=model.name,
+        replicate=replicate,
+    )
+    return dataclasses.replace(model, net=net, mesh=mesh)
 
 
 def draft(vocab: int = 31) -> specjax.Model:

@@ -65,6 +65,7 @@ def save_pretrained(
             tokenizer.save(str(whole / "tokenizer.json"))
             _write_json(whole / "tokenizer_config.json", tokenizer_settings or {})
         for path in sorted(whole.iterdir()):
+            path.chmod(0o644)  # safetensors makes its files private
             os.replace(path, directory / path.name)
 
 

@@ -74,9 +74,7 @@ def load_network(
     if config.tie_word_embeddings:
         tensors.pop(_HEAD, None)  # equal to the embedding, as `_settle_head` found
     where = str(directory)
-    net = assemble(
-        cls, config, tensors, dtype=dtype, mesh=mesh, where=where, replicate=replicate
-    )
+    net = assemble(cls, config, tensors, dtype=dtype, mesh=mesh, where=where, replicate=replicate)
     return net, dtype
 
 

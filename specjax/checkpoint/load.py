@@ -114,9 +114,7 @@ def _load_directory(
     return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype)
 
 
-def _load_file(
-    path: Path, *, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool
-) -> Model:
+def _load_file(path: Path, *, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool) -> Model:
     dtype = dtype or np.dtype(np.float32)  # what llama2.c stores
     net = load_llama2c(path, mesh=mesh, dtype=dtype, replicate=replicate)
     tokenizer = find_llama2c_tokenizer(path, net.config.vocab_size)

@@ -36,7 +36,7 @@ def warn_of_slow_updates() -> None:
     """Warns where small updates in a loop rewrite whole buffers (jax issue 40101)."""
     if platform() == "cpu" and jaxlib.__version__ == "0.11.1":
         warnings.warn(
-            "jaxlib 0.11.1 copies the whole cache for each update on CPU (jax issue 40101): text is "
-            "right but slow; use another version.",
+            "jaxlib 0.11.1 copies the whole cache for each update on CPU (jax issue 40101): the "
+            "text is right but slow to come; use another version.",
             stacklevel=3,
         )

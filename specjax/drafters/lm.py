@@ -1,4 +1,4 @@
-"""An independent smaller language model with its own cache (Leviathan et al. 2023; Chen et al. 2023).
+"""An independent, smaller language model (Leviathan et al. 2023; Chen et al. 2023).
 
 Between cycles the draft cache holds every committed token but the last two. The first draft step of
 a cycle is two tokens wide and feeds both: after a full acceptance the last guess has not been

@@ -49,8 +49,8 @@ class DecoderConfig:
             return self
         if size % self.num_kv_heads:
             raise ValueError(
-                f"The mesh's model axis has {size} devices, which neither divides nor is a multiple "
-                f"of this model's num_key_value_heads={self.num_kv_heads}; choose another size."
+                f"The mesh's model axis has {size} devices, which neither divides nor "
+                f"is a multiple of this model's num_key_value_heads={self.num_kv_heads}; choose another."
             )
         return dataclasses.replace(self, kv_repeat=size // self.num_kv_heads)
 

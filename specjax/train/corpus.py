@@ -51,8 +51,17 @@ HELDOUT = (
 
 # Tests, installed packages, tables that are generated, and what differs from machine to machine.
 _SKIP_DIRS = frozenset(
-    "site-packages dist-packages test tests idle_test encodings pydoc_data __pycache__ "
-    "__phello__".split()
+    {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "encodings",
+        "pydoc_data",
+        "__pycache__",
+        "__phello__",
+    }
 )
 _SKIP_FILES = frozenset({"sre_constants.py", "sre_compile.py", "sre_parse.py", "this.py"})
 _SKIP_PREFIXES = ("_sysconfigdata", "config-", "sysconfig.py", "site.py", "lib2to3/pgen2/token")
@@ -146,7 +155,9 @@ def load_corpus(
 
 def _read_manifest(path: Path) -> dict:
     if not path.is_file():
-        raise ValueError(f"{path}: no such corpus manifest; make one: python -m {__name__} {path}")
+        raise ValueError(
+            f"{path}: no such corpus manifest; make one: python -m specjax.train.corpus {path}"
+        )
     manifest = json.loads(path.read_text())
     missing = {"python", "train", "heldout"} - set(manifest)
     if missing:
@@ -163,7 +174,7 @@ def _digest(data: bytes) -> str:
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
-        raise SystemExit(f"usage: python -m {__name__} MANIFEST.json")
+        raise SystemExit("usage: python -m specjax.train.corpus MANIFEST.json")
     manifest = make_manifest()
     Path(argv[1]).write_text(json.dumps(manifest, indent=1) + "\n")
     counts = f"{len(manifest['train'])} training and {len(manifest['heldout'])} held-out files"

@@ -48,7 +48,9 @@ class Skeleton:
 
     def module(self, params: Params, dtype: jnp.dtype | None = None) -> Any:
         """The module with these weights, cast to ``dtype`` where one is given."""
-        leaves = [params[name] if dtype is None else params[name].astype(dtype) for name in self.axes]
+        leaves = [
+            params[name] if dtype is None else params[name].astype(dtype) for name in self.axes
+        ]
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
 
     def shardings(self, mesh: Mesh) -> dict[str, jax.sharding.NamedSharding]:
@@ -71,9 +73,7 @@ def build(raw: Mapping[str, Any], seed: int, *, model_axis: int = 1) -> tuple[Sk
     return Skeleton.of(model(config, dtype=jnp.float32, rngs=nnx.Rngs(seed)))
 
 
-def windows(
-    stream: np.ndarray, *, seed: int, step: int, rows: int, seq_len: int
-) -> np.ndarray:
+def windows(stream: np.ndarray, *, seed: int, step: int, rows: int, seq_len: int) -> np.ndarray:
     """The batch of one step: a pure function of (seed, step).
 
     Every epoch cuts the stream at a new offset into windows that do not overlap, and visits them
@@ -153,8 +153,8 @@ def muon(lr: optax.Schedule, *, weight_decay: float) -> optax.GradientTransforma
     """Muon for the matrices of the layers, Adam for embedding, head and norms."""
 
     def kinds(params: Params) -> dict[str, str]:
-        hidden = lambda name, p: p.ndim == 2 and name.startswith("layers.")
-        return {name: "muon" if hidden(name, p) else "adam" for name, p in params.items()}
+        hidden = {n for n, p in params.items() if n.startswith("layers.") and p.ndim == 2}
+        return {name: "muon" if name in hidden else "adam" for name in params}
 
     matrices = optax.chain(
         scale_by_muon(), optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(lr)
@@ -184,7 +184,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def heldout_batches(stream: np.ndarray, *, rows: int, seq_len: int) -> list[np.ndarray]:
-    """The stream [N] cut into batches [rows, seq_len + 1], in order; what is left over is dropped."""
+    """The stream [N] as batches [rows, seq_len + 1] in order, without what is left over."""
     count = (len(stream) - 1) // seq_len // rows * rows
     if not count:
         raise ValueError(f"The held-out text is shorter than one batch of {rows} x {seq_len}.")
@@ -219,9 +219,7 @@ def make_step(
     the new state and the mean loss, float32.
     """
 
-    def step(
-        state: TrainState, tokens: Array, teacher: Frozen | None
-    ) -> tuple[TrainState, Array]:
+    def step(state: TrainState, tokens: Array, teacher: Frozen | None) -> tuple[TrainState, Array]:
         def add(total: tuple[Array, Params], micro: Array) -> tuple[tuple[Array, Params], None]:
             new = jax.value_and_grad(objective)(state.params, micro, teacher)
             return jax.tree.map(jnp.add, total, new), None

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from specjax.core.noise import gumbel_argmax
 from specjax.core.types import Array, Proposal, Verdict, pytree
 
+
 @pytree
 class VerifyKeys:
     """Randomness for one row's verdict; a rule consumes only the keys it needs."""

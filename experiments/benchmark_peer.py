@@ -1,0 +1,296 @@
+"""Times decoding on CPU against Hugging Face Transformers, on the same checkpoints and prompts.
+
+Greedy, batch 1, a fixed number of new tokens on both sides; each framework in a process of its own
+on the same cores, asked in turn. Needs `pip install -e '.[peer]'`. Expected: about ten minutes on
+2 idle CPU cores; a table, four expectations with PASS or FAIL, and exit status 0 either way.
+
+  python -m experiments.benchmark_peer --output=peer.json
+  python -m experiments.benchmark_peer --repeats=1 --max_new_tokens=32 --lm_k=4 --ngram_k=6
+
+docs/benchmarks.md says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from experiments import cli
+from specjax.checkpoint.load import DEMO
+from specjax.measure.contest import Contest, run_contest
+from specjax.measure.own_side import OwnSide
+from specjax.measure.peer_table import print_costs, print_rates, print_verdicts
+from specjax.measure.results import write_atomically
+from specjax.measure.speed import first_difference
+from specjax.measure.transformers_peer import TransformersPeer
+from specjax.measure.worker import Inline, Worker
+
+# None of them is in the training corpus of the embedded models.
+PROMPTS = (
+    '''"""A queue of jobs, the most urgent first."""
+
+import heapq
+
+
+class JobQueue:
+    def __init__(self):
+        self._jobs = []
+
+    def push(self, job, priority):
+''',
+    '''import os
+import sys
+
+
+def count_lines(path):
+    """Return the number of lines of each file below path."""
+    result = {}
+    for root, dirs, files in os.walk(path):
+''',
+    '''class Vector:
+    """A vector in the plane."""
+
+    def __init__(self, x, y):
+        self.x = x
+        self.y = y
+
+    def __add__(self, other):
+        return Vector(self.x + other.x, self.y + other.y)
+
+    def __sub__(self, other):
+''',
+    """import unittest
+
+
+class TestParser(unittest.TestCase):
+    def test_empty(self):
+        self.assertEqual(parse(""), [])
+
+    def test_one(self):
+""",
+)
+
+_TARGET = flags.DEFINE_string("target", "demo:target", "Checkpoint directory, or demo:target.")
+_DRAFT = flags.DEFINE_string("draft", "demo:draft", "Checkpoint directory, or demo:draft.")
+_DTYPES = flags.DEFINE_list("dtypes", ["float32", "bfloat16"], "Types of the weights.")
+_THREADS = flags.DEFINE_integer("threads", 2, "Cores for each framework.", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "For every prompt.", lower_bound=4)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds.", lower_bound=1)
+_NUM_PROMPTS = flags.DEFINE_integer(
+    "num_prompts", len(PROMPTS), "How many of the prompts.", 1, len(PROMPTS)
+)
+_LM_K = flags.DEFINE_list("lm_k", list("123456"), "Guesses of a model to choose from.")
+_NGRAM_K = flags.DEFINE_list("ngram_k", list("2345678"), "Guesses of a lookup to choose from.")
+_ONE_PROCESS = flags.DEFINE_boolean(
+    "one_process", False, "Both frameworks in this process, to see what sharing it costs."
+)
+_CACHE = flags.DEFINE_string("compilation_cache", "", "A directory; empty: compile every time.")
+_OUTPUT = flags.DEFINE_string("output", None, "A .json file for everything that was measured.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    console = Console(highlight=False)
+    with cli.one_line_errors():
+        lm_ks, ngram_ks = read_numbers("lm_k", _LM_K.value), read_numbers("ngram_k", _NGRAM_K.value)
+        check_flags()
+        pin_threads(_THREADS.value)
+        start = Inline if _ONE_PROCESS.value else Worker
+        ours = start(OwnSide, _TARGET.value, _DRAFT.value, _DTYPES.value, _CACHE.value)
+        paths = map(locate, (_TARGET.value, _DRAFT.value))
+        peer = start(TransformersPeer, *paths, _DTYPES.value, _THREADS.value)
+    report: dict[str, Any] = {
+        "settings": {name: flags.FLAGS[name].value for name in flag_names()},
+        "machine": describe_machine(),
+        "versions": {**ours.call("describe"), **peer.call("describe")},
+        "load_before": os.getloadavg(),
+    }
+    if report["load_before"][0] > 0.5:
+        console.print(
+            f"note: the load is {report['load_before'][0]:.1f} before anything runs here: other "
+            "processes will distort every figure."
+        )
+    prompts = ours.call("encode", PROMPTS[: _NUM_PROMPTS.value])
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    new = _MAX_NEW_TOKENS.value
+    contenders: dict[str, Any] = {}
+    report["sweeps"], report["names"] = {}, {}
+    for dtype in _DTYPES.value:
+
+        def own(way: str, k: int, prompt: Sequence[int], dtype: str = dtype) -> Any:
+            return ours.call("generate", dtype, way, k, prompt, new)
+
+        def theirs(way: str, k: int, prompt: Sequence[int], dtype: str = dtype) -> Any:
+            return peer.call("generate", dtype, way, k, prompt, new)
+
+        chosen, sweeps = {}, {}
+        for side, generate, way, ks in (
+            ("specjax", own, "lm", lm_ks),
+            ("specjax", own, "ngram", ngram_ks),
+            ("transformers", theirs, "assisted", lm_ks),
+            ("transformers", theirs, "lookup", ngram_ks),
+        ):
+            say(f"choosing k: {dtype} {side} {way}")
+            sweep = run_contest(
+                {str(k): functools.partial(generate, way, k) for k in ks},
+                prompts[:2],
+                repeats=2 if len(ks) > 1 else 0,
+            )
+            rates = {k: sweep.rate(str(k)) for k in ks} if len(ks) > 1 else {ks[0]: float("nan")}
+            chosen[way] = max(rates, key=lambda k: rates[k])
+            sweeps[f"{side} {way}"] = {
+                k: {"tokens_per_second": rates[k], "tau": sweep.tau(str(k))} for k in ks
+            }
+        report["sweeps"][dtype] = sweeps
+        names = {}
+        for side, generate, way in (
+            ("specjax", own, "plain"),
+            ("specjax", own, "lm"),
+            ("specjax", own, "ngram"),
+            ("transformers", theirs, "plain"),
+            ("transformers", theirs, "assisted"),
+            ("transformers", theirs, "assisted_default"),
+            ("transformers", theirs, "lookup"),
+        ):
+            k = chosen.get(way, 0)
+            name = f"{dtype} {side} {way}" + (f" k={k}" if k else "")
+            contenders[name] = functools.partial(generate, way, k)
+            names[f"{side} {way}"] = name
+        report["names"][dtype] = names
+        report.setdefault("chosen", {})[dtype] = chosen
+    contest = run_contest(contenders, prompts, repeats=_REPEATS.value, say=say)
+
+    say("step costs and memory floor")
+    report["costs"] = {
+        dtype: ours.call("costs", dtype, prompts[0], new, chosen["lm"], _THREADS.value)
+        for dtype, chosen in report["chosen"].items()
+    }
+    report["load_after"] = os.getloadavg()
+    ours.close()
+    peer.close()
+    report["results"] = {
+        name: {
+            "tokens_per_second": contest.rate(name),
+            "tau": contest.tau(name),
+            "all_rates": contest.rates[name],
+        }
+        for name in contenders
+    }
+    report["texts"] = compare_texts(contest, report["names"])
+    report["expectations"] = judge(contest, report["names"])
+    print_rates(console, contest, report)
+    print_costs(console, contest, report)
+    print_verdicts(console, report)
+    if _OUTPUT.value is not None:
+        write_atomically(Path(_OUTPUT.value), json.dumps(report, indent=1) + "\n")
+
+
+def flag_names() -> list[str]:
+    return [f.name for f in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]]
+
+
+def read_numbers(name: str, values: Sequence[str]) -> list[int]:
+    """The numbers of a list flag.
+
+    Raises:
+      ValueError: if one is no positive integer, or there is none.
+    """
+    if not values or not all(v.isdecimal() and int(v) > 0 for v in values):
+        raise ValueError(f"--{name}={','.join(values)}: must be positive integers, such as 2,4,8.")
+    return [int(v) for v in values]
+
+
+def check_flags() -> None:
+    """Raises ValueError on what cannot be run."""
+    missing = [m for m in ("torch", "transformers") if importlib.util.find_spec(m) is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} not installed: pip install -e '.[peer]'.")
+    unknown = [d for d in _DTYPES.value if d not in ("float32", "bfloat16")]
+    if unknown or not _DTYPES.value:
+        raise ValueError(f"--dtypes={','.join(_DTYPES.value)}: float32, bfloat16 or both.")
+    if _OUTPUT.value is not None and not Path(_OUTPUT.value).parent.is_dir():
+        raise ValueError(f"--output={_OUTPUT.value} lies in no existing directory.")
+
+
+def pin_threads(threads: int) -> None:
+    """Lets this process, and those it starts, use so many cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    if threads > len(cores):
+        raise ValueError(f"--threads={threads}: this machine lends {len(cores)} cores; use fewer.")
+    os.sched_setaffinity(0, cores[:threads])
+    os.environ.update(
+        JAX_PLATFORMS="cpu", OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false"
+    )
+
+
+def locate(name: str) -> str:
+    return str(DEMO / name.removeprefix("demo:")) if name.startswith("demo:") else name
+
+
+def describe_machine() -> dict[str, Any]:
+    """Enough to know later what was measured on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def compare_texts(contest: Contest, names: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Per contender, (prompt, token) where it first differs from our plain decoding of its type."""
+    return {
+        name: first_difference(contest.tokens[name], contest.tokens[group["specjax plain"]])
+        for group in names.values()
+        for name in group.values()
+    }
+
+
+def judge(contest: Contest, names: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+    """The four expectations, for each type that was run."""
+    verdicts: list[dict[str, Any]] = []
+
+    def expect(what: str, name: str, other: str, least: float) -> None:
+        ratio = contest.ratio(name, other)
+        verdicts.append(
+            {
+                "what": what,
+                "of": [name, other],
+                "ratio": ratio.median,
+                "quartiles": [ratio.low, ratio.high],
+                "least": least,
+                "passed": ratio.median >= least,
+            }
+        )
+
+    best = {}
+    for dtype, group in names.items():
+        speculative = contest.best([group["specjax lm"], group["specjax ngram"]])
+        ways = ("assisted", "assisted_default", "lookup")
+        assisted = contest.best([group[f"transformers {way}"] for way in ways])
+        plain = group["specjax plain"]
+        best[dtype] = {"plain": plain, "speculation": speculative}
+        expect("plain / Transformers plain", plain, group["transformers plain"], 2.0)
+        expect("speculation / Transformers assisted", speculative, assisted, 3.0)
+        expect("speculation / plain", speculative, plain, 1.5)
+    if len(best) == 2:
+        for way in ("plain", "speculation"):
+            expect(f"bfloat16 / float32, {way}", best["bfloat16"][way], best["float32"][way], 1.0)
+    return verdicts
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,171 @@
+"""Checks that several tests share. Each passes on code that is right, and says where it is not.
+
+`test_mutants` plants bugs and asserts that a check fails; the programs are looked up in
+`specjax.decode` at every call, so that it can put others there.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+from scipy import stats
+
+import specjax
+from specjax import decode, session, verify
+from specjax.core.keys import row_keys
+from specjax.drafters import LM
+from specjax.sampling import Options, make_sampling
+
+STEPS = 24
+
+# --- greedy text and the number of cycles ---------------------------------------------------------
+
+
+def greedy_text(family: str, name: str, *num_drafts: int) -> None:
+    """At temperature 0 the text is the target's own, whatever the drafter guesses."""
+    target, prompts = tiny.model(family), tiny.prompts(3)
+    want = [tiny.greedy_reference(target, p, STEPS) for p in prompts]
+    assert len({tuple(w) for w in want}) == 3 and len(set(want[1])) > 4  # the texts do vary
+    for num_draft in num_drafts:
+        out = specjax.generate(target, tiny.make(name, num_draft), prompts, max_new_tokens=STEPS)
+        assert out.tokens == want, num_draft
+
+
+def perfect_draft(kind: str, temperature: float) -> None:
+    """A draft that is the target itself is always right: no state of it falls behind."""
+    target = tiny.model()
+    out = specjax.generate(
+        target,
+        LM(target, 3, kind),
+        tiny.prompts(3),
+        max_new_tokens=STEPS,
+        temperature=temperature,
+        seed=5,
+    )
+    assert out.tau == 4.0 and out.trace.survival() == [1.0, 1.0, 1.0]
+    assert out.trace.num_cycles == 3 * STEPS // 4
+
+
+# --- path independence ----------------------------------------------------------------------------
+
+
+def run_cycles(
+    target: specjax.Model, name: str, cycles: int, *, temperature: float = 0.8, rows: int = 4
+) -> session.Session:
+    requests = [
+        session.Row(p, Options(temperature=temperature), seed, 60, ())
+        for seed, p in enumerate(tiny.prompts(rows))
+    ]
+    s = session.Session(target, tiny.make(name, 3), requests)
+    s.advance(cycles)
+    return s
+
+
+def fresh_state(name: str) -> None:
+    """Law 3: after any cycles caches and proposals are those of a replay of the committed text.
+
+    Verification repairs what a drafter proposes, so no test of the text can see this go wrong.
+    """
+    target = tiny.model()
+    rows = 24
+    done = run_cycles(target, name, 7, rows=rows)
+    assert (done.state.cache.length == done.state.length - 1).all()
+    texts = [r + n for r, n in zip(tiny.prompts(rows), done.new_tokens())]
+    requests = [
+        session.Row(t, Options(temperature=0.8), seed, 20, ()) for seed, t in enumerate(texts)
+    ]
+    fresh = session.Session(target, tiny.make(name, 3), requests)
+
+    proposals = []
+    propose = jax.jit(lambda drafter, draft, context: drafter.propose(draft, context)[0])
+    for s in (done, fresh):
+        context = decode.Context(
+            s.state.tokens, s.state.length, s.request.keys, s.request.sampling, None
+        )
+        proposals.append(propose(s.drafter, s.state.draft, context))
+    assert (proposals[0].tokens == proposals[1].tokens).all()
+    if proposals[0].q is not None:
+        np.testing.assert_allclose(proposals[0].q, proposals[1].q, atol=1e-5)
+
+    def valid(cache: decode.Cache, buffer: jax.Array) -> np.ndarray:
+        slots = min(done.num_slots, fresh.num_slots)
+        mask = jnp.arange(slots)[None, :] < cache.length[:, None]
+        return np.asarray(jnp.where(mask[:, None, :, None], buffer[:, :, :slots], 0.0))
+
+    ours, replay = done.state.cache, fresh.state.cache
+    for a, b in zip(ours.k + ours.v, replay.k + replay.v):
+        np.testing.assert_allclose(valid(ours, a), valid(replay, b), atol=1e-5)
+
+
+# --- the law of whole texts -----------------------------------------------------------------------
+
+VOCAB, FIRST, NEW, NUM_DRAFT, HEAT = 4, 2, 5, 2, 1.3
+TEXTS = 40_000
+ALPHA = 1e-4
+# What this detects. With 40000 texts and about 210 cells, the statistic leaves its 1 - 1e-4
+# quantile in every second run when sum (got - want)^2 / want over the cells is 0.002: when each
+# text is 4.5% too likely or too rare, or when 1.4% of all texts moved to or from one cell of
+# probability 0.1. Seeds are fixed, so the verdict is the same in every run.
+
+
+def law_target() -> specjax.Model:
+    return tiny.model("llama", seed=2, vocab=VOCAB, layers=1, sharp=1.5)
+
+
+def law_draft() -> specjax.Model:
+    return tiny.model("qwen3", seed=9, vocab=VOCAB, layers=1, sharp=3.0)
+
+
+@functools.cache
+def chance_of_texts() -> np.ndarray:
+    """The target's probability of each text of `NEW` tokens, by enumeration: [V ** NEW]."""
+    texts = np.stack(np.unravel_index(np.arange(VOCAB**NEW), (VOCAB,) * NEW), -1)
+    fed = np.pad(texts, ((0, 0), (1, 0)), constant_values=FIRST)
+    scores = tiny.full_logits(law_target(), fed)[:, :-1].astype(np.float64) / HEAT
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    return np.take_along_axis(p, texts[..., None], -1)[..., 0].prod(1)
+
+
+def many_texts(drafter: Any, rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """New tokens [TEXTS, NEW] of one batch of equal prompts, and the cycles of each [TEXTS]."""
+    target = law_target()
+    slots = 1 + NEW + drafter.num_draft + 1
+    request = decode.Request(
+        keys=row_keys(jnp.arange(TEXTS, dtype=jnp.uint32)),
+        limit=jnp.full((TEXTS,), 1 + NEW, jnp.int32),
+        stop_ids=jnp.full((TEXTS, 1), -1, jnp.int32),
+        sampling=jax.tree.map(
+            lambda x: jnp.tile(x, TEXTS), make_sampling([Options(temperature=HEAT)], VOCAB)
+        ),
+    )
+    state = decode.init_program(
+        target.net,
+        drafter,
+        jnp.zeros((TEXTS, slots), jnp.int32).at[:, 0].set(FIRST),
+        jnp.ones((TEXTS,), jnp.int32),
+        jnp.zeros((TEXTS,), jnp.bool_),
+        None,
+    )
+    state = decode.run_program(
+        target.net, drafter, verify.get(rule), request, state, jnp.int32(NEW + 1)
+    )
+    assert bool(state.done.all())
+    return np.asarray(state.tokens)[:, 1 : 1 + NEW], np.asarray(state.trace.committed > 0).sum(1)
+
+
+def law_of_texts(drafter: Any, rule: str) -> None:
+    """Chi-square of whole texts, several cycles long, against the target's exact law."""
+    texts, cycles = many_texts(drafter, rule)
+    assert len(np.unique(cycles)) > 1 or drafter.num_draft == 0  # texts differ in where they broke
+    want = TEXTS * chance_of_texts()
+    got = np.bincount(texts @ VOCAB ** np.arange(NEW)[::-1], minlength=VOCAB**NEW)
+    rare = want < 10
+    want, got = np.append(want[~rare], want[rare].sum()), np.append(got[~rare], got[rare].sum())
+    statistic = ((got - want) ** 2 / want).sum()
+    assert statistic < stats.chi2.isf(ALPHA, len(want) - 1), (statistic, len(want) - 1)

@@ -1,0 +1,223 @@
+"""On a mesh: the same text as on one device, and no array gathered that should stay split.
+
+Run by tests/test_multidevice.py with eight fake CPU devices; alone:
+XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/multidevice
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny_checkpoint import write_tiny
+
+import specjax
+from specjax import decode, drafters, session
+from specjax.checkpoint import CheckpointError
+from specjax.core.sharding import make_mesh, use_mesh
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+VOCAB, STEPS, ROWS, LAYERS = 32, 12, 8, 2
+MESHES = [(1, 8), (2, 4), (8, 1)]  # data, model
+PROMPTS = [p[:12] for p in tiny.prompts(ROWS, VOCAB)]
+
+# Name -> drafter, options. Rows of temperature 0 ride along where others are hot.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "greedy": ("lm", {}),
+    "block": ("lm", {"temperature": [0.0, 0.8, 1.3, 0.9] * 2}),
+    "coupled": ("lm", {"temperature": [0.7, 1.1] * 4, "rule": "coupled"}),
+    "lookup": ("ngram", {"temperature": [0.0, 0.8] * 4}),
+}
+
+
+def target() -> specjax.Model:
+    """8 heads; its 2 key/value heads are repeated where the model axis has more devices."""
+    return tiny.model(vocab=VOCAB, layers=LAYERS, heads=8, kv_heads=2)
+
+
+def draft(heads: int = 8) -> specjax.Model:
+    """One key/value head."""
+    return tiny.model("qwen3", seed=7, vocab=VOCAB, layers=1, heads=heads, kv_heads=1)
+
+
+def write_text(
+    case: str, target: specjax.Model, draft: specjax.Model, rows: int = ROWS
+) -> list[list[int]]:
+    name, options = CASES[case]
+    needs_model = drafters.DRAFTERS[name].needs_model
+    drafter = drafters.make(name, model=draft if needs_model else None, num_draft=3)
+    options = {k: v[:rows] if isinstance(v, list) else v for k, v in options.items()}
+    return specjax.generate(
+        target, drafter, PROMPTS[:rows], max_new_tokens=STEPS, seed=5, **options
+    ).tokens
+
+
+@functools.cache
+def on_one_device(case: str) -> list[list[int]]:
+    return write_text(case, target(), draft())
+
+
+@functools.cache
+def on_mesh(data: int, model: int) -> tuple[specjax.Model, specjax.Model]:
+    mesh = make_mesh(data, model)
+    return tiny.placed(target(), mesh), tiny.placed(draft(), mesh)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda m: f"{m[0]}x{m[1]}")
+def test_text_is_that_of_one_device(mesh: tuple[int, int], case: str) -> None:
+    if case == "coupled" and mesh != (2, 4):
+        pytest.skip("compiling is the cost: the other cases have the same noise, heads and caches")
+    want = on_one_device(case)
+    assert len({tuple(t) for t in want}) == ROWS
+    assert write_text(case, *on_mesh(*mesh)) == want
+    if mesh[0] > 1 and case in ("block", "lookup"):  # rows that the data axis does not divide
+        assert write_text(case, *on_mesh(*mesh), rows=ROWS - 1) == want[:-1]
+
+
+def test_parameters_and_caches_are_split() -> None:
+    """One eighth a device of what has a named axis; of the state, too, after cycles."""
+    big, small = on_mesh(1, 8)
+    layer = big.net.module.layers[0]
+    shards = {
+        "q_proj": (layer.self_attn.q_proj, (8, 32)),
+        "k_proj": (layer.self_attn.k_proj, (16, 32)),  # repeated heads: whole
+        "o_proj": (layer.self_attn.o_proj, (32, 8)),
+        "up_proj": (layer.mlp.up_proj, (6, 32)),
+        "down_proj": (layer.mlp.down_proj, (32, 6)),
+        "head": (big.net.module.lm_head, (4, 32)),
+        "embedding": (big.net.module.embed_tokens, (4, 32)),
+    }
+    for name, (linear, shape) in shards.items():
+        assert linear.weight[...].sharding.shard_shape(linear.weight[...].shape) == shape, name
+    s = one_session((2, 4), "lm")
+    s.advance(2)
+    for cache in (s.state.cache, s.state.draft):
+        for buffer in cache.k + cache.v:
+            assert buffer.shape[1] == 4 and buffer.sharding.shard_shape(buffer.shape)[:2] == (4, 1)
+    del small
+
+
+def one_session(mesh: tuple[int, int], name: str) -> session.Session:
+    big, small = on_mesh(*mesh)
+    rows = [
+        session.Row(p, specjax.Options(temperature=[0.0, 0.8][b % 2]), 5 + b, STEPS, ())
+        for b, p in enumerate(PROMPTS)
+    ]
+    spec = drafters.make(name, model=small if name == "lm" else None, num_draft=3)
+    return session.Session(big, spec, rows)
+
+
+def test_a_draft_is_replicated_where_its_heads_do_not_divide() -> None:
+    """Text, and that the draft's own pass talks to no other device."""
+    mesh = make_mesh(2, 4)
+    odd = draft(heads=3)
+    with pytest.raises(CheckpointError, match="num_heads=3; choose a divisor") as info:
+        tiny.placed(odd, mesh)
+    assert "\n" not in str(info.value)
+    whole = tiny.placed(odd, mesh, replicate=True)
+    assert whole.net.module.lm_head.weight[...].sharding.is_fully_replicated
+    assert write_text("greedy", on_mesh(2, 4)[0], whole) == on_one_device("greedy")
+
+    with use_mesh(mesh):
+        cache = jax.jit(lambda net: net.init_cache(ROWS, 32))(whole.net)
+        assert cache.k[0].sharding.shard_shape(cache.k[0].shape) == (ROWS // 2, 1, 32, 8)
+        tokens = jax.device_put(
+            jnp.zeros((ROWS, 2), jnp.int32), NamedSharding(mesh, PartitionSpec("data"))
+        )
+        step = jax.jit(lambda net, tokens, cache: net(tokens, cache))
+        text = step.lower(whole.net, tokens, cache).compile().as_text()
+    assert not collectives(text)
+    with pytest.raises(ValueError, match="on different devices") as info:
+        write_text("greedy", on_mesh(2, 4)[0], draft())
+    assert "\n" not in str(info.value)
+
+
+def test_ties_across_shards_go_to_the_lowest_id() -> None:
+    mesh = make_mesh(1, 8)
+    logits = np.zeros((3, VOCAB), np.float32)
+    for row, places in enumerate([(6, 22), (31, 30, 9), (0, 28)]):
+        logits[row, list(places)] = 1.0
+    x = jax.device_put(logits, NamedSharding(mesh, PartitionSpec(None, "model")))
+    assert jax.jit(lambda x: x.argmax(-1))(x).tolist() == [6, 9, 0]
+
+    # End to end: two rows of the head are the same, in different shards.
+    favourite = np.bincount(np.concatenate(on_one_device("greedy"))[:], minlength=VOCAB)
+    first = int(favourite[: VOCAB // 2].argmax())
+    twin = first + VOCAB // 2
+    net = target().net
+    module = nnx.merge(net.graphdef, net.params)
+    head = module.lm_head.weight[...]
+    module.lm_head.weight = nnx.Param(head.at[twin].set(head[first]), axes=("vocab", None))
+    tied = dataclasses.replace(target(), net=type(net).of(module))
+    want = write_text("greedy", tied, draft())
+    said = {t for row in want for t in row}
+    assert first in said and twin not in said
+    assert write_text("greedy", tiny.placed(tied, mesh), on_mesh(1, 8)[1]) == want
+
+
+@pytest.mark.parametrize("axis,field", [(3, "num_heads=8"), (16, "devices")])
+def test_a_mesh_that_does_not_divide_is_refused(axis: int, field: str) -> None:
+    with pytest.raises(ValueError, match=field) as info:
+        tiny.placed(target(), make_mesh(1, axis))
+    assert "\n" not in str(info.value)
+
+
+def test_a_checkpoint_is_loaded_in_slices(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny")
+    split = specjax.load(path, mesh="data:4,model:2")
+    whole = specjax.load(path, mesh="data:4,model:2", replicate=True)
+    plain = specjax.load(path)
+    flat = [dict(nnx.to_flat_state(m.net.params)) for m in (plain, split, whole)]
+    for place, param in flat[0].items():
+        a, b = flat[1][place][...], flat[2][place][...]
+        np.testing.assert_array_equal(param[...], a)
+        np.testing.assert_array_equal(param[...], b)
+        assert b.sharding.is_fully_replicated
+        halves = math.prod(a.shape) // math.prod(a.sharding.shard_shape(a.shape))
+        kept_whole = any(n in place for n in ("k_proj", "v_proj")) or a.ndim == 1
+        assert halves == (1 if kept_whole else 2), place
+
+
+def collectives(text: str) -> list[tuple[str, list[int]]]:
+    """(operation, number of elements of each result) of an optimised program's communication."""
+    names = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = []
+    for shape, name in re.findall(rf"= (.+?) ({names})(?:-start)?\(", text):
+        sizes = [
+            math.prod(map(int, d.split(",") if d else []))
+            for d in re.findall(r"\[([\d,]*)\]", shape)
+        ]
+        found.append((name, sizes))
+    return found
+
+
+def test_the_verify_pass_is_one_sharded_forward() -> None:
+    """In the program that users run: two sums a layer, and nothing big crosses devices."""
+    s = one_session((1, 8), "ngram")
+    jax.config.update("jax_disable_most_optimizations", False)
+    args = (s.target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
+    with use_mesh(s.target.mesh):
+        found = collectives(decode.run_program.lower(*args).compile().as_text())
+    counts = {name: sum(n == name for n, _ in found) for name, _ in found}
+    print(counts, [f for f in found if f[0] != "all-reduce"])
+    cache_shard = s.state.cache.k[0].size // 8
+    smallest_weight = 32 * 32  # whole, of those that are split
+    activations = ROWS * 4 * max(32, VOCAB)  # [B, K + 1, D or V]
+    assert activations <= smallest_weight < cache_shard
+    for name, sizes in found:
+        assert max(sizes) <= activations, (name, sizes)
+    # Each layer sums after o_proj and down_proj, the embedding once; argmax over the vocabulary
+    # reduces values and indices.
+    assert 2 * LAYERS < counts["all-reduce"] <= 2 * LAYERS + 8

@@ -1,0 +1,69 @@
+"""The house plan: which room may import from which, and a few things that are never written."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "specjax"
+FILES = [p for room in ("specjax", "experiments") for p in sorted((ROOT / room).rglob("*.py"))]
+
+# Room -> what it may import besides itself. Arrows point down.
+MAY_IMPORT = {
+    "core": (),
+    "sampling": ("core",),
+    "models": ("core",),
+    "verify": ("core",),
+    "drafters": ("models", "core", "sampling"),
+    "decode": ("drafters.base", "verify", "sampling", "core"),
+    "checkpoint": ("models", "drafters", "core"),
+    "train": ("drafters", "models", "core"),
+    "measure": ("decode", "core"),
+    "view": ("measure", "decode", "core"),
+    "session": ("decode", "verify", "drafters", "sampling", "measure", "core"),
+    "api": ("session", "checkpoint", "verify", "drafters", "sampling", "measure", "core"),
+}
+
+
+def imports(tree: ast.AST) -> list[str]:
+    """The modules that are imported, wherever in the file, as dotted names."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def strays(room: str, modules: list[str]) -> list[str]:
+    """The modules of other rooms that ``room`` may not import."""
+    allowed = [f"specjax.{r}." for r in (room, *MAY_IMPORT[room])]
+    ours = [m + "." for m in modules if m.split(".")[0] in ("specjax", "experiments")]
+    return [m for m in ours if not m.startswith(tuple(allowed))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_keeps_the_rules(path: Path) -> None:
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert path.name != "utils.py"
+    assert text.count("\n") <= 450
+    if not path.is_relative_to(PACKAGE):
+        return
+    attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    assert not [a.lineno for a in attributes if a.attr == "value"], "params are read as p[...]"
+    assert not [a.lineno for a in attributes if ast.unparse(a) == "nnx.jit"]
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room != "__init__":
+        assert not strays(room, imports(tree))
+
+
+def test_the_test_sees_a_stray() -> None:
+    source = "def f():\n    from specjax.drafters import lm\n    import specjax.core.cache\n"
+    assert strays("decode", imports(ast.parse(source))) == ["specjax.drafters.lm."]
+    assert strays("core", ["specjax.corelike.x", "jax.numpy"]) == ["specjax.corelike.x."]

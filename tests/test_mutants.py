@@ -1,0 +1,147 @@
+"""The tests are tested: known bugs are planted one at a time, and a named check must fail.
+
+Each of them is easy to make, leaves the text plausible and is missed by most kinds of check: greedy
+text alone sees few. `test_verify_exact` plants the wrong rules, `test_sequence_law` one more bug of
+the random keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import checks
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from specjax import decode
+from specjax.core import keys
+from specjax.core.cache import Cache
+from specjax.drafters import lm
+from specjax.verify.base import RejectionLaw, VerifyKeys
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+Patch = pytest.MonkeyPatch
+
+
+def greedy() -> None:
+    checks.greedy_text("llama", "lm", 4)
+
+
+def perfect() -> None:
+    checks.perfect_draft("sampled", 0.9)
+
+
+def fresh() -> None:
+    checks.fresh_state("lm")
+
+
+def law() -> None:
+    spec = tiny.make("lm", checks.NUM_DRAFT, model=checks.law_draft())
+    checks.law_of_texts(spec.bind(checks.law_target(), "sampled"), "block")
+
+
+CHECKS = (greedy, perfect, fresh, law)
+
+# --- bugs of state --------------------------------------------------------------------------------
+
+
+def draft_misses_the_last_guess(patch: Patch) -> None:
+    """The pending token is fed alone: what stands before it never went through the draft model."""
+    patch.setattr(lm, "last_two", lambda tokens, length: tokens[length - 1 + jnp.zeros(2, int)])
+
+
+def draft_not_rolled_back(patch: Patch) -> None:
+    patch.setattr(Cache, "rollback", lambda self, length: self)
+
+
+def target_length(patch: Patch, wrong: Callable[[Any, Any], Any]) -> None:
+    """After each cycle the target's cache has ``wrong(before, after)`` as its length."""
+    cycle = decode.cycle
+
+    def planted(target: Any, drafter: Any, rule: Any, request: Any, state: Any) -> Any:
+        after = cycle(target, drafter, rule, request, state)
+        length = jnp.where(state.done, state.cache.length, wrong(state.cache, after.cache))
+        return dataclasses.replace(after, cache=dataclasses.replace(after.cache, length=length))
+
+    patch.setattr(decode, "cycle", planted)
+
+
+def target_not_rolled_back(patch: Patch) -> None:
+    target_length(patch, lambda before, after: before.length + 5)  # K + 1 in the check `greedy`
+
+
+def target_off_by_one(patch: Patch) -> None:
+    target_length(patch, lambda before, after: after.length + 1)
+
+
+# --- bugs of randomness ---------------------------------------------------------------------------
+
+
+def next_token_from_p(patch: Patch) -> None:
+    """After a rejection the residual is forgotten."""
+    patch.setattr(RejectionLaw, "emission", lambda self, index: self.p[index])
+
+
+def one_key_for_coin_and_residual(patch: Patch) -> None:
+    patch.setattr(
+        decode,
+        "VerifyKeys",
+        lambda accept, residual, noise: VerifyKeys(accept=accept, residual=accept, noise=noise),
+    )
+
+
+def draft_steps_share_a_key(patch: Patch) -> None:
+    draw = lm.LMDrafter._draw
+    patch.setattr(lm.LMDrafter, "_draw", lambda self, x, i, *rest: draw(self, x, 0 * i, *rest))
+
+
+def keys_not_folded_with_length(patch: Patch) -> None:
+    at = keys.at
+    patch.setattr(keys, "at", lambda key, position, role: at(key, 0 * position, role))
+
+
+def drafted_at_another_temperature(patch: Patch) -> None:
+    """q is reported at the request's temperature, the guess drawn at a lower one."""
+    argmax = lm.gumbel_argmax
+    patch.setattr(lm, "gumbel_argmax", lambda key, logits: argmax(key, 1.3 * logits))
+
+
+# What is planted -> what sees it, and what is known to miss it.
+PLANTED: dict[Callable[[Patch], None], tuple[tuple, tuple]] = {
+    draft_misses_the_last_guess: ((fresh, perfect), (greedy,)),
+    draft_not_rolled_back: ((fresh,), (greedy,)),
+    target_not_rolled_back: ((greedy,), ()),
+    target_off_by_one: ((greedy,), ()),
+    next_token_from_p: ((law,), ()),
+    one_key_for_coin_and_residual: ((law,), ()),
+    draft_steps_share_a_key: ((law,), (perfect,)),
+    keys_not_folded_with_length: ((law,), ()),
+    drafted_at_another_temperature: ((law,), ()),
+}
+
+
+def retrace(patch: Patch) -> None:
+    """Compiles anew: nothing traced without the bug may serve with it, nor the other way."""
+    run = jax.jit(lambda *args: decode.run(*args), static_argnums=2, donate_argnums=4)
+    patch.setattr(decode, "run_program", run)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+def test_the_code_as_it_is_passes(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda b: b.__name__)
+def test_a_planted_bug_is_caught(bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    bug(monkeypatch)
+    retrace(monkeypatch)
+    sees, misses = PLANTED[bug]
+    for check in sees:
+        with pytest.raises(AssertionError):
+            check()
+    for check in misses:
+        check()

@@ -1,0 +1,319 @@
+"""Training of the demo models: corpus, tokenizer, resume, export."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tokenizers import Tokenizer
+
+from specjax.checkpoint import load
+from specjax.checkpoint.export import save_pretrained
+from specjax.models.frozen import Frozen
+from specjax.train import corpus, lm, loop
+from specjax.train import tokenizer as bpe
+from specjax.train.config import CorpusConfig, LMConfig
+from specjax.train.muon import orthogonalize
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = ROOT / "configs" / "stdlib_files.json"
+MODEL = {
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n\n" for i in range(300))
+STEPS, SEQ_LEN = 8, 16
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokenizer:
+    return bpe.train_tokenizer([TEXT + json.dumps(MODEL)], 290)
+
+
+def fresh() -> tuple[lm.Skeleton, lm.TrainState, object, object]:
+    skeleton, params = lm.build(MODEL, seed=0)
+    rate = lm.schedule(peak_lr=1e-2, warmup_steps=2, steps=STEPS)
+    optimizer = lm.make_optimizer("muon", rate, weight_decay=0.1, clip_norm=1.0)
+    return skeleton, lm.init_state(params, optimizer), optimizer, rate
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def train(tokens):
+    """``train(workdir, stop)``: trains to the end, or until step ``stop`` is logged."""
+    stream = bpe.encode_documents(tokens, [TEXT])
+    skeleton, _, optimizer, rate = fresh()
+    step_fn = lm.make_step(lm.make_objective(skeleton), optimizer)
+
+    def batch(step: int) -> jax.Array:
+        drawn = lm.windows(stream, seed=3, step=step, rows=4, seq_len=SEQ_LEN)
+        return jnp.asarray(drawn.reshape(2, 2, SEQ_LEN + 1))
+
+    def run(workdir: Path, stop: int = 0) -> lm.TrainState:
+        def report(record: loop.Record) -> None:
+            if record["step"] == stop:
+                raise Killed
+
+        return loop.fit(
+            fresh()[1],
+            step_fn,
+            batch,
+            steps=STEPS,
+            workdir=workdir,
+            learning_rate=rate,
+            evaluate=lambda state: float(state.params["norm.weight"].sum()),
+            log_every=1,
+            eval_every=2,
+            checkpoint_every=2,
+            report=report,
+        )
+
+    return run
+
+
+def curve(workdir: Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        del record["tokens_per_s"]
+    return records
+
+
+def test_resumed_run_is_the_same_run(train, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    expected = train(straight)
+    with pytest.raises(Killed):
+        train(killed, stop=5)
+    # What a kill in the middle of a save and of a line leaves behind.
+    (killed / "checkpoints" / "6.orbax-checkpoint-tmp-1").mkdir()
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    with pytest.raises(Killed):
+        train(killed, stop=7)  # resumed from 4; and again, from 6
+    state = train(killed)
+    assert [r["step"] for r in curve(killed)] == list(range(1, STEPS + 1))
+    assert curve(killed) == curve(straight)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    losses = [r["loss"] for r in curve(straight)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    stream = np.arange(1000)
+
+    def draw(step: int, rows: int) -> np.ndarray:
+        return lm.windows(stream, seed=1, step=step, rows=rows, seq_len=10)
+
+    per_epoch = 98
+    epoch = np.concatenate([draw(step, 7) for step in range(per_epoch // 7)])
+    assert len(set(epoch[:, 0].tolist())) == per_epoch  # no window twice
+    assert (np.diff(epoch) == 1).all() and epoch.min() >= 0 and epoch.max() < 1000
+    np.testing.assert_array_equal(epoch, np.concatenate([draw(s, 14) for s in range(7)]))
+    assert set(draw(14, 7)[:, 0].tolist()) != set(draw(0, 7)[:, 0].tolist())
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch():
+    skeleton, state, optimizer, _ = fresh()
+    objective = lm.make_objective(skeleton, compute_dtype=jnp.float32)
+    batch = jax.random.randint(jax.random.key(0), (2, 2, 9), 0, MODEL["vocab_size"])
+    step = lm.make_step(objective, optimizer)
+    two, loss_two = step(jax.tree.map(jnp.copy, state), batch, None)
+    one, loss_one = step(state, batch.reshape(1, 4, 9), None)
+    np.testing.assert_allclose(loss_one, loss_two, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(one.opt_state), jax.tree.leaves(two.opt_state), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_distilling_from_oneself_costs_nothing():
+    skeleton, params = lm.build(MODEL, seed=0)
+    teacher = Frozen.of(skeleton.module(params))
+    batch = jax.random.randint(jax.random.key(0), (2, 9), 0, MODEL["vocab_size"])
+    objective = lm.make_objective(skeleton, compute_dtype=jnp.float32, distill=1.0)
+    loss, grads = jax.value_and_grad(objective)(params, batch, teacher)
+    assert abs(float(loss)) < 1e-5
+    assert max(float(jnp.abs(g).max()) for g in grads.values()) < 1e-5
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one():
+    for shape in ((24, 64), (64, 24)):
+        result = orthogonalize(jax.random.normal(jax.random.key(1), shape))
+        values = np.linalg.svd(np.asarray(result), compute_uv=False)
+        assert result.shape == shape and values.min() > 0.5 and values.max() < 1.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\tif x:\r\n\t\ty\r\n\r\n  z \n",
+        "naïve 漢字 🙂\u200d\n",
+        " \n \n",
+        "a  b   c\r",
+        "\x00\x7f",
+    ],
+)
+def test_tokenizer_round_trips(tokens, text):
+    assert tokens.decode(tokens.encode(text).ids) == text
+
+
+def test_indentation_is_one_token(tokens):
+    assert "ĊĠĠĠĠ" in tokens.encode("def f(x):\n    return x").tokens
+    assert tokens.token_to_id(bpe.END) == 0
+
+
+def test_tokenizer_needs_enough_text():
+    with pytest.raises(ValueError, match="yields only"):
+        bpe.train_tokenizer(["ab"], 1000)
+
+
+def test_manifest_is_this_corpus_split_in_two():
+    manifest = json.loads(MANIFEST.read_text())
+    assert not set(manifest["train"]) & set(manifest["heldout"])
+    assert 20 <= len(manifest["heldout"]) <= 30
+    assert not [name for name in manifest["train"] if "/test" in name or "site-packages" in name]
+
+
+def test_changed_files_are_refused_unless_allowed(tmp_path):
+    for name in ("a.py", "b.py", "heapq.py"):
+        (tmp_path / name).write_text(f"# {name}\n")
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps(corpus.make_manifest(tmp_path)))
+    read = corpus.load_corpus(manifest, stdlib=tmp_path)
+    assert set(read.train) == {"a.py", "b.py"} and set(read.heldout) == {"heapq.py"}
+    (tmp_path / "a.py").write_text("changed")
+    with pytest.raises(ValueError, match=r"made with Python .*: a\.py"):
+        corpus.load_corpus(manifest, stdlib=tmp_path)
+    other = corpus.load_corpus(manifest, stdlib=tmp_path, allow_mismatch=True)
+    assert other.sha256 != read.sha256 and other.train["a.py"] == "changed"
+
+
+def test_exported_model_loads_with_the_same_logits(tokens, tmp_path):
+    skeleton, params = lm.build({**MODEL, "vocab_size": 290}, seed=0)
+    net = skeleton.module(params, jnp.bfloat16)
+    save_pretrained(net, tmp_path, tokenizer=tokens, tokenizer_settings=bpe.settings(64))
+    loaded = load(tmp_path)
+    text = "def f1(x):\n    return"
+    assert loaded.tokenizer.encode(text) == tokens.encode(text).ids
+    assert loaded.stop_token_ids == (0,)
+    prompt = jnp.asarray([tokens.encode(text).ids])
+    np.testing.assert_array_equal(loaded.net(prompt, None)[0], net(prompt, None)[0])
+    assert len(list(tmp_path.iterdir())) == 5  # no temporary file is left
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    skeleton, params = lm.build(MODEL, seed=0)
+    params["norm.weight"] = params["norm.weight"].at[0].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"norm\.weight"):
+        save_pretrained(skeleton.module(params), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def settings(**changes) -> LMConfig:
+    base = {
+        "model": MODEL,
+        "corpus": CorpusConfig("configs/stdlib_files.json"),
+        "tokenizer": "",
+        "teacher": "",
+        "distill": 0.0,
+        "optimizer": "adamw",
+        "peak_lr": 1e-3,
+        "warmup_steps": 1,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "steps": 4,
+        "rows": 2,
+        "accumulate": 1,
+        "seq_len": 16,
+        "seed": 0,
+        "log_every": 2,
+        "eval_every": 2,
+        "checkpoint_every": 2,
+    }
+    return LMConfig(**{**base, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"steps": 0}, "steps"),
+        ({"warmup_steps": 9}, "warmup_steps"),
+        ({"checkpoint_every": 3}, "multiple of log_every"),
+        ({"distill": 0.5}, "teacher"),
+        ({"seq_len": 65}, "max_position_embeddings"),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    settings()
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_a_workdir_belongs_to_one_run(tmp_path):
+    loop.claim(tmp_path, {"steps": 4})
+    loop.claim(tmp_path, {"steps": 4})
+    with pytest.raises(ValueError, match="steps"):
+        loop.claim(tmp_path, {"steps": 5})
+
+
+_SHARDED = """
+import jax, jax.numpy as jnp, numpy as np, sys
+sys.path.insert(0, {tests!r})
+from test_train_lm import fresh, MODEL
+from specjax.core.sharding import parse_mesh, use_mesh
+from specjax.train import lm
+batch = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, MODEL["vocab_size"])
+losses = []
+for mesh in ("", "data:2,model:2"):
+    with use_mesh(parse_mesh(mesh)):
+        skeleton, state, optimizer, _ = fresh()
+        state = lm.place(state, skeleton)
+        step = lm.make_step(lm.make_objective(skeleton, compute_dtype=jnp.float32), optimizer)
+        for _ in range(3):
+            state, loss = step(state, batch, None)
+        losses.append(float(loss))
+        if mesh:
+            up = state.params["layers.0.mlp.up_proj.weight"]
+            assert up.addressable_shards[0].data.shape == (32, 32), up.sharding
+np.testing.assert_allclose(*losses, rtol=1e-4)
+"""
+
+
+def test_step_on_a_mesh_is_the_same_step():
+    script = _SHARDED.format(tests=str(ROOT / "tests"))
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=300)
+
+
+def test_modules_of_a_skeleton_keep_their_weights():
+    skeleton, params = lm.build(MODEL, seed=0)
+    names = {
+        ".".join(map(str, p)) for p, _ in nnx.to_flat_state(nnx.state(skeleton.module(params)))
+    }
+    assert names == set(params)
