@@ -53,6 +53,6 @@ def get_config(variant: str = "target") -> config_dict.ConfigDict:
             teacher="specjax/demo/target",
             distill=0.9,
             peak_lr=4e-3,
-            steps=600,
+            steps=900,
         )
     return config

@@ -41,17 +41,14 @@ from specjax.verify import RULES
 from specjax.view.summary import Report, make_record, summary
 from specjax.view.text import Labeller, Painter
 
-DEFAULT_PROMPT = '''"""A queue of jobs, the most urgent first."""
+DEFAULT_PROMPT = '''"""Copy files and directories."""
 
-import heapq
+import os
 
 
-class JobQueue:
-    def __init__(self):
-        self._jobs = []
-
-    def push(self, job, priority):
-'''
+def copy_tree(source, target):
+    """Copy a directory with everything in it."""
+    for name in os.listdir(source)'''
 DEFAULT_NUM_DRAFT = 5
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "generate.py"
 

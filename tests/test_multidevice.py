@@ -11,7 +11,7 @@ from pathlib import Path
 def test_on_eight_fake_devices() -> None:
     folder = Path(__file__).parent / "multidevice"
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", str(folder)]
     done = subprocess.run(
         command, env=env, cwd=folder.parent.parent, capture_output=True, text=True
     )

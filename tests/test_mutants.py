@@ -1,8 +1,8 @@
 """The tests are tested: known bugs are planted one at a time, and a named check must fail.
 
 Each of them is easy to make, leaves the text plausible and is missed by most kinds of check: greedy
-text alone sees few. `test_verify_exact` plants the wrong rules, `test_sequence_law` one more bug of
-the random keys.
+text alone sees few. The same checks pass on the code as it is, in `test_decode` and
+`test_sequence_law`; wrong rules are planted in `test_verify_exact`.
 """
 
 from __future__ import annotations
@@ -31,20 +31,14 @@ def greedy() -> None:
     checks.greedy_text("llama", "lm", 4)
 
 
-def perfect() -> None:
-    checks.perfect_draft("sampled", 0.9)
-
-
 def fresh() -> None:
     checks.fresh_state("lm")
 
 
 def law() -> None:
     spec = tiny.make("lm", checks.NUM_DRAFT, model=checks.law_draft())
-    checks.law_of_texts(spec.bind(checks.law_target(), "sampled"), "block")
+    checks.law_of_texts(spec.bind(checks.law_target(), "sampled"), "block", 8_000)
 
-
-CHECKS = (greedy, perfect, fresh, law)
 
 # --- bugs of state --------------------------------------------------------------------------------
 
@@ -110,17 +104,17 @@ def drafted_at_another_temperature(patch: Patch) -> None:
     patch.setattr(lm, "gumbel_argmax", lambda key, logits: argmax(key, 1.3 * logits))
 
 
-# What is planted -> what sees it, and what is known to miss it.
-PLANTED: dict[Callable[[Patch], None], tuple[tuple, tuple]] = {
-    draft_misses_the_last_guess: ((fresh, perfect), (greedy,)),
-    draft_not_rolled_back: ((fresh,), (greedy,)),
-    target_not_rolled_back: ((greedy,), ()),
-    target_off_by_one: ((greedy,), ()),
-    next_token_from_p: ((law,), ()),
-    one_key_for_coin_and_residual: ((law,), ()),
-    draft_steps_share_a_key: ((law,), (perfect,)),
-    keys_not_folded_with_length: ((law,), ()),
-    drafted_at_another_temperature: ((law,), ()),
+# What is planted -> the check that sees it.
+PLANTED: dict[Callable[[Patch], None], Callable[[], None]] = {
+    draft_misses_the_last_guess: fresh,
+    draft_not_rolled_back: fresh,
+    target_not_rolled_back: greedy,
+    target_off_by_one: greedy,
+    next_token_from_p: law,
+    one_key_for_coin_and_residual: law,
+    draft_steps_share_a_key: law,
+    keys_not_folded_with_length: law,
+    drafted_at_another_temperature: law,
 }
 
 
@@ -130,18 +124,11 @@ def retrace(patch: Patch) -> None:
     patch.setattr(decode, "run_program", run)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
-def test_the_code_as_it_is_passes(check: Callable[[], None]) -> None:
-    check()
-
-
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda b: b.__name__)
 def test_a_planted_bug_is_caught(bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
     bug(monkeypatch)
     retrace(monkeypatch)
-    sees, misses = PLANTED[bug]
-    for check in sees:
-        with pytest.raises(AssertionError):
-            check()
-    for check in misses:
-        check()
+    with pytest.raises(AssertionError):
+        PLANTED[bug]()
+    if PLANTED[bug] is fresh:  # losslessness repairs it: no look at the text can tell
+        greedy()

@@ -29,17 +29,17 @@ def bound(name: str, kind: str) -> Any:
 def pairs() -> list[tuple[str, str, str]]:
     """Every registered drafter, each kind of guesses it can make, each rule exact for that kind.
 
-    Given a point mass, `block` is `token` itself; without a guess all rules are.
+    Left out is what is implied. Given a point mass, `block` is `token` itself. Under `coupled` the
+    text is the plain one, token for token, whatever the guess (`test_decode`): the law of the plain
+    text and of shared noise is enough. Without guesses all rules do the same.
     """
     found = []
     for name in DRAFTERS:
         for kind in KINDS if DRAFTERS[name].needs_model else ["one_hot"]:
-            for rule in verify.RULES.values():
-                same = rule.name == "block" and kind == "one_hot"
-                if name == "none" and rule.name != "coupled":
-                    continue
-                if kind in rule.takes and not rule.greedy_only and not same:
-                    found.append((name, kind, rule.name))
+            rules = [r.name for r in verify.RULES.values() if kind in r.takes and not r.greedy_only]
+            if kind == "one_hot":
+                rules = ["coupled" if name == "none" else "token"]
+            found += [(name, kind, rule) for rule in rules]
     return found
 
 

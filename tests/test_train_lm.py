@@ -29,7 +29,7 @@ MODEL = {
     "vocab_size": 320,
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -41,16 +41,18 @@ MODEL = {
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n\n" for i in range(300))
 STEPS, SEQ_LEN = 8, 16
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def tokens() -> Tokenizer:
     return bpe.train_tokenizer([TEXT + json.dumps(MODEL)], 290)
 
 
-def fresh() -> tuple[lm.Skeleton, lm.TrainState, object, object]:
+def fresh(name: str = "adamw") -> tuple[lm.Skeleton, lm.TrainState, object, object]:
     skeleton, params = lm.build(MODEL, seed=0)
     rate = lm.schedule(peak_lr=1e-2, warmup_steps=2, steps=STEPS)
-    optimizer = lm.make_optimizer("muon", rate, weight_decay=0.1, clip_norm=1.0)
+    optimizer = lm.make_optimizer(name, rate, weight_decay=0.1, clip_norm=1.0)
     return skeleton, lm.init_state(params, optimizer), optimizer, rate
 
 
@@ -62,7 +64,7 @@ class Killed(Exception):
 def train(tokens):
     """``train(workdir, stop)``: trains to the end, or until step ``stop`` is logged."""
     stream = bpe.encode_documents(tokens, [TEXT])
-    skeleton, _, optimizer, rate = fresh()
+    skeleton, state, optimizer, rate = fresh("muon")
     step_fn = lm.make_step(lm.make_objective(skeleton), optimizer)
 
     def batch(step: int) -> jax.Array:
@@ -75,7 +77,7 @@ def train(tokens):
                 raise Killed
 
         return loop.fit(
-            fresh()[1],
+            jax.tree.map(jnp.copy, state),
             step_fn,
             batch,
             steps=STEPS,
@@ -150,7 +152,7 @@ def test_distilling_from_oneself_costs_nothing():
     teacher = Frozen.of(skeleton.module(params))
     batch = jax.random.randint(jax.random.key(0), (2, 9), 0, MODEL["vocab_size"])
     objective = lm.make_objective(skeleton, compute_dtype=jnp.float32, distill=1.0)
-    loss, grads = jax.value_and_grad(objective)(params, batch, teacher)
+    loss, grads = jax.jit(jax.value_and_grad(objective))(params, batch, teacher)
     assert abs(float(loss)) < 1e-5
     assert max(float(jnp.abs(g).max()) for g in grads.values()) < 1e-5
 
@@ -280,6 +282,7 @@ def test_a_workdir_belongs_to_one_run(tmp_path):
 _SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, sys
 sys.path.insert(0, {tests!r})
+jax.config.update("jax_disable_most_optimizations", True)
 from test_train_lm import fresh, MODEL
 from specjax.core.sharding import parse_mesh, use_mesh
 from specjax.train import lm

@@ -132,11 +132,19 @@ def make_objective(
     return objective
 
 
-def schedule(*, peak_lr: float, warmup_steps: int, steps: int, final_fraction: float = 0.1):
+def schedule(
+    *, peak_lr: float, warmup_steps: int, steps: int, final_fraction: float = 0.1
+) -> optax.Schedule:
     """Linear warm-up, then a cosine down to ``final_fraction`` of the peak at ``steps``."""
-    return optax.warmup_cosine_decay_schedule(
-        0.0, peak_lr, warmup_steps, steps, end_value=final_fraction * peak_lr
-    )
+
+    def rate(count: Any) -> Array:
+        step = jnp.asarray(count, jnp.float32)
+        done = jnp.clip((step - warmup_steps) / (steps - warmup_steps), 0.0, 1.0)
+        cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        decayed = peak_lr * (final_fraction + (1.0 - final_fraction) * cosine)
+        return jnp.where(step < warmup_steps, peak_lr * step / max(warmup_steps, 1), decayed)
+
+    return rate
 
 
 def _decayed(params: Params) -> dict[str, bool]:
@@ -230,7 +238,8 @@ def make_step(
             zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
             total, _ = jax.lax.scan(add, zeros, tokens)
             loss, grads = jax.tree.map(lambda x: x / tokens.shape[0], total)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), loss
 
