@@ -1,4 +1,15 @@
-"""The two demo models: ``--config=configs/train_lm.py:target`` and ``...:draft``."""
+"""The two demo models: ``--config=configs/train_lm.py:target`` and ``...:draft``.
+
+Expected: held-out loss 3.10 nats a token (target) and 4.06 (draft, which is distilled). Cost: 50
+and 15 minutes of steps on two busy CPU cores with AMX, 1,800 and 4,200 tokens/s.
+
+  python -m experiments.train_lm --config=configs/train_lm.py:target \\
+      --workdir=runs/target --export_dir=specjax/demo/target
+
+docs/demo_models.md has the whole recipe and its results.
+"""
+
+from __future__ import annotations
 
 from ml_collections import config_dict
 

@@ -118,7 +118,8 @@ def main(argv: Sequence[str]) -> None:
     if report["load_before"][0] > 0.5:
         console.print(
             f"note: the load is {report['load_before'][0]:.1f} before anything runs here: other "
-            "processes will distort every figure."
+            "processes will distort every figure.",
+            soft_wrap=True,
         )
     prompts = ours.call("encode", PROMPTS[: _NUM_PROMPTS.value])
 

@@ -41,15 +41,17 @@ from specjax.verify import RULES
 from specjax.view.summary import Report, make_record, summary
 from specjax.view.text import Labeller, Painter
 
-DEFAULT_PROMPT = '''"""Copy files and directories."""
+DEFAULT_PROMPT = '''class Config:
+    """Settings read from a file."""
 
-import os
+    def __init__(self, filename):
+        self.filename = filename
+        self.values = {}
 
-
-def copy_tree(source, target):
-    """Copy a directory with everything in it."""
-    for name in os.listdir(source)'''
-DEFAULT_NUM_DRAFT = 5
+    def read(self):
+        with open(self.filename) as f:
+            for line in f'''
+DEFAULT_NUM_DRAFT = 4
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "generate.py"
 
 _TARGET = flags.DEFINE_string(

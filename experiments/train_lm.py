@@ -12,16 +12,20 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 from tokenizers import Tokenizer
 
+from experiments import cli
+from specjax.checkpoint import load
 from specjax.checkpoint.export import save_pretrained
 from specjax.core.sharding import axis_size, parse_mesh, use_mesh
 from specjax.train import lm, loop
@@ -36,34 +40,35 @@ _EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "Export the newest checkp
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
-    try:
+def main(argv: Sequence[str]) -> None:
+    del argv
+    with cli.one_line_errors():
         config = LMConfig.of(_CONFIG.value.to_dict())
         if _EXPORT_ONLY.value and not _EXPORT_DIR.value:
             raise ValueError("--export_only needs --export_dir.")
-        with use_mesh(parse_mesh(config.mesh)):
-            run(config, Path(_WORKDIR.value))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-def run(config: LMConfig, workdir: Path) -> None:
-    """Trains, or resumes, and exports."""
-    board = _tensorboard(workdir) if config.tensorboard else None
+        mesh = parse_mesh(config.mesh)
     if jax.default_backend() == "cpu":
         loop.keep_freed_memory()
-    corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
-    print(f"corpus: {len(corpus.train)} files, hash {corpus.sha256}")
-    identity = {**dataclasses.asdict(config), "corpus_sha256": corpus.sha256}
-    loop.claim(workdir, {k: v for k, v in identity.items() if k not in ("mesh", "tensorboard")})
-    tokens = _tokenizer(config, corpus, workdir)
-    train = bpe.encode_documents(tokens, corpus.train.values())
-    heldout = bpe.encode_documents(tokens, corpus.heldout.values())
+    with use_mesh(mesh):
+        run(config, Path(_WORKDIR.value or ""), mesh)
 
-    skeleton, params = lm.build(config.model, config.seed, model_axis=axis_size("model"))
-    teacher = _load_teacher(config.teacher) if config.teacher else None
+
+def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
+    """Trains, or resumes, and exports."""
+    with cli.one_line_errors():
+        board = _tensorboard(workdir) if config.tensorboard else None
+        corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
+        print(f"corpus: {len(corpus.train)} files, hash {corpus.sha256}")
+        identity = {**dataclasses.asdict(config), "corpus_sha256": corpus.sha256}
+        loop.claim(workdir, {k: v for k, v in identity.items() if k not in ("mesh", "tensorboard")})
+        tokens = _tokenizer(config, corpus, workdir)
+        train = bpe.encode_documents(tokens, corpus.train.values())
+        heldout = bpe.encode_documents(tokens, corpus.heldout.values())
+        heldout_batches = lm.heldout_batches(heldout, rows=config.rows, seq_len=config.seq_len)
+        teacher = None
+        if config.teacher:
+            teacher = load(config.teacher, dtype=jnp.bfloat16, mesh=mesh).net
+        skeleton, params = lm.build(config.model, config.seed, model_axis=axis_size("model"))
     rate = lm.schedule(peak_lr=config.peak_lr, warmup_steps=config.warmup_steps, steps=config.steps)
     optimizer = lm.make_optimizer(
         config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
@@ -71,7 +76,8 @@ def run(config: LMConfig, workdir: Path) -> None:
     state = lm.place(lm.init_state(params, optimizer), skeleton)
     print(
         f"model: {sum(p.size for p in params.values()):,} parameters; text: {len(train):,} tokens "
-        f"to train on, {len(heldout):,} held out"
+        f"to train on, {len(heldout):,} held out",
+        flush=True,
     )
 
     def batch(step: int) -> jax.Array:
@@ -80,7 +86,6 @@ def run(config: LMConfig, workdir: Path) -> None:
         return jnp.asarray(drawn.reshape(config.accumulate, config.rows, -1))
 
     loss = jax.jit(lm.make_objective(skeleton))
-    heldout_batches = lm.heldout_batches(heldout, rows=config.rows, seq_len=config.seq_len)
 
     def evaluate(state: lm.TrainState) -> float:
         return float(np.mean([float(loss(state.params, b, None)) for b in heldout_batches]))
@@ -132,13 +137,7 @@ def _tokenizer(config: LMConfig, corpus: Corpus, workdir: Path) -> Tokenizer:
     return tokens
 
 
-def _load_teacher(directory: str):
-    from specjax.checkpoint import load
-
-    return load(directory, dtype=jnp.bfloat16).net
-
-
-def _tensorboard(workdir: Path):
+def _tensorboard(workdir: Path) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
@@ -147,7 +146,7 @@ def _tensorboard(workdir: Path):
 
 
 @contextlib.contextmanager
-def _progress(steps: int, board) -> Iterator:
+def _progress(steps: int, board: Any) -> Iterator[Callable[[loop.Record], None]]:
     """A bar on a terminal, lines elsewhere; what it yields takes a record."""
     from rich import console, progress
 
@@ -177,4 +176,4 @@ def _progress(steps: int, board) -> Iterator:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -1,9 +1,9 @@
 """specjax: lossless speculative decoding as one XLA program.
 
-    target = specjax.load("demo:target")
-    draft = specjax.load("demo:draft")
-    out = specjax.generate(target, specjax.drafters.LM(draft, num_draft=5), "def area(", seed=0)
-    out.text, out.tau, out.trace
+target = specjax.load("demo:target")
+draft = specjax.load("demo:draft")
+out = specjax.generate(target, specjax.drafters.LM(draft, num_draft=5), "def area(", seed=0)
+out.text, out.tau, out.trace
 """
 
 from specjax import drafters, verify

@@ -50,7 +50,8 @@ class DecoderConfig:
         if size % self.num_kv_heads:
             raise ValueError(
                 f"The mesh's model axis has {size} devices, which neither divides nor "
-                f"is a multiple of this model's num_key_value_heads={self.num_kv_heads}; choose another."
+                f"is a multiple of this model's num_key_value_heads={self.num_kv_heads}; choose "
+                "another size."
             )
         return dataclasses.replace(self, kv_repeat=size // self.num_kv_heads)
 

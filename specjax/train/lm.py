@@ -210,10 +210,12 @@ def state_shardings(state: TrainState, skeleton: Skeleton, mesh: Mesh) -> TrainS
     """Moments are sharded like their parameter; counters are replicated."""
     by_name, everywhere = skeleton.shardings(mesh), named(mesh, ())
 
-    def of(path: tuple, leaf: Array) -> jax.sharding.NamedSharding:
-        name = next((k.key for k in path[::-1] if getattr(k, "key", None) in by_name), None)
-        matches = name is not None and leaf.ndim == len(skeleton.axes[name])
-        return by_name[name] if matches else everywhere
+    def of(path: tuple[Any, ...], leaf: Array) -> jax.sharding.NamedSharding:
+        for key in reversed(path):
+            name = str(getattr(key, "key", ""))
+            if name in by_name and leaf.ndim == len(skeleton.axes[name]):
+                return by_name[name]
+        return everywhere
 
     return jax.tree_util.tree_map_with_path(of, state)
 

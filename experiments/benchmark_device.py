@@ -1,0 +1,324 @@
+"""Times a decoding step of a random-weight model on an accelerator, against the memory's speed.
+
+How much of the measured copy bandwidth plain decoding reaches at batch 1; what a cycle that
+verifies k guesses costs over a plain step; what the loop on the device is worth; how long
+compilation takes; and where a step's time goes. Weights are drawn on the device. Expected: under
+8 minutes on a data-centre GPU for the 8B shape; --shape=tiny runs on a CPU within a minute.
+
+  python -m experiments.benchmark_device --shape=llama-3.1-8b --output=device.json
+  python -m experiments.benchmark_device --shape=tiny --cycles=16 --slots=256
+
+Later parts are left out once --minutes have passed, and the output is written after every part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+import specjax
+from experiments import cli
+from specjax.drafters import NoDraft
+from specjax.measure import floor
+from specjax.measure.cycle_cost import CycleProgram, Silent, pass_seconds, products_seconds
+from specjax.measure.results import write_atomically
+from specjax.models import FAMILIES, Frozen
+
+GOAL = 0.85  # share of the copy bandwidth that plain decoding should reach
+_LLAMA3: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+}
+_SCALING = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.1-8b": {
+        **_LLAMA3,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rope_scaling": {**_SCALING, "factor": 8.0},
+    },
+    "llama-3.2-1b": {
+        **_LLAMA3,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rope_scaling": {**_SCALING, "factor": 32.0},
+        "tie_word_embeddings": True,
+    },
+    "tiny": {
+        **_LLAMA3,
+        "vocab_size": 2048,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+}
+PROMPT_TOKENS = 16
+
+_SHAPE = flags.DEFINE_enum("shape", "llama-3.1-8b", list(SHAPES), "Of the random model.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and cache.")
+_NUM_DRAFT = flags.DEFINE_list("num_draft", ["4", "8", "15"], "Guesses a cycle, each a program.")
+_SLOTS = flags.DEFINE_integer("slots", 2048, "Length of the cache.", lower_bound=256)
+_CYCLES = flags.DEFINE_integer("cycles", 100, "In one device call.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Calls; medians are reported.", lower_bound=1)
+_COPY_MIB = flags.DEFINE_integer(
+    "copy_mib", None, "Size of the buffer copied. Default: 4096, on a CPU 128.", lower_bound=1
+)
+_MINUTES = flags.DEFINE_float("minutes", 7.0, "After these, no further part is begun.", 0.0)
+_PROFILE_DIR = flags.DEFINE_string("profile_dir", None, "A trace of one plain call goes there.")
+_HLO_DIR = flags.DEFINE_string("hlo_dir", None, "The optimised programs go there.")
+_OUTPUT = flags.DEFINE_string("output", None, "A .json file for everything that was measured.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    with cli.one_line_errors():
+        if not _NUM_DRAFT.value or not all(v.isdecimal() and int(v) for v in _NUM_DRAFT.value):
+            raise ValueError("--num_draft: must be positive integers, such as 4,8,15.")
+        widest = max(map(int, _NUM_DRAFT.value))
+        if PROMPT_TOKENS + 2 * (widest + 1) > _SLOTS.value:
+            raise ValueError(f"--slots={_SLOTS.value}: too few for {widest} guesses a cycle.")
+        if _SHAPE.value == "llama-3.1-8b" and jax.default_backend() == "cpu":
+            raise ValueError("--shape=llama-3.1-8b on a CPU: use --shape=tiny to try the script.")
+        if _OUTPUT.value is not None and not Path(_OUTPUT.value).absolute().parent.is_dir():
+            raise ValueError(f"--output={_OUTPUT.value} lies in no existing directory.")
+    bench = Bench()
+    for name, part in bench.parts():
+        bench.run(name, part)
+    bench.show()
+
+
+class Bench:
+    """The parts of the benchmark, and what they found."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.console = Console(highlight=False)
+        device = jax.devices()[0]
+        self.report: dict[str, Any] = {
+            "shape": _SHAPE.value,
+            "dtype": _DTYPE.value,
+            "slots": _SLOTS.value,
+            "cycles": _CYCLES.value,
+            "repeats": _REPEATS.value,
+            "device": f"{device.platform} {device.device_kind}",
+            "jax": jax.__version__,
+            "skipped": [],
+            "programs": {},
+        }
+        self.prompt = np.arange(1, PROMPT_TOKENS + 1).tolist()
+        self.target: Any = None
+
+    def parts(self) -> list[tuple[str, Callable[[], None]]]:
+        """In order of importance: time may run out."""
+        ks = [int(k) for k in _NUM_DRAFT.value]
+        loops = [(f"device loop, k = {k}", lambda k=k: self.time_cycles(k, False)) for k in ks]
+        hosts = [(f"host loop, k = {k}", lambda k=k: self.time_cycles(k, True)) for k in ks]
+        return [
+            ("weights", self.make_weights),
+            ("bandwidth", self.measure_bandwidth),
+            ("device loop, plain", lambda: self.time_cycles(0, False)),
+            *loops,
+            ("parts of a plain step", self.split_step),
+            ("host loop, plain", lambda: self.time_cycles(0, True)),
+            *hosts,
+        ]
+
+    def run(self, name: str, part: Callable[[], None]) -> None:
+        spent = time.perf_counter() - self.begin
+        if spent > 60 * _MINUTES.value and self.target is not None:
+            self.report["skipped"].append(name)
+            return
+        self.console.print(f"[dim]{spent:6.1f} s  {name}[/dim]")
+        part()
+        if _OUTPUT.value is not None:
+            write_atomically(Path(_OUTPUT.value), json.dumps(self.report, indent=1) + "\n")
+
+    def make_weights(self) -> None:
+        begin = time.perf_counter()
+        net = random_net(SHAPES[_SHAPE.value], jnp.dtype(_DTYPE.value))
+        jax.block_until_ready(net.params)
+        self.report["init_seconds"] = time.perf_counter() - begin
+        self.target = specjax.Model(
+            net=net,
+            tokenizer=None,
+            stop_token_ids=(),
+            bos_token_id=None,
+            mesh=None,
+            name=_SHAPE.value,
+            dtype=np.dtype(jnp.dtype(_DTYPE.value)),
+        )
+        itemsize = jnp.dtype(_DTYPE.value).itemsize
+        text = PROMPT_TOKENS + _CYCLES.value / 2
+        self.report["weight_bytes"] = floor.weight_bytes(net)
+        self.report["cache_bytes"] = floor.cache_bytes(net.config, text, itemsize)
+        self.report["cache_bytes_all_slots"] = floor.cache_bytes(net.config, _SLOTS.value, itemsize)
+
+    def measure_bandwidth(self) -> None:
+        on_cpu = jax.default_backend() == "cpu"
+        size = (_COPY_MIB.value or (128 if on_cpu else 4096)) * 2**20
+        self.report["copy_bandwidth"] = floor.copy_bandwidth(size)
+        self.report["product_bandwidth"] = floor.product_bandwidth(
+            size // 4, _DTYPE.value, width=self.target.config.hidden_size
+        )
+
+    def time_cycles(self, k: int, host_loop: bool) -> None:
+        drafter = Silent(num_draft=k) if k else NoDraft()
+        begin = time.perf_counter()
+        program = CycleProgram(
+            self.target, drafter, self.prompt, slots=_SLOTS.value, host_loop=host_loop
+        )
+        ready = time.perf_counter() - begin
+        name = f"{'host' if host_loop else 'device'} {k}"
+        compilation = program.compilation
+        self.report["programs"][name] = {
+            "seconds": program.seconds(cycles=_CYCLES.value, repeats=_REPEATS.value),
+            "prefill_and_init_seconds": ready
+            - compilation.trace_seconds
+            - compilation.lower_seconds
+            - compilation.compile_seconds,
+            **dataclasses.asdict(compilation),
+        }
+        if _HLO_DIR.value is not None:
+            directory = Path(_HLO_DIR.value)
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / f"{name.replace(' ', '_')}.txt").write_text(program.text)
+        if name == "device 0" and _PROFILE_DIR.value is not None:
+            with jax.profiler.trace(_PROFILE_DIR.value):
+                program.seconds(cycles=min(_CYCLES.value, 16))
+
+    def split_step(self) -> None:
+        """The step taken apart: its products alone, then the whole pass, then the whole cycle."""
+        net, steps, repeats = self.target.net, _CYCLES.value, _REPEATS.value
+        self.report["products_seconds"] = products_seconds(net, steps=steps, repeats=repeats)
+        self.report["pass_seconds"] = pass_seconds(
+            net, slots=_SLOTS.value, length=PROMPT_TOKENS, steps=steps, repeats=repeats
+        )
+
+    def show(self) -> None:
+        """Prints everything."""
+        r, console = self.report, self.console
+        console.print(
+            f"\n{r['shape']}, {r['dtype']}, batch 1, {r['slots']} slots on {r['device']},"
+            f" jax {r['jax']}; weights {r['weight_bytes'] / 1e9:.2f} GB, drawn in"
+            f" {r['init_seconds']:.1f} s",
+            soft_wrap=True,
+        )
+        if "copy_bandwidth" in r:
+            console.print(
+                f"copy {r['copy_bandwidth'] / 1e9:.0f} GB/s (reads plus writes), one large"
+                f" product {r['product_bandwidth'] / 1e9:.0f} GB/s",
+                soft_wrap=True,
+            )
+        programs = r["programs"]
+        plain = programs.get("device 0")
+        table = Table("loop", "k", box=None)
+        for column in ("ms/cycle", "x step", "trace s", "lower s", "compile s", "temp MB"):
+            table.add_column(column, justify="right")
+        table.add_column("cache copies", justify="right")
+        for name, p in programs.items():
+            loop, k = name.split()
+            table.add_row(
+                loop,
+                k,
+                f"{1e3 * p['seconds']:.3f}",
+                f"{p['seconds'] / plain['seconds']:.2f}" if plain else "",
+                *(f"{p[f'{stage}_seconds']:.1f}" for stage in ("trace", "lower", "compile")),
+                f"{p['temp_bytes'] / 1e6:.1f}",
+                f"{p['loop_copies']} of {p['all_copies']}",
+            )
+        console.print(table)
+        console.print("cache copies: in the body of the loop, of those in the whole program.")
+        if plain is not None and "copy_bandwidth" in r:
+            self.show_step(plain["seconds"])
+        for name in r["skipped"]:
+            console.print(f"left out after {_MINUTES.value:g} minutes: {name}")
+
+    def show_step(self, step: float) -> None:
+        """The plain step against the floor."""
+        r, console = self.report, self.console
+        needed = r["weight_bytes"] + r["cache_bytes"]
+        share = needed / step / r["copy_bandwidth"]
+        r["share_of_copy_bandwidth"] = share
+        word = "[green]PASS[/green]" if share >= GOAL else "[red]FAIL[/red]"
+        console.print(
+            f"{word} plain decoding reads {needed / step / 1e9:.0f} GB/s, {share:.0%} of the copy"
+            f" bandwidth (goal {GOAL:.0%}): floor {1e3 * needed / r['copy_bandwidth']:.3f} ms,"
+            f" step {1e3 * step:.3f} ms, {1 / step:.1f} tokens/s",
+            soft_wrap=True,
+        )
+        if "pass_seconds" in r:
+            products, whole = r["products_seconds"], r["pass_seconds"]
+            console.print(
+                f"of the step: matrix products {1e3 * products:.3f} ms; attention, norms and"
+                f" rotation {1e3 * (whole - products):.3f} ms; verdict, commits and the loop"
+                f" {1e3 * (step - whole):.3f} ms",
+                soft_wrap=True,
+            )
+            unused = r["cache_bytes_all_slots"] - r["cache_bytes"]
+            console.print(
+                f"reading the unused slots too would take {1e3 * unused / r['copy_bandwidth']:.3f}"
+                " ms at the copy bandwidth",
+                soft_wrap=True,
+            )
+        if _OUTPUT.value is not None:
+            write_atomically(Path(_OUTPUT.value), json.dumps(r, indent=1) + "\n")
+
+
+def random_net(raw: dict[str, Any], dtype: Any) -> Frozen:
+    """A model with random weights that never were on the host; one small program a shape."""
+    family = FAMILIES[raw["model_type"]]
+    config = family.read_config(raw)
+    abstract = nnx.eval_shape(lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(abstract)
+    leaves, treedef = jax.tree.flatten(state)
+    key = jax.random.key(0)
+    drawn = [
+        draw(jax.random.fold_in(key, i), leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)
+    ]
+    return Frozen(params=jax.tree.unflatten(treedef, drawn), graphdef=graphdef, config=config)
+
+
+def draw(key: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Gains around 1, matrices that keep the size of what they are applied to."""
+    mean, scale = (1.0, 0.1) if len(shape) == 1 else (0.0, math.prod(shape[1:]) ** -0.5)
+    return _normal(key, mean, scale, shape=shape, dtype=jnp.dtype(dtype))
+
+
+def _draw_normal(key: Any, mean: Any, scale: Any, *, shape: tuple[int, ...], dtype: Any) -> Any:
+    return (mean + scale * jax.random.normal(key, shape)).astype(dtype)
+
+
+_normal = jax.jit(_draw_normal, static_argnames=("shape", "dtype"))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,79 @@
+"""Several generators on the same prompts, interleaved, compared pair by pair.
+
+What drifts on a machine (clock, neighbours) meets neighbours in time alike. So a ratio is the
+median of the ratios within a round, not the ratio of two medians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+# prompt tokens -> {"tokens": new tokens, "seconds": wall clock, "passes": target passes}
+Contender = Callable[[Sequence[int]], Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """Of tokens a second: median and quartiles over all rounds and prompts."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass
+class Contest:
+    """What was measured of each contender."""
+
+    rates: dict[str, list[float]]  # tokens a second, by round and prompt
+    tokens: dict[str, list[list[int]]]  # the text for each prompt
+    passes: dict[str, int]  # target passes, over all prompts
+
+    def rate(self, name: str) -> float:
+        return statistics.median(self.rates[name])
+
+    def tau(self, name: str) -> float:
+        """New tokens per target pass that brings any."""
+        return sum(map(len, self.tokens[name])) / max(self.passes[name], 1)
+
+    def ratio(self, name: str, other: str) -> Ratio:
+        pairs = [a / b for a, b in zip(self.rates[name], self.rates[other], strict=True)]
+        quartiles = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
+        return Ratio(statistics.median(pairs), quartiles[0], quartiles[2])
+
+    def best(self, names: Sequence[str]) -> str:
+        return max(names, key=self.rate)
+
+
+def run_contest(
+    contenders: Mapping[str, Contender],
+    prompts: Sequence[Sequence[int]],
+    *,
+    repeats: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> Contest:
+    """Runs every contender on every prompt, once untimed and then ``repeats`` times.
+
+    Within a prompt the contenders follow each other; the one that begins changes every round.
+    """
+    names = list(contenders)
+    contest = Contest({n: [] for n in names}, {n: [] for n in names}, dict.fromkeys(names, 0))
+    for name in names:  # compiles, and fills caches of every kind
+        say(f"warming up: {name}")
+        for prompt in prompts:
+            result = contenders[name](prompt)
+            contest.tokens[name].append(list(result["tokens"]))
+            contest.passes[name] += result["passes"]
+    for round_ in range(repeats):
+        say(f"round {round_ + 1} of {repeats}")
+        shift = round_ * max(len(names) // max(repeats, 1), 1) % len(names)
+        order = names[shift:] + names[:shift]
+        for prompt in prompts:
+            for name in order:
+                result = contenders[name](prompt)
+                contest.rates[name].append(len(result["tokens"]) / result["seconds"])
+            order = order[::-1]
+    return contest
