@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from safetensors.flax import save_file
 
 from specjax.checkpoint import CheckpointError, Model, assemble, load
 from specjax.checkpoint import safetensors_reader as reader
-from specjax.checkpoint.parity import Tolerances, compare_story, compare_target
 from specjax.models import FAMILIES, Frozen
 
 CONFIG: dict[str, Any] = {
@@ -101,84 +99,6 @@ def error_of(path: Any, **kwargs: Any) -> str:
 
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-# --- parity ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quick_compile() -> Iterator[None]:
-    """Compiling takes all the time here; the programs run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick_compile")
-@pytest.mark.parametrize("name", ["llama3", "llama3-tied", "qwen3"])
-def test_parity_with_transformers(shared: Path, name: str) -> None:
-    model = load(shared / "parity" / name, dtype="float32")
-    golden = dict(np.load(shared / "parity" / name / "golden.npz"))
-    rows = compare_target(model, golden, Tolerances())
-    assert {"logits", "hidden_states", "last_prenorm", "greedy_tokens"} <= {r.name for r in rows}
-    assert sum(r.name.startswith("cache_") for r in rows) == 4
-    assert [r for r in rows if not r.passed] == []
-    # The comparison can fail: a shifted golden does, and an array that is not known is listed.
-    golden["logits"] = golden["logits"] + np.float32(1e-3)
-    golden["greedy_tokens"] = (golden["greedy_tokens"] + 1) % 7
-    golden["router_logits"] = np.zeros(3)
-    passed = {r.name: r.passed for r in compare_target(model, golden, Tolerances())}
-    assert passed["logits"] is False and passed["greedy_tokens"] is False
-    assert passed["router_logits"] is None and passed["hidden_states"] is True
-
-
-@pytest.mark.usefixtures("quick_compile")
-def test_parity_with_llama2c(shared: Path) -> None:
-    folder = shared / "weights" / "stories260K"
-    model = load(folder / "stories260K.bin")
-    assert model.stop_token_ids == (1, 2) and model.bos_token_id == 1 and model.dtype == jnp.float32
-    golden = json.loads((folder / "golden_greedy.json").read_text())
-    rows = compare_story(model, golden, Tolerances())
-    assert {r.name: r.passed for r in rows} == {
-        "greedy_ids": True,
-        "greedy_text": True,
-        "logits_after_bos": True,
-    }
-    assert model.tokenizer is not None
-    # Its own text, encoded and merged, is what the model wrote.
-    text = golden["greedy_text"].removeprefix(" ")
-    assert model.tokenizer.encode(text)[:100] == [1, *golden["greedy_ids"][:99]]
-
-
-@pytest.mark.usefixtures("quick_compile")
-def test_parity_script(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from absl import flags
-
-    from experiments import parity
-
-    def run(*arguments: str) -> int | str | None:
-        flags.FLAGS.unparse_flags()
-        for name in ("golden", "target", "logits_tol"):
-            flags.FLAGS[name].unparse()
-        flags.FLAGS(["parity", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            parity.main(["parity"])
-        return exit_.value.code
-
-    precision = jax.config.jax_default_matmul_precision
-    try:
-        checkpoint = f"--checkpoint={shared}/parity/llama3-tied"
-        assert run(checkpoint) == 0
-        assert "8 of 8 within tolerance" in capsys.readouterr().out
-        assert run(checkpoint, "--logits_tol=1e-9") == 1
-        assert "FAIL" in capsys.readouterr().out
-        assert run(checkpoint, "--golden=nowhere.npz") == 2
-        assert run(checkpoint, "--target=x") == 2
-        assert run("--checkpoint=./nowhere") == 2
-        err = capsys.readouterr().err.splitlines()
-        assert [("golden" in err[0]), ("drafter" in err[1]), ("no such" in err[2])] == [True] * 3
-    finally:
-        jax.config.update("jax_default_matmul_precision", precision)
 
 
 # --- what is loaded --------------------------------------------------------------------------
