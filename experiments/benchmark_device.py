@@ -31,9 +31,9 @@ from rich.table import Table
 
 import specjax
 from experiments import cli
+from experiments.benchmarking import floor
+from experiments.benchmarking.cycle_cost import CycleProgram, Silent, pass_seconds, products_seconds
 from specjax.drafters import NoDraft
-from specjax.measure import floor
-from specjax.measure.cycle_cost import CycleProgram, Silent, pass_seconds, products_seconds
 from specjax.measure.results import write_atomically
 from specjax.models import FAMILIES, Frozen
 
@@ -176,11 +176,10 @@ class Bench:
             name=_SHAPE.value,
             dtype=np.dtype(jnp.dtype(_DTYPE.value)),
         )
-        itemsize = jnp.dtype(_DTYPE.value).itemsize
         text = PROMPT_TOKENS + _CYCLES.value / 2
         self.report["weight_bytes"] = floor.weight_bytes(net)
-        self.report["cache_bytes"] = floor.cache_bytes(net.config, text, itemsize)
-        self.report["cache_bytes_all_slots"] = floor.cache_bytes(net.config, _SLOTS.value, itemsize)
+        self.report["cache_bytes"] = floor.cache_bytes(net, text)
+        self.report["cache_bytes_all_slots"] = floor.cache_bytes(net, _SLOTS.value)
 
     def measure_bandwidth(self) -> None:
         on_cpu = jax.default_backend() == "cpu"

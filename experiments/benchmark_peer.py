@@ -26,14 +26,14 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli
+from experiments.benchmarking.contest import Contest, run_contest
+from experiments.benchmarking.own_side import OwnSide
+from experiments.benchmarking.peer_table import print_costs, print_rates, print_verdicts
+from experiments.benchmarking.transformers_peer import TransformersPeer
+from experiments.benchmarking.worker import Inline, Worker
 from specjax.checkpoint.load import DEMO
-from specjax.measure.contest import Contest, run_contest
-from specjax.measure.own_side import OwnSide
-from specjax.measure.peer_table import print_costs, print_rates, print_verdicts
 from specjax.measure.results import write_atomically
 from specjax.measure.speed import first_difference
-from specjax.measure.transformers_peer import TransformersPeer
-from specjax.measure.worker import Inline, Worker
 
 # None of them is in the training corpus of the embedded models.
 PROMPTS = (

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from specjax.models.config import DecoderConfig
 from specjax.models.layers.linear import linear
 
 
@@ -35,10 +34,10 @@ def weight_bytes(net: Any) -> int:
     return total
 
 
-def cache_bytes(config: DecoderConfig, tokens: float, itemsize: int) -> float:
-    """Bytes of keys and values of so many tokens."""
-    heads = config.num_kv_heads * config.kv_repeat
-    return 2 * config.num_layers * heads * config.head_dim * itemsize * tokens
+def cache_bytes(net: Any, tokens: float) -> float:
+    """Bytes of keys and values of so many tokens, in the type that the cache has here."""
+    one = jax.eval_shape(lambda: net.init_cache(1, 1))
+    return tokens * sum(x.size * x.dtype.itemsize for x in (*one.k, *one.v))
 
 
 def best_seconds(run: Callable[[], Any], *, repeats: int, calls: int) -> float:

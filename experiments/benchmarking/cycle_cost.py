@@ -22,6 +22,7 @@ from specjax import decode
 from specjax.core.sharding import use_mesh
 from specjax.core.types import Array, Proposal, pytree, static
 from specjax.drafters.base import Context
+from specjax.models.layers.linear import activation_dtype
 from specjax.sampling import Options
 from specjax.session import Row, Session
 
@@ -200,7 +201,7 @@ def products_seconds(net: Any, *, steps: int, repeats: int = 3, tokens: int = 1)
 
         return jax.lax.fori_loop(0, steps, body, x)
 
-    dtype = net.module.norm.weight[...].dtype
+    dtype = activation_dtype(net.module.norm.weight[...].dtype)
     x = jax.random.normal(jax.random.key(1), (1, tokens, net.config.hidden_size), dtype)
     return _loop_seconds(jax.jit(run), net, x, steps=steps, repeats=repeats)
 

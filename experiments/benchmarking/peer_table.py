@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from specjax.measure.contest import Contest
+from experiments.benchmarking.contest import Contest
 
 
 def print_rates(console: Console, contest: Contest, report: Mapping[str, Any]) -> None:

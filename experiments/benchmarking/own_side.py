@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 import specjax
+from experiments.benchmarking import cycle_cost, floor
 from specjax import drafters
 from specjax.api import encode
 from specjax.core.compile_cache import use_compile_cache
 from specjax.drafters import LM, NoDraft
-from specjax.measure import cycle_cost, floor
 
 
 class OwnSide:
@@ -72,8 +72,7 @@ class OwnSide:
             return program.seconds(**cycles)
 
         weights = floor.weight_bytes(target.net)
-        itemsize = target.dtype.itemsize
-        cache = floor.cache_bytes(target.config, len(prompt) + new_tokens / 2, itemsize)
+        cache = floor.cache_bytes(target.net, len(prompt) + new_tokens / 2)
         # The model's own size, and one that no processor cache holds.
         bandwidths = {
             name: {

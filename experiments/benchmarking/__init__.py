@@ -1,0 +1,1 @@
+"""What the two benchmark scripts share: contenders, workers, costs of a cycle, the memory floor."""
