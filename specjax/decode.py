@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from specjax.core import keys as key_roles
 from specjax.core.cache import Cache
+from specjax.core.sharding import constrain
 from specjax.core.types import Array, Proposal, Verdict, pytree
 from specjax.drafters.base import Context, Drafter
 from specjax.sampling import Counts, Sampling, count_prefixes, warp
@@ -68,7 +69,7 @@ def init_state(
 ) -> DecodeState:
     """An empty cache behind the prompts ``tokens`` [B, S]; S is the number of slots."""
     rows, slots = tokens.shape
-    return DecodeState(
+    state = DecodeState(
         tokens=tokens,
         length=length,
         done=done,
@@ -80,6 +81,23 @@ def init_state(
             accepted=jnp.full((rows, slots), -1, jnp.int32),
             committed=jnp.full((rows, slots), -1, jnp.int32),
         ),
+    )
+    return pin(state)
+
+
+def pin(state: DecodeState) -> DecodeState:
+    """Splits what is per row over the data axis of a mesh, so that every call finds it there."""
+
+    def rows(x: Array) -> Array:
+        return constrain(x, "batch", *[None] * (x.ndim - 1))
+
+    return dataclasses.replace(
+        state,
+        tokens=rows(state.tokens),
+        length=rows(state.length),
+        done=rows(state.done),
+        counts=jax.tree.map(rows, state.counts),
+        trace=jax.tree.map(rows, state.trace),
     )
 
 
@@ -95,11 +113,12 @@ def prefill(
     chunk = jax.lax.dynamic_slice(state.tokens, (0, start), (rows, width))
     count = jnp.clip(state.length - 1 - start, 0, width)
     _, features, block = target.hidden(chunk, state.cache, taps=drafter.taps)
-    return dataclasses.replace(
+    state = dataclasses.replace(
         state,
         cache=state.cache.commit(block, count),
         draft=drafter.prefill(state.draft, chunk, count, features),
     )
+    return pin(state)
 
 
 def cycle(
@@ -119,7 +138,7 @@ def cycle(
     length = state.length + count
     kept = jnp.arange(block_tokens.shape[1])[None, :] < count[:, None]
 
-    return DecodeState(
+    state = DecodeState(
         tokens=put(state.tokens, verdict.tokens, state.length, kept),
         length=length,
         done=state.done | stopped | (length >= request.limit),
@@ -128,6 +147,7 @@ def cycle(
         counts=None if state.counts is None else state.counts.add(verdict.tokens, kept),
         trace=record(state, proposal, verdict, count),
     )
+    return pin(state)
 
 
 def verify(

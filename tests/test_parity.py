@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -54,7 +55,15 @@ def test_parity_with_llama2c(shared: Path) -> None:
 def test_parity_script(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from absl import flags
 
-    from experiments import parity
+    # Another script tested in this process may have defined flags of the same names.
+    others = {
+        name: flags.FLAGS[name]
+        for name in list(flags.FLAGS)
+        if flags.FLAGS.find_module_defining_flag(name).startswith("experiments.")
+    }
+    for name in others:
+        delattr(flags.FLAGS, name)
+    parity = importlib.import_module("experiments.parity")
 
     def run(*arguments: str) -> int | str | None:
         flags.FLAGS.unparse_flags()
@@ -79,3 +88,7 @@ def test_parity_script(shared: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert [("golden" in err[0]), ("drafter" in err[1]), ("no such" in err[2])] == [True] * 3
     finally:
         jax.config.update("jax_default_matmul_precision", precision)
+        for name in others:
+            if name in flags.FLAGS:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS[name] = others[name]

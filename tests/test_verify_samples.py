@@ -12,6 +12,7 @@ from scipy import stats
 from verify_tables import all_blocks, along, cases, chance, compiled, evaluate, suitable
 
 from specjax import verify
+from specjax.core.noise import gumbel_argmax
 from specjax.core.types import Proposal
 from specjax.verify.base import VerifyKeys
 
@@ -48,7 +49,7 @@ def verdict_of(rule, data, logits, proposal):
 @jax.jit
 @jax.vmap
 def coupled_guess(key_data, logits):
-    return verify.gumbel_argmax(jax.random.wrap_key_data(key_data), logits)
+    return gumbel_argmax(jax.random.wrap_key_data(key_data), logits)
 
 
 def drafted_blocks(kind, q, count, K):

@@ -76,9 +76,15 @@ class Cache:
         """
         # count is never negative, but the compiler does not know: this is the dependence.
         start = self.length + jnp.minimum(count, 0)
-        k = tuple(write(buffer, new, start) for buffer, new in zip(self.k, block.k))
-        v = tuple(write(buffer, new, start) for buffer, new in zip(self.v, block.v))
-        return Cache(k=k, v=v, length=self.length + count)
+
+        def append(buffer: Array, new: Array) -> Array:
+            return constrain(write(buffer, new, start), "batch", "kv_heads", None, None)
+
+        return Cache(
+            k=tuple(map(append, self.k, block.k)),
+            v=tuple(map(append, self.v, block.v)),
+            length=constrain(self.length + count, "batch"),
+        )
 
     def rollback(self, length: Array) -> Cache:
         """Forgets every slot from ``length`` [B] on. No data moves; the mask does the work."""
