@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from specjax import decode
+from specjax import decode, verify
 from specjax.core import keys
 from specjax.core.cache import Cache
+from specjax.core.types import Proposal, Verdict
 from specjax.drafters import lm
 from specjax.verify.base import RejectionLaw, VerifyKeys
 
@@ -36,7 +37,8 @@ def fresh() -> None:
 
 
 def law() -> None:
-    spec = tiny.make("lm", checks.NUM_DRAFT, model=checks.law_draft())
+    # A draft that seldom says token 0: its residuals do, and that noise a coin could share.
+    spec = tiny.make("lm", checks.NUM_DRAFT, model=checks.law_draft(seed=2))
     checks.law_of_texts(spec.bind(checks.law_target(), "sampled"), "block", 8_000)
 
 
@@ -80,14 +82,6 @@ def next_token_from_p(patch: Patch) -> None:
     patch.setattr(RejectionLaw, "emission", lambda self, index: self.p[index])
 
 
-def one_key_for_coin_and_residual(patch: Patch) -> None:
-    patch.setattr(
-        decode,
-        "VerifyKeys",
-        lambda accept, residual, noise: VerifyKeys(accept=accept, residual=accept, noise=noise),
-    )
-
-
 def draft_steps_share_a_key(patch: Patch) -> None:
     draw = lm.LMDrafter._draw
     patch.setattr(lm.LMDrafter, "_draw", lambda self, x, i, *rest: draw(self, x, 0 * i, *rest))
@@ -111,7 +105,6 @@ PLANTED: dict[Callable[[Patch], None], Callable[[], None]] = {
     target_not_rolled_back: greedy,
     target_off_by_one: greedy,
     next_token_from_p: law,
-    one_key_for_coin_and_residual: law,
     draft_steps_share_a_key: law,
     keys_not_folded_with_length: law,
     drafted_at_another_temperature: law,
@@ -130,5 +123,28 @@ def test_a_planted_bug_is_caught(bug: Callable[[Patch], None], monkeypatch: Patc
     retrace(monkeypatch)
     with pytest.raises(AssertionError):
         PLANTED[bug]()
-    if PLANTED[bug] is fresh:  # losslessness repairs it: no look at the text can tell
+    if bug is draft_not_rolled_back:  # verification repairs it: no look at the text can tell
         greedy()
+
+
+def test_the_law_is_right_without_a_bug() -> None:
+    """Of the draft that is used here; the other checks are tests of their own."""
+    law()
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_one_key_for_coin_and_residual_is_refused_while_tracing(rule: str) -> None:
+    """Its bias is too small for 40000 texts to show; JAX's own checker sees the reuse."""
+    proposal = Proposal(tokens=jnp.zeros(2, jnp.int32), q=jnp.full((2, 4), 0.25))
+
+    def sample(accept: jax.Array, residual: jax.Array | None) -> Verdict:
+        chosen = verify.get(rule)
+        noise = jax.random.split(jax.random.key(1), 3)
+        keys = VerifyKeys(accept, accept if residual is None else residual, noise)
+        return chosen.sample(keys, chosen.law(jnp.zeros((3, 4)), proposal))
+
+    one, two = jax.random.key(2), jax.random.key(3)
+    with jax.debug_key_reuse(True):
+        assert jax.jit(sample)(one, two).num_accepted <= 2
+        with pytest.raises(jax.errors.KeyReuseError):
+            jax.jit(sample)(one, None)

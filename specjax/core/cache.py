@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from specjax.core.platform import platform
 from specjax.core.sharding import axis_size, constrain
-from specjax.core.types import Array, pytree
+from specjax.core.types import Array, pytree, static
 
 # On CPU a per-row dynamic_update_slice is several times cheaper than a scatter; unrolled over the
 # rows it stays readable to the compiler up to this many.
@@ -63,6 +63,8 @@ class Cache:
     k: tuple[Array, ...]  # per layer [B, G, S, H]: separate buffers, so that none is restacked
     v: tuple[Array, ...]
     length: Array  # [B] int32
+    # The logical axis of the heads on a mesh; None: every device has all of them.
+    kv_axis: str | None = static(default="kv_heads")
 
     @property
     def num_slots(self) -> int:
@@ -78,9 +80,10 @@ class Cache:
         start = self.length + jnp.minimum(count, 0)
 
         def append(buffer: Array, new: Array) -> Array:
-            return constrain(write(buffer, new, start), "batch", "kv_heads", None, None)
+            return constrain(write(buffer, new, start), "batch", self.kv_axis, None, None)
 
-        return Cache(
+        return dataclasses.replace(
+            self,
             k=tuple(map(append, self.k, block.k)),
             v=tuple(map(append, self.v, block.v)),
             length=constrain(self.length + count, "batch"),
@@ -94,7 +97,7 @@ class Cache:
         """The same contents in larger buffers."""
         pad = [(0, 0), (0, 0), (0, num_slots - self.num_slots), (0, 0)]
         bigger = lambda buffers: tuple(jnp.pad(b, pad) for b in buffers)
-        return Cache(k=bigger(self.k), v=bigger(self.v), length=self.length)
+        return dataclasses.replace(self, k=bigger(self.k), v=bigger(self.v))
 
 
 def empty_cache(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -50,4 +51,5 @@ class Frozen:
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         with sharding.replicated(self.replicated):
-            return self.module.init_cache(rows, slots)
+            cache = self.module.init_cache(rows, slots)
+        return dataclasses.replace(cache, kv_axis=None) if self.replicated else cache

@@ -134,21 +134,31 @@ def one_session(big: specjax.Model, small: specjax.Model | None) -> session.Sess
 
 
 def test_a_draft_that_cannot_be_split_is_replicated() -> None:
-    """Refused unless asked for so, in one line; and its own pass talks to no other device."""
-    mesh, whole = make_mesh(2, 4), odd_draft(2, 4)
+    """Refused unless asked for so, in one line; and what is replicated talks to no other device."""
+    mesh = make_mesh(2, 4)
     with pytest.raises(CheckpointError, match="num_heads=3; choose a divisor") as info:
         tiny.placed(draft(heads=3), mesh)
     assert "\n" not in str(info.value)
+    # Also where its heads could be split.
+    whole = tiny.placed(
+        tiny.model(vocab=VOCAB, layers=1, heads=4, kv_heads=4), mesh, replicate=True
+    )
     assert whole.net.module.lm_head.weight[...].sharding.is_fully_replicated
+
+    def step(net: Any, tokens: Any, cache: Any) -> Any:
+        logits, _, block = net(tokens, cache)
+        return logits, cache.commit(block, jnp.ones((ROWS,), jnp.int32))
+
     with use_mesh(mesh):
         cache = jax.jit(lambda net: net.init_cache(ROWS, 32))(whole.net)
-        assert cache.k[0].sharding.shard_shape(cache.k[0].shape) == (ROWS // 2, 1, 32, 8)
         tokens = jax.device_put(
             jnp.zeros((ROWS, 2), jnp.int32), NamedSharding(mesh, PartitionSpec("data"))
         )
-        step = jax.jit(lambda net, tokens, cache: net(tokens, cache))
-        text = step.lower(whole.net, tokens, cache).compile().as_text()
-    assert not collectives(text)
+        program = jax.jit(step).lower(whole.net, tokens, cache).compile()
+        after = program(whole.net, tokens, cache)[1]
+    assert not collectives(program.as_text())
+    for buffer in (cache.k[0], after.k[0], after.v[0]):
+        assert buffer.sharding.shard_shape(buffer.shape) == (ROWS // 2, 4, 32, 8)
     with pytest.raises(ValueError, match="on different devices") as info:
         write_text("greedy", on_mesh(2, 4)[0], draft())
     assert "\n" not in str(info.value)
