@@ -15,8 +15,8 @@ from ml_collections import config_dict
 
 
 def get_config(variant: str = "target") -> config_dict.ConfigDict:
-    if variant not in ("target", "draft"):
-        raise ValueError(f"configs/train_lm.py:{variant}: the variants are target and draft.")
+    if variant not in ("target", "continued", "draft"):
+        raise ValueError(f"configs/train_lm.py:{variant}: known: target, continued, draft.")
     config = config_dict.create(
         model={
             "model_type": "llama",
@@ -34,6 +34,7 @@ def get_config(variant: str = "target") -> config_dict.ConfigDict:
         },
         corpus={"manifest": "configs/stdlib_files.json", "allow_mismatch": False},
         tokenizer="",
+        init="",
         teacher="",
         distill=0.0,
         optimizer="muon",
@@ -52,6 +53,14 @@ def get_config(variant: str = "target") -> config_dict.ConfigDict:
         mesh="",
         tensorboard=False,
     )
+    if variant == "continued":
+        config.update(
+            init="specjax/demo/target",
+            tokenizer="specjax/demo/target",
+            peak_lr=1.5e-3,
+            steps=1700,
+            seed=1,
+        )
     if variant == "draft":
         config.model.update(
             hidden_size=96,

@@ -69,6 +69,8 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         if config.teacher:
             teacher = load(config.teacher, dtype=jnp.bfloat16, mesh=mesh).net
         skeleton, params = lm.build(config.model, config.seed, model_axis=axis_size("model"))
+        if config.init:
+            params = lm.warm_start(params, load(config.init, dtype=jnp.float32).net)
     rate = lm.schedule(peak_lr=config.peak_lr, warmup_steps=config.warmup_steps, steps=config.steps)
     optimizer = lm.make_optimizer(
         config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm

@@ -21,7 +21,7 @@ from specjax import decode, verify
 from specjax.core import keys
 from specjax.core.cache import Cache
 from specjax.core.types import Proposal, Verdict
-from specjax.drafters import lm
+from specjax.drafters import drawing, lm
 from specjax.verify.base import RejectionLaw, VerifyKeys
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -100,8 +100,8 @@ def keys_not_folded_with_length(patch: Patch) -> None:
 
 def drafted_at_another_temperature(patch: Patch) -> None:
     """q is reported at the request's temperature, the guess drawn at a lower one."""
-    argmax = lm.gumbel_argmax
-    patch.setattr(lm, "gumbel_argmax", lambda key, logits: argmax(key, 1.3 * logits))
+    argmax = drawing.gumbel_argmax
+    patch.setattr(drawing, "gumbel_argmax", lambda key, logits: argmax(key, 1.3 * logits))
 
 
 # What is planted -> the check that sees it.

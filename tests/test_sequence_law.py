@@ -16,7 +16,7 @@ import tiny
 from specjax import decode, verify
 from specjax.core import keys
 from specjax.core.types import KINDS
-from specjax.drafters import DRAFTERS, lm
+from specjax.drafters import DRAFTERS, drawing, lm
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -58,10 +58,10 @@ def test_draft_noise_of_the_guesses_own_position_is_seen(monkeypatch: pytest.Mon
     """
 
     def draw(self: Any, x: Any, index: Any, counts: Any, context: Any) -> Any:
-        warped = lm.warp(self.net.head(x)[:, None], context.sampling, None)[:, 0]
+        warped = drawing.warp(self.net.head(x)[:, None], context.sampling, None)[:, 0]
         place = context.length + index
         noise = jax.vmap(lambda key, at: keys.at(key, at, keys.DRAFT))(context.keys, place)
-        return jax.vmap(lm.gumbel_argmax)(noise, warped), jax.nn.softmax(warped)
+        return jax.vmap(drawing.gumbel_argmax)(noise, warped), jax.nn.softmax(warped)
 
     monkeypatch.setattr(lm.LMDrafter, "_draw", draw)
     run = jax.jit(lambda *args: decode.run(*args), static_argnums=2, donate_argnums=4)

@@ -17,13 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core import keys as key_roles
 from specjax.core.cache import Block, Cache
-from specjax.core.noise import gumbel_argmax
 from specjax.core.types import KINDS, Array, Proposal, pytree, static
 from specjax.drafters.base import Context, check_num_draft
+from specjax.drafters.drawing import count_guess, draw
 from specjax.models.layers.attention import causal
-from specjax.sampling import Counts, penalise, warp
+from specjax.sampling import Counts
 
 
 def last_two(tokens: Array, length: Array) -> Array:
@@ -86,10 +85,7 @@ def check_same_tokens(target: Any, draft: Any) -> None:
 class LMDrafter:
     """K guesses, one after the other, by a language model.
 
-    ``kind`` says how they are drawn: "one_hot" takes the likeliest token; "sampled" draws from the
-    draft model's own law under the row's options and reports it as q; "coupled" does so with the
-    noise that the target's token at the same position will be drawn with (Daliri et al. 2024,
-    arXiv:2408.07978), which needs no q.
+    ``kind`` says how they are drawn, see `drafters.drawing`.
     """
 
     net: Any  # models.Frozen
@@ -125,8 +121,7 @@ class LMDrafter:
 
         def step(carry: tuple[Array, Block, Counts | None], i: Array) -> Any:
             guess, block, counts = carry
-            if counts is not None:
-                counts = counts.add(guess[:, None], jnp.ones_like(guess, jnp.bool_)[:, None])
+            counts = count_guess(counts, guess)
             seen = (place < i + 1) | (place == self.num_draft + 1)
             x, _, new = self.net.hidden(
                 guess[:, None],
@@ -153,30 +148,7 @@ class LMDrafter:
         self, x: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
         """Guess ``index`` [B] of the cycle from states ``x`` [B, D]; its law [B, V] if sampled."""
-        logits, here = self.net.head(x), counts
-        if counts is not None:
-            here = Counts(prompt=counts.prompt, output=counts.output[:, None, :])
-        if self.kind == "one_hot" or context.sampling.greedy:
-            # Truncation and temperature do not move the largest logit.
-            processed = penalise(logits[:, None], context.sampling, here)[:, 0]
-            guess = processed.argmax(-1).astype(jnp.int32)
-            if self.kind != "sampled":
-                return guess, None
-            return guess, jax.nn.one_hot(guess, logits.shape[-1], dtype=jnp.float32)
-        warped = warp(logits[:, None], context.sampling, here)[:, 0]
-        if self.kind == "coupled":
-
-            def draw(key: Array, length: Array, warped: Array) -> Array:
-                return gumbel_argmax(key_roles.at(key, length + index, key_roles.NOISE), warped)
-
-            return jax.vmap(draw)(context.keys, context.length, warped), None
-
-        def draw_own(key: Array, length: Array, warped: Array) -> Array:
-            cycle = key_roles.at(key, length, key_roles.DRAFT)
-            return gumbel_argmax(jax.random.fold_in(cycle, index), warped)
-
-        guess = jax.vmap(draw_own)(context.keys, context.length, warped)
-        return guess, jax.nn.softmax(warped)
+        return draw(self.net.head(x), self.kind, index, counts, context)
 
     def update(
         self, draft: Cache, block: Array, count: Array, length: Array, features: Array | None

@@ -10,7 +10,7 @@ from flax import nnx
 from specjax.core import sharding
 from specjax.core.cache import Block, Cache
 from specjax.core.types import Array, pytree, static
-from specjax.models.config import DecoderConfig
+from specjax.models.vocabulary import Vocabulary
 
 
 @pytree
@@ -19,7 +19,7 @@ class Frozen:
 
     params: Any  # nnx.State
     graphdef: Any = static()
-    config: DecoderConfig = static()
+    config: Any = static()
     # On a mesh: each device holds and computes all of the model, for its share of the rows.
     replicated: bool = static(default=False)
 
@@ -48,6 +48,14 @@ class Frozen:
     def head(self, x: Array) -> Array:
         with sharding.replicated(self.replicated):
             return self.module.head(x)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Embedding and head, for drafters that borrow them."""
+        embedding = self.params["embed_tokens"]["weight"][...]
+        if self.config.tie_word_embeddings:
+            return Vocabulary(embedding, embedding)
+        return Vocabulary(embedding, self.params["lm_head"]["weight"][...])
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         with sharding.replicated(self.replicated):

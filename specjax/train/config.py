@@ -22,6 +22,7 @@ class LMConfig:
     model: Mapping[str, Any]  # Hugging Face config.json of the model to train
     corpus: CorpusConfig
     tokenizer: str  # directory of a model to take it from; "": train one on the corpus
+    init: str  # directory of a model to start from, of the same sizes; "": random weights
     teacher: str  # directory of a model to distill; "": none
     distill: float  # weight of KL(teacher || model), the rest is cross entropy
     optimizer: str

@@ -49,14 +49,11 @@ HELDOUT = (
     "zipapp.py",
 )
 
-# Tests, installed packages, tables that are generated, and what differs from machine to machine.
+# Installed packages, tables that are generated, and what differs from machine to machine.
 _SKIP_DIRS = frozenset(
     {
         "site-packages",
         "dist-packages",
-        "test",
-        "tests",
-        "idle_test",
         "encodings",
         "pydoc_data",
         "__pycache__",
@@ -65,6 +62,9 @@ _SKIP_DIRS = frozenset(
 )
 _SKIP_FILES = frozenset({"sre_constants.py", "sre_compile.py", "sre_parse.py", "this.py"})
 _SKIP_PREFIXES = ("_sysconfigdata", "config-", "sysconfig.py", "site.py", "lib2to3/pgen2/token")
+# Of the tests: those of held-out modules, and files made to be refused by the compiler.
+_SKIP_STEMS = frozenset(f"test_{name.rpartition('/')[2].removesuffix('.py')}" for name in HELDOUT)
+_SKIP_WORDS = ("badsyntax", "bad_coding", "nosyntax", "encoded_modules")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,20 @@ def select_files(stdlib: Path) -> list[str]:
             continue
         if name.startswith(_SKIP_PREFIXES) or not path.stat().st_size:
             continue
+        if path.stem in _SKIP_STEMS or any(word in name for word in _SKIP_WORDS):
+            continue
+        if not _is_utf8(path):
+            continue
         paths.append(name)
     return sorted(paths)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def make_manifest(stdlib: Path | None = None) -> dict:

@@ -73,6 +73,24 @@ def build(raw: Mapping[str, Any], seed: int, *, model_axis: int = 1) -> tuple[Sk
     return Skeleton.of(model(config, dtype=jnp.float32, rngs=nnx.Rngs(seed)))
 
 
+def warm_start(params: Params, net: Frozen) -> Params:
+    """``params`` with the values of ``net``'s, by name.
+
+    Raises:
+      ValueError: if the two differ in names or shapes.
+    """
+    flat = nnx.to_flat_state(net.params)
+    given = {".".join(map(str, path)): param[...] for path, param in flat}
+    ours, theirs = ({n: p.shape for n, p in tree.items()} for tree in (params, given))
+    if ours != theirs:
+        differing = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
+        raise ValueError(
+            f"--config.init: the model there differs from --config.model in {differing[0]} and "
+            f"{len(differing) - 1} other tensors; give the sizes of its config.json."
+        )
+    return {name: given[name].astype(p.dtype) for name, p in params.items()}
+
+
 def windows(stream: np.ndarray, *, seed: int, step: int, rows: int, seq_len: int) -> np.ndarray:
     """The batch of one step: a pure function of (seed, step).
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from specjax.core.cache import Cache
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig
@@ -29,6 +30,11 @@ def causal(num_tokens: int, num_before: int = 0) -> Array:
     return (seen[None, :] <= num_before + index[:, None])[None]
 
 
+def valid_slots(cache: Cache) -> Array:
+    """[B, 1, S] bool: the slots of ``cache`` that hold a committed token."""
+    return jnp.arange(cache.num_slots)[None, None, :] < cache.length[:, None, None]
+
+
 def attend(
     q: Array,
     k: Array,
@@ -43,8 +49,8 @@ def attend(
       k: [B, G, U, H], of the whole block; query head n reads key/value head ``n // (N / G)``.
       v: [B, G, U, H].
       visible: [B or 1, T, U] bool, which tokens of the block each query sees.
-      cached: keys [B, G, S, H], values [B, G, S, H] and the number of valid slots [B]; None where
-        the block is the whole sequence.
+      cached: keys [B, G, S, H], values [B, G, S, H] and which slots each query sees, [B, 1 or T, S]
+        bool; None where the block is the whole sequence.
 
     Returns:
       [B, N, T, H] in the type of ``q``. Scores and softmax are float32.
@@ -77,9 +83,8 @@ def attend(
         new = jnp.exp(new - top)
         out = weighted(new / new.sum(-1, keepdims=True), v)
     else:
-        cached_k, cached_v, length = cached
-        valid = jnp.arange(cached_k.shape[2])[None, None, :] < length[:, None, None]
-        old = scores(cached_k, valid)
+        cached_k, cached_v, seen = cached
+        old = scores(cached_k, seen)
         top = jnp.maximum(top, old.max(-1, keepdims=True))
         old, new = jnp.exp(old - top), jnp.exp(new - top)
         total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)

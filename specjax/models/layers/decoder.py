@@ -12,7 +12,7 @@ from specjax.core.cache import Block, Cache, empty_cache
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig
-from specjax.models.layers.attention import causal
+from specjax.models.layers.attention import causal, valid_slots
 from specjax.models.layers.linear import Linear, activation_dtype, linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.rope import Rotation, rotation
@@ -106,13 +106,14 @@ class Decoder(nnx.Module):
         if visible is None:
             visible = causal(num_tokens, num_before)
         rotate = rotation(self.config.rope, positions, self.config.head_dim)
+        seen = None if cache is None else valid_slots(cache)
 
         x = constrain(self.embed_tokens(tokens), "batch", None, None)
         states = [x]
         keys: list[Array] = []
         values: list[Array] = []
         for i, layer in enumerate(self.layers):
-            cached = None if cache is None else (cache.k[i], cache.v[i], cache.length)
+            cached = None if cache is None else (cache.k[i], cache.v[i], seen)
             fed = None if before is None else (before.k[i], before.v[i])
             x, k, v = layer(x, rotate, visible, cached, fed)
             x = constrain(x, "batch", None, None)

@@ -37,7 +37,16 @@ def _product_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, w = saved
     g = g.astype(x.dtype)
     dx = jnp.einsum("mo,oi->mi", g, w, preferred_element_type=jnp.float32)
-    dw = jnp.einsum("mo,mi->oi", g, x, preferred_element_type=jnp.float32)
+    if platform() == "cpu" and x.dtype == jnp.bfloat16:
+        # A product that contracts the rows of both operands is ten times slower than one whose
+        # left operand is transposed first. The compiler would fold a plain transpose back into
+        # the product; it leaves this one alone, and it is exact.
+        eye = jnp.eye(x.shape[1], dtype=x.dtype)
+        xt = jnp.einsum("ij,mj->im", eye, x, preferred_element_type=jnp.float32).astype(x.dtype)
+        dw = jnp.einsum("im,mo->io", xt, g, preferred_element_type=jnp.float32)
+        dw = jax.lax.optimization_barrier(dw).T
+    else:
+        dw = jnp.einsum("mo,mi->oi", g, x, preferred_element_type=jnp.float32)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 

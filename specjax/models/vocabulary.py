@@ -1,0 +1,23 @@
+"""The two tables of a target that drafters borrow: its embedding and its head."""
+
+from __future__ import annotations
+
+from specjax.core.sharding import constrain
+from specjax.core.types import Array, pytree
+from specjax.models.layers.linear import activation_dtype, linear
+
+
+@pytree
+class Vocabulary:
+    """References to the target's own arrays: borrowing them takes no memory."""
+
+    embedding: Array  # [V, D]
+    output: Array  # [V, D], the same array where the target ties the two
+
+    def embed(self, tokens: Array) -> Array:
+        """Tokens [...] -> rows of the embedding [..., D], in the type of activations."""
+        return self.embedding[tokens].astype(activation_dtype(self.embedding.dtype))
+
+    def head(self, x: Array) -> Array:
+        """States [..., D] -> logits [..., V] float32."""
+        return constrain(linear(x, self.output), "batch", *[None] * (x.ndim - 2), "vocab")
