@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from specjax.models.layers.rope import Llama3Scaling, Rope
+from specjax.models.layers.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,8 @@ def read_rope(raw: Mapping[str, Any], default_theta: float = 10000.0) -> Rope:
       ValueError: on a kind of scaling that is not implemented.
     """
     scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    if float(scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1) != 1:
+        raise ValueError("config.json: partial_rotary_factor other than 1 is not supported.")
     theta = float(scaling.get("rope_theta", raw.get("rope_theta", default_theta)))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
@@ -84,9 +86,28 @@ def read_rope(raw: Mapping[str, Any], default_theta: float = 10000.0) -> Rope:
                 int(scaling["original_max_position_embeddings"]),
             ),
         )
+    if kind in ("linear", "yarn") and not float(scaling.get("factor") or 0) >= 1:
+        raise ValueError(f"config.json: {kind} RoPE scaling needs a factor of at least 1.")
+    if kind == "linear":
+        return Rope(theta, LinearScaling(float(scaling["factor"])))
+    if kind == "yarn":
+        return Rope(theta, _read_yarn(scaling, raw))
     raise ValueError(
-        f"config.json: RoPE scaling {kind!r} is not supported (supported: default, llama3)."
+        f"config.json: RoPE scaling {kind!r} is not supported (supported: default, linear, llama3, "
+        "yarn)."
     )
+
+
+def _read_yarn(scaling: Mapping[str, Any], raw: Mapping[str, Any]) -> YarnScaling:
+    fields = {f.name for f in dataclasses.fields(YarnScaling)}
+    known = {*fields, "rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    if unknown := sorted(set(scaling) - known):
+        raise ValueError(f"config.json: yarn RoPE scaling has unknown keys: {', '.join(unknown)}.")
+    values = {k: v for k, v in scaling.items() if k in fields and v is not None}
+    original = values.pop("original_max_position_embeddings", raw.get("max_position_embeddings"))
+    if not original:
+        raise ValueError("config.json: yarn RoPE scaling lacks original_max_position_embeddings.")
+    return YarnScaling(original_max_position_embeddings=int(original), **values)
 
 
 def read_decoder_config(

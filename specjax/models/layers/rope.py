@@ -26,11 +26,65 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """Every position divided by the factor (``rope_type: linear``)."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023, arXiv:2309.00071), with Transformers' defaults."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None  # None: from the factor, or the ratio of the mscales
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True  # the edges of the ramp are rounded to whole dimensions
+
+    @property
+    def amplitude(self) -> float:
+        """What cosines and sines are multiplied by."""
+
+        def scale(m: float) -> float:
+            return 1.0 if self.factor <= 1 else 0.1 * m * math.log(self.factor) + 1.0
+
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return scale(self.mscale) / scale(self.mscale_all_dim)
+        return scale(1.0)
+
+    def kept(self, theta: float, head_dim: int) -> np.ndarray:
+        """How much of each frequency [H/2] is kept as it is; the rest is divided by the factor."""
+
+        def dimension(turns: float) -> float:
+            """Where a frequency makes that many turns over the original context."""
+            span = self.original_max_position_embeddings / (turns * 2 * math.pi)
+            return head_dim * math.log(span) / (2 * math.log(theta))
+
+        low, high = dimension(self.beta_fast), dimension(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        high = high + 0.001 if low == high else high
+        return 1.0 - np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
     """theta and, where there is one, a frequency scaling."""
 
     theta: float
-    scaling: Llama3Scaling | None = None
+    scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
+
+    @property
+    def amplitude(self) -> float:
+        """What cosines and sines are multiplied by; 1 but for YaRN."""
+        return self.scaling.amplitude if isinstance(self.scaling, YarnScaling) else 1.0
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Angles per position [H/2], float64; computed once, at trace time."""
@@ -38,6 +92,11 @@ class Rope:
         if self.scaling is None:
             return freqs
         s = self.scaling
+        if isinstance(s, LinearScaling):
+            return freqs / s.factor
+        if isinstance(s, YarnScaling):
+            kept = s.kept(self.theta, head_dim)
+            return kept * freqs + (1 - kept) * freqs / s.factor
         wavelength = 2 * math.pi / freqs
         turns = s.original_max_position_embeddings / wavelength
         # Long waves are slowed by the factor, short ones kept, those between blended.
@@ -68,6 +127,8 @@ def rotation(rope: Rope, positions: Array, head_dim: int) -> Rotation:
     freqs = jnp.asarray(rope.frequencies(head_dim), jnp.float32)
     angles = positions.astype(jnp.float32)[:, None, :, None] * freqs[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if rope.amplitude != 1.0:
+        cos, sin = rope.amplitude * cos, rope.amplitude * sin
     return Rotation(
         cos=jnp.concatenate([cos, cos], axis=-1), sin=jnp.concatenate([-sin, sin], axis=-1)
     )

@@ -1,0 +1,1 @@
+"""Networks of the drafters that are trained, one kind a file."""

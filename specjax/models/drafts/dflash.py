@@ -1,0 +1,260 @@
+"""The network of DFlash (arXiv:2602.06036) and of its successors DFlash2 and DSpark.
+
+A small pre-norm stack that fills a block of masked tokens in one pass. It sees the committed text
+only through the target: the tapped hidden states of each committed token are fused into one vector
+c, and every layer projects c to keys and values with the weights that it uses for the block itself.
+
+    c      = RMSNorm(W_fc [h_1 ; ... ; h_K])             once a committed token, for all layers
+    q      = rope(norm_q(W_q y)),  y = RMSNorm(x)         of the block alone
+    K, V   = of [c ; y]:  rope(norm_k(W_k .)),  W_v .
+    x      = x + W_o softmax(q K^T / sqrt(H) + mask) V
+    x      = x + MLP(RMSNorm(x))
+
+Training runs the same functions over many blocks at once; only the masks differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from specjax.core.cache import Block, Cache, empty_cache
+from specjax.core.sharding import constrain
+from specjax.core.types import Array, pytree
+from specjax.models.config import DecoderConfig
+from specjax.models.drafts.dflash_heads import (
+    CandidateSelector,
+    ConfidenceHead,
+    GroupedConv,
+    MarkovHead,
+)
+from specjax.models.layers.attention import MLP, Attention, attend, split_heads
+from specjax.models.layers.decoder import Embed
+from specjax.models.layers.linear import Linear, activation_dtype
+from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.rope import Rotation, rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class DFlashConfig:
+    """One config for the family; the fields of a variant are at their defaults elsewhere."""
+
+    backbone: DecoderConfig  # sizes, rope, eps, biases of the draft; the target's vocabulary
+    taps: tuple[int, ...]  # indices into Transformers' hidden_states of the target
+    target_hidden_size: int
+    block_size: int  # slots of a block, anchor included
+    mask_token_id: int
+    windows: tuple[int | None, ...]  # per layer: query p sees key r iff p - r < window; None: all
+    causal: tuple[bool, ...]  # per layer, inside the block
+    window_from_anchor: bool = False  # speculators: the window begins W before the anchor
+    shifted: bool = False  # slot j guesses the token after its own (DSpark, sample_from_anchor)
+    embedding_scale: float = 1.0
+    output_multiplier: float = 1.0
+    logit_softcap: float | None = None
+    draft_vocab_size: int | None = None  # rows of a head of its own; None: the target's head
+    own_embedding: bool = False
+    conv_kernel_size: int = 0  # DFlash2; 0: none
+    conv_group_size: int = 16
+    selector_rank: int = 0  # DFlash2; 0: none
+    selector_top_k: int = 16
+    markov_rank: int = 0  # DSpark; 0: none
+    confidence_head: bool = False
+    confidence_with_markov: bool = True
+
+    def __post_init__(self) -> None:
+        layers = self.backbone.num_layers
+        if len(self.windows) != layers or len(self.causal) != layers:
+            raise ValueError(
+                f"windows ({len(self.windows)}) and causal ({len(self.causal)}) need one entry for "
+                f"each of the {layers} layers."
+            )
+
+    @property
+    def max_guesses(self) -> int:
+        """Guesses of a whole block."""
+        return self.block_size if self.shifted else self.block_size - 1
+
+
+@pytree
+class View:
+    """What the T queries of a pass see, for layers with and without a window: shared by layers."""
+
+    positions: Array  # [B, T] int32
+    anchors: Array  # [B, T] int32: position of the anchor of the query's block
+    blocks: Array  # [T] int32: which block a query belongs to
+    offsets: Array  # [T] int32: its slot in the block
+
+    @classmethod
+    def of_blocks(cls, anchors: Array, num_slots: int) -> View:
+        """Blocks of ``num_slots`` that begin at ``anchors`` [B, N], one behind the other."""
+        rows, num = anchors.shape
+        offsets = jnp.tile(jnp.arange(num_slots), num)
+        starts = jnp.repeat(anchors, num_slots, axis=1)
+        blocks = jnp.repeat(jnp.arange(num), num_slots)
+        return cls(starts + offsets[None, :], starts, blocks, offsets)
+
+    def of_context(self, num_slots: int, config: DFlashConfig, window: int | None) -> Array:
+        """[B, T, S] bool: strictly before the anchor, and inside the window."""
+        slot = jnp.arange(num_slots)[None, None, :]
+        seen = slot < self.anchors[:, :, None]
+        if window is None:
+            return seen
+        if config.window_from_anchor:
+            return seen & (slot >= self.anchors[:, :, None] - window)
+        return seen & (self.positions[:, :, None] - slot < window)
+
+    def of_block(self, causal: bool, window: int | None) -> Array:
+        """[1, T, T] bool: the query's own block."""
+        behind = self.offsets[:, None] - self.offsets[None, :]  # query minus key
+        seen = self.blocks[:, None] == self.blocks[None, :]
+        if causal:
+            seen = seen & (behind >= 0)
+        if window is not None:
+            seen = seen & (jnp.abs(behind) < window)
+        return seen[None]
+
+
+class DFlashAttention(Attention):
+    """Queries from the block; keys and values from the context and the block."""
+
+    def keys_values(self, x: Array, rotate: Rotation) -> tuple[Array, Array]:
+        """[B, T, D] -> [B, G, T, H] twice."""
+        c = self.config
+        k, v = (
+            split_heads(self.k_proj(x), c.num_kv_heads),
+            split_heads(self.v_proj(x), c.num_kv_heads),
+        )
+        k = rotate(self.k_norm(k))
+        if c.kv_repeat > 1:
+            k, v = jnp.repeat(k, c.kv_repeat, axis=1), jnp.repeat(v, c.kv_repeat, axis=1)
+        pinned = lambda y: constrain(y, "batch", "kv_heads", None, None)
+        return pinned(k), pinned(v)
+
+    def block(
+        self, x: Array, rotate: Rotation, visible: Array, context: tuple[Array, Array, Array]
+    ) -> Array:
+        """[B, T, D] -> [B, T, D]; ``context`` is keys, values and what is seen of them."""
+        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.config.num_heads)))
+        k, v = self.keys_values(x, rotate)
+        out = attend(constrain(q, "batch", "heads", None, None), k, v, visible, context)
+        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+
+class DFlashLayer(nnx.Module):
+    """Pre-norm attention and gated MLP, each between two convolutions in DFlash2."""
+
+    def __init__(self, config: DFlashConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        c = config.backbone
+        norm: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
+        self.input_layernorm = RMSNorm(c.hidden_size, **norm)
+        self.self_attn = DFlashAttention(c, head_norm=True, dtype=dtype, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, **norm)
+        self.mlp = MLP(c, dtype=dtype, rngs=rngs)
+        self.has_conv = config.conv_kernel_size > 0
+        if self.has_conv:
+            sizes = (c.hidden_size, config.conv_kernel_size, config.conv_group_size)
+            self.attention_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
+            self.mlp_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Array,
+        rotate: Rotation,
+        visible: Array,
+        context: tuple[Array, Array, Array],
+        offsets: Array,
+    ) -> Array:
+        y = self.input_layernorm(x)
+        if not self.has_conv:
+            x = x + self.self_attn.block(y, rotate, visible, context)
+            return x + self.mlp(self.post_attention_layernorm(x))
+        before, after = self.attention_conv(y, offsets)
+        x = x + after(self.self_attn.block(before(y), rotate, visible, context))
+        y = self.post_attention_layernorm(x)
+        before, after = self.mlp_conv(y, offsets)
+        return x + after(self.mlp(before(y)))
+
+
+class DFlashNet(nnx.Module):
+    """Attribute names are the tensor names of the published checkpoints."""
+
+    def __init__(self, config: DFlashConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        c = config.backbone
+        self.config = config
+        norm: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
+        fused = len(config.taps) * config.target_hidden_size
+        self.fc = Linear(fused, c.hidden_size, axes=(None, None), dtype=dtype, rngs=rngs)
+        self.hidden_norm = RMSNorm(c.hidden_size, **norm)
+        self.layers = nnx.List(
+            [DFlashLayer(config, dtype=dtype, rngs=rngs) for _ in range(c.num_layers)]
+        )
+        self.norm = RMSNorm(c.hidden_size, **norm)
+        if config.own_embedding:
+            self.embed_tokens = Embed(c, dtype=dtype, rngs=rngs)
+        if config.draft_vocab_size is not None:
+            rows = config.draft_vocab_size
+            self.lm_head = Linear(c.hidden_size, rows, axes=("vocab", None), dtype=dtype, rngs=rngs)
+        if config.selector_rank:
+            self.candidate_selector = CandidateSelector(
+                c.vocab_size, c.hidden_size, config.selector_rank, dtype=dtype, rngs=rngs
+            )
+        if config.markov_rank:
+            self.markov_head = MarkovHead(c.vocab_size, config.markov_rank, dtype=dtype, rngs=rngs)
+        if config.confidence_head:
+            wide = config.markov_rank if config.confidence_with_markov else 0
+            self.confidence_head = ConfidenceHead(c.hidden_size + wide, dtype=dtype, rngs=rngs)
+
+    def fuse(self, features: Array) -> Array:
+        """Tapped states [B, T, K * D_target] -> c [B, T, D]."""
+        c = self.hidden_norm(self.fc(features))
+        return constrain(
+            c.astype(activation_dtype(self.norm.weight[...].dtype)), "batch", None, None
+        )
+
+    def context(self, features: Array, positions: Array) -> Block:
+        """Keys and values in every layer of the tokens at ``positions`` [B, T]."""
+        c = self.fuse(features)
+        rotate = rotation(self.config.backbone.rope, positions, self.config.backbone.head_dim)
+        pairs = [layer.self_attn.keys_values(c, rotate) for layer in self.layers]
+        return Block(k=tuple(k for k, _ in pairs), v=tuple(v for _, v in pairs))
+
+    def block(self, x: Array, view: View, context: Block | Cache) -> Array:
+        """Runs blocks of embedded tokens over the context.
+
+        Args:
+          x: [B, T, D], anchors and masks, embedded and scaled.
+          view: what each of the T queries sees.
+          context: keys and values of the committed tokens, slot s holding position s.
+
+        Returns:
+          The final, normed states [B, T, D].
+        """
+        config, num_slots = self.config, context.k[0].shape[2]
+        rotate = rotation(config.backbone.rope, view.positions, config.backbone.head_dim)
+        masks = {
+            (window, causal): (
+                view.of_context(num_slots, config, window),
+                view.of_block(causal, window),
+            )
+            for window, causal in {*zip(config.windows, config.causal)}
+        }
+        for i, layer in enumerate(self.layers):
+            outside, inside = masks[config.windows[i], config.causal[i]]
+            x = layer(x, rotate, inside, (context.k[i], context.v[i], outside), view.offsets)
+            x = constrain(x, "batch", None, None)
+        return self.norm(x)
+
+    def init_cache(self, rows: int, slots: int) -> Cache:
+        """An empty context, in the type of the activations."""
+        c = self.config.backbone
+        return empty_cache(
+            rows=rows,
+            slots=slots,
+            layers=c.num_layers,
+            kv_heads=c.num_kv_heads * c.kv_repeat,
+            head_dim=c.head_dim,
+            dtype=activation_dtype(self.norm.weight[...].dtype),
+        )
