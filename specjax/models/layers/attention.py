@@ -97,18 +97,28 @@ def attend(
 class Attention(nnx.Module):
     """Projections, rotation, attention, output projection.
 
-    ``head_norm`` makes the norm that some families apply to each query and key head.
+    ``head_norm`` makes the norm that some families apply to each query and key head;
+    ``in_features`` is the width of the input where it is not the model's.
     """
 
-    def __init__(self, config: DecoderConfig, *, head_norm: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        head_norm: bool,
+        in_features: int | None = None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         c = config
+        width = c.hidden_size if in_features is None else in_features
         kwargs: dict[str, Any] = {"bias": c.attention_bias, "dtype": dtype, "rngs": rngs}
         q_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        self.q_proj = Linear(c.hidden_size, q_width, axes=("heads", None), **kwargs)
+        self.q_proj = Linear(width, q_width, axes=("heads", None), **kwargs)
         # Key/value heads that are repeated to reach the model axis come from replicated weights.
         kv_axis = "kv_heads" if c.kv_repeat == 1 else None
-        self.k_proj = Linear(c.hidden_size, kv_width, axes=(kv_axis, None), **kwargs)
-        self.v_proj = Linear(c.hidden_size, kv_width, axes=(kv_axis, None), **kwargs)
+        self.k_proj = Linear(width, kv_width, axes=(kv_axis, None), **kwargs)
+        self.v_proj = Linear(width, kv_width, axes=(kv_axis, None), **kwargs)
         self.o_proj = Linear(q_width, c.hidden_size, axes=(None, "heads"), **kwargs)
         if head_norm:
             norm: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}

@@ -1,0 +1,192 @@
+"""The network of EAGLE-3 (Li et al. 2025, arXiv:2503.01840) and EAGLE-3.1.
+
+It guesses from pairs: the target's features of one token and the token after it, fused features
+first, its own output in their place once the guesses are ahead of the target.
+
+    g      = W_fc [h_1 ; ... ; h_K]                      tapped states of a token, fused
+    x      = g where the target has been, else the state that the step before fed back
+    x'     = x + W_o Attn([ norm_in(e) ; norm_hid(x) ])  e: the embedding of the token after
+    x''    = x' + MLP(norm_post(x'))                     further layers are ordinary
+    logits = W_head norm(x'')                            over the draft's vocabulary
+    fed back: x'', or norm(x'') (3.1)
+
+What a query sees is the caller's: one function of the queries, keys and values of a layer
+(`Look`). Decoding looks back at a cache, training at the first step of the whole text and along the
+steps of its own column; everything else is the same code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from specjax.core.cache import Block, Cache, empty_cache
+from specjax.core.sharding import constrain
+from specjax.core.types import Array
+from specjax.models.config import DecoderConfig
+from specjax.models.layers.attention import MLP, Attention, attend, split_heads, valid_slots
+from specjax.models.layers.decoder import Embed
+from specjax.models.layers.linear import Linear, activation_dtype, linear
+from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.rope import Rotation, rotation
+
+# (layer, queries [B, N, T, H], keys [B, G, T, H], values [B, G, T, H]) -> [B, N, T, H]
+Look = Callable[[int, Array, Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Eagle3Config:
+    """Sizes, and the switches in which published drafts differ."""
+
+    backbone: DecoderConfig  # of the draft: its sizes, rope, eps, biases; the target's vocabulary
+    taps: tuple[int, ...]  # indices into Transformers' hidden_states of the target
+    target_hidden_size: int
+    draft_vocab_size: int  # rows of the head
+    norm_before_residual: bool = False  # the residual of layer 0 is the normed state
+    norm_before_fc: bool = False  # one norm over the concatenated taps
+    fc_norm: bool = False  # 3.1: a norm for each tap
+    norm_output: bool = False  # 3.1: the normed state is fed back
+    own_embedding: bool = False
+
+
+def looking_back(cache: Cache, before: Block | None, visible: Array) -> Look:
+    """Queries see all of ``cache`` and, of the block, what ``visible`` [B or 1, T, P + T] says."""
+    seen = valid_slots(cache)
+
+    def look(layer: int, q: Array, k: Array, v: Array) -> Array:
+        if before is not None:
+            k = jnp.concatenate([before.k[layer], k], axis=2)
+            v = jnp.concatenate([before.v[layer], v], axis=2)
+        return attend(q, k, v, visible, (cache.k[layer], cache.v[layer], seen))
+
+    return look
+
+
+class Eagle3Layer(nnx.Module):
+    """Pre-norm attention and gated MLP; the first layer also takes an embedding."""
+
+    def __init__(self, config: Eagle3Config, *, first: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        c = config.backbone
+        norm: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
+        self.input_layernorm = RMSNorm(c.hidden_size, **norm)
+        if first:
+            self.hidden_norm = RMSNorm(c.hidden_size, **norm)
+        wide = 2 * c.hidden_size if first else c.hidden_size
+        self.self_attn = Attention(c, head_norm=False, in_features=wide, dtype=dtype, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, **norm)
+        self.mlp = MLP(c, dtype=dtype, rngs=rngs)
+        self.first, self.norm_before_residual = first, config.norm_before_residual
+
+    def __call__(
+        self, x: Array, embedded: Array, rotate: Rotation, look: Callable[..., Array]
+    ) -> tuple[Array, Array, Array]:
+        """States and embeddings [B, T, D] -> states, keys and values [B, G, T, H].
+
+        ``look`` is a `Look` of this layer.
+        """
+        if self.first:
+            normed = self.hidden_norm(x)
+            fed = jnp.concatenate([self.input_layernorm(embedded), normed], axis=-1)
+            x = normed if self.norm_before_residual else x
+        else:
+            fed = self.input_layernorm(x)
+        attn, config = self.self_attn, self.self_attn.config
+        q = rotate(split_heads(attn.q_proj(fed), config.num_heads))
+        k = rotate(split_heads(attn.k_proj(fed), config.num_kv_heads))
+        v = split_heads(attn.v_proj(fed), config.num_kv_heads)
+        if config.kv_repeat > 1:
+            k, v = (jnp.repeat(y, config.kv_repeat, axis=1) for y in (k, v))
+        q = constrain(q, "batch", "heads", None, None)
+        k = constrain(k, "batch", "kv_heads", None, None)
+        v = constrain(v, "batch", "kv_heads", None, None)
+        mixed = look(q, k, v).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        x = x + attn.o_proj(mixed)
+        return x + self.mlp(self.post_attention_layernorm(x)), k, v
+
+
+class Eagle3Net(nnx.Module):
+    """Attribute names are tensor names; layer 0 is the ``midlayer`` of the original files."""
+
+    def __init__(self, config: Eagle3Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        c = config.backbone
+        self.config = config
+        norm: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
+        num_taps, width = len(config.taps), config.target_hidden_size
+        if config.norm_before_fc:
+            self.input_norm = RMSNorm(num_taps * width, **norm)
+        if config.fc_norm:
+            self.fc_norm = nnx.List([RMSNorm(width, **norm) for _ in range(num_taps)])
+        self.fc = Linear(num_taps * width, c.hidden_size, axes=(None, None), dtype=dtype, rngs=rngs)
+        self.layers = nnx.List(
+            [Eagle3Layer(config, first=i == 0, dtype=dtype, rngs=rngs) for i in range(c.num_layers)]
+        )
+        self.norm = RMSNorm(c.hidden_size, **norm)
+        self.lm_head = Linear(
+            c.hidden_size, config.draft_vocab_size, axes=("vocab", None), dtype=dtype, rngs=rngs
+        )
+        if config.own_embedding:
+            self.embed_tokens = Embed(c, dtype=dtype, rngs=rngs)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of states and cache."""
+        return activation_dtype(self.norm.weight[...].dtype)
+
+    def fuse(self, features: Array) -> Array:
+        """Tapped states side by side [B, T, K * D_target] -> g [B, T, D]."""
+        features = features.astype(self.dtype)
+        if self.config.norm_before_fc:
+            features = self.input_norm(features)
+        if self.config.fc_norm:
+            parts = jnp.split(features, len(self.fc_norm), axis=-1)
+            parts = [norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)]
+            features = jnp.concatenate(parts, axis=-1)
+        return constrain(self.fc(features), "batch", None, None)
+
+    def __call__(
+        self, x: Array, embedded: Array, positions: Array, look: Look
+    ) -> tuple[Array, Array, Block]:
+        """One pass over T pairs.
+
+        Args:
+          x: [B, T, D], fused features or states that were fed back.
+          embedded: [B, T, D], the tokens after them.
+          positions: [B, T] int32, those of the features.
+          look: what the queries see.
+
+        Returns:
+          The states to feed back [B, T, D], those for the head [B, T, D], keys and values.
+        """
+        c = self.config.backbone
+        rotate = rotation(c.rope, positions, c.head_dim)
+        embedded = constrain(embedded.astype(x.dtype), "batch", None, None)
+        keys: list[Array] = []
+        values: list[Array] = []
+        for i, layer in enumerate(self.layers):
+            x, k, v = layer(x, embedded, rotate, lambda *qkv, i=i: look(i, *qkv))
+            x = constrain(x, "batch", None, None)
+            keys, values = [*keys, k], [*values, v]
+        normed = self.norm(x)
+        fed_back = normed if self.config.norm_output else x
+        return fed_back, normed, Block(k=tuple(keys), v=tuple(values))
+
+    def head(self, normed: Array) -> Array:
+        """[..., D] -> logits [..., V_draft] float32."""
+        logits = linear(normed, self.lm_head.weight[...])
+        return constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
+
+    def init_cache(self, rows: int, slots: int) -> Cache:
+        """An empty cache of pairs, in the type of the activations."""
+        c = self.config.backbone
+        return empty_cache(
+            rows=rows,
+            slots=slots,
+            layers=c.num_layers,
+            kv_heads=c.num_kv_heads * c.kv_repeat,
+            head_dim=c.head_dim,
+            dtype=self.dtype,
+        )
