@@ -1,8 +1,8 @@
 """Drafters, one a file, and the registry that names them.
 
-An entry of `DRAFTERS` makes a drafter from the draft model (or None), the number of guesses and
-nothing else; it says whether it needs a draft model. Listing a drafter here puts it under the
-exactness, coupling and state tests.
+An entry of `DRAFTERS` makes a drafter from what was loaded (a draft model, a trained drafter, or
+None) and the number of guesses. Listing a drafter here puts it under the exactness, coupling and
+state tests; those that are trained say how a fresh one is made, for training and for the tests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from specjax.drafters.base import Context, Drafter, Spec
+from specjax.drafters.dflash import DFlash
+from specjax.drafters.dflash2 import DFlash2
+from specjax.drafters.dspark import DSpark
 from specjax.drafters.lm import LM, LMDrafter
 from specjax.drafters.ngram import NGram
 from specjax.drafters.none import NoDraft
@@ -20,6 +23,9 @@ __all__ = [
     "DRAFTERS",
     "LM",
     "Context",
+    "DFlash",
+    "DFlash2",
+    "DSpark",
     "Drafter",
     "LMDrafter",
     "NGram",
@@ -33,27 +39,50 @@ __all__ = [
 class Entry:
     """How to make a drafter by name."""
 
-    make: Callable[[Any, int], Spec]  # (draft model or None, num_draft)
+    make: Callable[[Any, int | None], Spec]  # (what was loaded or None, num_draft)
     needs_model: bool
     summary: str
+    # (target, num_draft=, seed=, **sizes) -> a randomly initialised one; None: it is not trained,
+    # or its draft is a model of its own.
+    fresh: Callable[..., Any] | None = None
+
+
+def _trained(spec: Any, summary: str) -> Entry:
+    """A drafter whose spec is what `load_drafter` returns."""
+
+    def make(loaded: Any, num_draft: int | None) -> Spec:
+        if not isinstance(loaded, spec):
+            kind = type(loaded).__name__
+            raise ValueError(f"{summary} was asked for, but what was loaded is a {kind}.")
+        return loaded if num_draft is None else dataclasses.replace(loaded, num_draft=num_draft)
+
+    return Entry(make, True, summary, spec.fresh)
 
 
 DRAFTERS: dict[str, Entry] = {
-    "lm": Entry(lambda model, k: LM(model, k), True, "a smaller language model (--draft)"),
-    "ngram": Entry(lambda model, k: NGram(k), False, "prompt lookup in the text so far"),
+    "lm": Entry(lambda model, k: LM(model, k or 5), True, "a smaller language model"),
+    "dflash": _trained(DFlash, "a block guessed in one pass from the target's states"),
+    "dflash2": _trained(DFlash2, "DFlash with convolutions and a candidate selector"),
+    "dspark": _trained(DSpark, "DFlash with shifted slots and a Markov head"),
+    "ngram": Entry(lambda model, k: NGram(k or 5), False, "prompt lookup in the text so far"),
     "none": Entry(lambda model, k: NoDraft(), False, "no guesses: plain decoding"),
 }
 
 
-def make(name: str, *, model: Any = None, num_draft: int = 5) -> Spec:
+def make(name: str, *, model: Any = None, num_draft: int | None = None) -> Spec:
     """The drafter of that name.
 
+    Args:
+      name: a key of `DRAFTERS`.
+      model: the draft model (`specjax.load`) or trained drafter (`specjax.load_drafter`).
+      num_draft: K; None: what it was trained for, else 5.
+
     Raises:
-      ValueError: if there is none, or if it needs a draft model and none is given.
+      ValueError: if there is none, or if it needs a draft and none, or another kind, is given.
     """
     if name not in DRAFTERS:
         raise ValueError(f"No drafter {name!r}; there are {', '.join(sorted(DRAFTERS))}.")
     entry = DRAFTERS[name]
     if entry.needs_model and model is None:
-        raise ValueError(f"Drafter {name!r} needs a draft model: give one (--draft).")
+        raise ValueError(f"Drafter {name!r} needs a draft: give one (--draft).")
     return entry.make(model, num_draft)

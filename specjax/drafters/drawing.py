@@ -67,15 +67,16 @@ def count_guess(counts: Counts | None, guess: Array) -> Counts | None:
 
 def draw_all(logits: Array, kind: str, context: Context) -> tuple[Array, Array | None]:
     """K guesses whose logits [B, K, V] do not depend on one another -> [B, K], laws [B, K, V]."""
-    counts = context.counts
-    guesses: list[Array] = []
-    laws: list[Array | None] = []
+    if context.counts is None:
+        index = jnp.arange(logits.shape[1])
+        one = lambda logits, i: draw(logits, kind, i, None, context)
+        return jax.vmap(one, in_axes=(1, 0), out_axes=1)(logits, index)
+    counts: Counts | None = context.counts
+    drawn = []
     for i in range(logits.shape[1]):
-        guess, law = draw(logits[:, i], kind, jnp.int32(i), counts, context)
-        counts = count_guess(counts, guess)
-        guesses, laws = [*guesses, guess], [*laws, law]
-    q = None if kind != "sampled" else jnp.stack([law for law in laws if law is not None], axis=1)
-    return jnp.stack(guesses, axis=1), q
+        drawn.append(draw(logits[:, i], kind, jnp.int32(i), counts, context))
+        counts = count_guess(counts, drawn[-1][0])
+    return jax.tree.map(lambda *slots: jnp.stack(slots, axis=1), *drawn)
 
 
 def onto_target(logits: Array, target_ids: Array | None, vocab_size: int) -> Array:

@@ -90,7 +90,7 @@ class View:
     @classmethod
     def of_blocks(cls, anchors: Array, num_slots: int) -> View:
         """Blocks of ``num_slots`` that begin at ``anchors`` [B, N], one behind the other."""
-        rows, num = anchors.shape
+        num = anchors.shape[1]
         offsets = jnp.tile(jnp.arange(num_slots), num)
         starts = jnp.repeat(anchors, num_slots, axis=1)
         blocks = jnp.repeat(jnp.arange(num), num_slots)

@@ -1,0 +1,292 @@
+"""DFlash (Chen et al. 2026, arXiv:2602.06036): a whole block guessed in one parallel pass.
+
+The block is the pending token, called the anchor, and masks behind it. It sees the committed text
+before the anchor through tapped states of the target, which every layer turns into keys and values
+once a token and keeps; those of the block are dropped. Guesses are the likeliest token of each
+slot, at any temperature: drawn slot by slot they would not agree with one another, and a
+deterministic guess is accepted more often.
+
+    committed   a b c d      length 4, d pending: its states are not known before the next pass
+    context     a b c        cache length 3
+    block       d M M M      slots 1.. guess the tokens at positions 4, 5, 6
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from specjax.core import sharding
+from specjax.core.cache import Cache
+from specjax.core.types import KINDS, Array, Proposal, pytree, static
+from specjax.drafters.base import Context, check_num_draft
+from specjax.drafters.drawing import draw_all, onto_target
+from specjax.models.config import DecoderConfig
+from specjax.models.drafts.dflash import DFlashConfig, DFlashNet, View
+from specjax.models.frozen import Frozen
+from specjax.models.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DFlash:
+    """A DFlash network as a drafter, before it is known what it will draft for.
+
+    Attributes:
+      net: of a `DFlashNet`.
+      num_draft: K; None: as many as the block it was trained with holds. Fewer is fine.
+      target_ids: [V_draft] int32, the target's id of each row of a head of its own; None: it
+        guesses over the target's vocabulary.
+      name: for messages.
+    """
+
+    net: Frozen
+    num_draft: int | None = None
+    target_ids: Array | None = None
+    name: str = "dflash"
+
+    def bind(self, target: Any, kind: str) -> DFlashDrafter:
+        """The drafter for ``target``; its guesses are deterministic whatever ``kind`` says.
+
+        Raises:
+          ValueError: if the two do not fit.
+        """
+        del kind
+        refuse(self.name, self.net.config, selector_rank="DFlash2", markov_rank="DSpark")
+        return DFlashDrafter(*parts(self, target))
+
+    @classmethod
+    def fresh(cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any) -> DFlash:
+        """A randomly initialised one for ``target``, see `fresh_config`."""
+        return cls(fresh_net(fresh_config(target.config, num_draft, **sizes), target.dtype, seed))
+
+
+@pytree
+class DFlashDrafter:
+    """The cycle's side of `DFlash`; DFlash2 and DSpark differ in how they choose guesses."""
+
+    net: Any  # models.Frozen of a DFlashNet
+    vocabulary: Vocabulary  # the target's own tables
+    target_ids: Array | None
+    num_draft: int = static()
+    kind: str = static(default="one_hot")
+
+    @property
+    def config(self) -> DFlashConfig:
+        return self.net.config
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.config.taps
+
+    def init(self, rows: int, slots: int) -> Any:
+        return self.net.init_cache(rows, slots)
+
+    def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
+        del tokens
+        return self._append(draft, count, features)
+
+    def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
+        guesses, q = draw_all(self.logits(self.states(draft, context)), self.kind, context)
+        return Proposal(tokens=guesses, q=q), draft
+
+    def update(
+        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
+    ) -> Any:
+        del block, length
+        return self._append(draft, count, features)
+
+    def grow(self, draft: Any, slots: int) -> Any:
+        return draft.grow(slots)
+
+    def _append(self, cache: Cache, count: Array, features: Array | None) -> Cache:
+        """Commits the context of ``count`` [B] of T more tokens with ``features`` [B, T, F]."""
+        assert features is not None
+        positions = cache.length[:, None] + jnp.arange(features.shape[1])[None, :]
+        with sharding.replicated(self.net.replicated):
+            return cache.commit(self.net.module.context(features, positions), count)
+
+    def states(self, cache: Cache, context: Context) -> Array:
+        """One pass over the block: the states [B, K, D] that the guesses are made from."""
+        config, k = self.config, self.num_draft
+        pending = jnp.take_along_axis(context.tokens, context.length[:, None] - 1, axis=1)
+        slots = k if config.shifted else k + 1
+        masks = jnp.full((pending.shape[0], slots - 1), config.mask_token_id, jnp.int32)
+        tokens = jnp.concatenate([pending, masks], axis=1)
+        view = View.of_blocks(cache.length[:, None], slots)
+        with sharding.replicated(self.net.replicated):
+            net = self.net.module
+            h = net.block(embed(net, config, self.vocabulary, tokens), view, cache)
+        return h[:, slots - k :]
+
+    def logits(self, h: Array) -> Array:
+        """States [B, K, D] -> logits [B, K, V] float32, -inf for what it cannot guess."""
+        with sharding.replicated(self.net.replicated):
+            logits = head(self.net.module, self.config, self.vocabulary, h)
+        return onto_target(logits, self.target_ids, self.vocabulary.output.shape[0])
+
+
+def embed(net: DFlashNet, config: DFlashConfig, vocabulary: Vocabulary, tokens: Array) -> Array:
+    """Tokens [B, T] -> the block's input [B, T, D]."""
+    x = net.embed_tokens(tokens) if config.own_embedding else vocabulary.embed(tokens)
+    return x if config.embedding_scale == 1.0 else x * config.embedding_scale
+
+
+def head(net: DFlashNet, config: DFlashConfig, vocabulary: Vocabulary, h: Array) -> Array:
+    """Final states [..., D] -> logits [..., V_draft] float32."""
+    own = config.draft_vocab_size is not None
+    logits = net.lm_head(h.astype(jnp.float32)) if own else vocabulary.head(h)
+    if config.output_multiplier != 1.0:
+        logits = logits * config.output_multiplier
+    cap = config.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def refuse(name: str, config: DFlashConfig, **fields: str) -> None:
+    """Raises ValueError if the network has a part that this drafter would ignore."""
+    for field, kind in fields.items():
+        if getattr(config, field):
+            raise ValueError(
+                f"{name} has a {field} of {getattr(config, field)}: use drafters.{kind}."
+            )
+
+
+def parts(spec: Any, target: Any) -> tuple[Frozen, Vocabulary, Array | None, int]:
+    """The fields of a bound drafter of the family, checked against ``target`` (a `Model`).
+
+    Raises:
+      ValueError: naming what does not fit.
+    """
+    config: DFlashConfig = spec.net.config
+    num_draft = config.max_guesses if spec.num_draft is None else spec.num_draft
+    check_num_draft(num_draft)
+    if num_draft > config.max_guesses:
+        raise ValueError(
+            f"num_draft={num_draft}: {spec.name} was trained with blocks of {config.block_size} "
+            f"tokens and guesses at most {config.max_guesses}."
+        )
+    check_fits(
+        spec.name,
+        target,
+        vocab_size=config.backbone.vocab_size,
+        target_hidden_size=config.target_hidden_size,
+        taps=config.taps,
+    )
+    if config.mask_token_id >= target.net.vocabulary.embedding.shape[0]:
+        raise ValueError(
+            f"{spec.name}: mask_token_id={config.mask_token_id} lies outside the embedding of "
+            f"{target.name}, which has {target.config.vocab_size} rows."
+        )
+    borrows = config.draft_vocab_size is None or not config.own_embedding
+    if borrows and config.backbone.hidden_size != target.config.hidden_size:
+        raise ValueError(
+            f"{spec.name} has width {config.backbone.hidden_size} and no tables of its own, but "
+            f"the tables of {target.name} have width {target.config.hidden_size}."
+        )
+    return spec.net, target.net.vocabulary, spec.target_ids, num_draft
+
+
+def check_fits(
+    name: str, target: Any, *, vocab_size: int, target_hidden_size: int, taps: tuple[int, ...]
+) -> None:
+    """What every drafter that taps its target asks of it. Raises ValueError."""
+    theirs = target.config
+    if vocab_size != theirs.vocab_size:
+        raise ValueError(
+            f"{name} was made for a vocabulary of {vocab_size} tokens, but {target.name} has "
+            f"{theirs.vocab_size}: it belongs to another target."
+        )
+    if target_hidden_size != theirs.hidden_size:
+        raise ValueError(
+            f"{name} taps states of width {target_hidden_size}, but those of {target.name} have "
+            f"width {theirs.hidden_size}: it belongs to another target."
+        )
+    for tap in taps:
+        if not 0 <= tap <= theirs.num_layers:
+            raise ValueError(
+                f"{name} taps hidden_states[{tap}], but {target.name} has {theirs.num_layers} "
+                f"layers, so hidden_states[0] to hidden_states[{theirs.num_layers}]."
+            )
+
+
+def check_kind(kind: str | None) -> None:
+    """Raises ValueError unless ``kind`` is None or a way to draw guesses."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")
+
+
+def default_taps(num_layers: int, num_taps: int) -> tuple[int, ...]:
+    """Evenly spread outputs of layers, as z-lab chooses them, as indices into hidden_states.
+
+    Layer ``round(1 + i (N - 4) / (K - 1))`` for i = 0..K-1, from the second to the third from
+    last; where the target is too shallow for that, from the first to the last but one.
+    """
+    if num_taps == 1:
+        return (num_layers // 2 + 1,)
+    first, last = (1, num_layers - 3) if num_layers - 3 > num_taps else (0, num_layers - 2)
+    step = max(last - first, 0) / (num_taps - 1)
+    return tuple(round(first + i * step) + 1 for i in range(num_taps))
+
+
+def fresh_config(
+    target: DecoderConfig,
+    num_draft: int,
+    *,
+    layers: int = 1,
+    num_taps: int = 2,
+    taps: tuple[int, ...] | None = None,
+    mask_token_id: int | None = None,
+    window: int | None = None,
+    shifted: bool = False,
+    intermediate_size: int | None = None,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    head_dim: int | None = None,
+    rope_theta: float | None = None,
+    **variant: Any,
+) -> DFlashConfig:
+    """A config of the target's own width whose blocks hold ``num_draft`` guesses.
+
+    Args:
+      target: its config.
+      num_draft: K.
+      layers: of the draft.
+      num_taps: how many states are tapped, evenly spread, unless ``taps`` names them.
+      mask_token_id: an id that the text does not hold; by default the last one.
+      window: of every layer; None: full attention.
+      shifted: slot j guesses the token after its own.
+      intermediate_size, num_heads, num_kv_heads, head_dim, rope_theta: by default the target's.
+      **variant: further fields of `DFlashConfig`.
+    """
+    backbone = dataclasses.replace(
+        target,
+        model_type="qwen3",
+        num_layers=layers,
+        intermediate_size=intermediate_size or target.intermediate_size,
+        num_heads=num_heads or target.num_heads,
+        num_kv_heads=num_kv_heads or target.num_kv_heads,
+        head_dim=head_dim or target.head_dim,
+        rope=dataclasses.replace(target.rope, theta=rope_theta or target.rope.theta, scaling=None),
+        attention_bias=False,
+        mlp_bias=False,
+        kv_repeat=1,
+        tie_word_embeddings=False,
+    )
+    return DFlashConfig(
+        backbone=backbone,
+        taps=tuple(taps) if taps else default_taps(target.num_layers, num_taps),
+        target_hidden_size=target.hidden_size,
+        block_size=num_draft if shifted else num_draft + 1,
+        mask_token_id=target.vocab_size - 1 if mask_token_id is None else mask_token_id,
+        windows=(window,) * layers,
+        causal=(False,) * layers,
+        shifted=shifted,
+        **variant,
+    )
+
+
+def fresh_net(config: DFlashConfig, dtype: Any, seed: int) -> Frozen:
+    """A network with random weights."""
+    return Frozen.of(DFlashNet(config, dtype=dtype, rngs=nnx.Rngs(seed)))

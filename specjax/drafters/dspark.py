@@ -1,0 +1,132 @@
+"""DSpark (DeepSeek 2026, arXiv:2607.05147): a DFlash stack with a Markov head.
+
+Slots are shifted: slot j guesses the token after its own position, so a block of K slots makes K
+guesses. The logits of a slot get ``W_2 W_1[token before]`` added, and guesses are drawn from left
+to right: their law is autoregressive and exact. With a Markov rank of 0 it is the "DFlash" of the
+DeepSpec checkpoints.
+
+A confidence head, where there is one, estimates the chance that each guess is accepted. Nothing
+here acts on it; the state keeps the last cycle's (`DSparkState.confidence`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core import sharding
+from specjax.core.cache import Cache
+from specjax.core.types import Array, Proposal, pytree
+from specjax.drafters.base import Context
+from specjax.drafters.dflash import (
+    DFlashDrafter,
+    check_kind,
+    fresh_config,
+    fresh_net,
+    parts,
+    refuse,
+)
+from specjax.drafters.drawing import count_guess, draw
+from specjax.models.frozen import Frozen
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DSpark:
+    """A network with shifted slots as a drafter; attributes as in `DFlash`.
+
+    ``kind`` says how guesses are drawn; None: what suits the temperature and the rule.
+    """
+
+    net: Frozen
+    num_draft: int | None = None
+    kind: str | None = None
+    target_ids: Array | None = None
+    name: str = "dspark"
+
+    def bind(self, target: Any, kind: str) -> DSparkDrafter:
+        """The drafter for ``target``. Raises ValueError if the two do not fit."""
+        check_kind(self.kind)
+        refuse(self.name, self.net.config, selector_rank="DFlash2")
+        if self.target_ids is not None and self.net.config.markov_rank:
+            raise ValueError(
+                f"{self.name}: a Markov head over a reduced vocabulary is unsupported."
+            )
+        return DSparkDrafter(*parts(self, target), self.kind or kind)
+
+    @classmethod
+    def fresh(cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any) -> DSpark:
+        """A randomly initialised one for ``target``, see `dflash.fresh_config`."""
+        defaults = {
+            "shifted": True,
+            "markov_rank": min(256, target.config.hidden_size),
+            "confidence_head": True,
+        }
+        config = fresh_config(target.config, num_draft, **{**defaults, **sizes})
+        return cls(fresh_net(config, target.dtype, seed))
+
+
+@pytree
+class DSparkState:
+    """What `DSparkDrafter` carries from cycle to cycle."""
+
+    cache: Cache  # of the context
+    # [B, K] float32: the chance that each guess of the last cycle is accepted; NaN without a head.
+    confidence: Array
+
+
+@pytree
+class DSparkDrafter(DFlashDrafter):
+    """`DFlashDrafter` with guesses drawn from left to right."""
+
+    def init(self, rows: int, slots: int) -> DSparkState:
+        return DSparkState(
+            self.net.init_cache(rows, slots), jnp.full((rows, self.num_draft), jnp.nan)
+        )
+
+    def prefill(
+        self, draft: DSparkState, tokens: Array, count: Array, features: Array | None
+    ) -> DSparkState:
+        del tokens
+        return dataclasses.replace(draft, cache=self._append(draft.cache, count, features))
+
+    def propose(self, draft: DSparkState, context: Context) -> tuple[Proposal, DSparkState]:
+        h = self.states(draft.cache, context)
+        logits = self.logits(h)
+        net = self.net.module
+        previous = jnp.take_along_axis(context.tokens, context.length[:, None] - 1, axis=1)[:, 0]
+
+        def step(carry: Any, inputs: Any) -> Any:
+            previous, counts = carry
+            i, logits, h = inputs
+            with sharding.replicated(self.net.replicated):
+                if self.config.markov_rank:
+                    logits = logits + net.markov_head(previous)
+                chance = self._confidence(net, h, previous)
+            guess, law = draw(logits, self.kind, i, counts, context)
+            return (guess, count_guess(counts, guess)), (guess, law, chance)
+
+        slots = (jnp.arange(self.num_draft), logits.swapaxes(0, 1), h.swapaxes(0, 1))
+        _, (guesses, laws, chances) = jax.lax.scan(step, (previous, context.counts), slots)
+        q = None if laws is None else laws.swapaxes(0, 1)
+        proposal = Proposal(tokens=guesses.swapaxes(0, 1), q=q)
+        return proposal, dataclasses.replace(draft, confidence=chances.swapaxes(0, 1))
+
+    def update(
+        self, draft: DSparkState, block: Array, count: Array, length: Array, features: Array | None
+    ) -> DSparkState:
+        del block, length
+        return dataclasses.replace(draft, cache=self._append(draft.cache, count, features))
+
+    def grow(self, draft: DSparkState, slots: int) -> DSparkState:
+        return dataclasses.replace(draft, cache=draft.cache.grow(slots))
+
+    def _confidence(self, net: Any, h: Array, previous: Array) -> Array:
+        """States [B, D] and tokens [B] before them -> the chance [B] that the guess is accepted."""
+        if not self.config.confidence_head:
+            return jnp.full(previous.shape, jnp.nan, jnp.float32)
+        if self.config.confidence_with_markov and self.config.markov_rank:
+            h = jnp.concatenate([h, net.markov_head.embed(previous).astype(h.dtype)], axis=-1)
+        return jax.nn.sigmoid(net.confidence_head(h))
