@@ -61,7 +61,7 @@ def model(
 def placed(model: specjax.Model, mesh: Mesh, *, replicate: bool = False) -> specjax.Model:
     """The same model on a mesh, put there as a checkpoint would be."""
     tensors = {
-        assemble.tensor_name(path): Tensor(
+        assemble.tensor_name(".".join(map(str, path))): Tensor(
             p.shape, np.dtype(p.dtype), lambda p=p: np.asarray(p[...])
         )
         for path, p in nnx.to_flat_state(model.net.params)
@@ -83,10 +83,43 @@ def draft(vocab: int = 31) -> specjax.Model:
     return model("qwen3", seed=7, vocab=vocab, layers=1)
 
 
-def make(name: str, num_draft: int = 3, *, model: specjax.Model | None = None) -> Any:
-    """The registered drafter of that name, with a model where it needs one."""
-    needs = drafters.DRAFTERS[name].needs_model
-    return drafters.make(name, model=(model or draft()) if needs else None, num_draft=num_draft)
+def make(
+    name: str,
+    num_draft: int = 3,
+    *,
+    model: specjax.Model | None = None,
+    target: specjax.Model | None = None,
+) -> Any:
+    """The registered drafter of that name, with a draft model or random weights where it needs any.
+
+    ``model`` is the draft of "lm", ``target`` what the others are made for.
+    """
+    entry = drafters.DRAFTERS[name]
+    if entry.fresh is None:
+        loaded = (model or draft()) if entry.needs_model else None
+        return drafters.make(name, model=loaded, num_draft=num_draft)
+    return fresh(name, num_draft, target or globals()["model"]())
+
+
+@functools.cache
+def fresh(name: str, num_draft: int, target: specjax.Model) -> Any:
+    """A trained kind of drafter with random weights, large enough for guesses to vary."""
+    entry = drafters.DRAFTERS[name]
+    spec = entry.fresh(target, num_draft=num_draft, seed=3)
+    rng = np.random.default_rng(4)
+
+    def louder(param: Any) -> Any:
+        value = param[...]
+        if value.ndim == 1:
+            return param
+        # Some parts begin at zero or close to it, to be an identity: here they must do something.
+        small = float(jnp.abs(value).max()) < 0.2
+        noise = jnp.asarray(rng.normal(size=value.shape), value.dtype)
+        return param.replace(value + noise if small else 2.0 * value + 0.1 * noise)
+
+    flat = [(path, louder(param)) for path, param in nnx.to_flat_state(spec.net.params)]
+    net = dataclasses.replace(spec.net, params=nnx.from_flat_state(flat))
+    return drafters.make(name, model=dataclasses.replace(spec, net=net), num_draft=num_draft)
 
 
 def prompts(rows: int, vocab: int = 31, seed: int = 0) -> list[list[int]]:

@@ -7,7 +7,7 @@ where they belong. On a mesh each device gets its slice of the file and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,19 +51,51 @@ def assemble(
       CheckpointError: before any tensor is read, on missing, unknown or misshapen tensors and on
         sizes that the mesh does not divide; while reading, on NaN and infinity.
     """
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{where}: dtype {dtype} is not supported; use float32 or bfloat16.")
     if config.num_layers > len(tensors):  # building that many layers could take forever
         raise CheckpointError(
             f"{where}: the config says {config.num_layers} layers, but tensors are missing: there "
             f"are only {len(tensors)}."
         )
-    if mesh is not None:
-        config = _on_mesh(config, mesh, where, replicate)
-    abstract = nnx.eval_shape(lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    config = on_mesh(config, mesh, where, replicate)
+    return assemble_module(
+        lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)),
+        tensors,
+        called=tensor_name,
+        dtype=dtype,
+        mesh=mesh,
+        where=where,
+        replicate=replicate,
+    )
+
+
+def assemble_module(
+    build: Callable[[], Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    called: Callable[[str], str],
+    dtype: np.dtype,
+    mesh: Mesh | None,
+    where: str,
+    replicate: bool = False,
+) -> Frozen:
+    """The module that ``build`` makes, with these weights; nothing random is ever computed.
+
+    Args:
+      build: makes the nnx module, which has a ``config``; its parameters carry logical axes.
+      tensors: exactly its parameters, by their names in the checkpoint.
+      called: the checkpoint's name of a parameter, from its path in the module,
+        ``layers.3.norm.weight``.
+      dtype, mesh, where, replicate: as in `assemble`.
+
+    Raises:
+      CheckpointError: as `assemble` does; messages use the checkpoint's names.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{where}: dtype {dtype} is not supported; use float32 or bfloat16.")
+    abstract = nnx.eval_shape(build)
     graphdef, state = nnx.split(abstract)
     flat = nnx.to_flat_state(state)
-    parameters = {tensor_name(path): parameter for path, parameter in flat}
+    parameters = {called(".".join(map(str, path))): parameter for path, parameter in flat}
     check_tensors({n: p.get_value().shape for n, p in parameters.items()}, tensors, where)
     placement = {n: _placement(n, p, mesh, where, replicate) for n, p in parameters.items()}
     loaded = [
@@ -71,13 +103,12 @@ def assemble(
         for (path, parameter), name in zip(flat, parameters)
     ]
     params = nnx.from_flat_state(loaded)
-    return Frozen(params=params, graphdef=graphdef, config=config, replicated=replicate)
+    return Frozen(params=params, graphdef=graphdef, config=abstract.config, replicated=replicate)
 
 
-def tensor_name(path: tuple[Any, ...]) -> str:
-    """The checkpoint's name of a parameter: ("layers", 3, "norm") -> "model.layers.3.norm"."""
-    name = ".".join(str(part) for part in path)
-    return name if path[0] == "lm_head" else f"model.{name}"
+def tensor_name(name: str) -> str:
+    """A target's tensor: layers.3.norm.weight -> model.layers.3.norm.weight; the head is itself."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def check_tensors(
@@ -110,7 +141,14 @@ def check_tensors(
         )
 
 
-def _on_mesh(config: DecoderConfig, mesh: Mesh, where: str, replicate: bool) -> DecoderConfig:
+def on_mesh(config: DecoderConfig, mesh: Mesh | None, where: str, replicate: bool) -> DecoderConfig:
+    """The config adapted to the model axis of the mesh.
+
+    Raises:
+      CheckpointError: if the mesh lacks an axis, or its sizes do not divide those of the model.
+    """
+    if mesh is None:
+        return config
     absent = {"data", "model"} - set(mesh.axis_names)
     if absent:
         raise CheckpointError(
