@@ -1,0 +1,135 @@
+"""Medusa (Cai et al. 2024, arXiv:2401.10774): heads on the target's last state, used as a chain.
+
+Head i guesses the token i + 2 places behind the one whose final state it reads. Of the pending
+token there is no state yet, so the heads read that of the token before it, and head 0 guesses the
+token after the pending one.
+
+    committed   a b c d      d is pending
+    state       h_c          head 0 guesses position 4, head 1 position 5, ..
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from specjax.core import sharding
+from specjax.core.sharding import constrain
+from specjax.core.types import Array, Proposal, pytree, static
+from specjax.drafters.base import Context, check_num_draft
+from specjax.drafters.dflash import check_fits, check_kind
+from specjax.drafters.drawing import draw_all
+from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
+from specjax.models.frozen import Frozen
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Medusa:
+    """Medusa heads as a drafter, before it is known what they will draft for.
+
+    Attributes:
+      net: of a `MedusaNet`.
+      num_draft: K; None: as many as there are heads.
+      kind: how guesses are drawn, see `drafters.drawing`; None: what suits the request.
+      name: for messages.
+    """
+
+    net: Frozen
+    num_draft: int | None = None
+    kind: str | None = None
+    name: str = "medusa"
+
+    def bind(self, target: Any, kind: str) -> MedusaDrafter:
+        """The drafter for ``target``; ``kind`` is what to use where the user did not say.
+
+        Raises:
+          ValueError: if the two do not fit.
+        """
+        config: MedusaConfig = self.net.config
+        num_draft = config.num_heads if self.num_draft is None else self.num_draft
+        check_num_draft(num_draft)
+        check_kind(self.kind)
+        if num_draft > config.num_heads:
+            raise ValueError(
+                f"num_draft={num_draft}: {self.name} has {config.num_heads} heads and guesses one "
+                "token with each; ask for fewer."
+            )
+        check_fits(
+            self.name,
+            target,
+            vocab_size=config.vocab_size,
+            target_hidden_size=config.hidden_size,
+            taps=(),
+        )
+        return MedusaDrafter(self.net, num_draft, self.kind or kind, target.config.num_layers)
+
+    @classmethod
+    def fresh(
+        cls,
+        target: Any,
+        *,
+        num_draft: int,
+        seed: int = 0,
+        layers: int = 1,
+        kind: str | None = None,
+    ) -> Medusa:
+        """Heads that all guess what the target's own head would say of the state they read."""
+        c = target.config
+        config = MedusaConfig(c.hidden_size, c.vocab_size, num_draft, layers)
+        net = MedusaNet(config, dtype=target.dtype, rngs=nnx.Rngs(seed))
+        for head in net.heads:
+            head.output.weight[...] = target.net.vocabulary.output.astype(target.dtype)
+        return cls(Frozen.of(net), num_draft, kind)
+
+
+@pytree
+class MedusaDrafter:
+    """The cycle's side of `Medusa`. Its state [B, D] is the last known final state of the target.
+
+    A text of one token has none yet: zeros.
+    """
+
+    net: Any  # models.Frozen of a MedusaNet
+    num_draft: int = static()
+    kind: str = static()
+    num_layers: int = static()  # of the target
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return (self.num_layers,)  # after the final norm
+
+    def init(self, rows: int, slots: int) -> Array:
+        del slots
+        shape = (rows, self.net.config.hidden_size)
+        return constrain(jnp.zeros(shape, self.net.module.dtype), "batch", None)
+
+    def prefill(self, draft: Array, tokens: Array, count: Array, features: Array | None) -> Array:
+        del tokens
+        return last_state(draft, count, features)
+
+    def propose(self, draft: Array, context: Context) -> tuple[Proposal, Array]:
+        with sharding.replicated(self.net.replicated):
+            logits = self.net.module(draft, self.num_draft)
+        guesses, q = draw_all(logits, self.kind, context)
+        return Proposal(tokens=guesses, q=q), draft
+
+    def update(
+        self, draft: Array, block: Array, count: Array, length: Array, features: Array | None
+    ) -> Array:
+        del block, length
+        return last_state(draft, count, features)
+
+    def grow(self, draft: Array, slots: int) -> Array:
+        del slots
+        return draft
+
+
+def last_state(old: Array, count: Array, features: Array | None) -> Array:
+    """State ``count - 1`` of ``features`` [B, T, D]; where count is 0, ``old`` [B, D]."""
+    assert features is not None
+    last = jnp.take_along_axis(features, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
+    kept = jnp.where((count > 0)[:, None], last.astype(old.dtype), old)
+    return constrain(kept, "batch", None)
