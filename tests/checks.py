@@ -32,7 +32,8 @@ def greedy_text(family: str, name: str, *num_drafts: int) -> None:
     want = [tiny.greedy_reference(target, p, STEPS) for p in prompts]
     assert len({tuple(w) for w in want}) == 3 and len(set(want[1])) > 4  # the texts do vary
     for num_draft in num_drafts:
-        out = specjax.generate(target, tiny.make(name, num_draft), prompts, max_new_tokens=STEPS)
+        drafter = tiny.make(name, num_draft, target=target)
+        out = specjax.generate(target, drafter, prompts, max_new_tokens=STEPS)
         assert out.tokens == want, num_draft
 
 
@@ -61,7 +62,7 @@ def run_cycles(
         session.Row(p, Options(temperature=temperature), seed, 60, ())
         for seed, p in enumerate(tiny.prompts(rows))
     ]
-    s = session.Session(target, tiny.make(name, 3), requests)
+    s = session.Session(target, tiny.make(name, 3, target=target), requests)
     s.advance(cycles)
     return s
 
@@ -79,7 +80,7 @@ def fresh_state(name: str) -> None:
     requests = [
         session.Row(t, Options(temperature=0.8), seed, 20, ()) for seed, t in enumerate(texts)
     ]
-    fresh = session.Session(target, tiny.make(name, 3), requests)
+    fresh = session.Session(target, tiny.make(name, 3, target=target), requests)
 
     proposals = []
     propose = jax.jit(lambda drafter, draft, context: drafter.propose(draft, context)[0])

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def bound(name: str, kind: str) -> Any:
-    spec = tiny.make(name, checks.NUM_DRAFT, model=checks.law_draft())
+    spec = tiny.make(
+        name, checks.NUM_DRAFT, model=checks.law_draft(), target=checks.law_target()
+    )
     return spec.bind(checks.law_target(), kind)
 
 
@@ -35,7 +37,7 @@ def pairs() -> list[tuple[str, str, str]]:
     """
     found = []
     for name in DRAFTERS:
-        for kind in KINDS if DRAFTERS[name].needs_model else ["one_hot"]:
+        for kind in dict.fromkeys(bound(name, kind).kind for kind in KINDS):
             rules = [r.name for r in verify.RULES.values() if kind in r.takes and not r.greedy_only]
             if kind == "one_hot":
                 rules = ["coupled" if name == "none" else "token"]

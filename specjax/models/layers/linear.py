@@ -66,7 +66,9 @@ def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
     """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32 -> [..., O] f32."""
     y = _product(x.reshape(-1, x.shape[-1]).astype(w.dtype), w)
     y = y.reshape(*x.shape[:-1], w.shape[0])
-    return y if bias is None else y + bias.astype(jnp.float32)
+    if bias is None:
+        return y
+    return y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class Linear(nnx.Module):
