@@ -17,7 +17,9 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from specjax.models.config import DecoderConfig
+from specjax.models.layers.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
+_ROPE_TYPES = {Llama3Scaling: "llama3", LinearScaling: "linear", YarnScaling: "yarn"}
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
@@ -27,7 +29,8 @@ def save_pretrained(
     *,
     tokenizer: Tokenizer | None = None,
     tokenizer_settings: dict[str, Any] | None = None,
-    dtype: jnp.dtype = jnp.bfloat16,
+    token_ids: dict[str, Any] | None = None,
+    dtype: Any = jnp.bfloat16,
 ) -> None:
     """Writes config.json, model.safetensors and generation_config.json, and the tokenizer's files.
 
@@ -39,6 +42,8 @@ def save_pretrained(
       tokenizer: None: no tokenizer files are written.
       tokenizer_settings: the contents of tokenizer_config.json; ``eos_token`` names the token
         that ends a text.
+      token_ids: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``; None: of the tokens that
+        ``tokenizer_settings`` names.
       dtype: of the stored tensors.
 
     Raises:
@@ -49,8 +54,8 @@ def save_pretrained(
     settings = hf_config(config)
     settings["dtype"] = settings["torch_dtype"] = str(jnp.dtype(dtype))
     tensors = hf_tensors(net, dtype)
-    ids = {}
-    if tokenizer is not None and tokenizer_settings is not None:
+    ids = dict(token_ids or {})
+    if token_ids is None and tokenizer is not None and tokenizer_settings is not None:
         for kind in ("bos", "eos", "pad"):
             token = tokenizer_settings.get(f"{kind}_token")
             if token is not None:
@@ -93,19 +98,36 @@ def hf_config(config: DecoderConfig) -> dict[str, Any]:
     if config.model_type == "llama":
         settings["mlp_bias"] = config.mlp_bias
     if config.rope.scaling is not None:
-        scaling = dataclasses.asdict(config.rope.scaling)
-        settings["rope_scaling"] = {"rope_type": "llama3", **scaling}
+        settings["rope_scaling"] = rope_scaling(config.rope)
     return settings
+
+
+def rope_scaling(rope: Rope) -> dict[str, Any] | None:
+    """What Hugging Face calls ``rope_scaling``; None: no scaling."""
+    if rope.scaling is None:
+        return None
+    fields = {k: v for k, v in dataclasses.asdict(rope.scaling).items() if v is not None}
+    return {"rope_type": _ROPE_TYPES[type(rope.scaling)], **fields}
 
 
 def hf_tensors(net: nnx.Module, dtype: jnp.dtype) -> dict[str, np.ndarray]:
     """The parameters by their Hugging Face names, cast to ``dtype``."""
+    return {
+        name if name.startswith("lm_head") else f"model.{name}": value
+        for name, value in named_tensors(nnx.state(net), dtype).items()
+    }
+
+
+def named_tensors(state: Any, dtype: Any = None) -> dict[str, np.ndarray]:
+    """The parameters of an `nnx.State` by their paths, cast to ``dtype`` where one is given.
+
+    Raises:
+      ValueError: naming a tensor that is not finite.
+    """
     tensors = {}
-    for path, parameter in nnx.to_flat_state(nnx.state(net)):
-        name = ".".join(map(str, path))
-        if not name.startswith("lm_head"):
-            name = f"model.{name}"
-        value = np.asarray(jax.device_get(parameter.get_value().astype(dtype)))
+    for path, parameter in nnx.to_flat_state(state):
+        name, value = ".".join(map(str, path)), parameter.get_value()
+        value = np.asarray(jax.device_get(value if dtype is None else value.astype(dtype)))
         if not np.isfinite(value.astype(np.float32)).all():
             raise ValueError(f"{name} has values that are not finite; nothing was written.")
         tensors[name] = np.ascontiguousarray(value)

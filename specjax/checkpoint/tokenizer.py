@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import tokenizers
 
@@ -63,6 +63,13 @@ class HfTokenizer:
     def fingerprint(self) -> str:
         vocabulary = [(i, token) for token, i in self._inner.get_vocab().items()]
         return digest(vocabulary, json.loads(self._inner.to_str())["model"].get("merges"))
+
+    def files(self) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+        """What `load_tokenizer` reads: tokenizer.json and the contents of tokenizer_config.json."""
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self.bos_id is not None:
+            settings["bos_token"] = self._inner.id_to_token(self.bos_id)
+        return self._inner, {**settings, "add_bos_token": self._adds_bos}
 
 
 def load_tokenizer(directory: Path) -> HfTokenizer | None:

@@ -1,0 +1,1 @@
+"""Checkpoints of drafters: the published layouts, read and written."""

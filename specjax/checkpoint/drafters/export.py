@@ -1,0 +1,177 @@
+"""A drafter written as a directory that other engines read, in the layout that they expect."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from specjax.checkpoint.assemble import DTYPES
+from specjax.checkpoint.drafters import layouts, layouts_eagle3, layouts_medusa
+from specjax.checkpoint.drafters.layouts import Layout
+from specjax.checkpoint.drafters.pickle_writer import save_pickle
+from specjax.checkpoint.errors import CheckpointError, some
+from specjax.checkpoint.export import named_tensors, save_pretrained
+from specjax.checkpoint.tokenizer import HfTokenizer
+from specjax.core.types import KINDS
+from specjax.models.drafts.dflash import DFlashConfig
+from specjax.models.drafts.eagle3 import Eagle3Config
+from specjax.models.drafts.medusa import MedusaConfig
+
+_WRITERS: dict[type, dict[str, Any]] = {
+    DFlashConfig: {"zlab": layouts.zlab, "speculators": layouts.speculators},
+    Eagle3Config: {
+        "safeailab": layouts_eagle3.safeailab,
+        "speculators": layouts_eagle3.speculators,
+    },
+    MedusaConfig: {"medusa": layouts_medusa.medusa},
+}
+FORMATS = ("zlab", "safeailab", "speculators", "medusa", "hf")
+# What an export consists of, and may replace.
+_FILES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "medusa_lm_head.safetensors",
+    "medusa_lm_head.pt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def formats_of(spec: Any) -> tuple[str, ...]:
+    """The formats that a drafter can be written in; empty: it has no weights of its own."""
+    if hasattr(spec, "model"):
+        return ("hf",)
+    net = getattr(spec, "net", None)
+    return tuple(_WRITERS.get(type(net.config), {})) if net is not None else ()
+
+
+def save_drafter(
+    spec: Any,
+    directory: str | Path,
+    *,
+    format: str,
+    target: Any,
+    dtype: Any = None,
+    verifier: str | None = None,
+) -> None:
+    """Writes a drafter as a checkpoint directory.
+
+    Everything is written beside ``directory`` and moved there in one step: nothing half-written is
+    ever seen under that name, and an earlier export stays until the new one is whole. The target's
+    tables are not written where the drafter borrows them.
+
+    Args:
+      spec: what `load_drafter` or training returns.
+      directory: created; what stands there already must be an earlier export and is replaced.
+      format: ``zlab`` (DFlash, DFlash2), ``safeailab`` (EAGLE-3), ``speculators`` (both),
+        ``medusa``, or ``hf`` for a draft that is a language model.
+      target: the `specjax.Model` that it drafts for.
+      dtype: of the stored weights, float32 or bfloat16; None: their own.
+      verifier: how the target is called in the config, a hub repository or a path: engines load
+        it by that name. None: the name it was loaded by.
+
+    Raises:
+      ValueError: if the format cannot express this drafter, the two do not fit, a weight is not
+        finite, or the directory holds something else.
+      CheckpointError: if it cannot be written. Nothing is left behind.
+    """
+    formats = formats_of(spec)
+    name = getattr(spec, "name", type(spec).__name__)
+    if format not in formats:
+        known = f"can be written as {', '.join(formats)}" if formats else "has nothing to write"
+        raise ValueError(f"format={format!r}: {name} {known}.")
+    spec.bind(target, KINDS[0])
+    directory = Path(directory)
+    _refuse_strangers(directory)
+    stored = None if dtype is None else _read_dtype(dtype)
+    if hasattr(spec, "model"):
+        stored = stored or spec.model.dtype
+        _write(directory, lambda whole: _write_model(spec.model, whole, stored))
+        return
+    tensors = named_tensors(spec.net.params, stored)
+    layout = _WRITERS[type(spec.net.config)][format](spec, tensors, target, verifier or target.name)
+    name = next(iter(tensors.values())).dtype.name
+    layout.config["dtype"] = name
+    if "transformer_layer_config" in layout.config:
+        layout.config["transformer_layer_config"]["dtype"] = name
+    _write(directory, lambda whole: _write_layout(layout, whole))
+
+
+def _read_dtype(dtype: Any) -> np.dtype:
+    known = {x.name: x for x in DTYPES}
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in known:
+        raise ValueError(f"dtype={name!r}: must be {' or '.join(known)}.")
+    return known[name]
+
+
+def _write_layout(layout: Layout, whole: Path) -> None:
+    (whole / "config.json").write_text(json.dumps(layout.config, indent=2) + "\n")
+    save_file(layout.tensors, whole / layout.file, metadata={"format": "pt"})
+    if layout.pickle is not None:
+        save_pickle(layout.tensors, whole / layout.pickle)
+
+
+def _write_model(model: Any, whole: Path, dtype: np.dtype) -> None:
+    inner, settings = None, None
+    if model.tokenizer is not None:
+        if not isinstance(model.tokenizer, HfTokenizer):
+            raise ValueError(f"format='hf' cannot express the tokenizer of {model.name}.")
+        inner, settings = model.tokenizer.files()
+    stop = list(model.stop_token_ids)
+    ids: dict[str, Any] = {}
+    if model.bos_token_id is not None:
+        ids["bos_token_id"] = model.bos_token_id
+    if stop:
+        ids["eos_token_id"] = stop[0] if len(stop) == 1 else stop
+    save_pretrained(
+        model.net.module,
+        whole,
+        tokenizer=inner,
+        tokenizer_settings=settings,
+        token_ids=ids,
+        dtype=dtype,
+    )
+
+
+def _write(directory: Path, write: Callable[[Path], None]) -> None:
+    """Has ``write`` fill a directory beside, and gives it its name once it is whole."""
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: is a file; name a directory to write the drafter to.")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as temporary:
+            whole = Path(temporary) / "new"
+            whole.mkdir()
+            write(whole)
+            for path in whole.iterdir():
+                path.chmod(0o644)  # safetensors makes its files private
+            if directory.exists():
+                # A directory cannot be exchanged in one step: for a moment there is none.
+                os.rename(directory, Path(temporary) / "old")
+            os.rename(whole, directory)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{directory}: cannot be written: {reason}.") from error
+
+
+def _refuse_strangers(directory: Path) -> None:
+    """Raises ValueError if replacing the directory would lose what no export wrote."""
+    if not directory.is_dir():
+        return
+    strangers = [x.name for x in directory.iterdir() if x.name not in _FILES]
+    if strangers:
+        raise ValueError(
+            f"{directory}: holds {some(strangers)}, which replacing it would lose; name a new "
+            "directory."
+        )
