@@ -87,31 +87,34 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         drawn = lm.windows(train, seed=config.seed, step=step, rows=rows, seq_len=config.seq_len)
         return jnp.asarray(drawn.reshape(config.accumulate, config.rows, -1))
 
-    loss = jax.jit(lm.make_objective(skeleton))
+    loss, key = jax.jit(lm.make_objective(skeleton)), jax.random.key(0)
 
-    def evaluate(state: lm.TrainState) -> float:
-        return float(np.mean([float(loss(state.params, b, None)) for b in heldout_batches]))
+    def heldout_loss(state: lm.TrainState) -> float:
+        sums = [loss(state.params, b, None, key)[:2] for b in heldout_batches]
+        totals, weights = zip(*sums, strict=True)
+        return float(np.sum(totals) / np.sum(weights))
 
     if _EXPORT_ONLY.value:
-        state = loop.Checkpoints(workdir / "checkpoints").restore(state)
-        print(f"step {int(state.step)}: held-out loss {evaluate(state):.4f} nats a token")
+        state, _ = loop.Checkpoints(workdir / "checkpoints").restore(state)
+        print(f"step {int(state.step)}: held-out loss {heldout_loss(state):.4f} nats a token")
     else:
         with _progress(config.steps, board) as report:
             state = loop.fit(
                 state,
                 lm.make_step(lm.make_objective(skeleton, distill=config.distill), optimizer),
-                batch,
+                loop.ByStep(batch),
                 steps=config.steps,
                 workdir=workdir,
-                teacher=teacher,
+                target=teacher,
+                tokens_per_step=config.accumulate * config.rows * config.seq_len,
                 learning_rate=rate,
-                evaluate=evaluate,
+                evaluate=lambda state: {"heldout_loss": heldout_loss(state)},
                 log_every=config.log_every,
                 eval_every=config.eval_every,
                 checkpoint_every=config.checkpoint_every,
                 report=report,
             )
-        final = evaluate(state)
+        final = heldout_loss(state)
         letters = sum(len(text.encode()) for text in corpus.heldout.values())
         bits = final / math.log(2) * len(heldout) / letters
         print(f"held-out loss {final:.4f} nats a token, {bits:.4f} bits a byte")

@@ -21,14 +21,17 @@ from specjax.core.sharding import constrain, named
 from specjax.core.types import Array, pytree
 from specjax.models.frozen import Frozen
 from specjax.models.registry import family
+from specjax.train import losses
 from specjax.train.muon import scale_by_muon
 
 Params = dict[str, Array]
-# (params, tokens [B, T + 1], teacher) -> scalar loss
-Objective = Callable[[Params, Array, Frozen | None], Array]
+Sums = dict[str, Array]
+# (params, batch, target, key) -> the loss as a sum, its weight, and further sums for the log.
+# The batch is any pytree of arrays [B, ...]; the target any pytree that is not trained.
+Objective = Callable[[Params, Any, Any, Array], tuple[Array, Array, Sums]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Skeleton:
     """A model without its weights: what turns a flat dict of parameters back into a module."""
 
@@ -48,10 +51,17 @@ class Skeleton:
 
     def module(self, params: Params, dtype: jnp.dtype | None = None) -> Any:
         """The module with these weights, cast to ``dtype`` where one is given."""
+        return nnx.merge(self.graphdef, self._state(params, dtype))
+
+    def frozen(self, params: Params, config: Any, dtype: jnp.dtype | None = None) -> Frozen:
+        """The same for inference: with one graph definition, so that nothing compiles anew."""
+        return Frozen(params=self._state(params, dtype), graphdef=self.graphdef, config=config)
+
+    def _state(self, params: Params, dtype: jnp.dtype | None) -> Any:
         leaves = [
             params[name] if dtype is None else params[name].astype(dtype) for name in self.axes
         ]
-        return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
+        return jax.tree.unflatten(self.treedef, leaves)
 
     def shardings(self, mesh: Mesh) -> dict[str, jax.sharding.NamedSharding]:
         return {name: named(mesh, axes) for name, axes in self.axes.items()}
@@ -59,7 +69,7 @@ class Skeleton:
 
 @pytree
 class TrainState:
-    """All that a checkpoint holds. Batches are a function of the step, so no data state."""
+    """What is trained. A checkpoint holds this and the position in the data."""
 
     step: Array  # [] int32, optimizer steps taken
     params: Params  # float32
@@ -121,31 +131,27 @@ def windows(stream: np.ndarray, *, seed: int, step: int, rows: int, seq_len: int
     return batch
 
 
-def cross_entropy(logits: Array, targets: Array) -> Array:
-    """Mean negative log likelihood, in nats a token, of ``targets`` [B, T] under [B, T, V]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-
-
 def make_objective(
     skeleton: Skeleton, *, compute_dtype: jnp.dtype = jnp.bfloat16, distill: float = 0.0
 ) -> Objective:
-    """The loss of a batch: ``(1 - distill) * cross entropy + distill * KL(teacher || model)``.
+    """``(1 - distill) * cross entropy + distill * KL(teacher || model)`` of tokens [B, T + 1].
 
     The forward KL term (Hinton et al. 2015, arXiv:1503.02531; for drafts Zhou et al. 2023,
     arXiv:2310.08461) asks the model for the teacher's whole distribution at every position.
     """
 
-    def objective(params: Params, tokens: Array, teacher: Frozen | None) -> Array:
+    def objective(
+        params: Params, tokens: Array, teacher: Frozen | None, key: Array
+    ) -> tuple[Array, Array, Sums]:
+        del key
         inputs = constrain(tokens[:, :-1], "batch", None)
         logits, _, _ = skeleton.module(params, compute_dtype)(inputs, None)
-        loss = cross_entropy(logits, tokens[:, 1:])
-        if not distill:
-            return loss
-        assert teacher is not None
-        wanted = jax.lax.stop_gradient(jax.nn.softmax(teacher(inputs, None)[0]))
-        entropy = -jax.scipy.special.xlogy(wanted, wanted).sum(-1)
-        divergence = optax.softmax_cross_entropy(logits, wanted) - entropy
-        return (1 - distill) * loss + distill * divergence.mean()
+        loss = losses.cross_entropy(logits, tokens[:, 1:])
+        if distill:
+            assert teacher is not None
+            wanted = teacher(inputs, None)[0]
+            loss = (1 - distill) * loss + distill * losses.forward_kl(wanted, logits)
+        return loss.sum(), jnp.float32(loss.size), {}
 
     return objective
 
@@ -239,28 +245,45 @@ def state_shardings(state: TrainState, skeleton: Skeleton, mesh: Mesh) -> TrainS
 
 
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Array, Frozen | None], tuple[TrainState, Array]]:
+    objective: Objective, optimizer: optax.GradientTransformation, *, seed: int = 0
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, Sums]]:
     """One optimizer step, jitted, its state donated.
 
-    The step takes tokens [A, B, T + 1]: A micro-batches whose gradients are averaged. It returns
-    the new state and the mean loss, float32.
+    The step takes a batch whose arrays are [A, B, ...], A micro-batches, and the frozen target. It
+    returns the new state and the sums of the objective over all of them, ``loss`` and ``weight``
+    among them; the gradient is that of ``loss / weight``. Randomness is a function of the seed,
+    the step and the micro-batch, so that a resumed run draws what the first one drew.
     """
 
-    def step(state: TrainState, tokens: Array, teacher: Frozen | None) -> tuple[TrainState, Array]:
-        def add(total: tuple[Array, Params], micro: Array) -> tuple[tuple[Array, Params], None]:
-            new = jax.value_and_grad(objective)(state.params, micro, teacher)
-            return jax.tree.map(jnp.add, total, new), None
+    def step(state: TrainState, batch: Any, target: Any) -> tuple[TrainState, Sums]:
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        if tokens.shape[0] == 1:
-            loss, grads = jax.value_and_grad(objective)(state.params, tokens[0], teacher)
+        def gradient(index: Array, micro: Any) -> tuple[Sums, Params]:
+            def total(params: Params) -> tuple[Array, Sums]:
+                key = jax.random.fold_in(step_key, index)
+                loss, weight, sums = objective(params, micro, target, key)
+                return loss, {"loss": loss, "weight": weight, **sums}
+
+            (_, sums), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+            return sums, grads
+
+        num = jax.tree.leaves(batch)[0].shape[0]
+        if num == 1:
+            sums, grads = gradient(jnp.int32(0), jax.tree.map(lambda x: x[0], batch))
         else:
-            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-            total, _ = jax.lax.scan(add, zeros, tokens)
-            loss, grads = jax.tree.map(lambda x: x / tokens.shape[0], total)
+
+            def add(carry: tuple[Sums, Params], x: Any) -> tuple[tuple[Sums, Params], None]:
+                return jax.tree.map(jnp.add, carry, gradient(*x)), None
+
+            pieces = (jnp.arange(num), batch)
+            shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], pieces))
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (sums, grads), _ = jax.lax.scan(add, zeros, pieces)
+        weight = jnp.maximum(sums["weight"], 1e-8)  # a batch without a label teaches nothing
+        grads = jax.tree.map(lambda g: g / weight, grads)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), loss
+        return TrainState(state.step + 1, params, opt_state), sums
 
     return jax.jit(step, donate_argnums=0)

@@ -1,7 +1,7 @@
 """The training loop: checkpoints, metrics, resume.
 
-What makes a resumed run the same run: a batch is a function of the step, a checkpoint holds all
-other state and appears whole or not at all, and the metrics are cut back to the checkpoint.
+What makes a resumed run the same run: a checkpoint holds the whole state, the position in the data
+included, and appears whole or not at all; and the metrics are cut back to the checkpoint.
 """
 
 from __future__ import annotations
@@ -9,19 +9,54 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from specjax.core.types import Array
-from specjax.train.lm import TrainState
+from specjax.train.lm import Sums, TrainState
 
 Record = dict[str, Any]
+
+
+class Data(Protocol):
+    """Batches, and where in them a run is. An iterator of grain is one."""
+
+    def __next__(self) -> Any:
+        """The next batch, its arrays [A, B, ...] on their devices."""
+        ...
+
+    def get_state(self) -> Any:
+        """The position, in JSON."""
+        ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+class ByStep:
+    """Batches that are a function of the step."""
+
+    def __init__(self, batch: Callable[[int], Any]):
+        self._batch, self._step = batch, 0
+
+    def __next__(self) -> Any:
+        self._step += 1
+        return self._batch(self._step - 1)
+
+    def get_state(self) -> dict[str, int]:
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._step = state["step"]
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written, and the ones before it are whole. One line."""
 
 
 class Checkpoints:
@@ -32,23 +67,51 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
-    def save(self, state: TrainState) -> None:
-        """Writes to a temporary directory and renames it: a kill leaves the previous ones."""
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(_as_dict(state)))
+    def save(self, state: TrainState, data: Any) -> None:
+        """Writes to a temporary directory and renames it: a kill leaves the previous ones.
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest complete state, placed as ``like`` is; ``like`` itself if there is none."""
+        Args:
+          state: what is trained.
+          data: the position in the data, in JSON.
+
+        Raises:
+          SaveFailed: if the file system does not take it; nothing of it is left then.
+        """
+        step = int(state.step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data)
+        )
+        try:
+            self._manager.save(step, args=items)
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+            for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+            reason = " ".join(str(error).split())
+            raise SaveFailed(
+                f"The checkpoint of step {step} could not be written to {self._directory}: "
+                f"{reason[:300]}. Checkpoints before it are whole: make room and run the same "
+                "command again."
+            ) from error
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Any]:
+        """The newest complete state, placed as ``like`` is, and its position in the data.
+
+        ``like`` itself and None if there is none.
+        """
         step = self._manager.latest_step()
         if step is None:
-            return like
+            return like, None
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like)
         )
-        return TrainState(
-            **self._manager.restore(step, args=ocp.args.StandardRestore(abstract)),
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
         )
+        restored = self._manager.restore(step, args=items)
+        return TrainState(**restored["state"]), restored["data"]
 
     def close(self) -> None:
         self._manager.close()
@@ -90,14 +153,15 @@ class MetricsLog:
 
 def fit(
     state: TrainState,
-    step_fn: Callable[[TrainState, Array, Any], tuple[TrainState, Array]],
-    batch: Callable[[int], Array],
+    step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, Sums]],
+    data: Data,
     *,
     steps: int,
     workdir: Path,
-    teacher: Any = None,
+    target: Any = None,
+    tokens_per_step: int,
     learning_rate: Callable[[int], Any],
-    evaluate: Callable[[TrainState], float],
+    evaluate: Callable[[TrainState], Record],
     log_every: int,
     eval_every: int,
     checkpoint_every: int,
@@ -108,50 +172,70 @@ def fit(
     Args:
       state: the freshly initialised state, placed on its devices.
       step_fn: from `lm.make_step`.
-      batch: the tokens [A, B, T + 1] of a step.
-      teacher: passed on to ``step_fn``.
+      data: batches for it, from the beginning.
+      target: passed on to ``step_fn``.
+      tokens_per_step: for the metrics.
       learning_rate: of a step, for the metrics.
-      evaluate: the held-out loss of a state.
+      evaluate: figures of a state for the metrics.
       report: called with every record that is logged.
 
     Returns:
       The state after ``steps``. ``workdir/metrics.jsonl`` has a record every ``log_every`` steps:
-      step, loss (mean since the last one), lr, tokens_per_s (training alone), and every
-      ``eval_every`` steps and at the end heldout_loss.
+      step, loss and the objective's other sums (over their weight, since the last one), lr,
+      tokens_per_s (training alone), and every ``eval_every`` steps and at the end what
+      ``evaluate`` returns.
+
+    Raises:
+      FloatingPointError: if the loss is not finite.
+      SaveFailed: if a checkpoint cannot be written.
     """
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state = checkpoints.restore(state)
+    state, position = checkpoints.restore(state)
+    if position is not None:
+        data.set_state(position)
     done = int(state.step)
     log = MetricsLog(workdir / "metrics.jsonl", done)
-    losses: list[Array] = []
-    began, tokens = time.perf_counter(), 0
-    for step in range(done + 1, steps + 1):
-        data = batch(step - 1)
-        state, loss = step_fn(state, data, teacher)
-        losses.append(loss)
-        tokens += data.shape[0] * data.shape[1] * (data.shape[2] - 1)
-        last = step == steps
-        if step % log_every and not last:
-            continue
-        record: Record = {
-            "step": step,
-            "loss": float(np.mean([float(x) for x in losses])),
-            "lr": float(learning_rate(step - 1)),
-        }
-        record["tokens_per_s"] = round(tokens / (time.perf_counter() - began), 1)
-        if step % eval_every == 0 or last:
-            record["heldout_loss"] = evaluate(state)
-        if not np.isfinite(record["loss"]):
-            raise FloatingPointError(f"step {step}: the loss is {record['loss']}; lower peak_lr.")
-        log.write(record)
-        report(record)
-        if step % checkpoint_every == 0 or last:
-            log.sync()
-            checkpoints.save(state)
-        losses, began, tokens = [], time.perf_counter(), 0
-    log.close()
-    checkpoints.close()
+    parts: list[Sums] = []
+    began = time.perf_counter()
+    try:
+        for step in range(done + 1, steps + 1):
+            state, sums = step_fn(state, next(data), target)
+            parts.append(sums)
+            last = step == steps
+            if step % log_every and not last:
+                continue
+            means = _means(parts)
+            rate = tokens_per_step * len(parts) / (time.perf_counter() - began)
+            record: Record = {
+                "step": step,
+                **means,
+                "lr": float(learning_rate(step - 1)),
+                "tokens_per_s": round(rate, 1),
+            }
+            if not np.isfinite(record["loss"]):
+                raise FloatingPointError(
+                    f"step {step}: the loss is {record['loss']}; lower peak_lr."
+                )
+            if step % eval_every == 0 or last:
+                record |= evaluate(state)
+            log.write(record)
+            report(record)
+            if step % checkpoint_every == 0 or last:
+                log.sync()
+                checkpoints.save(state, data.get_state())
+            parts, began = [], time.perf_counter()
+    finally:
+        log.close()
+        checkpoints.close()
     return state
+
+
+def _means(parts: list[Sums]) -> Record:
+    """The loss and the other sums of some steps, each over the sum of the weights."""
+    host = jax.device_get(parts)
+    sums = {name: sum(float(part[name]) for part in host) for name in host[0]}
+    weight = sums.pop("weight")
+    return {name: total / weight if weight else float("nan") for name, total in sums.items()}
 
 
 def claim(workdir: Path, identity: Record) -> None:
