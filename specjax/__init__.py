@@ -8,6 +8,7 @@ out.text, out.tau, out.trace
 
 from specjax import drafters, verify
 from specjax.api import Output, Piece, check, generate, stream
+from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model, load
 from specjax.core.sharding import make_mesh, parse_mesh
 from specjax.measure.trace import Cycle, Trace
@@ -24,6 +25,7 @@ __all__ = [
     "drafters",
     "generate",
     "load",
+    "load_drafter",
     "make_mesh",
     "parse_mesh",
     "stream",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,13 @@ def load(
       CheckpointError: if there is no such checkpoint, or it is damaged or not supported.
       ValueError: on an impossible mesh.
     """
-    name, dtype = str(path_or_repo), _read_dtype(dtype)
+    name, dtype = str(path_or_repo), read_dtype(dtype)
     if isinstance(mesh, str):
         mesh = parse_mesh(mesh)
     try:
-        path, is_repository = _locate(name)
+        path, is_repository = locate(name)
         if is_repository:
-            path = _download(name, revision)
+            path = download(name, revision)
         elif revision is not None:
             raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
         if path.is_file():
@@ -123,7 +124,7 @@ def _load_file(path: Path, *, mesh: Mesh | None, dtype: np.dtype | None, replica
     return Model(net, tokenizer, stop_ids, BOS, mesh, path.stem, dtype)
 
 
-def _locate(name: str) -> tuple[Path, bool]:
+def locate(name: str) -> tuple[Path, bool]:
     """The local path that ``name`` means, and whether it is a hub repository instead."""
     if name.startswith("demo:"):
         which = name.removeprefix("demo:")
@@ -150,19 +151,29 @@ def _locate(name: str) -> tuple[Path, bool]:
     )
 
 
-def _download(repository: str, revision: str | None) -> Path:
-    """The local snapshot of a hub repository, fetched if need be."""
+def download(repository: str, revision: str | None, otherwise: Sequence[str] = ()) -> Path:
+    """The local snapshot of a hub repository, fetched if need be.
+
+    ``otherwise`` names files that are fetched where there are no safetensors.
+    """
     at = f"{repository} (revision {revision})" if revision else repository
-    try:
+
+    def fetch(*more: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "tokenizer*"],
+                allow_patterns=["*.json", "*.safetensors", "tokenizer*", *more],
                 # Other formats of the same weights, which some repositories carry along.
                 ignore_patterns=["*/*", "consolidated*"],
             )
         )
+
+    try:
+        path = fetch()
+        if otherwise and not any(path.glob("*.safetensors")):
+            path = fetch(*otherwise)
+        return path
     except hub.GatedRepoError:
         message = "is gated; accept its licence on the hub and log in with `hf auth login`"
     except hub.RevisionNotFoundError:
@@ -182,7 +193,8 @@ def _download(repository: str, revision: str | None) -> Path:
     raise CheckpointError(f"{at} {message}.")
 
 
-def _read_dtype(dtype: Any) -> np.dtype | None:
+def read_dtype(dtype: Any) -> np.dtype | None:
+    """A dtype that networks compute in; None stays None. Raises CheckpointError."""
     if dtype is None:
         return None
     try:

@@ -1,0 +1,103 @@
+"""EAGLE-3 as SafeAILab and SpecForge publish it: ``midlayer``, a reduced head, d2t and t2d.
+
+The original code takes no layer ids from the config: it taps hidden_states[2], [L / 2] and
+[L - 3]. SpecForge and others list *outputs* of layers in ``eagle_config``, so that id l is
+hidden_states[l + 1]; speculators' list at the top counts hidden_states itself. The rotary base is
+10000 unless the file says otherwise, whatever the target's is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from specjax.checkpoint.drafters import fit
+from specjax.checkpoint.drafters.keys import BACKBONE, Keys, check_rope
+from specjax.checkpoint.drafters.source import Plan, Source
+from specjax.checkpoint.errors import CheckpointError
+from specjax.drafters.eagle3 import Eagle3
+from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net
+
+_IDS = "eagle_aux_hidden_state_layer_ids"
+
+
+def default_taps(num_layers: int) -> tuple[int, ...]:
+    """Those of the original implementation."""
+    return (2, num_layers // 2, num_layers - 3)
+
+
+def read(source: Source, target: Any) -> Plan:
+    """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
+    keys, where = Keys(source.raw, source.where, "eagle_config"), source.where
+    check_rope(source.raw, where)
+    keys.only("use_aux_hidden_state", True)
+    for flag in ("use_last_layernorm", "attention_sink_bias"):
+        keys.only(flag, False)
+    keys.only("use_input_layernorm_in_first_layer", True)
+    keys.only("partial_rotary_factor", 1, 1.0)
+    backbone = fit.read_backbone({**source.raw, "model_type": "llama"}, where)
+    nested, top = keys.block.get(_IDS), source.raw.get(_IDS)
+    keys.read.add(_IDS)  # the two places count differently, and are compared here
+    if nested is not None and top is not None and [i + 1 for i in nested] != list(top):
+        raise CheckpointError(
+            f"{where}: {_IDS} is {nested!r} in eagle_config (outputs of layers, that is "
+            f"hidden_states {[i + 1 for i in nested]}) and {top!r} at the top of config.json "
+            "(hidden_states), which contradict each other; remove the wrong one."
+        )
+    ids = Keys({_IDS: nested if nested is not None else top}, where).integers(_IDS)
+    if ids is None:
+        ids, shift = default_taps(target.config.num_layers), 0
+    else:
+        shift = 1 if nested is not None else 0
+    rows = keys.integer("draft_vocab_size", backbone.vocab_size)
+    width = keys.integer("target_hidden_size", target.config.hidden_size)
+    fit.check_layers(where, target, keys.get("num_target_layers"))
+    config = Eagle3Config(
+        backbone=backbone,
+        taps=fit.read_taps(where, target, ids, _IDS, shift),
+        target_hidden_size=width,
+        draft_vocab_size=rows,
+        norm_before_residual=bool(keys.flag("norm_before_residual")),
+        norm_before_fc=bool(keys.flag("norm_before_fc")),
+        fc_norm=bool(keys.flag("fc_norm")),
+        norm_output=bool(keys.flag("norm_output")),
+    )
+    keys.finish(*BACKBONE)
+    return plan(source, target, config, dict(source.tensors), num_draft=None)
+
+
+def plan(
+    source: Source,
+    target: Any,
+    config: Eagle3Config,
+    tensors: dict[str, Any],
+    num_draft: int | None,
+) -> Plan:
+    """Checks sizes, settles the tables and says how to put it together."""
+    backbone = config.backbone
+    fit.check_sizes(
+        source,
+        target,
+        vocab_size=backbone.vocab_size,
+        hidden_size=config.target_hidden_size,
+        num_taps=len(config.taps),
+    )
+    ids = fit.take_vocabulary(
+        source, tensors, rows=config.draft_vocab_size, vocab_size=target.config.vocab_size
+    )
+    head = tensors.get(fit.HEAD)
+    if head is None:
+        raise CheckpointError(f"{source.where}: no {fit.HEAD}; an EAGLE-3 drafter has its own.")
+    own_embedding, _ = fit.settle_tables(
+        source, target, tensors, width=backbone.hidden_size, own_head=True
+    )
+    config = dataclasses.replace(config, own_embedding=own_embedding)
+    middle = any(name.startswith("midlayer.") for name in tensors)
+
+    def called(name: str) -> str:
+        return name.replace("layers.0.", "midlayer.", 1) if middle else name
+
+    def make(net: Any, ids: Any, num_draft: int | None, kind: str | None, name: str) -> Any:
+        return Eagle3(net, 5 if num_draft is None else num_draft, kind, ids, name)
+
+    return Plan(config, Eagle3Net, tensors, called, make, ids, num_draft)

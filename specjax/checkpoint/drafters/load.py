@@ -1,0 +1,126 @@
+"""`load_drafter`: a published drafter -> a spec for `generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from specjax.checkpoint.assemble import assemble_module, on_mesh
+from specjax.checkpoint.drafters.recognise import recognise
+from specjax.checkpoint.drafters.source import PICKLES, read_source
+from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.load import Model, download, load, locate, read_dtype
+from specjax.core import sharding
+from specjax.core.types import KINDS
+from specjax.drafters.base import Spec
+from specjax.drafters.lm import LM
+
+
+def load_drafter(
+    path_or_repo: str | Path,
+    target: Model,
+    *,
+    num_draft: int | None = None,
+    kind: str | None = None,
+    mesh: Mesh | str | None = None,
+    dtype: Any = None,
+    revision: str | None = None,
+    replicate: bool = True,
+) -> Spec:
+    """Loads a drafter in any known format and checks that it fits the target.
+
+    Formats, recognised by the keys of config.json and the names of the tensors: z-lab and SpecForge
+    DFlash, z-lab DFlash2, DeepSpec, SafeAILab and SpecForge EAGLE-3, speculators (DFlash, EAGLE-3),
+    Medusa; and an ordinary language model, which drafts as `drafters.LM`. The ``name`` of what is
+    returned says what was recognised.
+
+    Args:
+      path_or_repo: a directory, a repository on the Hugging Face hub, or what else `load` takes.
+      target: what it will draft for, from `load`.
+      num_draft: guesses a cycle; None: what the checkpoint was trained for, or 5.
+      kind: how guesses are drawn (`core.types.KINDS`); None: what suits the request.
+      mesh: None: the target's.
+      dtype: float32 or bfloat16; None: the target's.
+      revision: of a hub repository only.
+      replicate: on a mesh, put the whole drafter on every device.
+
+    Raises:
+      CheckpointError: if there is no such checkpoint, if it is damaged or of a kind that is not
+        supported (which is named), or if it belongs to another target.
+      ValueError: if ``num_draft`` or ``kind`` do not suit it.
+    """
+    name, wanted = str(path_or_repo), read_dtype(dtype)
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")
+    if isinstance(mesh, str):
+        mesh = sharding.parse_mesh(mesh)
+    mesh = target.mesh if mesh is None else mesh
+    if mesh != target.mesh:
+        raise CheckpointError(
+            f"{name}: asked for on other devices than {target.name}; leave mesh out."
+        )
+    try:
+        path, is_repository = locate(name)
+        if path.is_file() or name.startswith("demo:"):
+            return _language_model(name, target, num_draft, kind, wanted, revision, replicate)
+        if is_repository:
+            path = download(name, revision, otherwise=PICKLES)
+        elif revision is not None:
+            raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
+        source = read_source(path)
+        form = recognise(source)
+        if form is None:
+            # What was downloaded is loaded from where it lies.
+            return _language_model(str(path), target, num_draft, kind, wanted, None, replicate)
+        source = source.as_format(form.name)
+        plan = form.read(source, target)
+        config = plan.config
+        if hasattr(config, "backbone"):
+            backbone = on_mesh(config.backbone, mesh, source.where, replicate)
+            config = dataclasses.replace(config, backbone=backbone)
+        net = assemble_module(
+            lambda: plan.network(config, dtype=wanted or target.dtype, rngs=nnx.Rngs(0)),
+            plan.tensors,
+            called=plan.called,
+            dtype=wanted or target.dtype,
+            mesh=mesh,
+            where=source.where,
+            replicate=replicate,
+        )
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
+    ids = None if plan.target_ids is None else jnp.asarray(plan.target_ids)
+    if ids is not None and mesh is not None:
+        ids = jax.device_put(ids, sharding.named(mesh, (None,)))
+    label = name if is_repository else path.resolve().name
+    num_draft = plan.num_draft if num_draft is None else num_draft
+    spec = plan.make(net, ids, num_draft, kind, f"{label} ({form.name})")
+    spec.bind(target, kind or KINDS[0])
+    return spec
+
+
+def _language_model(
+    name: str,
+    target: Model,
+    num_draft: int | None,
+    kind: str | None,
+    dtype: Any,
+    revision: str | None,
+    replicate: bool,
+) -> Spec:
+    model = load(
+        name,
+        mesh=target.mesh,
+        dtype=dtype or target.dtype,
+        revision=revision,
+        replicate=replicate and target.mesh is not None,
+    )
+    spec = LM(model, 5 if num_draft is None else num_draft, kind)
+    spec.bind(target, kind or KINDS[0])
+    return spec

@@ -1,0 +1,57 @@
+"""Medusa heads: ``{head}.{j}.linear.{weight,bias}`` and, behind the blocks, ``{head}.{n}.weight``.
+
+The number of heads and blocks is counted: published configs name another number than their files
+hold.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from specjax.checkpoint.drafters.keys import Keys
+from specjax.checkpoint.drafters.source import Plan, Source
+from specjax.checkpoint.errors import CheckpointError, some
+from specjax.drafters.medusa import Medusa
+from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
+
+_BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
+_OUTPUT = re.compile(r"(\d+)\.(\d+)\.weight")
+
+
+def read(source: Source, target: Any) -> Plan:
+    """Raises CheckpointError if the heads do not fit ``target``."""
+    where, theirs = source.where, target.config
+    tensors = {n.removeprefix("medusa_head."): t for n, t in source.tensors.items()}
+    blocks = {tuple(map(int, m.groups()[:2])) for n in tensors if (m := _BLOCK.fullmatch(n))}
+    outputs = {tuple(map(int, m.groups())) for n in tensors if (m := _OUTPUT.fullmatch(n))}
+    odd = [n for n in tensors if not _BLOCK.fullmatch(n) and not _OUTPUT.fullmatch(n)]
+    if odd or not outputs:
+        what = f"unknown tensors: {some(odd)}" if odd else "no heads, {head}.{n}.weight"
+        raise CheckpointError(f"{where}: {what}; they are not heads of Medusa.")
+    heads, layers = len(outputs), max((j for _, j in blocks), default=-1) + 1
+    if outputs != {(i, layers) for i in range(heads)}:
+        raise CheckpointError(
+            f"{where}: the heads {some(f'{i}.{j}' for i, j in outputs)} are not numbered 0.. with "
+            f"{layers} blocks each; tensors are missing."
+        )
+    shape = tensors[f"0.{layers}.weight"].shape
+    if shape != (theirs.vocab_size, theirs.hidden_size):
+        raise CheckpointError(
+            f"{where}: its heads are {list(shape)}, but {target.name} has a vocabulary of "
+            f"{theirs.vocab_size} and width {theirs.hidden_size}: it belongs to another target; "
+            "give that one."
+        )
+    Keys(source.raw, where).finish("medusa_num_heads", "medusa_num_layers")
+    prefix = "medusa_head." if any(n.startswith("medusa_head.") for n in source.tensors) else ""
+
+    def called(name: str) -> str:
+        # heads.0.blocks.1.linear.weight -> 0.1.linear.weight; heads.0.output.weight -> 0.2.weight
+        name = name.removeprefix("heads.").replace(".blocks.", ".")
+        return prefix + name.replace(".output.", f".{layers}.")
+
+    def make(net: Any, ids: Any, num_draft: int | None, kind: str | None, name: str) -> Any:
+        return Medusa(net, num_draft, kind, name)
+
+    config = MedusaConfig(theirs.hidden_size, theirs.vocab_size, heads, max(layers, 0))
+    return Plan(config, MedusaNet, source.tensors, called, make)

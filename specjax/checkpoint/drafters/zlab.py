@@ -1,0 +1,157 @@
+"""DFlash and DFlash2 as z-lab and SpecForge publish them.
+
+Two schemas are in use: block size and rotary base at the top of config.json (until May 2026), or in
+``dflash_config`` and ``rope_parameters``. ``target_layer_ids`` names layers whose *output* is
+tapped, so that id l is hidden_states[l + 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from specjax.checkpoint.drafters import fit
+from specjax.checkpoint.drafters.keys import BACKBONE, Keys, check_rope
+from specjax.checkpoint.drafters.source import Plan, Source
+from specjax.checkpoint.errors import CheckpointError
+from specjax.drafters.dflash import DFlash
+from specjax.drafters.dflash2 import DFlash2
+from specjax.drafters.dspark import DSpark
+from specjax.models.drafts.dflash import DFlashConfig, DFlashNet
+
+BLOCK = "dflash_config"
+
+
+def read(source: Source, target: Any) -> Plan:
+    """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
+    keys = Keys(source.raw, source.where, BLOCK)
+    return plan(source, target, keys, read_config(source, target, keys, shifted=False))
+
+
+def read_config(source: Source, target: Any, keys: Keys, *, shifted: bool) -> DFlashConfig:
+    """The network's config; whether it keeps tables of its own is settled by `plan`."""
+    where = source.where
+    check_rope(source.raw, where)
+    for feature in ("attention_sink_bias", "attention_value_scale", "gating"):
+        keys.only(feature, False)
+    keys.only("partial_rotary_factor", 1, 1.0)
+    keys.only("projector_type", "dflash", "dflash2", "dspark")
+    keys.only("markov_head_type", "vanilla")
+    backbone = fit.read_backbone(source.raw, where)
+    ids = keys.integers("target_layer_ids")
+    if ids is None:
+        raise CheckpointError(
+            f"{where}: config.json lacks {BLOCK}.target_layer_ids, the tapped layers."
+        )
+    width = keys.integer("target_hidden_size", backbone.hidden_size)
+    fit.check_layers(where, target, keys.get("num_target_layers"))
+    fit.check_sizes(
+        source, target, vocab_size=backbone.vocab_size, hidden_size=width, num_taps=len(ids)
+    )
+    names = source.tensors.keys()
+    windows, causal = read_attention(keys, backbone.num_layers)
+    two = any("candidate_selector." in n for n in names)
+    conv = any("attention_conv." in n for n in names)
+    markov = keys.integer("markov_rank", 0, least=0)
+    confident = any("confidence_head." in n for n in names)
+    return DFlashConfig(
+        backbone=backbone,
+        taps=fit.read_taps(where, target, ids, "target_layer_ids", 1),
+        target_hidden_size=width,
+        block_size=keys.integer("block_size", least=1 if shifted else 2),
+        mask_token_id=fit.mask_id(where, target, keys.integer("mask_token_id", least=0)),
+        windows=windows,
+        causal=causal,
+        shifted=shifted,
+        embedding_scale=keys.number("input_embedding_scale", 1.0) or 1.0,
+        output_multiplier=keys.number("output_multiplier", 1.0) or 1.0,
+        logit_softcap=keys.number("final_logit_softcapping", None) or None,
+        conv_kernel_size=keys.integer("conv_kernel_size", 2 if conv else 0, least=0),
+        conv_group_size=keys.integer("conv_group_size", 16),
+        selector_rank=keys.integer("selector_rank", 256 if two else 0, least=0),
+        selector_top_k=min(keys.integer("selector_top_k", 16), backbone.vocab_size),
+        markov_rank=markov,
+        confidence_head=bool(keys.flag("enable_confidence_head", confident)),
+        confidence_with_markov=bool(keys.flag("confidence_head_with_markov", markov > 0)),
+    )
+
+
+def read_attention(keys: Keys, layers: int) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:
+    """Window and causality of each layer.
+
+    Where the config does not say, sliding layers are causal inside the block and full ones are not:
+    the rule of the reference implementation.
+    """
+    said = keys.flag("is_causal", None)
+    also = keys.flag("causal", None)
+    if said is not None and also is not None and said != also:
+        raise CheckpointError(
+            f"{keys.where}: is_causal={said} and causal={also} contradict each other; remove one."
+        )
+    said = also if said is None else said
+    kinds, window = keys.get("layer_types"), keys.get("sliding_window")
+    sliding = keys.flag("use_sliding_window", None)
+    if keys.flag("use_swa"):
+        window, sliding = keys.get("swa_window_size", window), True
+        if kinds is None:  # such drafters see both ways in all layers
+            kinds, said = ["sliding_attention"] * layers, bool(said)
+    elif kinds is None:
+        first = int(keys.get("max_window_layers", layers)) if sliding else layers
+        on = window is not None
+        kinds = ["full_attention"] * layers
+        kinds[first:] = ["sliding_attention" if on else "full_attention"] * (layers - first)
+    odd = set(kinds) - {"sliding_attention", "full_attention"}
+    if odd:
+        raise CheckpointError(f"{keys.where}: layer_types holds {sorted(odd)}, not supported.")
+    if len(kinds) != layers and set(kinds) != {"full_attention"}:
+        raise CheckpointError(
+            f"{keys.where}: layer_types has {len(kinds)} entries for {layers} layers."
+        )
+    slides = [i < len(kinds) and kinds[i] == "sliding_attention" for i in range(layers)]
+    if any(slides) and (sliding is False or type(window) is not int or window < 1):
+        raise CheckpointError(
+            f"{keys.where}: layer_types has sliding layers, but sliding_window={window!r} and "
+            f"use_sliding_window={sliding!r}, which contradict that."
+        )
+    return (
+        tuple(window if s else None for s in slides),
+        tuple(s if said is None else said for s in slides),
+    )
+
+
+def plan(source: Source, target: Any, keys: Keys, config: DFlashConfig) -> Plan:
+    """Refuses what nobody read, and says how to put it together."""
+    rows = keys.integer("draft_vocab_size", config.backbone.vocab_size)
+    keys.finish(*BACKBONE)
+    tensors = {n.removeprefix("model."): t for n, t in source.tensors.items()}
+    return finish(source, target, config, tensors, rows)
+
+
+def finish(
+    source: Source, target: Any, config: DFlashConfig, tensors: dict[str, Any], rows: int
+) -> Plan:
+    """Settles the tables of a network of the family, whose head has ``rows``; then its plan."""
+    vocab = config.backbone.vocab_size
+    own_embedding, head = fit.settle_tables(
+        source, target, tensors, width=config.backbone.hidden_size, own_head=rows != vocab
+    )
+    if head is None and rows != vocab:
+        raise CheckpointError(
+            f"{source.where}: draft_vocab_size={rows}, but there is no {fit.HEAD}; fetch it again."
+        )
+    ids = fit.take_vocabulary(source, tensors, rows=head or vocab, vocab_size=vocab)
+    config = dataclasses.replace(config, own_embedding=own_embedding, draft_vocab_size=head)
+    kept = {n: t for n, t in source.tensors.items() if n.removeprefix("model.") in tensors}
+
+    def make(net: Any, ids: Any, num_draft: int | None, kind: str | None, name: str) -> Any:
+        if config.selector_rank:
+            return DFlash2(net, num_draft, kind, ids, name)
+        if config.markov_rank or config.shifted:
+            return DSpark(net, num_draft, kind, ids, name)
+        if kind not in (None, "one_hot"):
+            raise CheckpointError(
+                f"{source.where}: kind={kind!r}: DFlash guesses deterministically; leave kind out."
+            )
+        return DFlash(net, num_draft, ids, name)
+
+    return Plan(config, DFlashNet, kept, fit.with_prefix(kept), make, ids)
