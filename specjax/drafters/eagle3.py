@@ -177,7 +177,7 @@ class Eagle3Drafter:
 
         # One guess a step from here on, behind the places of the first pass.
         place = jnp.arange(width + self.num_draft)
-        committed = (place < draft.waiting[:, None])[:, None, :]
+        committed = place[None, None, :] < draft.waiting[:, None, None]
 
         def step(carry: tuple[Array, Array, Block, Counts | None], i: Array) -> Any:
             guess, state, block, counts = carry

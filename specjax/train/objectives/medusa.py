@@ -1,0 +1,110 @@
+"""Training Medusa heads (Cai et al. 2024, arXiv:2401.10774): the target stays as it is (Medusa-1).
+
+With token t pending the heads read the target's final state of token t - 1, and head i guesses
+token t + 1 + i. Its loss is the cross entropy with the text, weighted with ``decay ** i``. Logits
+over the vocabulary exist for one chunk of positions at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.sharding import constrain
+from specjax.core.types import Array
+from specjax.models.drafts.medusa import MedusaConfig
+from specjax.models.frozen import Frozen
+from specjax.train import losses
+from specjax.train.lm import Params, Skeleton
+from specjax.train.objectives.base import Batch
+
+Sums = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MedusaObjective:
+    """See the module. The sum of all heads is divided by the labels of head 0."""
+
+    skeleton: Skeleton
+    config: MedusaConfig
+    compute_dtype: Any = jnp.bfloat16
+    target_ids: Any = None
+    decay: float = 0.8
+    chunk: int = 128  # positions of a row whose logits exist at once
+
+    def __post_init__(self) -> None:
+        if self.target_ids is not None:
+            raise ValueError("Medusa heads have the target's vocabulary: no target_ids.")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay={self.decay} is not in (0, 1].")
+        if self.chunk < 1:
+            raise ValueError(f"chunk={self.chunk} must be positive.")
+
+    @property
+    def num_draft(self) -> int:
+        return self.config.num_heads
+
+    def __call__(
+        self, params: Params, batch: Batch, target: Frozen, key: Array
+    ) -> tuple[Array, Array, Sums]:
+        """See `Objective`. Nothing is random."""
+        del key
+        heads, width = self.num_draft, batch.tokens.shape[1]
+        place = jnp.arange(width)[None, :]
+        # Column 0 has no state: it guesses only behind prompts of one token.
+        labelled = batch.supervised & (place < batch.length[:, None])
+        counted = stack_ahead(labelled, heads) & (place > 0)[..., None]
+        net = self.skeleton.module(params, self.compute_dtype)
+        scale = self.decay ** jnp.arange(heads, dtype=jnp.float32)
+
+        @jax.checkpoint
+        def one(h: Array, labels: Array, counted: Array) -> Any:
+            logits = net(h, heads)
+            loss = jnp.where(counted, losses.cross_entropy(logits, labels), 0.0).sum((0, 1))
+            right = (counted & (logits.argmax(-1) == labels)).astype(jnp.float32)
+            sums = {"accuracy": right[..., 0].sum(), "accepted": jnp.cumprod(right, -1).sum()}
+            return (loss * scale).sum(), counted[..., 0].astype(jnp.float32).sum(), sums
+
+        def add(total: Any, chunk: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, one(*chunk)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = (zero, zero, {"accuracy": zero, "accepted": zero})
+        parts = self._states(batch, target), stack_ahead(batch.tokens, heads), counted
+        return jax.lax.scan(add, start, self._cut(parts))[0]
+
+    def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
+        """See `Objective`."""
+        net = self.skeleton.module(params, self.compute_dtype)
+        rows, width = batch.tokens.shape
+        guess = lambda h: net(h, self.num_draft).argmax(-1)
+        guesses = jax.lax.map(guess, self._cut(self._states(batch, target)))  # [n, B, C, K]
+        guesses = guesses.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :width]
+        return guesses == stack_ahead(batch.tokens, self.num_draft)
+
+    def _states(self, batch: Batch, target: Frozen) -> Array:
+        """[B, T, D]: with token t pending, the final state of token t - 1; zeros at first."""
+        tokens = constrain(batch.tokens, "batch", None)
+        final, _, _ = target.hidden(tokens, None)
+        return jnp.pad(jax.lax.stop_gradient(final), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+    def _cut(self, tree: Any) -> Any:
+        """[B, T, X] -> [n, B, C, X], padded, of every array."""
+
+        def one(x: Array) -> Array:
+            rows, width, last = x.shape
+            size = min(self.chunk, width)
+            x = jnp.pad(x, ((0, 0), (0, -width % size), (0, 0)))
+            return x.reshape(rows, -1, size, last).swapaxes(0, 1)
+
+        return jax.tree.map(one, tree)
+
+
+def stack_ahead(x: Array, num: int) -> Array:
+    """``x`` [B, T] -> [B, T, num], the places t + 1, t + 2, ..; zeros behind the end."""
+    width = x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (0, num)))
+    return jnp.stack([padded[:, 1 + i : 1 + i + width] for i in range(num)], axis=-1)
