@@ -6,9 +6,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 from absl import app, flags, logging
+
+from specjax.checkpoint.load import DEMO
 
 
 def run(main: Callable[[Sequence[str]], Any]) -> None:
@@ -56,3 +60,17 @@ def fail(message: str) -> None:
     """Says what was wrong and exits."""
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def model_directory(name: str) -> Path:
+    """The local directory of a model by the name that `specjax.load` takes.
+
+    Of a hub repository it fetches the files of the chat template, which `load` has no use for.
+    """
+    if name.startswith("demo:"):
+        return DEMO / name.removeprefix("demo:")
+    path = Path(name).expanduser()
+    if path.exists():
+        return path if path.is_dir() else path.parent
+    patterns = ["chat_template.jinja", "tokenizer_config.json"]
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))

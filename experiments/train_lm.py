@@ -8,13 +8,10 @@ The same command resumes a run that was killed.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +22,7 @@ from ml_collections import config_flags
 from tokenizers import Tokenizer
 
 from experiments import cli
+from experiments.progress import progress, tensorboard
 from specjax.checkpoint import load
 from specjax.checkpoint.export import save_pretrained
 from specjax.core.sharding import axis_size, parse_mesh, use_mesh
@@ -56,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
     """Trains, or resumes, and exports."""
     with cli.one_line_errors():
-        board = _tensorboard(workdir) if config.tensorboard else None
+        board = tensorboard(workdir) if config.tensorboard else None
         corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
         print(f"corpus: {len(corpus.train)} files, hash {corpus.sha256}")
         identity = {**dataclasses.asdict(config), "corpus_sha256": corpus.sha256}
@@ -98,7 +96,7 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         state, _ = loop.Checkpoints(workdir / "checkpoints").restore(state)
         print(f"step {int(state.step)}: held-out loss {heldout_loss(state):.4f} nats a token")
     else:
-        with _progress(config.steps, board) as report:
+        with progress(config.steps, board, evaluated="heldout_loss") as report:
             state = loop.fit(
                 state,
                 lm.make_step(lm.make_objective(skeleton, distill=config.distill), optimizer),
@@ -140,44 +138,6 @@ def _tokenizer(config: LMConfig, corpus: Corpus, workdir: Path) -> Tokenizer:
         raise ValueError(f"The tokenizer has {tokens.get_vocab_size()} tokens, not vocab_size.")
     tokens.save(str(workdir / "tokenizer.json"))
     return tokens
-
-
-def _tensorboard(workdir: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--config.tensorboard: pip install tensorboardX first.") from error
-    return SummaryWriter(str(workdir / "tensorboard"))
-
-
-@contextlib.contextmanager
-def _progress(steps: int, board: Any) -> Iterator[Callable[[loop.Record], None]]:
-    """A bar on a terminal, lines elsewhere; what it yields takes a record."""
-    from rich import console, progress
-
-    columns = (
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[note]}"),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    out = console.Console()
-    with progress.Progress(*columns, console=out, disable=not out.is_terminal) as bar:
-        task = bar.add_task("train", total=steps, note="")
-
-        def report(record: loop.Record) -> None:
-            note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:.0f} tokens/s"
-            bar.update(task, completed=record["step"], note=note)
-            if not out.is_terminal or "heldout_loss" in record:
-                print(json.dumps(record), flush=True)
-            if board is not None:
-                for name, value in record.items():
-                    board.add_scalar(name, value, record["step"])
-
-        yield report
-    if board is not None:
-        board.close()
 
 
 if __name__ == "__main__":

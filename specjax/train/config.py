@@ -1,4 +1,4 @@
-"""The settings of one language-model training run, checked before any work starts."""
+"""The settings of a training run, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specjax.train.lm import OPTIMIZERS
+from specjax.train.objectives import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +48,114 @@ class LMConfig:
         return cls(**{**raw, "corpus": CorpusConfig(**raw["corpus"])})
 
     def __post_init__(self) -> None:
-        positive = ("steps", "rows", "accumulate", "seq_len", "peak_lr", "clip_norm")
-        for field in (*positive, "log_every", "eval_every", "checkpoint_every"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"--config.{field}={getattr(self, field)} must be positive.")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"--config.optimizer={self.optimizer}: known: {', '.join(OPTIMIZERS)}")
-        if not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(f"--config.warmup_steps={self.warmup_steps} must be below steps.")
+        check_schedule(self)
         if not 0 <= self.distill <= 1:
             raise ValueError(f"--config.distill={self.distill} must be between 0 and 1.")
         if bool(self.distill) != bool(self.teacher):
             raise ValueError("--config.distill and --config.teacher need each other; set both.")
         if self.teacher and self.tokenizer != self.teacher:
             raise ValueError("--config.tokenizer must be the teacher's: logits compare by token.")
-        for field in ("checkpoint_every", "eval_every"):
-            if getattr(self, field) % self.log_every:
-                raise ValueError(
-                    f"--config.{field}={getattr(self, field)} must be a multiple of "
-                    f"log_every={self.log_every}, so that no logged interval is cut by a resume."
-                )
+        if self.seq_len <= 0:
+            raise ValueError(f"--config.seq_len={self.seq_len} must be positive.")
         if self.seq_len > self.model["max_position_embeddings"]:
             raise ValueError(f"--config.seq_len={self.seq_len} exceeds max_position_embeddings.")
+
+
+def check_schedule(config: LMConfig | DrafterConfig) -> None:
+    """What every run has: an optimizer, and steps that fit one another. Raises ValueError."""
+    positive = ("steps", "rows", "accumulate", "peak_lr", "clip_norm")
+    for field in (*positive, "log_every", "eval_every", "checkpoint_every"):
+        if getattr(config, field) <= 0:
+            raise ValueError(f"--config.{field}={getattr(config, field)} must be positive.")
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"--config.optimizer={config.optimizer}: known: {', '.join(OPTIMIZERS)}")
+    if not 0 <= config.warmup_steps < config.steps:
+        raise ValueError(f"--config.warmup_steps={config.warmup_steps} must be below steps.")
+    for field in ("checkpoint_every", "eval_every"):
+        if getattr(config, field) % config.log_every:
+            raise ValueError(
+                f"--config.{field}={getattr(config, field)} must be a multiple of "
+                f"log_every={config.log_every}, so that no logged interval is cut by a resume."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Sources by file name: .json a corpus manifest, .jsonl conversations or rows of tokens, and
+    any other file plain text."""
+
+    train: tuple[str, ...]
+    heldout: tuple[str, ...]  # (): the held-out texts of the manifests in ``train``
+    seq_len: int  # tokens a row; longer conversations are cut
+    allow_mismatch: bool = False  # of a manifest: train on this Python's files as they are
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise ValueError("--config.data.train names no file to train on.")
+        if self.seq_len < 2:
+            raise ValueError(f"--config.data.seq_len={self.seq_len} must be at least 2.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What is measured every ``eval_every`` steps."""
+
+    rows: int  # held-out rows whose loss is computed
+    prompts: int  # held-out prompts that are speculated on
+    prompt_tokens: int  # of prompts cut out of texts
+    max_new_tokens: int
+    tolerance: float = 0.03  # between predicted and measured tau, relative
+
+    def __post_init__(self) -> None:
+        for field in ("rows", "prompts", "prompt_tokens", "max_new_tokens"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"--config.eval.{field}={getattr(self, field)} must be positive.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterConfig:
+    """One run of ``experiments/train_drafter.py``. Steps are optimizer steps."""
+
+    kind: str  # one of `objectives.KINDS`
+    target: str  # what `specjax.load` takes
+    init: str  # a drafter to start from, a directory; "": random weights
+    num_draft: int  # K
+    sizes: Mapping[str, Any]  # of a new drafter: what its `fresh` takes; lm: a config.json
+    objective: Mapping[str, Any]  # hyperparameters of the kind's objective
+    data: DataConfig
+    eval: EvalConfig
+    optimizer: str
+    peak_lr: float
+    warmup_steps: int
+    weight_decay: float
+    clip_norm: float
+    steps: int
+    rows: int  # rows a micro-batch
+    accumulate: int  # micro-batches a step
+    seed: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    final_lr: float = 0.1  # the last learning rate, as a fraction of the peak
+    compute_dtype: str = "bfloat16"  # of both passes; masters are float32
+    export_format: str = ""  # "": the kind's own
+    mesh: str = ""  # for example "data:2,model:4"
+    tensorboard: bool = False
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> DrafterConfig:
+        """Reads the plain dict of an `ml_collections` config."""
+        data, evaluation = dict(raw["data"]), raw["eval"]
+        data |= {name: tuple(data[name]) for name in ("train", "heldout")}
+        return cls(**{**raw, "data": DataConfig(**data), "eval": EvalConfig(**evaluation)})
+
+    def __post_init__(self) -> None:
+        check_schedule(self)
+        if self.kind not in KINDS:
+            raise ValueError(f"--config.kind={self.kind!r}: known: {', '.join(KINDS)}.")
+        if self.num_draft < 1:
+            raise ValueError(f"--config.num_draft={self.num_draft} must be positive.")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"--config.final_lr={self.final_lr} is not in [0, 1].")
+        if self.compute_dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"--config.compute_dtype={self.compute_dtype!r}: bfloat16 or float32.")

@@ -23,7 +23,7 @@ class Row:
         num = min(len(self.tokens), seq_len)
         tokens, supervised = np.zeros(seq_len, np.int32), np.zeros(seq_len, bool)
         tokens[:num], supervised[:num] = self.tokens[:num], self.supervised[:num]
-        return {"tokens": tokens, "supervised": supervised, "length": np.int32(num)}
+        return {"tokens": tokens, "supervised": supervised, "length": np.array(num, np.int32)}
 
 
 class Rows(Protocol):

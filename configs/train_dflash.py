@@ -1,0 +1,66 @@
+"""A DFlash drafter for the demo target: blocks of 8, one parallel pass a cycle.
+
+Expected and cost: docs/demo_models.md.
+
+  python -m experiments.train_drafter --config=configs/train_dflash.py \\
+      --workdir=runs/dflash --export_dir=runs/dflash/export
+
+For blocks of another size: --config.num_draft=15. On text that the target wrote itself
+(experiments.regenerate): --config.data.train='("runs/regenerated.jsonl",)'.
+"""
+
+from __future__ import annotations
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    return config_dict.create(
+        kind="dflash",
+        target="demo:target",
+        init="",  # a trained drafter to start from
+        num_draft=7,
+        sizes={
+            "layers": 2,
+            "num_taps": 3,
+            "mask_token_id": 4095,  # an id that the text hardly holds
+        },
+        objective={
+            "anchors": 64,  # blocks a row, drawn anew every step
+            "chunk": 16,  # blocks that are run at once
+            "gamma": 0.0,  # decay of the weights over a block; 0: D-PACE
+            "dpace_alpha": 0.5,
+        },
+        data={
+            # .json: a corpus manifest; .jsonl: conversations, or what experiments.regenerate wrote;
+            # anything else: plain text.
+            "train": ("configs/stdlib_files.json",),
+            "heldout": (),  # with a manifest: its own held-out files
+            "seq_len": 256,
+            "allow_mismatch": False,
+        },
+        eval={
+            "rows": 32,
+            "prompts": 16,
+            "prompt_tokens": 64,
+            "max_new_tokens": 96,
+            "tolerance": 0.03,
+        },
+        optimizer="muon",
+        peak_lr=2e-3,
+        warmup_steps=40,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        final_lr=0.1,
+        steps=2000,
+        rows=4,
+        accumulate=1,
+        seed=0,
+        log_every=10,
+        eval_every=100,
+        checkpoint_every=50,
+        compute_dtype="bfloat16",
+        export_format="zlab",
+        mesh="",
+        tensorboard=False,
+    )

@@ -1,0 +1,58 @@
+"""An EAGLE-3 drafter for the demo target, by the training-time test.
+
+Expected and cost: docs/demo_models.md.
+
+  python -m experiments.train_drafter --config=configs/train_eagle3.py \\
+      --workdir=runs/eagle3 --export_dir=runs/eagle3/export
+"""
+
+from __future__ import annotations
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    return config_dict.create(
+        kind="eagle3",
+        target="demo:target",
+        init="",  # a trained drafter to start from
+        num_draft=5,
+        sizes={"layers": 1},
+        objective={
+            "decay": 0.8,  # of the weight of a step
+            "divergence": "forward_kl",
+            "chunk": 128,  # positions of a row whose logits exist at once
+        },
+        data={
+            # .json: a corpus manifest; .jsonl: conversations, or what experiments.regenerate wrote;
+            # anything else: plain text.
+            "train": ("configs/stdlib_files.json",),
+            "heldout": (),  # with a manifest: its own held-out files
+            "seq_len": 256,
+            "allow_mismatch": False,
+        },
+        eval={
+            "rows": 32,
+            "prompts": 16,
+            "prompt_tokens": 64,
+            "max_new_tokens": 96,
+            "tolerance": 0.03,
+        },
+        optimizer="adamw",
+        peak_lr=1e-3,
+        warmup_steps=40,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        final_lr=0.1,
+        steps=1500,
+        rows=4,
+        accumulate=1,
+        seed=0,
+        log_every=10,
+        eval_every=100,
+        checkpoint_every=50,
+        compute_dtype="bfloat16",
+        export_format="safeailab",
+        mesh="",
+        tensorboard=False,
+    )

@@ -1,0 +1,57 @@
+"""Medusa heads for the demo target.
+
+Expected and cost: docs/demo_models.md.
+
+  python -m experiments.train_drafter --config=configs/train_medusa.py \\
+      --workdir=runs/medusa --export_dir=runs/medusa/export
+"""
+
+from __future__ import annotations
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    return config_dict.create(
+        kind="medusa",
+        target="demo:target",
+        init="",  # a trained drafter to start from
+        num_draft=3,
+        sizes={"layers": 1},
+        objective={
+            "decay": 0.8,  # of the weight of a head
+            "chunk": 128,  # positions of a row whose logits exist at once
+        },
+        data={
+            # .json: a corpus manifest; .jsonl: conversations, or what experiments.regenerate wrote;
+            # anything else: plain text.
+            "train": ("configs/stdlib_files.json",),
+            "heldout": (),  # with a manifest: its own held-out files
+            "seq_len": 256,
+            "allow_mismatch": False,
+        },
+        eval={
+            "rows": 32,
+            "prompts": 16,
+            "prompt_tokens": 64,
+            "max_new_tokens": 96,
+            "tolerance": 0.03,
+        },
+        optimizer="adamw",
+        peak_lr=1e-3,
+        warmup_steps=40,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        final_lr=0.1,
+        steps=1000,
+        rows=4,
+        accumulate=1,
+        seed=0,
+        log_every=10,
+        eval_every=100,
+        checkpoint_every=50,
+        compute_dtype="bfloat16",
+        export_format="medusa",
+        mesh="",
+        tensorboard=False,
+    )

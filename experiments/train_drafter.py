@@ -1,0 +1,259 @@
+"""Trains a drafter for a frozen target, measures it by real speculation, and exports it.
+
+    python -m experiments.train_drafter --config=configs/train_dflash.py \\
+        --workdir=runs/dflash --export_dir=runs/dflash/export
+
+The same command resumes a run that was killed. Every ``eval_every`` steps tau is predicted by
+replaying the training graph over held-out texts of the target, and measured by speculating on the
+same prompts; where the two differ, training does not see what inference does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+import specjax
+from experiments import cli
+from experiments.progress import progress, tensorboard
+from specjax.checkpoint.drafters.export import formats_of, save_drafter
+from specjax.checkpoint.errors import CheckpointError
+from specjax.core.sharding import parse_mesh, use_mesh
+from specjax.measure.results import write_atomically
+from specjax.train import lm, loop
+from specjax.train.config import DrafterConfig
+from specjax.train.data.batches import Batches, stack
+from specjax.train.data.chat import ChatTemplate
+from specjax.train.data.jsonl import read_rows
+from specjax.train.data.rows import heldout_rows
+from specjax.train.data.sources import Sources
+from specjax.train.data.text import Speech, default_cache
+from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee, fresh
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics.jsonl, run.json.")
+_EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where the trained drafter is written.")
+_EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "Export the newest checkpoint as it is.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    with cli.one_line_errors():
+        config = DrafterConfig.of(_CONFIG.value.to_dict())
+        if _EXPORT_ONLY.value and not _EXPORT_DIR.value:
+            raise ValueError("--export_only needs --export_dir.")
+        mesh = parse_mesh(config.mesh)
+    if jax.default_backend() == "cpu":
+        loop.keep_freed_memory()
+    run(config, Path(_WORKDIR.value or ""), mesh, _EXPORT_DIR.value, only=_EXPORT_ONLY.value)
+
+
+def run(
+    config: DrafterConfig, workdir: Path, mesh: Mesh | None, export_dir: str | None, *, only: bool
+) -> None:
+    """Trains, or resumes, and exports."""
+    with cli.one_line_errors(), use_mesh(mesh):
+        board = tensorboard(workdir) if config.tensorboard else None
+        target = specjax.load(config.target, dtype=config.compute_dtype, mesh=mesh)
+        if config.data.seq_len > target.config.max_position_embeddings:
+            raise ValueError(
+                f"--config.data.seq_len={config.data.seq_len} exceeds the target's "
+                f"{target.config.max_position_embeddings} positions."
+            )
+        sources = read_sources(config, target)
+        spec = start(config, target)
+        trainee, params = Trainee.of(
+            config.kind,
+            spec,
+            config.objective,
+            num_draft=config.num_draft,
+            compute_dtype=jnp.dtype(config.compute_dtype),
+        )
+        spec.bind(target, "one_hot")
+        format = config.export_format or formats_of(spec)[0]
+        if format not in formats_of(spec):
+            raise ValueError(
+                f"--config.export_format={format}: a {config.kind} drafter can be written as "
+                f"{', '.join(formats_of(spec))}."
+            )
+        data = Batches(
+            sources.train,
+            micro=config.rows,
+            accumulate=config.accumulate,
+            seq_len=config.data.seq_len,
+            seed=config.seed,
+        )
+        held = heldout_rows(sources.heldout, config.eval.rows)
+        if not any(row.supervised[: config.data.seq_len].any() for row in held):
+            raise ValueError("The held-out rows have no supervised token to compute a loss of.")
+        prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
+        specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
+        loop.claim(workdir, identity(config))
+        optimizer, rate = make_optimizer(config)
+        state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
+    print(
+        f"{config.kind} drafter: {sum(p.size for p in params.values()):,} parameters, "
+        f"{trainee.objective.num_draft} guesses a cycle; data: {len(sources.train):,} rows of up "
+        f"to {config.data.seq_len} tokens to train on, {len(sources.heldout):,} held out",
+        flush=True,
+    )
+    texts = greedy_texts(target, prompts, config.eval.max_new_tokens, workdir / "greedy.json")
+    batches = [
+        stack(held[i : i + config.rows], config.data.seq_len)
+        for i in range(0, max(len(held) // config.rows, 1) * config.rows, config.rows)
+    ]
+    evaluation = Evaluation(config, target, trainee, texts, batches)
+    try:
+        with use_mesh(mesh):
+            if only:
+                state, _ = loop.Checkpoints(workdir / "checkpoints").restore(state)
+                print(json.dumps({"step": int(state.step), **evaluation(state)}), flush=True)
+            else:
+                with progress(config.steps, board, evaluated="measured_tau") as report:
+                    state = loop.fit(
+                        state,
+                        lm.make_step(trainee.objective, optimizer, seed=config.seed),
+                        data,
+                        steps=config.steps,
+                        workdir=workdir,
+                        target=target.net,
+                        tokens_per_step=config.accumulate * config.rows * config.data.seq_len,
+                        learning_rate=rate,
+                        evaluate=evaluation,
+                        log_every=config.log_every,
+                        eval_every=config.eval_every,
+                        checkpoint_every=config.checkpoint_every,
+                        report=report,
+                    )
+    except loop.SaveFailed as error:
+        cli.fail(str(error))
+    if export_dir:
+        try:
+            save_drafter(trainee.specialise(state.params), export_dir, format=format, target=target)
+        except (CheckpointError, ValueError) as error:
+            cli.fail(f"--export_dir={export_dir}: {error}")
+        print(f"exported to {export_dir}")
+
+
+def identity(config: DrafterConfig) -> dict[str, Any]:
+    """What must not change between a run and its resumption."""
+    fields = dataclasses.asdict(config)
+    return {k: v for k, v in fields.items() if k not in ("mesh", "tensorboard", "export_format")}
+
+
+def read_sources(config: DrafterConfig, target: specjax.Model) -> Sources:
+    """The run's data, tokenised."""
+    speech = Speech.of(target)
+    return Sources(
+        config.data.train,
+        config.data.heldout,
+        seq_len=config.data.seq_len,
+        speech=speech,
+        read_jsonl=lambda path: read_rows(
+            path,
+            speech,
+            lambda: ChatTemplate.load(cli.model_directory(config.target)),
+            seq_len=config.data.seq_len,
+        ),
+        allow_mismatch=config.data.allow_mismatch,
+        cache=default_cache(),
+    )
+
+
+def start(config: DrafterConfig, target: specjax.Model) -> Any:
+    """The drafter to begin with: loaded, or with random weights."""
+    if config.init:
+        if config.kind == "lm":
+            model = specjax.load(config.init, dtype=jnp.float32, mesh=target.mesh)
+            return specjax.drafters.LM(model, config.num_draft)
+        spec: Any = specjax.load_drafter(config.init, target)
+        return dataclasses.replace(spec, num_draft=config.num_draft)
+    return fresh(config.kind, target, config.sizes, num_draft=config.num_draft, seed=config.seed)
+
+
+def make_optimizer(config: DrafterConfig) -> tuple[Any, Any]:
+    """The optimizer and its schedule."""
+    rate = lm.schedule(
+        peak_lr=config.peak_lr,
+        warmup_steps=config.warmup_steps,
+        steps=config.steps,
+        final_fraction=config.final_lr,
+    )
+    optimizer = lm.make_optimizer(
+        config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+    )
+    return optimizer, rate
+
+
+def greedy_texts(
+    target: specjax.Model, prompts: list[list[int]], max_new_tokens: int, path: Path
+) -> list[GreedyText]:
+    """What the target writes behind the prompts, by plain decoding; kept in ``path``."""
+    asked = {"prompts": prompts, "max_new_tokens": max_new_tokens}
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if all(kept.get(name) == value for name, value in asked.items()):
+            return [GreedyText(p, t) for p, t in zip(prompts, kept["texts"], strict=True)]
+    written = specjax.generate(target, None, prompts, max_new_tokens=max_new_tokens)
+    write_atomically(path, json.dumps({**asked, "texts": written.tokens}) + "\n")
+    return [GreedyText(p, t) for p, t in zip(prompts, written.tokens, strict=True)]
+
+
+class Evaluation:
+    """The held-out loss, tau predicted and tau measured, of a state of training."""
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        target: specjax.Model,
+        trainee: Trainee,
+        texts: list[GreedyText],
+        batches: list[Any],
+    ):
+        self._config, self._target, self._trainee, self._texts = config, target, trainee, texts
+        self._loss = HeldoutLoss(trainee.objective, batches)
+        rows = min(config.rows, len(texts))
+        self._predicted = PredictedTau(trainee.objective, texts, rows=rows)
+
+    def __call__(self, state: lm.TrainState) -> loop.Record:
+        net = self._target.net
+        predicted = self._predicted(state.params, net).tau
+        spoken = specjax.generate(
+            self._target,
+            self._trainee.specialise(state.params),
+            [t.prompt for t in self._texts],
+            max_new_tokens=self._config.eval.max_new_tokens,
+        )
+        record: loop.Record = {
+            "heldout_loss": round(self._loss(state.params, net), 6),
+            "predicted_tau": round(predicted, 4),
+            "measured_tau": round(spoken.tau, 4),
+        }
+        others = sum(a != b.tokens for a, b in zip(spoken.tokens, self._texts, strict=True))
+        if others:  # the arithmetic of another width broke a tie the other way
+            record["texts_that_differ"] = others
+        if abs(predicted - spoken.tau) > self._config.eval.tolerance * spoken.tau:
+            record["tau_differs"] = True
+            print(
+                f"WARNING: step {int(state.step)}: predicted tau {predicted:.3f} and measured tau "
+                f"{spoken.tau:.3f} differ by more than {self._config.eval.tolerance:.0%}: training "
+                "does not see what inference does (positions, taps, masks or the shift of labels)",
+                file=sys.stderr,
+                flush=True,
+            )
+        return record
+
+
+if __name__ == "__main__":
+    cli.run(main)

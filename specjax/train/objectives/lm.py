@@ -1,0 +1,142 @@
+"""Distillation of a draft language model (DistillSpec, Zhou et al. 2023, arXiv:2310.08461).
+
+At every position the draft is asked for the target's law of the next token, in the sense of one of
+`losses.DIVERGENCES`, mixed with the cross entropy of the text's own token. The contexts are those
+of the data, or, *on-policy*, what the draft itself writes behind a prefix of them: at inference it
+reads its own guesses, among which are errors that no data contains.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.noise import gumbel_argmax
+from specjax.core.sharding import constrain
+from specjax.core.types import Array
+from specjax.models.frozen import Frozen
+from specjax.train import losses
+from specjax.train.lm import Params, Skeleton
+from specjax.train.objectives.base import Batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LMObjective:
+    """Attributes:
+    divergence: name of one of `losses.DIVERGENCES`.
+    cross_entropy: weight of the cross entropy; the divergence has the rest.
+    temperature: of the teacher and the draft in the divergence: the one they will sample at.
+    on_policy: the fraction of micro-batches whose contexts the draft writes.
+    on_policy_tokens: how many tokens it writes behind each prefix.
+    """
+
+    skeleton: Skeleton
+    config: Any
+    compute_dtype: Any
+    num_draft: int
+    target_ids: Any = None
+    divergence: str = "forward_kl"
+    cross_entropy: float = 0.1
+    temperature: float = 1.0
+    on_policy: float = 0.0
+    on_policy_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if self.target_ids is not None:
+            raise ValueError("A draft language model has the target's vocabulary: no target_ids.")
+        if self.divergence not in losses.DIVERGENCES:
+            known = ", ".join(losses.DIVERGENCES)
+            raise ValueError(f"objective.divergence={self.divergence!r}: known: {known}.")
+        for name in ("cross_entropy", "on_policy"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.{name}={getattr(self, name)} is not in [0, 1].")
+        for name in ("temperature", "on_policy_tokens"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"objective.{name}={getattr(self, name)} must be positive.")
+
+    def __call__(
+        self, params: Params, batch: Batch, target: Frozen, key: Array
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        draft = self.skeleton.module(params, self.compute_dtype)
+        coin, noise = jax.random.split(key)
+        if self.on_policy:
+            frozen = self.skeleton.frozen(
+                jax.lax.stop_gradient(params), self.config, self.compute_dtype
+            )
+            batch = jax.lax.cond(
+                jax.random.uniform(coin) < self.on_policy,
+                lambda: self._continued(frozen, batch, noise),
+                lambda: batch,
+            )
+        tokens = constrain(batch.tokens, "batch", None)
+        logits, _, _ = draft(tokens, None)
+        wanted = jax.lax.stop_gradient(target(tokens, None)[0])
+        loss, counted, sums = self._positions(logits, wanted, batch)
+        return loss.sum(), counted.sum(), sums
+
+    def _positions(
+        self, logits: Array, wanted: Array, batch: Batch
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """Loss [B, T - 1] and what counts [B, T - 1]: position t answers for token t + 1."""
+        labels = batch.tokens[:, 1:]
+        place = jnp.arange(1, batch.tokens.shape[1])[None, :]
+        counted = batch.supervised[:, 1:] & (place < batch.length[:, None])
+        logits, wanted = logits[:, :-1], wanted[:, :-1]
+        entropy = losses.cross_entropy(logits, labels)
+        loss = self.cross_entropy * entropy
+        if self.cross_entropy < 1:
+            t = self.temperature
+            diverges = losses.DIVERGENCES[self.divergence](wanted / t, logits / t)
+            loss = loss + (1 - self.cross_entropy) * diverges
+        agree = logits.argmax(-1) == wanted.argmax(-1)
+        sums = {"cross_entropy": entropy, "agreement": agree.astype(jnp.float32)}
+        weight = counted.astype(jnp.float32)
+        kept = lambda x: jnp.where(counted, x, 0.0)
+        return kept(loss), weight, {name: kept(x).sum() for name, x in sums.items()}
+
+    def _continued(self, draft: Frozen, batch: Batch, key: Array) -> Batch:
+        """Each row cut at a random supervised place and continued by the draft itself."""
+        rows, width = batch.tokens.shape
+        num = min(self.on_policy_tokens, width - 1)
+        cut_key, draw_key = jax.random.split(key)
+        place = jnp.arange(width)[None, :]
+        # A prefix of ``start`` tokens, the first token behind which is supervised.
+        fits = batch.supervised & (place >= 1) & (place <= width - num)
+        fits = fits & (place < batch.length[:, None])
+        scores = jnp.where(fits, jax.random.uniform(cut_key, (rows, width)), -1.0)
+        start = jnp.where(fits.any(-1), scores.argmax(-1), 0).astype(jnp.int32)
+
+        cache = draft.init_cache(rows, width)
+        _, _, block = draft.hidden(batch.tokens, cache)
+        cache = cache.commit(block, jnp.maximum(start - 1, 0))
+        last = jnp.take_along_axis(batch.tokens, jnp.maximum(start - 1, 0)[:, None], axis=1)[:, 0]
+
+        def step(carry: Any, key: Array) -> Any:
+            cache, token = carry
+            logits, _, block = draft(token[:, None], cache)
+            keys = jax.random.split(key, rows)
+            drawn = jax.vmap(gumbel_argmax)(keys, logits[:, 0] / self.temperature)
+            return (cache.commit(block, jnp.ones_like(token)), drawn), drawn
+
+        _, drawn = jax.lax.scan(step, (cache, last), jax.random.split(draw_key, num))
+        offset = place - start[:, None]
+        own = (offset >= 0) & (offset < num)
+        said = jnp.take_along_axis(drawn.T, jnp.clip(offset, 0, num - 1), axis=1)
+        usable = (start > 0)[:, None]  # a row without a place to cut teaches nothing
+        return Batch(
+            tokens=jnp.where(own & usable, said, batch.tokens),
+            supervised=own & usable,
+            length=jnp.where(start > 0, start + num, batch.length),
+        )
+
+    def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
+        del target
+        logits, _, _ = self.skeleton.module(params, self.compute_dtype)(batch.tokens, None)
+        width = batch.tokens.shape[1]
+        right = logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]
+        # Guess i with token t pending is what position t + i says, the text before it being right.
+        padded = jnp.pad(right, ((0, 0), (0, self.num_draft + 1)))
+        return jnp.stack([padded[:, i : i + width] for i in range(self.num_draft)], axis=-1)
