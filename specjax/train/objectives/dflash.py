@@ -1,0 +1,279 @@
+"""Training DFlash, DFlash2 and DSpark: random anchors, one masked block behind each.
+
+A text gives its context once; its blocks, [anchor, mask, mask, ...] at N random positions, are run
+over it in chunks under `jax.checkpoint`, heads and losses included, so that neither the states of
+all blocks nor their logits over the vocabulary exist at once: memory does not grow with N. The
+network's functions are those of inference; only `View` has many blocks instead of one.
+
+The loss of guess k is weighted by ``exp(-(k - 1) / gamma)`` (DFlash, arXiv:2602.06036) or, with
+``gamma=0``, by D-PACE (arXiv:2605.18810). It mixes cross entropy with the text, a divergence from
+the target's law given the text, and for DSpark (arXiv:2607.05147) the L1 distance of the laws and
+the calibration of the confidence head. DFlash2's selector has a cross entropy of its own over the
+candidates, the text's token being the predecessor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.sharding import constrain
+from specjax.core.types import Array
+from specjax.drafters.dflash import embed, head
+from specjax.models.drafts.dflash import DFlashConfig, DFlashNet, View
+from specjax.models.frozen import Frozen
+from specjax.models.vocabulary import Vocabulary
+from specjax.train import losses
+from specjax.train.lm import Params, Skeleton
+from specjax.train.objectives.base import Batch
+
+Sums = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DFlashObjective:
+    """See the module. Weights of the terms of the loss are relative; 0 leaves a term out."""
+
+    skeleton: Skeleton
+    config: DFlashConfig
+    compute_dtype: Any = jnp.bfloat16
+    target_ids: Array | None = None  # [V_draft], where the draft's head is reduced
+    anchors: int = 64  # N, blocks a row
+    chunk: int = 16  # blocks that are run at once
+    gamma: float = 0.0  # decay of the weights over a block; 0: D-PACE
+    dpace_alpha: float = 0.5
+    ce: float = 1.0
+    divergence: float = 0.0
+    divergence_kind: str = "forward_kl"  # a key of `losses.DIVERGENCES`
+    l1: float = 0.0
+    confidence: float = 1.0  # only where there is such a head
+    selector: float = 1.0  # only where there is one
+
+    def __post_init__(self) -> None:
+        if self.anchors < 1 or self.chunk < 1:
+            raise ValueError(f"anchors={self.anchors} and chunk={self.chunk} must be positive.")
+        if self.gamma < 0 or not 0 <= self.dpace_alpha <= 1:
+            raise ValueError("gamma must not be negative, dpace_alpha must lie in [0, 1].")
+        if min(self.ce, self.divergence, self.l1) < 0 or self.ce + self.divergence + self.l1 == 0:
+            raise ValueError("ce, divergence and l1 must not be negative, nor all of them zero.")
+        if self.divergence_kind not in losses.DIVERGENCES:
+            known = ", ".join(losses.DIVERGENCES)
+            raise ValueError(f"divergence_kind={self.divergence_kind!r} is unknown ({known}).")
+
+    @property
+    def num_draft(self) -> int:
+        return self.config.max_guesses
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the target's own law is asked for, not only the text."""
+        return bool(self.divergence or self.l1 or self.config.confidence_head)
+
+    def __call__(
+        self, params: Params, batch: Batch, target: Frozen, key: Array
+    ) -> tuple[Array, Array, Sums]:
+        """See `Objective`. Anchors are drawn anew from ``key``, without replacement."""
+        return self.at_anchors(params, batch, target, *draw_anchors(batch, self.anchors, key))
+
+    def at_anchors(
+        self, params: Params, batch: Batch, target: Frozen, anchors: Array, keep: Array
+    ) -> tuple[Array, Array, Sums]:
+        """The loss of the blocks at ``anchors`` [B, N], of those that ``keep`` [B, N] marks."""
+        net, context, final = self._context(params, batch, target)
+        chunks = self._chunks(anchors, keep)
+
+        @jax.checkpoint
+        def one(anchors: Array, keep: Array) -> Any:
+            h = self._states(net, target.vocabulary, batch, context, anchors)
+            labels, valid = self._labels(batch, anchors)
+            teacher = self._teacher(target, final, anchors) if self.needs_teacher else None
+            return self._loss(
+                net, target.vocabulary, batch, h, anchors, labels, valid & keep[..., None], teacher
+            )
+
+        def step(total: Any, chunk: Any) -> Any:
+            return jax.tree.map(jnp.add, total, one(*chunk)), None
+
+        zero = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], chunks))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
+        return jax.lax.scan(step, zero, chunks)[0]
+
+    def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
+        """See `Objective`: a block at every position of the text."""
+        net, context, _ = self._context(params, batch, target)
+        rows, size = batch.tokens.shape
+        anchors = jnp.broadcast_to(jnp.arange(size)[None, :], (rows, size))
+        chunks = self._chunks(anchors, jnp.ones_like(anchors, jnp.bool_))
+
+        def step(_: None, chunk: Any) -> Any:
+            anchors = chunk[0]
+            h = self._states(net, target.vocabulary, batch, context, anchors)
+            labels = self._labels(batch, anchors)[0]
+            return None, self._greedy(net, target.vocabulary, batch, h, anchors) == labels
+
+        same = jax.lax.scan(step, None, chunks)[1]  # [chunks, B, C, K]
+        return same.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :size]
+
+    # What both share.
+
+    def _context(
+        self, params: Params, batch: Batch, target: Frozen
+    ) -> tuple[DFlashNet, Any, Array]:
+        """The network, the context of each text, and the target's final states [B, T, D]."""
+        tokens = constrain(batch.tokens, "batch", None)
+        final, features, _ = target.hidden(tokens, None, taps=self.config.taps)
+        assert features is not None
+        net = self.skeleton.module(params, self.compute_dtype)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+        context = net.context(jax.lax.stop_gradient(features), positions)
+        return net, context, jax.lax.stop_gradient(final)
+
+    def _chunks(self, anchors: Array, keep: Array) -> tuple[Array, Array]:
+        """[B, N] -> [chunks, B, C], padded with blocks that are not kept."""
+        rows, num = anchors.shape
+        size = min(self.chunk, num)
+        pad = ((0, 0), (0, -num % size))
+        cut = lambda x: jnp.pad(x, pad).reshape(rows, -1, size).swapaxes(0, 1)
+        return cut(anchors), cut(keep)
+
+    def _states(
+        self, net: DFlashNet, vocabulary: Vocabulary, batch: Batch, context: Any, anchors: Array
+    ) -> Array:
+        """The states [B, C, K, D] that guesses are made from, of blocks at ``anchors`` [B, C]."""
+        rows, num = anchors.shape
+        size = self.config.block_size
+        tokens = jnp.full((rows, num, size), self.config.mask_token_id, jnp.int32)
+        tokens = tokens.at[:, :, 0].set(jnp.take_along_axis(batch.tokens, anchors, axis=1))
+        x = embed(net, self.config, vocabulary, tokens.reshape(rows, num * size))
+        h = net.block(x, View.of_blocks(anchors, size), context)
+        return h.reshape(rows, num, size, -1)[:, :, size - self.num_draft :]
+
+    def _labels(self, batch: Batch, anchors: Array) -> tuple[Array, Array]:
+        """The tokens [B, C, K] behind each anchor, and which of them count."""
+        rows, num = anchors.shape
+        place = anchors[:, :, None] + 1 + jnp.arange(self.num_draft)[None, None, :]
+        inside = place < batch.length[:, None, None]
+        flat = jnp.minimum(place, batch.tokens.shape[1] - 1).reshape(rows, -1)
+        take = lambda x: jnp.take_along_axis(x, flat, axis=1).reshape(rows, num, -1)
+        return take(batch.tokens), inside & take(batch.supervised)
+
+    def _teacher(self, target: Frozen, final: Array, anchors: Array) -> Array:
+        """The target's logits [B, C, K, V] for the tokens behind each anchor, given the text."""
+        rows, num = anchors.shape
+        place = anchors[:, :, None] + jnp.arange(self.num_draft)[None, None, :]
+        flat = jnp.minimum(place, final.shape[1] - 1).reshape(rows, -1, 1)
+        states = jnp.take_along_axis(final, flat, axis=1)
+        return jax.lax.stop_gradient(target.head(states)).reshape(rows, num, self.num_draft, -1)
+
+    def _previous(self, batch: Batch, anchors: Array) -> Array:
+        """The text's token before each guess [B, C, K]."""
+        rows, num = anchors.shape
+        place = anchors[:, :, None] + jnp.arange(self.num_draft)[None, None, :]
+        flat = jnp.minimum(place, batch.tokens.shape[1] - 1).reshape(rows, -1)
+        return jnp.take_along_axis(batch.tokens, flat, axis=1).reshape(rows, num, -1)
+
+    def _logits(self, net: DFlashNet, vocabulary: Vocabulary, h: Array, previous: Array) -> Array:
+        """[B, C, K, V_draft] float32, the Markov head included."""
+        logits = head(net, self.config, vocabulary, h)
+        return logits + net.markov_head(previous) if self.config.markov_rank else logits
+
+    def _greedy(
+        self, net: DFlashNet, vocabulary: Vocabulary, batch: Batch, h: Array, anchors: Array
+    ) -> Array:
+        """The guesses [B, C, K] at temperature 0, those before being the text's own."""
+        previous = self._previous(batch, anchors)
+        logits = self._logits(net, vocabulary, h, previous)
+        if self.config.selector_rank:
+            selector = net.candidate_selector
+            unary, candidates = jax.lax.top_k(logits, self.config.selector_top_k)
+            best = selector.score(unary, previous, selector.gate(h), candidates).argmax(-1)
+            return jnp.take_along_axis(candidates, best[..., None], axis=-1)[..., 0]
+        guess = logits.argmax(-1).astype(jnp.int32)
+        return guess if self.target_ids is None else self.target_ids[guess]
+
+    def _loss(
+        self,
+        net: DFlashNet,
+        vocabulary: Vocabulary,
+        batch: Batch,
+        h: Array,
+        anchors: Array,
+        labels: Array,
+        valid: Array,
+        teacher: Array | None,
+    ) -> tuple[Array, Array, Sums]:
+        previous = self._previous(batch, anchors)
+        logits = self._logits(net, vocabulary, h, previous)
+        own, known = self._own_ids(labels)
+        log_q = jnp.where(known, losses.label_log_probs(logits, own), -jnp.inf)
+        if self.gamma:
+            weights = losses.decay_weights(self.num_draft, self.gamma)[None, None]
+        else:
+            seen = jnp.where(valid, log_q, -jnp.inf)
+            weights = losses.dpace_weights(seen, self.dpace_alpha)
+        weights = jax.lax.stop_gradient(jnp.where(valid & known, weights, 0.0))
+        loss = jnp.zeros_like(weights)
+        if self.ce:
+            loss = loss - self.ce * jnp.where(known, log_q, 0.0)
+        if teacher is not None:
+            if self.divergence:
+                kind = losses.DIVERGENCES[self.divergence_kind]
+                loss = loss + self.divergence * kind(teacher, logits, self.target_ids)
+            p = jnp.exp(losses.restrict(teacher, self.target_ids))
+            distance = jnp.abs(p - jax.nn.softmax(logits)).sum(-1) + 1 - p.sum(-1)
+            loss = loss + self.l1 * distance
+            if self.config.confidence_head and self.confidence:
+                chance = jax.lax.stop_gradient(1 - 0.5 * distance)
+                loss = loss + self.confidence * self._calibration(net, h, previous, chance)
+        if self.config.selector_rank and self.selector:
+            loss = loss + self.selector * self._selection(net, h, previous, logits, labels)
+        right = self._greedy(net, vocabulary, batch, h, anchors) == labels
+        sums = {"accuracy": jnp.where(right, weights, 0.0).sum()}
+        return (weights * loss).sum(), weights.sum(), sums
+
+    def _own_ids(self, labels: Array) -> tuple[Array, Array]:
+        """Labels in the draft's vocabulary, and whether it has them."""
+        if self.target_ids is None:
+            return labels, jnp.ones_like(labels, jnp.bool_)
+        vocab = self.config.backbone.vocab_size
+        places = jnp.arange(self.target_ids.shape[0])
+        table = jnp.full((vocab,), -1, jnp.int32).at[self.target_ids].set(places)
+        own = table[labels]
+        return jnp.maximum(own, 0), own >= 0
+
+    def _selection(
+        self, net: DFlashNet, h: Array, previous: Array, logits: Array, labels: Array
+    ) -> Array:
+        """Cross entropy of the selector; 0 where the label is no candidate."""
+        selector = net.candidate_selector
+        unary, candidates = jax.lax.top_k(logits, self.config.selector_top_k)
+        scores = selector.score(unary, previous, selector.gate(h), candidates)
+        hit = candidates == labels[..., None]
+        log_q = jnp.where(hit, jax.nn.log_softmax(scores), 0.0).sum(-1)
+        return jnp.where(hit.any(-1), -log_q, 0.0)
+
+    def _calibration(self, net: DFlashNet, h: Array, previous: Array, chance: Array) -> Array:
+        """Binary cross entropy of the confidence head with the true ``chance`` [B, C, K]."""
+        if self.config.confidence_with_markov and self.config.markov_rank:
+            h = jnp.concatenate([h, net.markov_head.embed(previous).astype(h.dtype)], axis=-1)
+        logit = net.confidence_head(h)
+        return jax.nn.softplus(logit) - chance * logit
+
+
+def draw_anchors(batch: Batch, num: int, key: Array) -> tuple[Array, Array]:
+    """Random anchors whose next token is a label, without replacement, sorted.
+
+    Returns:
+      [B, N] int32, and which of them there are: a short text has fewer than N.
+    """
+    size = batch.tokens.shape[1]
+    place = jnp.arange(size)[None, :]
+    follows = jnp.roll(batch.supervised, -1, axis=1) & (place + 1 < batch.length[:, None])
+    noise = jax.random.uniform(key, batch.tokens.shape)
+    score, anchors = jax.lax.top_k(jnp.where(follows, noise, -1.0), min(num, size))
+    anchors = jnp.where(score >= 0, anchors, size - 1)
+    order = anchors.argsort(axis=1)
+    return tuple(jnp.take_along_axis(x, order, axis=1) for x in (anchors, score >= 0))  # type: ignore[return-value]
