@@ -51,7 +51,13 @@ DEFAULT_PROMPT = '''class Config:
     def read(self):
         with open(self.filename) as f:
             for line in f'''
-DEFAULT_NUM_DRAFT = 4
+LM_NUM_DRAFT = 4
+EMBEDDED = {
+    "lm": "demo:draft",
+    "dflash": "demo:dflash",
+    "eagle3": "demo:eagle3",
+    "medusa": "demo:medusa",
+}
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "generate.py"
 
 _TARGET = flags.DEFINE_string(
@@ -66,11 +72,13 @@ _DRAFTER = flags.DEFINE_enum(
 _DRAFT = flags.DEFINE_string(
     "draft",
     None,
-    "The draft model, named like --target; on a mesh every device holds all of it. Default: "
-    "demo:draft for demo:target.",
+    "The draft model or trained drafter, named like --target; on a mesh every device holds all of "
+    "it. Default for demo:target: the embedded one of that kind.",
 )
 _NUM_DRAFT = flags.DEFINE_integer(
-    "num_draft", None, f"Guesses a cycle. Default: {DEFAULT_NUM_DRAFT}."
+    "num_draft",
+    None,
+    f"Guesses a cycle. Default: what a drafter was trained for; for lm and ngram {LM_NUM_DRAFT}.",
 )
 _RULE = flags.DEFINE_enum(
     "rule", None, list(RULES), "Verification rule. Default: the best lossless one."
@@ -192,10 +200,12 @@ def read_job() -> Job:
         other = "--output" if _OUTPUT.value is not None else "--config.host_loop"
         raise ValueError(f"--stream and {other} exclude each other; leave one out.")
     if DRAFTERS[_DRAFTER.value].needs_model:
-        if _DRAFT.value is None and _TARGET.value != "demo:target":
+        if _DRAFT.value is None and (
+            _TARGET.value != "demo:target" or _DRAFTER.value not in EMBEDDED
+        ):
             raise ValueError(
-                f"--target={_TARGET.value} with --drafter={_DRAFTER.value} needs a draft model: "
-                "name one with --draft, or use --drafter=ngram."
+                f"--target={_TARGET.value} with --drafter={_DRAFTER.value} needs a draft: name its "
+                "checkpoint with --draft, or use --drafter=ngram."
             )
     elif _DRAFT.value is not None:
         raise ValueError(
@@ -240,7 +250,7 @@ def read_job() -> Job:
             **request,
             "logit_bias": config.logit_bias,
             **{f.name: f.value for f in (_TARGET, _DRAFTER, _DRAFT, _SEED, _MESH, _DTYPE)},
-            "num_draft": _NUM_DRAFT.value or DEFAULT_NUM_DRAFT,
+            "num_draft": num_draft(),
             "batch_size": config.batch_size,
         }
         results = ResultFile(_OUTPUT.value, settings, prompts)
@@ -277,13 +287,21 @@ def load_models() -> tuple[specjax.Model, Any]:
     target = specjax.load(_TARGET.value, mesh=mesh, dtype=_DTYPE.value)
     if target.tokenizer is None:
         raise ValueError(f"--target={_TARGET.value} has no tokenizer, which text needs; add one.")
-    draft = None
-    if DRAFTERS[_DRAFTER.value].needs_model:
+    name, draft = _DRAFTER.value, None
+    if name == "lm":
         draft = specjax.load(
-            _DRAFT.value or "demo:draft", mesh=mesh, dtype=_DTYPE.value, replicate=True
+            _DRAFT.value or EMBEDDED[name], mesh=mesh, dtype=_DTYPE.value, replicate=True
         )
-    num_draft = DEFAULT_NUM_DRAFT if _NUM_DRAFT.value is None else _NUM_DRAFT.value
-    return target, specjax.drafters.make(_DRAFTER.value, model=draft, num_draft=num_draft)
+    elif DRAFTERS[name].needs_model:
+        draft = specjax.load_drafter(_DRAFT.value or EMBEDDED[name], target, dtype=_DTYPE.value)
+    return target, specjax.drafters.make(name, model=draft, num_draft=num_draft())
+
+
+def num_draft() -> int | None:
+    """K as asked for; None: the drafter knows."""
+    if _NUM_DRAFT.value is None and _DRAFTER.value in ("lm", "ngram"):
+        return LM_NUM_DRAFT
+    return _NUM_DRAFT.value
 
 
 def generate_batch(

@@ -67,7 +67,7 @@ def load_drafter(
         )
     try:
         path, is_repository = locate(name)
-        if path.is_file() or name.startswith("demo:"):
+        if path.is_file() or name in ("demo:target", "demo:draft"):
             return _language_model(name, target, num_draft, kind, wanted, revision, replicate)
         if is_repository:
             path = download(name, revision, otherwise=PICKLES)
