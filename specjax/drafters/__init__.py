@@ -15,7 +15,9 @@ from specjax.drafters.base import Context, Drafter, Spec
 from specjax.drafters.dflash import DFlash
 from specjax.drafters.dflash2 import DFlash2
 from specjax.drafters.dspark import DSpark
+from specjax.drafters.eagle3 import Eagle3
 from specjax.drafters.lm import LM, LMDrafter
+from specjax.drafters.medusa import Medusa
 from specjax.drafters.ngram import NGram
 from specjax.drafters.none import NoDraft
 
@@ -27,7 +29,9 @@ __all__ = [
     "DFlash2",
     "DSpark",
     "Drafter",
+    "Eagle3",
     "LMDrafter",
+    "Medusa",
     "NGram",
     "NoDraft",
     "Spec",
@@ -64,6 +68,8 @@ DRAFTERS: dict[str, Entry] = {
     "dflash": _trained(DFlash, "a block guessed in one pass from the target's states"),
     "dflash2": _trained(DFlash2, "DFlash with convolutions and a candidate selector"),
     "dspark": _trained(DSpark, "DFlash with shifted slots and a Markov head"),
+    "eagle3": _trained(Eagle3, "one layer over fused states of the target, step by step"),
+    "medusa": _trained(Medusa, "a head a guess on the target's last state"),
     "ngram": Entry(lambda model, k: NGram(k or 5), False, "prompt lookup in the text so far"),
     "none": Entry(lambda model, k: NoDraft(), False, "no guesses: plain decoding"),
 }
