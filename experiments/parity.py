@@ -4,15 +4,19 @@ Expected: every line PASS and exit status 0, in a few seconds on a CPU.
 
   python -m experiments.parity --checkpoint=../shared/parity/llama3
   python -m experiments.parity --checkpoint=../shared/weights/stories260K/stories260K.bin
+  python -m experiments.parity --checkpoint=../shared/parity/dflash-qwen3 \
+    --target=../shared/parity/qwen3
 
 Exit status 1: a difference above its tolerance. 2: nothing was compared, or bad input.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +24,17 @@ import jax
 import numpy as np
 from absl import app, flags
 
+import specjax
 from specjax.checkpoint import CheckpointError, load
+from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.parity import Comparison, Tolerances, compare_story, compare_target
+from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter, prompt_of
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A Hugging Face directory or a llama2.c .bin file.", required=True
+    "checkpoint",
+    None,
+    "A Hugging Face directory, of a model or of a drafter, or a llama2.c .bin file.",
+    required=True,
 )
 _GOLDEN = flags.DEFINE_string(
     "golden", None, "Default: golden.npz or golden_greedy.json beside the checkpoint."
@@ -41,8 +51,6 @@ def main(argv: Sequence[str]) -> None:
     try:
         if argv[1:]:
             raise CheckpointError(f"unexpected arguments: {' '.join(argv[1:])}")
-        if _TARGET.value is not None:
-            raise CheckpointError("--target: drafter checkpoints are not supported yet; omit it.")
         rows = compare()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,12 +72,74 @@ def compare() -> list[Comparison]:
     if checkpoint.is_file():
         beside = checkpoint.parent / "golden_greedy.json"
     golden_path = Path(_GOLDEN.value) if _GOLDEN.value else beside
-    tolerances = Tolerances(_LOGITS_TOL.value, _HIDDEN_TOL.value, _STATE_TOL.value)
+    gates = (_LOGITS_TOL.value, _HIDDEN_TOL.value, _STATE_TOL.value)
     jax.config.update("jax_default_matmul_precision", "highest")
     golden = read_golden(golden_path) if checkpoint.exists() else {}
+    if _TARGET.value is not None:
+        return compare_with_target(
+            _CHECKPOINT.value, _TARGET.value, golden, DraftTolerances(*gates)
+        )
     model = load(_CHECKPOINT.value, dtype="float32")  # says so if the checkpoint does not exist
     story = golden_path.suffix == ".json"
-    return (compare_story if story else compare_target)(model, golden, tolerances)
+    return (compare_story if story else compare_target)(model, golden, Tolerances(*gates))
+
+
+def compare_with_target(
+    checkpoint: str, target_path: str, golden: Mapping[str, Any], tolerances: DraftTolerances
+) -> list[Comparison]:
+    """A drafter: its passes, and greedy generation with it."""
+    target = load(target_path, dtype="float32")
+    spec = load_drafter(checkpoint, target)
+    beside = Path(target_path) / "golden.npz"
+    prompt = prompt_of(golden, read_golden(beside) if beside.is_file() else None)
+    made = generated(target, spec, golden, prompt)
+    return compare_drafter(target, spec, golden, tolerances, prompt=prompt, generated=made)
+
+
+def generated(
+    target: Any, spec: Any, golden: Mapping[str, Any], prompt: np.ndarray
+) -> dict[str, Any]:
+    """The arrays of the golden file that come out of the decoding loop."""
+    chain = {"chain_tokens", "selected"} & golden.keys()
+    if "e2e_tokens" not in golden and not chain:
+        return {}
+    if "chain_tokens" in golden:
+        spec = dataclasses.replace(spec, num_draft=len(golden["chain_tokens"]))
+    steps = len(golden["e2e_tokens"]) if "e2e_tokens" in golden else 2
+    ask = functools.partial(specjax.generate, target, spec, stop_token_ids=[])
+    whole = ask(prompt.tolist(), max_new_tokens=steps).tokens[0]
+    # The reference takes its first token from the prefill: its cycles begin behind it.
+    rest = ask([*prompt.tolist(), whole[0]], max_new_tokens=steps - 1)
+    cycles = rest.trace.rows[0]
+    first = np.array(cycles[0].proposed, np.int32)
+    made: dict[str, Any] = {"e2e_tokens": np.array(whole, np.int32)}
+    if [whole[0], *rest.tokens[0]] != whole:
+        made["e2e_tokens"] = np.array([whole[0], *rest.tokens[0]], np.int32)
+    produced = [c.committed for c in cycles]
+    if produced != golden.get("e2e_produced", np.array(produced)).tolist():
+        produced = shorten_last_blocks(ask, spec, produced, whole, prompt.tolist())
+    made["e2e_produced"] = np.array(produced, np.int32)
+    return made | {name: first for name in chain}
+
+
+def shorten_last_blocks(
+    ask: Any, spec: Any, produced: list[int], tokens: list[int], prompt: list[int]
+) -> list[int]:
+    """The trace with blocks that end with the text, as in the reference, which guesses otherwise.
+
+    Ours are of one size and cut afterwards; masks that the other block lacks can move its guesses.
+    """
+    full = spec.net.config.max_guesses
+    kept: list[int] = []
+    while (left := len(tokens) - 1 - sum(kept)) > 0:
+        if left >= full:
+            kept.append(produced[len(kept)])
+            continue
+        text = [*prompt, *tokens[: sum(kept) + 1]]
+        short = dataclasses.replace(spec, num_draft=left)
+        out = functools.partial(ask.func, ask.args[0], short, **ask.keywords)
+        kept.append(out(text, max_new_tokens=left).trace.rows[0][0].committed)
+    return kept
 
 
 def read_golden(path: Path) -> dict[str, Any]:

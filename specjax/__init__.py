@@ -8,6 +8,7 @@ out.text, out.tau, out.trace
 
 from specjax import drafters, verify
 from specjax.api import Output, Piece, check, generate, stream
+from specjax.diagnosis import DrafterReport, check_drafter
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model, load
 from specjax.core.sharding import make_mesh, parse_mesh
@@ -16,12 +17,14 @@ from specjax.sampling import Options
 
 __all__ = [
     "Cycle",
+    "DrafterReport",
     "Model",
     "Options",
     "Output",
     "Piece",
     "Trace",
     "check",
+    "check_drafter",
     "drafters",
     "generate",
     "load",

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "measure": ("decode", "core"),
     "view": ("measure", "decode", "core"),
     "session": ("decode", "verify", "drafters", "sampling", "measure", "core"),
+    "diagnosis": ("api", "session", "checkpoint", "drafters", "models", "measure"),
     "api": ("session", "checkpoint", "verify", "drafters", "sampling", "measure", "core"),
 }
 

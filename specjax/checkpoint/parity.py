@@ -71,7 +71,7 @@ def compare_target(
     steps = len(golden["greedy_tokens"]) if "greedy_tokens" in golden else 0
     ids, prompt_len = golden["input_ids"], int(golden["prompt_len"])
     ours = target_outputs(model.net, ids, prompt_len, steps)
-    return _compare(ours, golden, _TARGET_INPUTS, tolerances)
+    return compare_arrays(ours, golden, _TARGET_INPUTS, tolerances)
 
 
 def compare_story(
@@ -92,7 +92,7 @@ def compare_story(
     if model.tokenizer is not None:
         text = model.tokenizer.decode(greedy.tolist())[: len(theirs["greedy_text"])]
         ours["greedy_text"] = np.array([ord(c) for c in text])
-    return _compare(ours, theirs, _STORY_INPUTS, tolerances)
+    return compare_arrays(ours, theirs, _STORY_INPUTS, tolerances)
 
 
 def target_outputs(
@@ -161,12 +161,13 @@ def _need(model: Model, golden: Mapping[str, Any], keys: Sequence[str]) -> None:
         raise CheckpointError(f"The golden file lacks {', '.join(missing)}.")
 
 
-def _compare(
+def compare_arrays(
     ours: Mapping[str, Any],
     golden: Mapping[str, Any],
     inputs: Sequence[str],
     tolerances: Tolerances,
 ) -> list[Comparison]:
+    """Compares each array of ``golden`` but ``inputs``; lists those that ``ours`` lacks."""
     rows = []
     for name, value in golden.items():
         if name in inputs:

@@ -1,0 +1,298 @@
+"""`check_drafter`: does a loaded drafter draft? A few dozen greedy cycles, and a diagnosis.
+
+A drafter that is read wrongly raises no error: verification repairs every guess, and only speed is
+lost. So its tau is measured, and where it is near 1 the usual mistakes are tried one by one: the
+same weights with the taps one layer lower and higher, the target's rotary base, other masks. A
+trial that makes tau rise names the mistake.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from specjax.api import Prompt, prepare
+from specjax.checkpoint.load import Model
+from specjax.drafters.base import Spec
+from specjax.measure.trace import Trace
+from specjax.models.drafts.dflash import DFlashConfig
+from specjax.models.drafts.eagle3 import Eagle3Config
+from specjax.models.drafts.medusa import MedusaConfig
+from specjax.models.frozen import Frozen
+from specjax.session import Session
+
+WARN_BELOW = 1.5  # tau; a sound drafter reaches it on nearly any text
+_RISES = 1.3  # a trial must raise tau by this factor to be named
+_TARGETS_ROPE = "the target's rotary base and scaling"
+_RANDOM_PROMPTS, _RANDOM_LENGTH = 3, 24
+
+CANNED = (
+    "The first thing to know about the moon is that it",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "Question: A train covers 60 miles in one hour. How far does it go in three?\nAnswer:",
+    "Ingredients: two eggs, 200 g of flour, a pinch of salt. First,",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """The same weights read in another way."""
+
+    what: str
+    tau: float
+    means: str  # what it says about the checkpoint if tau rises
+
+
+@dataclasses.dataclass(frozen=True)
+class DrafterReport:
+    """What `check_drafter` found."""
+
+    drafter: str
+    target: str
+    texts: str  # what it was tried on
+    num_draft: int
+    cycles: int
+    tau: float
+    survival: tuple[float, ...]  # P(accepted >= i), i = 1..K
+    trials: tuple[Trial, ...] = ()  # run where tau is near 1
+    causes: tuple[str, ...] = ()  # in order of likelihood; empty where all is well
+
+    @property
+    def first_guess(self) -> float:
+        """How often the first guess of a cycle was accepted."""
+        return self.survival[0] if self.survival else 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.tau >= WARN_BELOW
+
+    @property
+    def found(self) -> Trial | None:
+        """The trial that raised tau clearly and most."""
+        best = max(self.trials, key=lambda t: t.tau, default=None)
+        floor = max(_RISES * self.tau, 1.0 + 2 * (self.tau - 1.0))
+        return best if best is not None and best.tau >= floor else None
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.drafter} for {self.target}: tau {self.tau:.2f} of at most "
+            f"{self.num_draft + 1} over {self.cycles} greedy cycles on {self.texts}; the first "
+            f"guess is accepted {self.first_guess:.0%} of the time."
+        )
+        if not self.causes:
+            return line
+        listed = [f"  {i}. {cause}" for i, cause in enumerate(self.causes, 1)]
+        return "\n".join([line, "tau near 1 has a cause. In order of likelihood:", *listed])
+
+
+def check_drafter(
+    target: Model,
+    drafter: Spec,
+    *,
+    prompts: Prompt | Sequence[Prompt] | None = None,
+    cycles: int = 48,
+) -> DrafterReport:
+    """Measures tau over greedy cycles and, where it is near 1, looks for the reason.
+
+    Args:
+      target: from `specjax.load`.
+      drafter: from `specjax.load_drafter` or `specjax.drafters`.
+      prompts: texts or token ids of the kind that it will be used on; None: a few canned texts, or
+        random tokens where the target has no tokenizer.
+      cycles: how many to run, over all prompts together.
+
+    Raises:
+      ValueError: if drafter and target do not fit, or on prompts that cannot be served.
+    """
+    if not isinstance(cycles, int) or isinstance(cycles, bool) or cycles < 1:
+        raise ValueError(f"cycles={cycles!r}: must be a whole number, at least 1.")
+    texts, prompts = _prompts(target, prompts)
+    trace, num_draft, tokens = _run(target, drafter, prompts, cycles)
+    report = DrafterReport(
+        drafter=str(getattr(drafter, "name", type(drafter).__name__)),
+        target=target.name,
+        texts=texts,
+        num_draft=num_draft,
+        cycles=trace.num_cycles,
+        tau=trace.tau,
+        survival=tuple(trace.survival()),
+    )
+    if report.passed or num_draft == 0:
+        return report
+    trials = []
+    for what, means, other in _variants(target, drafter):
+        tried, _, _ = _run(target, other, prompts, max(cycles // 2, 1))
+        trials.append(Trial(what, tried.tau, means))
+    report = dataclasses.replace(report, trials=tuple(trials))
+    return dataclasses.replace(report, causes=tuple(_causes(report, target, drafter, tokens)))
+
+
+def _prompts(target: Model, prompts: Any) -> tuple[str, Any]:
+    """What they are, in words, and the prompts."""
+    if prompts is not None:
+        return "the given prompts", prompts
+    if target.tokenizer is not None:
+        return f"{len(CANNED)} canned texts", list(CANNED)
+    rng = np.random.default_rng(0)
+    shape = (_TARGETS_ROPE = "the target's rotary base and scaling"
+_RANDOM_PROMPTS, _RANDOM_LENGTH)
+    return "random tokens", rng.integers(0, target.config.vocab_size, shape).tolist()
+
+
+def _run(
+    target: Model, drafter: Spec, prompts: Any, cycles: int
+) -> tuple[Trace, int, list[list[int]]]:
+    """Greedy cycles, at least ``cycles`` over all rows; the trace, K, and the new tokens."""
+    rows, _ = prepare(target, prompts, 1, 0, (), [], {})
+    if not rows:
+        raise ValueError("No prompts: give at least one.")
+    wide = drafter.bind(target, "one_hot").num_draft + 1
+    each = -(-cycles // len(rows))
+    longest = target.config.max_position_embeddings
+    rows = [
+        dataclasses.replace(r, max_new_tokens=max(min(each * wide, longest - len(r.prompt)), 1))
+        for r in rows
+    ]
+    session = Session(target, drafter, rows)
+    ran = 0
+    while ran < each and not session.done.all():
+        session.advance(each - ran)
+        ran = max(len(row) for row in session.trace().rows)
+    return session.trace(), wide - 1, session.new_tokens()
+
+
+def _variants(target: Model, drafter: Any) -> Iterator[tuple[str, str, Spec]]:
+    """The usual mistakes undone: (what, what it means if tau rises, the drafter)."""
+    net: Any = getattr(drafter, "net", None)
+    config = getattr(net, "config", None)
+    if not isinstance(config, DFlashConfig | Eagle3Config):
+        return
+
+    def with_config(**changes: Any) -> Spec:
+        return dataclasses.replace(drafter, net=reread(net, **changes))
+
+    last = target.config.num_layers
+    for step, word in ((1, "higher"), (-1, "lower")):
+        taps = tuple(t + step for t in config.taps)
+        if all(0 <= t <= last for t in taps):
+            shift = "outputs of layers" if step > 0 else "inputs of layers (hidden_states)"
+            means = (
+                f"this checkpoint numbers its taps as {shift}, unlike what its format says: "
+                f"{'add 1 to' if step > 0 else 'subtract 1 from'} the layer ids in its config.json"
+            )
+            yield f"taps one {word}", means, with_config(taps=taps)
+    rope = target.config.rope
+    if config.backbone.rope != rope:
+        backbone = dataclasses.replace(config.backbone, rope=rope)
+        means = "it was trained with them: write rope_theta and the scaling into its config.json"
+        yield _TARGETS_ROPE, means, with_config(backbone=backbone)
+    if isinstance(config, Eagle3Config):
+        flipped = not config.norm_before_residual
+        means = f"its config should say norm_before_residual: {str(flipped).lower()}"
+        yield f"norm_before_residual={flipped}", means, with_config(norm_before_residual=flipped)
+        return
+    for causal in {True, False} if len({*config.causal}) > 1 else {not config.causal[0]}:
+        means = f"its config should say is_causal: {str(causal).lower()}"
+        masks = (causal,) * len(config.causal)
+        yield f"blocks causal: {causal}", means, with_config(causal=masks)
+    if any(w is not None for w in config.windows):
+        means = "its sliding_window is wrong, or its layers do not slide"
+        yield "no window", means, with_config(windows=(None,) * len(config.windows))
+    if config.embedding_scale == 1.0:
+        scale = float(target.config.hidden_size) ** 0.5
+        means = f"its embeddings are scaled: write input_embedding_scale: {scale:g}"
+        yield "embeddings times sqrt(width)", means, with_config(embedding_scale=scale)
+
+
+def reread(net: Frozen, **changes: Any) -> Frozen:
+    """The same weights under a config with other constants (none that changes a shape)."""
+    module = net.module
+    module.config = dataclasses.replace(module.config, **changes)
+    return dataclasses.replace(Frozen.of(module), replicated=net.replicated)
+
+
+def _causes(
+    report: DrafterReport, target: Model, drafter: Any, tokens: list[list[int]]
+) -> Iterator[str]:
+    """The likely reasons in order, with what is known of each."""
+    if report.found is not None:
+        yield (f"With {report.found.what} tau is {report.found.tau:.2f}: {report.found.means}.")
+    tried = {t.what: f"{t.tau:.2f}" for t in report.trials}
+
+    def seen(*names: str) -> str:
+        got = [f"tau {tried[n]} with {n}" for n in names if n in tried]
+        return f" (tried: {', '.join(got)})" if got else ""
+
+    config = getattr(getattr(drafter, "net", None), "config", None)
+    yield (
+        f"Another target: it must be the very checkpoint, and the same fine-tune, that "
+        f"{target.name} is; sizes that agree do not show that."
+    )
+    if isinstance(config, DFlashConfig | Eagle3Config):
+        taps = ", ".join(map(str, config.taps))
+        yield (
+            f"Taps off by one: it reads hidden_states {taps} of {target.config.num_layers} layers"
+            f"{seen('taps one higher', 'taps one lower')}."
+        )
+    if isinstance(config, DFlashConfig):
+        yield f"Mask token: {_mask(target, config)}; a wrong id destroys every guess."
+    if isinstance(config, DFlashConfig | Eagle3Config):
+        ours, theirs = config.backbone.rope, target.config.rope
+        yield (
+            f"Rotary embedding: base {ours.theta:g}, {_scaling(ours)}; the target has "
+            f"{theirs.theta:g}, {_scaling(theirs)}, which it need not share"
+            f"{seen(_TARGETS_ROPE)}."
+        )
+    if isinstance(config, DFlashConfig):
+        yield (
+            f"Scales: embeddings times {config.embedding_scale:g}, logits times "
+            f"{config.output_multiplier:g}, soft-cap {config.logit_softcap}"
+            f"{seen('embeddings times sqrt(width)')}."
+        )
+        yield (
+            f"Masks: causal in the block {_each(config.causal)}, windows {_each(config.windows)}"
+            f"{seen('blocks causal: True', 'blocks causal: False', 'no window')}."
+        )
+    if isinstance(config, Eagle3Config):
+        yield (
+            f"Norms: norm_before_residual={config.norm_before_residual}, norm_before_fc="
+            f"{config.norm_before_fc}, fc_norm={config.fc_norm}"
+            f"{seen('norm_before_residual=True', 'norm_before_residual=False')}."
+        )
+    ids = getattr(drafter, "target_ids", None)
+    if ids is not None:
+        known = set(np.asarray(ids).tolist())
+        written = [t for row in tokens for t in row]
+        share = sum(t in known for t in written) / max(len(written), 1)
+        yield f"Reduced head: its {len(known)} tokens are {share:.0%} of what the target wrote."
+    if isinstance(config, MedusaConfig):
+        yield (
+            "Heads in another order, or trained on states before the final norm: they are read as "
+            "guessing 2, 3, .. tokens ahead from the state after it."
+        )
+    if config is None and hasattr(drafter, "model"):
+        yield "A draft that was never trained like the target, or is far too small for it."
+    yield (
+        f"The prompts: {report.texts}, without a chat template. A drafter trained on chats, on "
+        "thinking or on none, accepts little elsewhere: give prompts=[...] of the kind it will see."
+    )
+    yield "Another domain or language than it was trained on."
+
+
+def _mask(target: Model, config: DFlashConfig) -> str:
+    text = f"id {config.mask_token_id}"
+    if target.tokenizer is None:
+        return text
+    word = target.tokenizer.decode([config.mask_token_id], skip_special_tokens=False)
+    return f"{text}, {word!r} in the tokenizer" if word else f"{text}, unused by the tokenizer"
+
+
+def _scaling(rope: Any) -> str:
+    return "no scaling" if rope.scaling is None else type(rope.scaling).__name__
+
+
+def _each(values: Sequence[Any]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else str(list(values))
