@@ -8,10 +8,10 @@ out.text, out.tau, out.trace
 
 from specjax import drafters, verify
 from specjax.api import Output, Piece, check, generate, stream
-from specjax.diagnosis import DrafterReport, check_drafter
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model, load
 from specjax.core.sharding import make_mesh, parse_mesh
+from specjax.diagnosis import DrafterReport, check_drafter
 from specjax.measure.trace import Cycle, Trace
 from specjax.sampling import Options
 

@@ -137,8 +137,7 @@ def _prompts(target: Model, prompts: Any) -> tuple[str, Any]:
     if target.tokenizer is not None:
         return f"{len(CANNED)} canned texts", list(CANNED)
     rng = np.random.default_rng(0)
-    shape = (_TARGETS_ROPE = "the target's rotary base and scaling"
-_RANDOM_PROMPTS, _RANDOM_LENGTH)
+    shape = (_RANDOM_PROMPTS, _RANDOM_LENGTH)
     return "random tokens", rng.integers(0, target.config.vocab_size, shape).tolist()
 
 
