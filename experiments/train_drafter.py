@@ -28,6 +28,7 @@ from experiments import cli
 from experiments.progress import progress, tensorboard
 from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.errors import CheckpointError
+from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.sharding import parse_mesh, use_mesh
 from specjax.measure.results import write_atomically
 from specjax.train import lm, loop
@@ -56,6 +57,8 @@ def main(argv: Sequence[str]) -> None:
         mesh = parse_mesh(config.mesh)
     if jax.default_backend() == "cpu":
         loop.keep_freed_memory()
+    with cli.one_line_errors():
+        use_compile_cache(default_directory())
     run(config, Path(_WORKDIR.value or ""), mesh, _EXPORT_DIR.value, only=_EXPORT_ONLY.value)
 
 

@@ -24,6 +24,9 @@ def orthogonalize(x: Array) -> Array:
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     x = (x / (jnp.linalg.norm(x) + 1e-8)).astype(jnp.bfloat16)
+    # Without the barrier the transpose is folded into the first product, which then contracts the
+    # first axis of both operands: jaxlib 0.10.2 has no such bfloat16 product on CPU.
+    x = jax.lax.optimization_barrier(x)
 
     def times_transposed(a: Array, b: Array) -> Array:
         return jnp.einsum("mi,ni->mn", a, b, preferred_element_type=jnp.float32)
