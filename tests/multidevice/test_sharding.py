@@ -98,6 +98,22 @@ def test_text_is_that_of_one_device(mesh: tuple[int, int], case: str) -> None:
         assert write_text(case, big, small, rows=ROWS - 1) == want[:-1]
 
 
+@pytest.mark.parametrize(
+    "name,options", [("dflash", {}), ("eagle3", {"temperature": [0.0, 0.8, 1.3, 0.9] * 2})]
+)
+def test_trained_drafters_on_a_mesh(name: str, options: dict[str, Any]) -> None:
+    """Whole on every device; they borrow tables that are split."""
+    big, _ = on_mesh(2, 4)
+    spec = tiny.fresh(name, 3, target())
+    everywhere = NamedSharding(big.mesh, PartitionSpec())
+    net = dataclasses.replace(jax.device_put(spec.net, everywhere), replicated=True)
+    placed = dataclasses.replace(spec, net=net)
+    kwargs = {"max_new_tokens": STEPS, "seed": 5, **options}
+    want = specjax.generate(target(), spec, PROMPTS, **kwargs)
+    assert specjax.generate(big, placed, PROMPTS, **kwargs).tokens == want.tokens
+    assert len({tuple(t) for t in want.tokens}) == ROWS
+
+
 def test_parameters_and_caches_are_split_and_stay_where_they_are() -> None:
     """One eighth a device of what has a named axis; so is the state, and stays so."""
     big, _ = on_mesh(1, 8)
