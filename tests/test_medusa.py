@@ -1,0 +1,123 @@
+"""Medusa: its heads against reference outputs, its alignment, and training against speculation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+from safetensors.flax import load_file
+
+import specjax
+from specjax.drafters.medusa import Medusa
+from specjax.models import Frozen
+from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
+from specjax.train.lm import Skeleton
+from specjax.train.objectives.base import Batch
+from specjax.train.objectives.medusa import MedusaObjective
+from specjax.train.replay import replay
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+K = 3
+
+
+def test_the_authors_heads(shared: Path) -> None:
+    folder = shared / "parity" / "medusa-llama3"
+    tensors, want = load_file(folder / "medusa_lm_head.safetensors"), np.load(folder / "golden.npz")
+    net = MedusaNet(MedusaConfig(64, 384, 4), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    for path, param in nnx.to_flat_state(nnx.state(net)):
+        # heads.i.blocks.j.X is i.j.X there, and heads.i.output.weight is behind the blocks.
+        name = ".".join(map(str, path)).removeprefix("heads.")
+        name = name.replace("blocks.", "").replace("output", "1")
+        param[...] = tensors.pop(name).astype(jnp.float32)
+    assert not tensors
+    with jax.default_matmul_precision("highest"):
+        logits = jax.jit(lambda net, h: net.module(h, 4))(
+            Frozen.of(net), jnp.asarray(want["features"])[None]
+        )
+    np.testing.assert_allclose(logits[0].swapaxes(0, 1), want["medusa_logits"], atol=2e-4)
+
+
+@functools.cache
+def spec_of() -> Medusa:
+    """Heads of two blocks that have left zero, of a target whose head they began with."""
+    spec = Medusa.fresh(tiny.model(), num_draft=K, seed=1, layers=2)
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(
+        lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), spec.net.params
+    )
+    return dataclasses.replace(spec, net=dataclasses.replace(spec.net, params=params))
+
+
+def objective_of(spec: Medusa) -> tuple[MedusaObjective, dict[str, Any]]:
+    skeleton, params = Skeleton.of(spec.net.module)
+    return MedusaObjective(skeleton, spec.net.config, jnp.float32, chunk=7), params
+
+
+def test_the_loss_is_the_sum_it_says_it_is() -> None:
+    """Against plain loops: head i of the state before token t is charged with token t + 1 + i."""
+    target, width = tiny.model(), 12
+    spec = spec_of()
+    objective, params = objective_of(spec)
+    rng = np.random.default_rng(5)
+    tokens, lengths = rng.integers(0, 31, (2, width)).astype(np.int32), (width, width - 3)
+    supervised = rng.random((2, width)) < 0.7
+    batch = Batch(jnp.asarray(tokens), jnp.asarray(supervised), jnp.asarray(lengths))
+    taps = spec.bind(target, "one_hot").taps
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        parts = objective(params, batch, target.net, jax.random.key(0))
+        _, features, _ = target.net.hidden(batch.tokens, None, taps=taps)
+        return parts, objective.skeleton.module(params)(features, K)
+
+    (total, weight, sums), logits = run(params)
+    logits = np.asarray(logits, np.float64)
+    want, labels, right = 0.0, 0, 0
+    for b in range(2):
+        for t in range(1, width):
+            for i in range(K):
+                label = t + 1 + i
+                if label >= lengths[b] or not supervised[b, label]:
+                    continue
+                x, said = logits[b, t - 1, i], tokens[b, label]
+                want -= 0.8**i * (x[said] - np.log(np.exp(x).sum()))
+                labels += int(i == 0)
+                right += int(i == 0 and x.argmax() == said)
+    assert float(total) == pytest.approx(want, rel=1e-5)
+    assert float(weight) == labels > 0 and float(sums["accuracy"]) == right
+
+
+def test_predicted_cycles_are_the_real_ones() -> None:
+    """`matches` over the target's greedy texts gives every cycle of real speculation."""
+    target, prompts, new = tiny.model(), tiny.prompts(4), 40
+    spec = spec_of()
+    out = specjax.generate(target, spec, prompts, max_new_tokens=new)
+    texts = [p + t for p, t in zip(prompts, out.tokens)]
+    lengths = np.array([len(t) for t in texts])
+    tokens = jnp.asarray([t + [0] * (max(lengths) - len(t)) for t in texts], jnp.int32)
+    batch = Batch(tokens, jnp.ones_like(tokens, jnp.bool_), jnp.asarray(lengths))
+    objective, params = objective_of(spec)
+    matches = np.asarray(jax.jit(objective.matches)(params, batch, target.net))
+    guessed = replay(matches, np.array([len(p) for p in prompts]), lengths)
+    assert guessed.committed == 4 * new and guessed.cycles == out.trace.num_cycles
+    assert out.tau > 1.0
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    spec, target = spec_of(), tiny.model()
+    assert spec.bind(target, "sampled").num_draft == K
+    with pytest.raises(ValueError, match="has 3 heads"):
+        dataclasses.replace(spec, num_draft=4).bind(target, "sampled")
+    with pytest.raises(ValueError, match="vocabulary of 31 tokens"):
+        spec.bind(tiny.model(vocab=32), "sampled")
+    with pytest.raises(ValueError, match="kind='dice'"):
+        dataclasses.replace(spec, kind="dice").bind(target, "sampled")
