@@ -78,8 +78,9 @@ def test_values_and_gradients_are_the_reference(name, ids):
 def test_the_minimum_is_the_teacher_itself(name):
     teacher = jnp.float32(logits(2, V))
     loss = losses.DIVERGENCES[name]
-    grad = jax.grad(lambda student: loss(teacher, student).sum())(teacher + 3.0)
-    np.testing.assert_allclose(loss(teacher, teacher + 3.0), 0.0, atol=1e-6)
+    # The acceptance terms have a kink here, of whose slopes the gradient takes the middle one.
+    grad = jax.grad(lambda student: loss(teacher, student).sum())(teacher)
+    np.testing.assert_allclose(loss(teacher, teacher), 0.0, atol=1e-6)
     np.testing.assert_allclose(grad, 0.0, atol=1e-6)
     for seed in range(5):
         assert (np.asarray(loss(teacher, jnp.float32(logits(10 + seed, V)))) > 0).all()
