@@ -25,7 +25,8 @@ from specjax.models.frozen import Frozen
 from specjax.session import Session
 
 WARN_BELOW = 1.5  # tau; a sound drafter reaches it on nearly any text
-_RISES = 1.3  # a trial must raise tau by this factor to be named
+_RISES = 1.3  # a trial must raise tau by this factor to be named ..
+_SETTLES = 1.8  # .. and by this one to end the search
 _TARGETS_ROPE = "the target's rotary base and scaling"
 _RANDOM_PROMPTS, _RANDOM_LENGTH = 3, 24
 
@@ -73,7 +74,7 @@ class DrafterReport:
     def found(self) -> Trial | None:
         """The trial that raised tau clearly and most."""
         best = max(self.trials, key=lambda t: t.tau, default=None)
-        floor = max(_RISES * self.tau, 1.0 + 2 * (self.tau - 1.0))
+        floor = max(WARN_BELOW, _RISES * self.tau)
         return best if best is not None and best.tau >= floor else None
 
     def __str__(self) -> str:
@@ -124,8 +125,10 @@ def check_drafter(
         return report
     trials = []
     for what, means, other in _variants(target, drafter):
-        tried, _, _ = _run(target, other, prompts, max(cycles // 2, 1))
+        tried, _, _ = _run(target, other, prompts, cycles)
         trials.append(Trial(what, tried.tau, means))
+        if tried.tau >= max(WARN_BELOW, _SETTLES * report.tau):
+            break  # each trial is compiled anew
     report = dataclasses.replace(report, trials=tuple(trials))
     return dataclasses.replace(report, causes=tuple(_causes(report, target, drafter, tokens)))
 
