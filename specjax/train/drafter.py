@@ -74,7 +74,8 @@ class Trainee:
             target_ids=getattr(spec, "target_ids", None),
             **given,
         )
-        masters = {name: p.astype(jnp.float32) for name, p in params.items()}
+        # Copies: a step donates them, and fresh heads may be the target's own arrays.
+        masters = {name: jnp.array(p, jnp.float32) for name, p in params.items()}
         return cls(spec, skeleton, made, compute_dtype), masters
 
     def specialise(self, params: lm.Params) -> Any:
