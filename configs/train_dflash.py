@@ -28,6 +28,8 @@ def get_config() -> config_dict.ConfigDict:
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step
             "chunk": 16,  # blocks that are run at once
+            "ce": 1.0,  # weight of the cross entropy with the text
+            "divergence": 0.0,  # weight of KL(target || draft)
             "gamma": 0.0,  # decay of the weights over a block; 0: D-PACE
             "dpace_alpha": 0.5,
         },

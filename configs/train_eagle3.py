@@ -17,7 +17,8 @@ def get_config() -> config_dict.ConfigDict:
         target="demo:target",
         init="",  # a trained drafter to start from
         num_draft=5,
-        sizes={"layers": 1},
+        # draft_vocab_size: the tokens most frequent in the training data; left out: all of them.
+        sizes={"layers": 1, "draft_vocab_size": 2048},
         objective={
             "decay": 0.8,  # of the weight of a step
             "divergence": "forward_kl",

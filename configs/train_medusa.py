@@ -16,7 +16,7 @@ def get_config() -> config_dict.ConfigDict:
         kind="medusa",
         target="demo:target",
         init="",  # a trained drafter to start from
-        num_draft=3,
+        num_draft=2,
         sizes={"layers": 1},
         objective={
             "decay": 0.8,  # of the weight of a head

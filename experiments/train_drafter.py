@@ -39,6 +39,7 @@ from specjax.train.data.jsonl import read_rows
 from specjax.train.data.rows import heldout_rows
 from specjax.train.data.sources import Sources
 from specjax.train.data.text import Speech, default_cache
+from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee, fresh
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
@@ -75,7 +76,7 @@ def run(
                 f"{target.config.max_position_embeddings} positions."
             )
         sources = read_sources(config, target)
-        spec = start(config, target)
+        spec = start(config, target, sources)
         trainee, params = Trainee.of(
             config.kind,
             spec,
@@ -174,15 +175,20 @@ def read_sources(config: DrafterConfig, target: specjax.Model) -> Sources:
     )
 
 
-def start(config: DrafterConfig, target: specjax.Model) -> Any:
+def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any:
     """The drafter to begin with: loaded, or with random weights."""
+    sizes = dict(config.sizes)
     if config.init:
         if config.kind == "lm":
             model = specjax.load(config.init, dtype=jnp.float32, mesh=target.mesh)
             return specjax.drafters.LM(model, config.num_draft)
         spec: Any = specjax.load_drafter(config.init, target)
         return dataclasses.replace(spec, num_draft=config.num_draft)
-    return fresh(config.kind, target, config.sizes, num_draft=config.num_draft, seed=config.seed)
+    if config.kind == "eagle3" and "draft_vocab_size" in sizes:
+        rows = sizes.pop("draft_vocab_size")
+        sizes["target_ids"], share = frequent_tokens(sources.train, rows, target.config.vocab_size)
+        print(f"draft vocabulary: {rows} tokens, {share:.1%} of what is trained on", flush=True)
+    return fresh(config.kind, target, sizes, num_draft=config.num_draft, seed=config.seed)
 
 
 def make_optimizer(config: DrafterConfig) -> tuple[Any, Any]:
