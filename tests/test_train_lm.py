@@ -289,11 +289,13 @@ def test_a_workdir_belongs_to_one_run(tmp_path):
 
 _SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, sys
+from pathlib import Path
 sys.path.insert(0, {tests!r})
 jax.config.update("jax_disable_most_optimizations", True)
 from test_train_lm import fresh, MODEL
 from specjax.core.sharding import parse_mesh, use_mesh
-from specjax.train import lm
+from specjax.train import lm, loop
+checkpoints = loop.Checkpoints(Path({workdir!r}))
 batch = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, MODEL["vocab_size"])
 losses = []
 for mesh in ("", "data:2,model:2"):
@@ -303,16 +305,23 @@ for mesh in ("", "data:2,model:2"):
         step = lm.make_step(lm.make_objective(skeleton, compute_dtype=jnp.float32), optimizer)
         for _ in range(3):
             state, sums = step(state, batch, None)
+            if int(state.step) == 2 and not mesh:
+                checkpoints.save(state, dict(next=2))
         losses.append(float(sums["loss"]))
         if mesh:
+            # What one mesh saved, another continues.
+            state, position = checkpoints.restore(state)
+            assert position == dict(next=2) and int(state.step) == 2
+            state, sums = step(state, batch, None)
+            losses.append(float(sums["loss"]))
             up = state.params["layers.0.mlp.up_proj.weight"]
             assert up.addressable_shards[0].data.shape == (32, 32), up.sharding
-np.testing.assert_allclose(*losses, rtol=1e-4)
+np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
 """
 
 
-def test_step_on_a_mesh_is_the_same_step():
-    script = _SHARDED.format(tests=str(ROOT / "tests"))
+def test_step_on_a_mesh_is_the_same_step(tmp_path):
+    script = _SHARDED.format(tests=str(ROOT / "tests"), workdir=str(tmp_path / "checkpoints"))
     environment = {
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
