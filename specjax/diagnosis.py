@@ -26,7 +26,7 @@ from specjax.session import Session
 
 WARN_BELOW = 1.5  # tau; a sound drafter reaches it on nearly any text
 _RISES = 1.3  # a trial must raise tau by this factor to be named ..
-_SETTLES = 1.8  # .. and by this one to end the search
+_SETTLES = 1.5  # .. and by this one to end the search
 _TARGETS_ROPE = "the target's rotary base and scaling"
 _RANDOM_PROMPTS, _RANDOM_LENGTH = 3, 24
 
