@@ -113,8 +113,8 @@ def write_target(directory: Path) -> Path:
 
 def fresh_drafters(target: specjax.Model) -> dict[str, Any]:
     """One of each variant that a format can say."""
-    half = np.sort(np.random.default_rng(0).permutation(TINY["vocab_size"])[:64])
-    sizes = {"layers": 2, "num_taps": 3}
+    half = np.sort(np.random.default_rng(0).permutation(target.config.vocab_size)[:64])
+    sizes: dict[str, Any] = {"layers": 2, "num_taps": 3}
     return {
         "dflash": DFlash.fresh(target, num_draft=5, **sizes),
         "dflash sliding": DFlash.fresh(target, num_draft=5, seed=1, window=9, **sizes),

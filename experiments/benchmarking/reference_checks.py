@@ -250,7 +250,7 @@ def dflash_blocks(
         x = embed(draft.module, config, net.vocabulary, block)
         h = draft.module.block(x, View.of_blocks(jnp.array([anchors]), config.block_size), context)
         logits = head(draft.module, config, net.vocabulary, h)
-        return tuple(y.reshape(*block_shape, -1) for y in (h, logits))
+        return h.reshape(*block_shape, -1), logits.reshape(*block_shape, -1)
 
     block_shape = (len(anchors), config.block_size)
     hidden, logits = run(spec.net, target.net, text.batch.tokens)

@@ -273,6 +273,7 @@ def specforge_eagle3(
     from specforge.modeling.draft.llama3_eagle import LlamaForCausalLMEagle3
 
     model = LlamaForCausalLMEagle3.from_pretrained(directory, dtype=torch.float32)
+    model.midlayer.self_attn._init_rope()  # Transformers 5 leaves buffers that no file holds empty
     model.load_embedding(target)
     model.freeze_embedding()
     lm = load_target(target).requires_grad_(False)
@@ -338,7 +339,7 @@ TASKS = {
 
 def main(job: str, output: str) -> None:
     torch.set_num_threads(1)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     with open(job) as file:
         tasks = json.load(file)
     for arguments in tasks:

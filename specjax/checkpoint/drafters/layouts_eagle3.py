@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import numpy as np
+
 from specjax.checkpoint.drafters.layouts import (
     Layout,
     Tensors,
@@ -47,8 +50,15 @@ def safeailab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout
 
 
 def speculators(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
-    """The format of vllm-project/speculators, read by vLLM: ids are those of hidden_states."""
+    """The format of vllm-project/speculators, read by vLLM: ids are those of hidden_states.
+
+    Its files hold the embedding even where that is the target's: without it the reader (0.9.0) may
+    take whatever memory it finds for one.
+    """
     c: Eagle3Config = spec.net.config
+    if not c.own_embedding:
+        table = np.asarray(jax.device_get(target.net.vocabulary.embedding))
+        tensors = {**tensors, "embed_tokens.weight": np.ascontiguousarray(table)}
     no = refuser("speculators", spec)
     no(c.target_hidden_size != c.backbone.hidden_size, "a width other than the target's")
     config = {
