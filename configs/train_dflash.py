@@ -24,6 +24,7 @@ def get_config() -> config_dict.ConfigDict:
             "layers": 2,
             "num_taps": 3,
             "mask_token_id": 4095,  # an id that the text hardly holds
+            "from_target": True,  # layers begin as the last ones of the target
         },
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step

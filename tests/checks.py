@@ -91,7 +91,8 @@ def fresh_state(name: str) -> None:
         proposals.append(propose(s.drafter, s.state.draft, context))
     assert (proposals[0].tokens == proposals[1].tokens).all()
     if proposals[0].q is not None:
-        np.testing.assert_allclose(proposals[0].q, proposals[1].q, atol=1e-5)
+        # The random drafters are sharp: rounding of 1e-6 in a logit is more than that in q.
+        np.testing.assert_allclose(proposals[0].q, proposals[1].q, atol=5e-5)
 
     def valid(cache: decode.Cache, buffer: jax.Array) -> np.ndarray:
         slots = min(done.num_slots, fresh.num_slots)

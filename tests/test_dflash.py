@@ -18,6 +18,8 @@ import specjax
 from specjax import session
 from specjax.drafters import base
 from specjax.drafters.dflash import DFlash, default_taps, fresh_config, fresh_net
+from specjax.drafters.dflash2 import DFlash2
+from specjax.drafters.eagle3 import Eagle3
 from specjax.models.config import read_rope
 from specjax.models.drafts.dflash import View
 from specjax.sampling import Options
@@ -249,3 +251,17 @@ def test_parity_of_the_sampled_walk_candidates(shared: Path) -> None:
     np.testing.assert_allclose(np.asarray(proposal.q).sum(-1), 1.0, atol=1e-5)
     greedy = dataclasses.replace(spec, kind="one_hot").bind(goal, "one_hot")
     assert greedy.propose(cache, one)[0].tokens[0].tolist() == golden["selected"].tolist()
+
+
+@pytest.mark.parametrize("name", ["dflash2", "eagle3"])
+def test_a_bias_against_all_that_a_draft_can_say(name: str) -> None:
+    """The law of the guesses stays one: it sums to 1, and the text obeys the bias."""
+    if name == "dflash2":
+        spec = DFlash2.fresh(target(), num_draft=2, selector_top_k=2)
+    else:
+        spec = Eagle3.fresh(target(), num_draft=2, target_ids=[1, 4])
+    bias = {token: -np.inf for token in range(VOCAB) if token != 3}
+    out = specjax.generate(
+        target(), spec, [[1, 2]], max_new_tokens=9, temperature=1.0, logit_bias=bias, rule="token"
+    )
+    assert out.tokens[0] == [3] * 9

@@ -44,6 +44,9 @@ def draw(
             return guess, None
         return guess, jax.nn.one_hot(guess, logits.shape[-1], dtype=jnp.float32)
     warped = warp(logits[:, None], context.sampling, here)[:, 0]
+    # A bias may forbid all that a draft can say (a few candidates, a reduced vocabulary): then any
+    # token is as good a guess as another, and its law is known.
+    warped = jnp.where((warped > -jnp.inf).any(-1, keepdims=True), warped, 0.0)
     if kind == "coupled":
 
         def shared(key: Array, length: Array, warped: Array) -> Array:
