@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         prompts = read_prompts(config, target)
         settings = {k: v for k, v in config.to_dict().items() if k not in ("batch", "mesh")}
         said = [spell(target, p) for p in prompts]
-        output = ResultFile(_OUTPUT.value, settings, said)
+        output = ResultFile(_OUTPUT.value or "", settings, said)
         options = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
         limits = {"max_new_tokens": config.max_new_tokens}
         specjax.check(target, None, prompts, seed=config.seed, **limits, **options)

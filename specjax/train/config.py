@@ -155,6 +155,11 @@ class DrafterConfig:
             raise ValueError(f"--config.kind={self.kind!r}: known: {', '.join(KINDS)}.")
         if self.num_draft < 1:
             raise ValueError(f"--config.num_draft={self.num_draft} must be positive.")
+        if self.data.seq_len <= self.num_draft + 1:
+            raise ValueError(
+                f"--config.data.seq_len={self.data.seq_len} is shorter than one block: the pending "
+                f"token, num_draft={self.num_draft} guesses and a token before them."
+            )
         if not 0 <= self.final_lr <= 1:
             raise ValueError(f"--config.final_lr={self.final_lr} is not in [0, 1].")
         if self.compute_dtype not in ("bfloat16", "float32"):

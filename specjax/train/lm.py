@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from specjax.core.sharding import constrain, named
+from specjax.core.sharding import RULES, constrain, named
 from specjax.core.types import Array, pytree
 from specjax.models.frozen import Frozen
 from specjax.models.registry import family
@@ -62,9 +62,6 @@ class Skeleton:
             params[name] if dtype is None else params[name].astype(dtype) for name in self.axes
         ]
         return jax.tree.unflatten(self.treedef, leaves)
-
-    def shardings(self, mesh: Mesh) -> dict[str, jax.sharding.NamedSharding]:
-        return {name: named(mesh, axes) for name, axes in self.axes.items()}
 
 
 @pytree
@@ -230,16 +227,26 @@ def place(state: TrainState, skeleton: Skeleton) -> TrainState:
     return state if mesh.empty else jax.device_put(state, state_shardings(state, skeleton, mesh))
 
 
+def _divides(mesh: Mesh, axis: str | None, size: int) -> bool:
+    name = RULES.get(axis or "")
+    return name is None or size % mesh.shape[name] == 0
+
+
 def state_shardings(state: TrainState, skeleton: Skeleton, mesh: Mesh) -> TrainState:
-    """Moments are sharded like their parameter; counters are replicated."""
-    by_name, everywhere = skeleton.shardings(mesh), named(mesh, ())
+    """Moments are sharded like their parameter; counters are replicated.
+
+    So is an axis that the mesh does not divide: a small draft may have fewer heads than devices.
+    """
 
     def of(path: tuple[Any, ...], leaf: Array) -> jax.sharding.NamedSharding:
         for key in reversed(path):
-            name = str(getattr(key, "key", ""))
-            if name in by_name and leaf.ndim == len(skeleton.axes[name]):
-                return by_name[name]
-        return everywhere
+            axes = skeleton.axes.get(str(getattr(key, "key", "")))
+            if axes is not None and leaf.ndim == len(axes):
+                sizes = zip(leaf.shape, axes, strict=True)
+                return named(
+                    mesh, tuple(a if _divides(mesh, a, size) else None for size, a in sizes)
+                )
+        return named(mesh, ())
 
     return jax.tree_util.tree_map_with_path(of, state)
 

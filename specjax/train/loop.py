@@ -87,14 +87,23 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
-            for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+            self._remove_unfinished(step)
             reason = " ".join(str(error).split())
             raise SaveFailed(
                 f"The checkpoint of step {step} could not be written to {self._directory}: "
                 f"{reason[:300]}. Checkpoints before it are whole: make room and run the same "
                 "command again."
             ) from error
+
+    def _remove_unfinished(self, step: int) -> None:
+        """Removes what a failed save left; its other writers may still be at work for a moment."""
+        for _ in range(50):
+            left = list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+            if not left:
+                return
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.02)
 
     def restore(self, like: TrainState) -> tuple[TrainState, Any]:
         """The newest complete state, placed as ``like`` is, and its position in the data.

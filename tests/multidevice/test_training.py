@@ -1,0 +1,69 @@
+"""A training step on a mesh is the step of one device, and its state is split over the devices."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from specjax.core.sharding import make_mesh, use_mesh
+from specjax.train import lm
+from specjax.train.data.batches import Batches
+from specjax.train.data.rows import Windows
+from specjax.train.drafter import Trainee, fresh
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+VOCAB = 32
+DRAFT = {
+    **tiny.RAW,
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+CASES = {
+    "lm": (DRAFT, {}, "layers.0.mlp.up_proj.weight"),
+    "dflash": ({"layers": 1}, {"anchors": 4, "chunk": 2}, "layers.0.mlp.up_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_steps_on_a_mesh_are_those_of_one_device(kind):
+    sizes, hyper, split = CASES[kind]
+    stream = np.random.default_rng(0).integers(0, VOCAB, 400)
+    found = []
+    for mesh in (None, make_mesh(data=2, model=4)):
+        target = tiny.model("llama", vocab=VOCAB)
+        target = target if mesh is None else tiny.placed(target, mesh)
+        with use_mesh(mesh):
+            spec = fresh(kind, target, sizes, num_draft=3, seed=0)
+            trainee, params = Trainee.of(kind, spec, hyper, num_draft=3, compute_dtype=jnp.float32)
+            rate = lm.schedule(peak_lr=1e-2, warmup_steps=1, steps=9)
+            optimizer = lm.make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
+            state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
+            rows = Windows(stream, 16, where="text")
+            data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
+            step = lm.make_step(trainee.objective, optimizer)
+            losses = []
+            for _ in range(3):
+                state, sums = step(state, next(data), target.net)
+                losses.append(float(sums["loss"] / sums["weight"]))
+        found.append((losses, jax.device_get(state.params)))
+        weight = state.params[split]
+        shape = weight.addressable_shards[0].data.shape
+        assert shape == (weight.shape[0] // (1 if mesh is None else 4), weight.shape[1])
+    (losses, params), (sharded_losses, sharded_params) = found
+    np.testing.assert_allclose(losses, sharded_losses, rtol=1e-4)
+    assert losses[2] != losses[0]
+    # Adam divides by the size of a gradient: where that is rounding alone, its step may turn.
+    for name, value in params.items():
+        assert np.abs(value - sharded_params[name]).mean() < 1e-4, name
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+    with use_mesh(make_mesh(data=4)), pytest.raises(ValueError, match="4 data shards"):
+        rows = Windows(np.arange(99), 16, where="text")
+        Batches(rows, micro=2, accumulate=1, seq_len=16, seed=0)
