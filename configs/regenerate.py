@@ -1,7 +1,7 @@
 """Continuations of the training corpus, written by the demo target itself.
 
 Expected: 2000 lines of 64 tokens of the standard library and 192 of the target's own. Cost: that of
-plain decoding, which every batch reports; on a GPU raise the batch, the lines stay the same.
+plain decoding, which every batch reports; on a GPU raise the batch.
 
   python -m experiments.regenerate --config=configs/regenerate.py --output=runs/regenerated.jsonl
 """

@@ -5,7 +5,7 @@
 A line is {"prompt", "response", "tokens", "prompt_tokens", "finish"}: the token ids of prompt and
 response are what `experiments.train_drafter` reads, since text that is tokenised again may come
 back as other tokens than the target wrote. A killed run, started again, continues; the lines do not
-depend on how often that happened, nor on the size of a batch.
+depend on how often that happened, nor, but for the rounding of the arithmetic, on the batch.
 """
 
 from __future__ import annotations
