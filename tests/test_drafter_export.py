@@ -1,0 +1,264 @@
+"""Exported drafters: read back equal, refused where a format lies, whole or not there at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+import specjax
+from experiments.benchmarking import reference_cases
+from specjax import drafters
+from specjax.checkpoint import CheckpointError
+from specjax.checkpoint.drafters import export
+from specjax.checkpoint.drafters.export import formats_of, save_drafter
+from specjax.checkpoint.drafters.pickle_writer import save_pickle
+from specjax.checkpoint.export import named_tensors, save_pretrained
+from specjax.checkpoint.pickle_reader import read_pickle
+from specjax.models.layers.rope import LinearScaling, Rope, YarnScaling
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+VOCAB = 40
+
+
+@pytest.fixture(scope="module")
+def target() -> specjax.Model:
+    return tiny.model("qwen3", vocab=VOCAB, layers=8)
+
+
+def with_config(spec: Any, **fields: Any) -> Any:
+    """The drafter with other fields of its config; its weights must suit them."""
+    config = dataclasses.replace(spec.net.config, **fields)
+    return dataclasses.replace(spec, net=dataclasses.replace(spec.net, config=config))
+
+
+def with_rope(spec: Any, scaling: Any) -> Any:
+    backbone = dataclasses.replace(spec.net.config.backbone, rope=Rope(5000.0, scaling))
+    return with_config(spec, backbone=backbone)
+
+
+Make = Callable[[specjax.Model], Any]
+REDUCED = np.arange(3, 33, 2)
+# name -> how it is made, and the formats that can say it.
+CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "plain": (lambda t: drafters.DFlash.fresh(t, num_draft=3), ("zlab", "speculators")),
+    "window": (lambda t: drafters.DFlash.fresh(t, num_draft=3, window=8), ("zlab",)),
+    "window from the anchor": (
+        lambda t: drafters.DFlash.fresh(t, num_draft=3, window=8, window_from_anchor=True),
+        ("speculators",),
+    ),
+    "causal window": (
+        lambda t: with_config(
+            drafters.DFlash.fresh(t, num_draft=3, layers=2),
+            windows=(8, None),
+            causal=(True, False),
+        ),
+        ("zlab",),
+    ),
+    "yarn": (
+        lambda t: with_rope(drafters.DFlash.fresh(t, num_draft=3), YarnScaling(8.0, 64)),
+        ("zlab", "speculators"),
+    ),
+    "scaled": (
+        lambda t: drafters.DFlash2.fresh(
+            t, num_draft=3, output_multiplier=0.5, logit_softcap=20.0, embedding_scale=2.0
+        ),
+        ("zlab",),
+    ),
+    "eagle3": (lambda t: drafters.Eagle3.fresh(t, num_draft=3), ("safeailab", "speculators")),
+    "eagle3 reduced": (
+        lambda t: with_rope(
+            drafters.Eagle3.fresh(t, num_draft=3, target_ids=REDUCED), LinearScaling(2.0)
+        ),
+        ("safeailab", "speculators"),
+    ),
+    "eagle3.1": (
+        lambda t: drafters.Eagle3.fresh(t, num_draft=3, fc_norm=True, norm_output=True, layers=2),
+        ("speculators",),
+    ),
+    "medusa": (lambda t: drafters.Medusa.fresh(t, num_draft=2), ("medusa",)),
+    "lm": (lambda t: drafters.LM(tiny.draft(VOCAB), 3), ("hf",)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_reads_back(target: specjax.Model, tmp_path: Path, case: str) -> None:
+    make, formats = CASES[case]
+    spec = make(target)
+    assert set(formats) <= set(formats_of(spec)) <= set(export.FORMATS)
+    for format in formats_of(spec):
+        where = tmp_path / format
+        if format not in formats:
+            with pytest.raises(ValueError, match=f"format='{format}' cannot express"):
+                save_drafter(spec, where, format=format, target=target)
+            assert not where.exists()
+            continue
+        save_drafter(spec, where, format=format, target=target)
+        again: Any = specjax.load_drafter(where, target)
+        assert type(again) is type(spec)
+        ours, theirs = (x.model.net if case == "lm" else x.net for x in (spec, again))
+        a, b = named_tensors(ours.params), named_tensors(theirs.params)
+        assert a.keys() == b.keys()
+        assert all(a[n].dtype == b[n].dtype and (a[n] == b[n]).all() for n in a)
+        # Says nothing where there is no such head.
+        unused = {"confidence_with_markov": False} if hasattr(ours.config, "causal") else {}
+        assert dataclasses.replace(ours.config, **unused) == dataclasses.replace(
+            theirs.config, **unused
+        )
+        ids = getattr(spec, "target_ids", None)
+        assert ids is None or (np.asarray(again.target_ids) == np.asarray(ids)).all()
+    assert {p.name for p in tmp_path.iterdir()} == set(formats)
+
+
+def test_both_generations_of_keys_say_the_same(target: specjax.Model, tmp_path: Path) -> None:
+    spec = with_rope(drafters.DFlash.fresh(target, num_draft=3), YarnScaling(4.0, 64))
+    save_drafter(spec, tmp_path / "d", format="zlab", target=target, dtype="bfloat16")
+    raw = json.loads((tmp_path / "d" / "config.json").read_text())
+    assert raw["block_size"] == raw["dflash_config"]["block_size"] == 4
+    assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"] == 5000.0
+    assert raw["rope_scaling"].items() <= raw["rope_parameters"].items()
+    assert raw["dflash_config"]["target_layer_ids"] == [t - 1 for t in spec.net.config.taps]
+    assert raw["dtype"] == "bfloat16" and raw["num_target_layers"] == 8
+    stored = load_file(tmp_path / "d" / "model.safetensors")
+    assert {x.dtype.name for x in stored.values()} == {"bfloat16"}
+    assert not {"embed_tokens.weight", "lm_head.weight"} & stored.keys()
+
+
+def test_vocabulary_maps(target: specjax.Model, tmp_path: Path) -> None:
+    spec = drafters.Eagle3.fresh(target, num_draft=3, target_ids=REDUCED)
+    save_drafter(spec, tmp_path / "d", format="safeailab", target=target)
+    stored = load_file(tmp_path / "d" / "model.safetensors")
+    assert stored["d2t"].dtype == np.int64 and stored["t2d"].dtype == np.bool_
+    assert (stored["d2t"] + np.arange(15) == REDUCED).all()
+    assert (np.flatnonzero(stored["t2d"]) == REDUCED).all() and stored["t2d"].shape == (VOCAB,)
+    assert stored["midlayer.self_attn.q_proj.weight"].shape[1] == 2 * 32
+    backwards = dataclasses.replace(spec, target_ids=jnp.asarray(REDUCED[::-1].copy()))
+    with pytest.raises(ValueError, match="ascending"):
+        save_drafter(backwards, tmp_path / "e", format="safeailab", target=target)
+
+
+def test_bad_requests(target: specjax.Model, tmp_path: Path) -> None:
+    spec = drafters.DFlash.fresh(target, num_draft=3)
+    bad = lambda **k: save_drafter(
+        spec, tmp_path / "d", **{"format": "zlab", "target": target, **k}
+    )
+    with pytest.raises(ValueError, match="dflash can be written as zlab, speculators"):
+        bad(format="medusa")
+    with pytest.raises(ValueError, match="float32 or bfloat16"):
+        bad(dtype="float16")
+    with pytest.raises(ValueError, match="belongs to another target"):
+        bad(target=tiny.model("qwen3", vocab=31, layers=8))
+    with pytest.raises(ValueError, match="NGram has nothing to write"):
+        save_drafter(drafters.NGram(3), tmp_path / "d", format="zlab", target=target)
+    state = jax.tree.map(lambda x: x, spec.net.params)
+    state["norm"]["weight"][...] = state["norm"]["weight"][...].at[0].set(jnp.nan)
+    broken = dataclasses.replace(spec, net=dataclasses.replace(spec.net, params=state))
+    with pytest.raises(ValueError, match=r"norm\.weight has values that are not finite"):
+        save_drafter(broken, tmp_path / "d", format="zlab", target=target)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        bad()
+    assert (tmp_path / "d" / "notes.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        save_drafter(spec, tmp_path / "file", format="zlab", target=target)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["save_file", "rename"])
+def test_an_export_that_dies_leaves_the_old_one(
+    target: specjax.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: BaseException,
+) -> None:
+    first, second = (drafters.DFlash.fresh(target, num_draft=3, seed=s) for s in (0, 1))
+    save_drafter(first, tmp_path / "d", format="zlab", target=target)
+    before = (tmp_path / "d" / "model.safetensors").read_bytes()
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export if where == "save_file" else os, where, dies)
+        said = CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
+        with pytest.raises(said) as caught:
+            save_drafter(second, tmp_path / "d", format="zlab", target=target)
+    if said is CheckpointError:
+        assert "No space left" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+    assert (tmp_path / "d" / "model.safetensors").read_bytes() == before
+    save_drafter(second, tmp_path / "d", format="zlab", target=target)
+    assert (tmp_path / "d" / "model.safetensors").read_bytes() != before
+
+
+def test_pickles_are_what_torch_writes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {
+        "0.0.linear.weight": rng.normal(size=(3, 5)).astype(np.float32),
+        "0.0.linear.bias": rng.normal(size=(300,)).astype(jnp.bfloat16),
+    }
+    save_pickle(tensors, tmp_path / "x.pt")
+    read = read_pickle(tmp_path / "x.pt")
+    assert read.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert read[name].dtype == value.dtype and (read[name].read() == value).all()
+
+
+def test_export_command(target: specjax.Model, tmp_path: Path) -> None:
+    save_pretrained(target.net.module, tmp_path / "target", dtype="float32")
+    spec = drafters.Eagle3.fresh(target, num_draft=3)
+    save_drafter(spec, tmp_path / "a", format="safeailab", target=target, dtype="bfloat16")
+    line = [sys.executable, "-m", "experiments.export", f"--checkpoint={tmp_path}/a"]
+    line += [f"--target={tmp_path}/target", f"--output={tmp_path}/b", "--format=speculators"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert "in bfloat16" in done.stdout and "reads back equal" in done.stdout
+    raw = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert raw["speculators_config"]["verifier"]["name_or_path"] == str(tmp_path / "target")
+    a, b = (load_file(tmp_path / x / "model.safetensors") for x in "ab")
+    assert (a["midlayer.mlp.up_proj.weight"] == b["layers.0.mlp.up_proj.weight"]).all()
+
+
+@pytest.mark.skipif(
+    "SPECJAX_REFERENCE_PYTHON" not in os.environ,
+    reason="SPECJAX_REFERENCE_PYTHON names no Python with the extra parity (dflash, speculators, "
+    "torch, transformers; specforge)",
+)
+@pytest.mark.parametrize("name", ["dflash", "dflash2", "eagle3", "eagle3 reduced"])
+def test_reference_code_agrees(tmp_path: Path, name: str) -> None:
+    """Hidden states, logits, guesses, decoding loops, and the losses of the trainers."""
+    directory = reference_cases.write_target(tmp_path / "target")
+    target = specjax.load(directory, dtype="float32")
+    drafter = reference_cases.fresh_drafters(target)[name]
+    precision = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        rows, missing = reference_cases.compare(
+            {name: drafter},
+            target,
+            directory,
+            tmp_path,
+            python=os.environ["SPECJAX_REFERENCE_PYTHON"],
+            steps=3,
+        )
+    finally:
+        jax.config.update("jax_default_matmul_precision", precision)
+    if missing:
+        pytest.skip(f"not installed for SPECJAX_REFERENCE_PYTHON: {', '.join(missing)}")
+    assert rows and [(row.name, row.difference) for row in rows if not row.passed] == []
