@@ -148,7 +148,9 @@ def measure(
         ]
 
     plain, ours = each(None), each(spec)  # compiles
-    ratios, fast, slow = [], [], []
+    ratios: list[float] = []
+    fast: list[float] = []
+    slow: list[float] = []
     for i in range(_REPEATS.value):
         for text_index in range(len(texts)):
             one = {**options, "seed": _SEED.value + text_index}

@@ -134,15 +134,16 @@ def measure(vocab: int, anchors: int) -> dict[str, float]:
         return jax.value_and_grad(loss)(masters)
 
     shape = (_ROWS.value, _SEQ_LEN.value)
-    batch = Batch(
-        jax.ShapeDtypeStruct(shape, jnp.int32),
-        jax.ShapeDtypeStruct(shape, jnp.bool_),
-        jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-    )
+    kinds = (jnp.int32, jnp.bool_, jnp.int32)
+    places: list[Any] = [
+        jax.ShapeDtypeStruct(size, kind) for size, kind in zip((shape, shape, shape[:1]), kinds)
+    ]
+    batch = Batch(*places)
     key = jax.eval_shape(lambda: jax.random.key(0))
     began = time.perf_counter()
     compiled = jax.jit(step).lower(masters, batch, target, key).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+    cost = compiled.cost_analysis()
     figures = {
         "compile_s": time.perf_counter() - began,
         "temporary_bytes": memory.temp_size_in_bytes,

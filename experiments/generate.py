@@ -287,7 +287,8 @@ def load_models() -> tuple[specjax.Model, Any]:
     target = specjax.load(_TARGET.value, mesh=mesh, dtype=_DTYPE.value)
     if target.tokenizer is None:
         raise ValueError(f"--target={_TARGET.value} has no tokenizer, which text needs; add one.")
-    name, draft = _DRAFTER.value, None
+    name = _DRAFTER.value
+    draft: Any = None
     if name == "lm":
         draft = specjax.load(
             _DRAFT.value or EMBEDDED[name], mesh=mesh, dtype=_DTYPE.value, replicate=True

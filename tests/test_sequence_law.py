@@ -22,9 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def bound(name: str, kind: str) -> Any:
-    spec = tiny.make(
-        name, checks.NUM_DRAFT, model=checks.law_draft(), target=checks.law_target()
-    )
+    spec = tiny.make(name, checks.NUM_DRAFT, model=checks.law_draft(), target=checks.law_target())
     return spec.bind(checks.law_target(), kind)
 
 
