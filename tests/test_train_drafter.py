@@ -127,7 +127,7 @@ def test_training_raises_the_measured_tau(kind, place, tmp_path, capfd, monkeypa
         return
     # A training graph that sees something else than inference does not go unnoticed.
     real = LMObjective.matches
-    monkeypatch.setattr(LMObjective, "matches", lambda *args: jnp.roll(real(*args), 1, axis=1))
+    monkeypatch.setattr(LMObjective, "matches", lambda *args: jnp.zeros_like(real(*args)))
     train_drafter.run(config, workdir, None, str(export), only=True)
     said = capfd.readouterr()
     assert "WARNING" in said.err and "differ by more than 3%" in said.err
