@@ -52,6 +52,7 @@ DEFAULT_PROMPT = '''class Config:
         with open(self.filename) as f:
             for line in f'''
 LM_NUM_DRAFT = 4
+DEMO_DRAFTER = "dflash"  # the fastest of the embedded ones (docs/demo_models.md)
 EMBEDDED = {
     "lm": "demo:draft",
     "dflash": "demo:dflash",
@@ -65,9 +66,10 @@ _TARGET = flags.DEFINE_string(
 )
 _DRAFTER = flags.DEFINE_enum(
     "drafter",
-    "lm",
+    None,
     list(DRAFTERS),
-    "; ".join(f"{name}: {entry.summary}" for name, entry in DRAFTERS.items()) + ".",
+    "; ".join(f"{name}: {entry.summary}" for name, entry in DRAFTERS.items())
+    + f". Default: what --draft holds; without it {DEMO_DRAFTER}, for demo:target.",
 )
 _DRAFT = flags.DEFINE_string(
     "draft",
@@ -199,17 +201,17 @@ def read_job() -> Job:
     if _STREAM.value and (_OUTPUT.value is not None or config.host_loop):
         other = "--output" if _OUTPUT.value is not None else "--config.host_loop"
         raise ValueError(f"--stream and {other} exclude each other; leave one out.")
-    if DRAFTERS[_DRAFTER.value].needs_model:
-        if _DRAFT.value is None and (
-            _TARGET.value != "demo:target" or _DRAFTER.value not in EMBEDDED
-        ):
+    name = drafter()
+    if name is None or DRAFTERS[name].needs_model:
+        if _DRAFT.value is None and (_TARGET.value != "demo:target" or name not in EMBEDDED):
+            asked = "" if _DRAFTER.value is None else f" with --drafter={name}"
             raise ValueError(
-                f"--target={_TARGET.value} with --drafter={_DRAFTER.value} needs a draft: name its "
-                "checkpoint with --draft, or use --drafter=ngram."
+                f"--target={_TARGET.value}{asked} needs a draft: name its checkpoint with --draft, "
+                "or use --drafter=ngram."
             )
     elif _DRAFT.value is not None:
         raise ValueError(
-            f"--draft={_DRAFT.value}: --drafter={_DRAFTER.value} has no draft model; leave it out."
+            f"--draft={_DRAFT.value}: --drafter={name} has no draft model; leave it out."
         )
     if _DRAFTER.value == "none" and _NUM_DRAFT.value is not None:
         raise ValueError(f"--num_draft={_NUM_DRAFT.value}: --drafter=none guesses nothing.")
@@ -287,20 +289,36 @@ def load_models() -> tuple[specjax.Model, Any]:
     target = specjax.load(_TARGET.value, mesh=mesh, dtype=_DTYPE.value)
     if target.tokenizer is None:
         raise ValueError(f"--target={_TARGET.value} has no tokenizer, which text needs; add one.")
-    name = _DRAFTER.value
-    draft: Any = None
-    if name == "lm":
-        draft = specjax.load(
-            _DRAFT.value or EMBEDDED[name], mesh=mesh, dtype=_DTYPE.value, replicate=True
+    name = drafter()
+    if name is not None and not DRAFTERS[name].needs_model:
+        return target, specjax.drafters.make(name, num_draft=num_draft())
+    spec: Any = specjax.load_drafter(
+        _DRAFT.value or EMBEDDED[name or DEMO_DRAFTER],
+        target,
+        dtype=_DTYPE.value,
+        num_draft=num_draft(),
+    )
+    is_model = isinstance(spec, specjax.drafters.LM)
+    if name is not None and is_model != (name == "lm"):
+        raise ValueError(
+            f"--draft={_DRAFT.value} holds {'a language model' if is_model else spec.name}, not a "
+            f"{name} drafter; leave --drafter out."
         )
-    elif DRAFTERS[name].needs_model:
-        draft = specjax.load_drafter(_DRAFT.value or EMBEDDED[name], target, dtype=_DTYPE.value)
-    return target, specjax.drafters.make(name, model=draft, num_draft=num_draft())
+    if is_model:
+        return target, spec
+    return target, spec if name is None else specjax.drafters.make(name, model=spec)
+
+
+def drafter() -> str | None:
+    """What was asked for; None: whatever --draft holds."""
+    if _DRAFTER.value is None and _DRAFT.value is None and _TARGET.value == "demo:target":
+        return DEMO_DRAFTER
+    return _DRAFTER.value
 
 
 def num_draft() -> int | None:
     """K as asked for; None: the drafter knows."""
-    if _NUM_DRAFT.value is None and _DRAFTER.value in ("lm", "ngram"):
+    if _NUM_DRAFT.value is None and drafter() in ("lm", "ngram"):
         return LM_NUM_DRAFT
     return _NUM_DRAFT.value
 
@@ -369,10 +387,10 @@ def measure(
 ) -> Report:
     """Compares with plain decoding on the first batch of this run, if so configured."""
     batch = batches[0]
+    name = getattr(spec, "name", drafter() or "lm")
     report = Report(
         records=records,
-        setup=f"{_DRAFTER.value} drafting for {target.name}, {target.dtype}, "
-        f"{jax.default_backend()}",
+        setup=f"{name} drafting for {target.name}, {target.dtype}, {jax.default_backend()}",
         tokens=sum(len(row) for b in batches for row in b.tokens),
         seconds=sum(b.seconds for b in batches),
         rule=batch.rule,
