@@ -27,6 +27,7 @@ from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
 from specjax.checkpoint.export import named_tensors, save_pretrained
 from specjax.checkpoint.pickle_reader import read_pickle
+from specjax.models.frozen import Frozen
 from specjax.models.layers.rope import LinearScaling, Rope, YarnScaling
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -40,8 +41,9 @@ def target() -> specjax.Model:
 
 def with_config(spec: Any, **fields: Any) -> Any:
     """The drafter with other fields of its config; its weights must suit them."""
-    config = dataclasses.replace(spec.net.config, **fields)
-    return dataclasses.replace(spec, net=dataclasses.replace(spec.net, config=config))
+    net = spec.net.module
+    net.config = dataclasses.replace(net.config, **fields)
+    return dataclasses.replace(spec, net=Frozen.of(net))
 
 
 def with_rope(spec: Any, scaling: Any) -> Any:

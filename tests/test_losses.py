@@ -139,3 +139,8 @@ def test_weights_of_a_block():
     length = jax.grad(lambda x: jnp.cumprod(jnp.exp(x), -1).sum())(log_q)
     surrogate = jax.grad(lambda x: (losses.dpace_weights(x, alpha=0.0) * x).sum())(log_q)
     np.testing.assert_allclose(surrogate, length, rtol=1e-5)
+    # What lies behind the text's end changes nothing.
+    counted = jnp.arange(5)[None] < 3
+    whole = losses.dpace_weights(jnp.where(counted, log_q, -jnp.inf), 0.5, counted)
+    np.testing.assert_allclose(whole[:, :3], losses.dpace_weights(log_q[:, :3], 0.5), rtol=1e-6)
+    np.testing.assert_array_equal(whole[:, 3:], 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from specjax.checkpoint.parity import Comparison
 from specjax.drafters.dflash import DFlash
 from specjax.drafters.dflash2 import DFlash2
 from specjax.drafters.eagle3 import Eagle3
+from specjax.models import Frozen
 from specjax.train.lm import build
 
 WORKER = Path(__file__).parent / "reference_drafters.py"
@@ -52,6 +54,7 @@ def fresh_drafters(target: specjax.Model) -> dict[str, Any]:
     return {
         "dflash": DFlash.fresh(target, num_draft=5, **sizes),
         "dflash sliding": DFlash.fresh(target, num_draft=5, seed=1, window=9, **sizes),
+        "dflash causal": causal(DFlash.fresh(target, num_draft=5, seed=6, window=9, **sizes)),
         "dflash sliding from the anchor": DFlash.fresh(
             target, num_draft=5, seed=2, window=9, window_from_anchor=True, **sizes
         ),
@@ -59,6 +62,13 @@ def fresh_drafters(target: specjax.Model) -> dict[str, Any]:
         "eagle3": Eagle3.fresh(target, num_draft=3, seed=4),
         "eagle3 reduced": Eagle3.fresh(target, num_draft=3, seed=5, target_ids=half),
     }
+
+
+def causal(spec: DFlash) -> DFlash:
+    """The drafter with all layers causal inside the block."""
+    net, config = spec.net.module, spec.net.config
+    net.config = dataclasses.replace(config, causal=(True,) * len(config.causal))
+    return dataclasses.replace(spec, net=Frozen.of(net))
 
 
 def compare(
@@ -94,7 +104,7 @@ def compare(
                 continue
             for check in checks.of(spec, format, target, text, steps):
                 check.job |= {"directory": str(where), "target": str(directory)}
-                planned[f"{name}, {check.job['task']}"] = check
+                planned[f"{name}, {check.job['task']} {check.label}".rstrip()] = check
     job, output = scratch / "job.json", scratch / "output.npz"
     job.write_text(json.dumps([{**c.job, "name": name} for name, c in planned.items()]))
     worker = subprocess.run(

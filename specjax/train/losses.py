@@ -117,21 +117,29 @@ def decay_weights(num: int, gamma: float) -> Array:
     return jnp.exp(-jnp.arange(num, dtype=jnp.float32) / gamma)
 
 
-def dpace_weights(label_log_probs: Array, alpha: float = 0.5) -> Array:
+def dpace_weights(
+    label_log_probs: Array, alpha: float = 0.5, counted: Array | None = None
+) -> Array:
     """D-PACE (arXiv:2605.18810): what guess k adds to a smooth expected number of accepted ones.
 
     ``w_k = sum_(m >= k) prod_(l <= m) s_l`` with ``s_l = (1 - alpha) q_l(label_l) + alpha``; the
     gradient of the weighted cross entropy is close to that of the expected length.
 
     Args:
-      label_log_probs: [..., K], ``log q_k(label_k)``; a guess without a label has -inf.
+      label_log_probs: [..., K], ``log q_k(label_k)``; -inf for a label that cannot be guessed.
       alpha: how much a wrong guess lets those behind it count, in [0, 1].
+      counted: [..., K] bool, the guesses that have a label; None: all. The others change no weight:
+        a block that the text's end cuts off is a shorter block.
 
     Returns:
       [..., K], without gradient.
     """
     s = (1 - alpha) * jnp.exp(jax.lax.stop_gradient(label_log_probs)) + alpha
+    if counted is not None:
+        s = jnp.where(counted, s, 1.0)
     survival = jnp.cumprod(s, axis=-1)
+    if counted is not None:
+        survival = jnp.where(counted, survival, 0.0)
     return jnp.flip(jnp.cumsum(jnp.flip(survival, axis=-1), axis=-1), axis=-1)
 
 

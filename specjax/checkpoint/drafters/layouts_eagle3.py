@@ -46,7 +46,9 @@ def safeailab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout
         },
     }
     renamed = {name.replace("layers.0.", "midlayer.", 1): x for name, x in tensors.items()}
-    return Layout(config, {**renamed, **_maps(spec)})
+    # SpecForge wants the maps of a whole vocabulary, too; others do not mind them.
+    vocab = c.backbone.vocab_size
+    return Layout(config, {**renamed, **(_maps(spec) or vocabulary_maps(np.arange(vocab), vocab))})
 
 
 def speculators(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:

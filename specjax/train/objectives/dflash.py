@@ -212,8 +212,7 @@ class DFlashObjective:
         if self.gamma:
             weights = losses.decay_weights(self.num_draft, self.gamma)[None, None]
         else:
-            seen = jnp.where(valid, log_q, -jnp.inf)
-            weights = losses.dpace_weights(seen, self.dpace_alpha)
+            weights = losses.dpace_weights(log_q, self.dpace_alpha, valid)
         weights = jax.lax.stop_gradient(jnp.where(valid & known, weights, 0.0))
         loss = jnp.zeros_like(weights)
         if self.ce:
