@@ -150,7 +150,7 @@ def test_drafts_that_do_not_fit(models: Models) -> None:
     odd = LM(models["draft"], 3, kind="odd")
     complain(lambda: specjax.generate(target, odd, "x"), "kind='odd'", "one_hot")
     complain(lambda: specjax.drafters.make("odd"), "'odd'", "there are", "ngram")
-    complain(lambda: specjax.drafters.make("lm"), "'lm'", "needs a draft model", "--draft")
+    complain(lambda: specjax.drafters.make("lm"), "'lm'", "needs a draft", "--draft")
     complain(lambda: verify.default_rule("odd", True), "'odd'", "one_hot")
 
 
@@ -242,7 +242,7 @@ def test_flags(run: Cli, case: str) -> None:
 
 def test_target_without_draft(run: Cli) -> None:
     target = f"--target={run.target}"
-    complain_at(run, (target,), ("needs a draft model", "--draft", "ngram"), models=False)
+    complain_at(run, (target,), ("needs a draft", "--draft", "ngram"), models=False)
     arguments = (target, "--drafter=none", "--num_draft=2")
     complain_at(run, arguments, ("--num_draft=2", "guesses nothing"), models=False)
     complain_at(run, ("--target=nowhere", "--drafter=none"), ("'nowhere'",), models=False)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
+from scripts import script
 
 import specjax
 from specjax import diagnosis, drafters
@@ -366,14 +367,13 @@ def test_parity_of_draft_passes(
 
 
 def test_parity_of_a_whole_run(shared: Path, targets: dict[str, specjax.Model]) -> None:
-    from experiments import parity
-
-    golden = parity.read_golden(shared / "parity/dflash-swa-qwen3/golden.npz")
-    spec: Any = load_drafter(shared / "parity/dflash-swa-qwen3", targets["qwen3"])
-    prompt = prompt_of(golden, None)
-    made = parity.generated(targets["qwen3"], spec, golden, prompt)
-    np.testing.assert_array_equal(made["e2e_tokens"], golden["e2e_tokens"])
-    np.testing.assert_array_equal(made["e2e_produced"], golden["e2e_produced"])
+    with script("parity") as parity:
+        golden = parity.read_golden(shared / "parity/dflash-swa-qwen3/golden.npz")
+        spec: Any = load_drafter(shared / "parity/dflash-swa-qwen3", targets["qwen3"])
+        prompt = prompt_of(golden, None)
+        made = parity.generated(targets["qwen3"], spec, golden, prompt)
+        np.testing.assert_array_equal(made["e2e_tokens"], golden["e2e_tokens"])
+        np.testing.assert_array_equal(made["e2e_produced"], golden["e2e_produced"])
 
 
 # The check.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from scripts import script
 
 from specjax.checkpoint import load
 from specjax.checkpoint.parity import Tolerances, compare_story, compare_target
@@ -53,18 +55,11 @@ def test_parity_with_llama2c(shared: Path) -> None:
 
 @pytest.mark.usefixtures("quick_compile")
 def test_parity_script(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from absl import flags
+    with script("parity") as parity:
+        check_script(parity, shared, capsys)
 
-    # Another script tested in this process may have defined flags of the same names.
-    others = {
-        name: flags.FLAGS[name]
-        for name in list(flags.FLAGS)
-        if flags.FLAGS.find_module_defining_flag(name).startswith("experiments.")
-    }
-    for name in others:
-        delattr(flags.FLAGS, name)
-    parity = importlib.import_module("experiments.parity")
 
+def check_script(parity: Any, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> int | str | None:
         flags.FLAGS.unparse_flags()
         for name in ("golden", "target", "logits_tol"):
@@ -88,7 +83,3 @@ def test_parity_script(shared: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert [("golden" in err[0]), ("drafter" in err[1]), ("no such" in err[2])] == [True] * 3
     finally:
         jax.config.update("jax_default_matmul_precision", precision)
-        for name in others:
-            if name in flags.FLAGS:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS[name] = others[name]

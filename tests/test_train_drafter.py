@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import script
 from tiny_checkpoint import byte_level_bpe
 
 import specjax
-from experiments import train_drafter
 from specjax.checkpoint.export import save_pretrained
 from specjax.train import lm, loop
 from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
@@ -111,11 +111,16 @@ def config_of(place: Path, kind: str, **changes) -> DrafterConfig:
     return dataclasses.replace(base, **{**rest, **changes})
 
 
+def train(config: DrafterConfig, workdir: Path, export: str, *, only: bool) -> None:
+    with script("train_drafter") as train_drafter:
+        train_drafter.run(config, workdir, None, export, only=only)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_raises_the_measured_tau(kind, place, tmp_path, capfd, monkeypatch):
     """From 1.0 or little more; three guesses a cycle reach 4 at most."""
     config, workdir, export = config_of(place, kind), tmp_path / "run", tmp_path / "export"
-    train_drafter.run(config, workdir, None, str(export), only=False)
+    train(config, workdir, str(export), only=False)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     first, last = json.loads(lines[0]), json.loads(lines[-1])
     assert last["step"] == config.steps and last["loss"] < first["loss"]
@@ -128,7 +133,7 @@ def test_training_raises_the_measured_tau(kind, place, tmp_path, capfd, monkeypa
     # A training graph that sees something else than inference does not go unnoticed.
     real = LMObjective.matches
     monkeypatch.setattr(LMObjective, "matches", lambda *args: jnp.zeros_like(real(*args)))
-    train_drafter.run(config, workdir, None, str(export), only=True)
+    train(config, workdir, str(export), only=True)
     said = capfd.readouterr()
     assert "WARNING" in said.err and "differ by more than 3%" in said.err
     assert '"tau_differs": true' in said.out

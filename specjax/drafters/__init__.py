@@ -63,14 +63,18 @@ def _trained(spec: Any, summary: str) -> Entry:
     return Entry(make, True, summary, spec.fresh)
 
 
+def _or_5(num_draft: int | None) -> int:
+    return 5 if num_draft is None else num_draft
+
+
 DRAFTERS: dict[str, Entry] = {
-    "lm": Entry(lambda model, k: LM(model, k or 5), True, "a smaller language model"),
+    "lm": Entry(lambda model, k: LM(model, _or_5(k)), True, "a smaller language model"),
     "dflash": _trained(DFlash, "a block guessed in one pass from the target's states"),
     "dflash2": _trained(DFlash2, "DFlash with convolutions and a candidate selector"),
     "dspark": _trained(DSpark, "DFlash with shifted slots and a Markov head"),
     "eagle3": _trained(Eagle3, "one layer over fused states of the target, step by step"),
     "medusa": _trained(Medusa, "a head a guess on the target's last state"),
-    "ngram": Entry(lambda model, k: NGram(k or 5), False, "prompt lookup in the text so far"),
+    "ngram": Entry(lambda model, k: NGram(_or_5(k)), False, "prompt lookup in the text so far"),
     "none": Entry(lambda model, k: NoDraft(), False, "no guesses: plain decoding"),
 }
 

@@ -1,0 +1,38 @@
+"""Scripts of experiments/ side by side in one process, though their flags share names."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+_LIBRARIES = set(flags.FLAGS)  # what no script has defined; conftest imports this file first
+_DEFINED: dict[str, dict[str, Any]] = {}  # by script
+
+
+@contextlib.contextmanager
+def script(name: str) -> Iterator[ModuleType]:
+    """``experiments.NAME`` with its own flags; those of other scripts are back afterwards."""
+    others = _take()
+    try:
+        module = importlib.import_module(f"experiments.{name}")
+        for flag, value in _DEFINED.get(name, {}).items():
+            flags.FLAGS[flag] = value
+        yield module
+    finally:
+        _DEFINED[name] = _take()
+        for flag, value in others.items():
+            flags.FLAGS[flag] = value
+
+
+def _take() -> dict[str, Any]:
+    """Removes the flags of scripts, and returns them."""
+    names = [name for name in flags.FLAGS if name not in _LIBRARIES]
+    taken = {name: flags.FLAGS[name] for name in names}
+    for name in names:
+        delattr(flags.FLAGS, name)
+    return taken
