@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from absl import flags
+from absl import app, flags, logging  # noqa: F401  (they define flags, too)
 
 _LIBRARIES = set(flags.FLAGS)  # what no script has defined; conftest imports this file first
 _DEFINED: dict[str, dict[str, Any]] = {}  # by script
