@@ -13,8 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # `experiments` is run from the checkout, never installed
 
-import scripts  # noqa: E402, F401  (before any script defines flags)
-
 collect_ignore = ["multidevice"]  # run by test_multidevice in a process of its own
 
 jax.config.update("jax_platforms", "cpu")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from absl import app, flags, logging  # noqa: F401  (they define flags, too)
+from absl import flags
 
-_LIBRARIES = set(flags.FLAGS)  # what no script has defined; conftest imports this file first
 _DEFINED: dict[str, dict[str, Any]] = {}  # by script
+_NAMES: set[str] = set()  # of flags that a script has defined; libraries define some, too
 
 
 @contextlib.contextmanager
@@ -31,7 +31,10 @@ def script(name: str) -> Iterator[ModuleType]:
 
 def _take() -> dict[str, Any]:
     """Removes the flags of scripts, and returns them."""
-    names = [name for name in flags.FLAGS if name not in _LIBRARIES]
+    for name in flags.FLAGS:
+        if str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments."):
+            _NAMES.add(name)
+    names = [name for name in flags.FLAGS if name in _NAMES]
     taken = {name: flags.FLAGS[name] for name in names}
     for name in names:
         delattr(flags.FLAGS, name)
