@@ -33,7 +33,7 @@ from specjax.train.corpus import load_corpus
 _TARGET = flags.DEFINE_string("target", "demo:target", "Named as for experiments.generate.")
 _DRAFTERS = flags.DEFINE_list(
     "drafters",
-    ["demo:draft:4", "demo:dflash", "demo:eagle3:4", "demo:medusa", "ngram:4"],
+    ["demo:draft:4", "demo:dflash:4", "demo:eagle3:4", "demo:medusa", "ngram:4"],
     "Checkpoints, or ngram; :K behind one sets its guesses a cycle.",
 )
 _TEMPERATURES = flags.DEFINE_list("temperatures", ["0", "1"], "Each is a column of the table.")

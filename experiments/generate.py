@@ -52,7 +52,7 @@ DEFAULT_PROMPT = '''class Config:
         with open(self.filename) as f:
             for line in f'''
 LM_NUM_DRAFT = 4
-DEMO_DRAFTER = "dflash"  # the fastest of the embedded ones (docs/demo_models.md)
+DEMO_DRAFTER = "dflash"
 EMBEDDED = {
     "lm": "demo:draft",
     "dflash": "demo:dflash",
@@ -80,7 +80,8 @@ _DRAFT = flags.DEFINE_string(
 _NUM_DRAFT = flags.DEFINE_integer(
     "num_draft",
     None,
-    f"Guesses a cycle. Default: what a drafter was trained for; for lm and ngram {LM_NUM_DRAFT}.",
+    f"Guesses a cycle. Default: what a drafter was trained for; for lm, ngram and the embedded "
+    f"dflash {LM_NUM_DRAFT}.",
 )
 _RULE = flags.DEFINE_enum(
     "rule", None, list(RULES), "Verification rule. Default: the best lossless one."
@@ -318,7 +319,8 @@ def drafter() -> str | None:
 
 def num_draft() -> int | None:
     """K as asked for; None: the drafter knows."""
-    if _NUM_DRAFT.value is None and drafter() in ("lm", "ngram"):
+    embedded = _DRAFT.value is None and drafter() == "dflash"  # its later guesses hardly ever hit
+    if _NUM_DRAFT.value is None and (embedded or drafter() in ("lm", "ngram")):
         return LM_NUM_DRAFT
     return _NUM_DRAFT.value
 
