@@ -6,10 +6,10 @@ hidden states, logits, guesses, the whole text of the reference's own decoding l
 of tokens of each of its cycles, and the losses of the reference's own trainer over its first
 updates, from the same weights, on the same text, with the same anchors.
 
-Without flags: fresh drafters of a small random target, about two minutes on 2 CPU cores. Expected:
-every line PASS and exit status 0.
+Without flags: fresh drafters of a small random target, a few minutes on 2 CPU cores. Expected: every
+line PASS and exit status 0.
 
-  pip install -e '.[parity]'
+  pip install -e '.[parity]' && pip install --no-deps specforge==0.2.0
   python -m experiments.reference_parity
   python -m experiments.reference_parity --target=TARGET_DIR --drafter=DRAFTER_DIR
   python -m experiments.reference_parity --python=/path/to/the/reference/environment/bin/python

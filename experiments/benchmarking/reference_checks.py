@@ -19,9 +19,10 @@ import optax
 import specjax
 from specjax.core.types import Array
 from specjax.drafters.base import Context
-from specjax.drafters.dflash import embed, head
+from specjax.drafters.dflash import DFlash, embed, head
+from specjax.drafters.dflash2 import DFlash2
+from specjax.drafters.eagle3 import Eagle3
 from specjax.models.drafts.dflash import View
-from specjax.models.drafts.eagle3 import Eagle3Config
 from specjax.sampling import Options, make_sampling
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
@@ -78,10 +79,12 @@ class Text:
 
 
 def of(spec: Any, format: str, target: specjax.Model, text: Text, steps: int) -> list[Check]:
-    """The checks of a drafter in a format."""
-    if isinstance(spec.net.config, Eagle3Config):
+    """The checks of a drafter in a format; none where no reference can be installed (Medusa)."""
+    if isinstance(spec, Eagle3):
         check = _specforge_eagle3 if format == "safeailab" else _speculators_eagle3
         return [check(spec, target, text, steps)]
+    if not isinstance(spec, DFlash | DFlash2):
+        return []
     if format == "speculators":
         return [_speculators_dflash(spec, target, text, steps)]
     checks = [_dflash(spec, target, text)]
@@ -351,7 +354,8 @@ def curve(
     @jax.jit
     def step(params: Any, state: Any) -> Any:
         value, gradient = jax.value_and_grad(mean)(params)
-        update, state = optimizer.update(gradient, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # which Optax's Adam relies on
+            update, state = optimizer.update(gradient, state, params)
         return value, optax.apply_updates(params, update), state
 
     values = []
