@@ -6,8 +6,8 @@ hidden states, logits, guesses, the whole text of the reference's own decoding l
 of tokens of each of its cycles, and the losses of the reference's own trainer over its first
 updates, from the same weights, on the same text, with the same anchors.
 
-Without flags: fresh drafters of a small random target, a few minutes on 2 CPU cores. Expected: every
-line PASS and exit status 0.
+Without flags: fresh drafters of a small random target, some minutes on 2 CPU cores. Expected: all
+lines PASS and exit status 0.
 
   pip install -e '.[parity]' && pip install --no-deps specforge==0.2.0
   python -m experiments.reference_parity

@@ -73,6 +73,10 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda t: with_rope(drafters.DFlash.fresh(t, num_draft=3), YarnScaling(8.0, 64)),
         ("zlab", "speculators"),
     ),
+    "two": (
+        lambda t: drafters.DFlash2.fresh(t, num_draft=3, window=8, window_from_anchor=True),
+        ("speculators",),
+    ),
     "scaled": (
         lambda t: drafters.DFlash2.fresh(
             t, num_draft=3, output_multiplier=0.5, logit_softcap=20.0, embedding_scale=2.0

@@ -76,7 +76,7 @@ def recognise(source: Source) -> Format | None:
     _refuse(source)
     if "speculators_model_type" in raw:
         kind = raw["speculators_model_type"]
-        formats = {"dflash": SPECULATORS, "eagle3": SPECULATORS3}
+        formats = {"dflash": SPECULATORS, "dflash2": SPECULATORS, "eagle3": SPECULATORS3}
         if kind not in formats:
             raise CheckpointError(
                 f"{source.where}: speculators_model_type={kind!r} is not supported (supported: "

@@ -1,4 +1,4 @@
-"""DFlash and EAGLE-3 as ``speculators`` writes them.
+"""DFlash, DFlash2 and EAGLE-3 as ``speculators`` writes them.
 
 The draft's sizes stand in ``transformer_layer_config``, which holds only what differs from the
 defaults of its Transformers class. Layer ids count hidden_states itself. A sliding window of
@@ -47,9 +47,12 @@ _OF_TARGET = ("verifier_lm_head.weight", "verifier_norm.weight")
 
 
 def read_dflash(source: Source, target: Any) -> Plan:
-    """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
+    """DFlash and DFlash2.
+
+    Raises CheckpointError on what is unsupported, or does not fit ``target``.
+    """
     where, keys = source.where, Keys(source.raw, source.where)
-    layers = _layers(source)
+    layers, two = _layers(source), source.raw["speculators_model_type"] == "dflash2"
     backbone = fit.read_backbone(layers, where)
     ids = _ids(keys, "aux_hidden_state_layer_ids")
     width = keys.integer("target_hidden_size", backbone.hidden_size)
@@ -68,6 +71,10 @@ def read_dflash(source: Source, target: Any) -> Plan:
         causal=causal,
         window_from_anchor=any(w is not None for w in windows),
         shifted=bool(keys.flag("sample_from_anchor")),
+        conv_kernel_size=keys.integer("conv_kernel_size", 2) if two else 0,
+        conv_group_size=keys.integer("conv_group_size", 16) if two else 16,
+        selector_rank=keys.integer("selector_rank", 256) if two else 0,
+        selector_top_k=keys.integer("selector_top_k", 16) if two else 16,
     )
     keys.finish(*_INERT, *_MORE_INERT, strict=True)
     tensors = _without_targets(source, target)
@@ -139,7 +146,8 @@ def _attention(keys: Keys, layers: Mapping[str, Any]) -> Keys:
     )
     raw = {k: layers.get(k) for k in ("layer_types", "sliding_window", "max_window_layers")}
     # Full layers see both ways in any case, so that the flag is one for all layers.
-    causal = {"is_causal": False} if keys.flag("sliding_window_non_causal") else {}
+    default = keys.raw["speculators_model_type"] == "dflash2"
+    causal = {"is_causal": False} if keys.flag("sliding_window_non_causal", default) else {}
     sliding = layers.get("use_sliding_window")
     return Keys({**raw, **causal, "use_sliding_window": sliding}, keys.where)
 
