@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from specjax.core.types import Array, Proposal, pytree
+from specjax.core.types import KINDS, Array, Proposal, pytree
 from specjax.sampling import Counts, Sampling
 
 
@@ -101,3 +101,32 @@ def check_num_draft(num_draft: int) -> None:
             f"num_draft={num_draft!r}: a drafter guesses at least 1 token a cycle; use the drafter "
             "'none' for plain decoding."
         )
+
+
+def check_fits(
+    name: str, target: Any, *, vocab_size: int, target_hidden_size: int, taps: tuple[int, ...]
+) -> None:
+    """What every drafter that taps its target asks of it. Raises ValueError."""
+    theirs = target.config
+    if vocab_size != theirs.vocab_size:
+        raise ValueError(
+            f"{name} was made for a vocabulary of {vocab_size} tokens, but {target.name} has "
+            f"{theirs.vocab_size}: it belongs to another target."
+        )
+    if target_hidden_size != theirs.hidden_size:
+        raise ValueError(
+            f"{name} taps states of width {target_hidden_size}, but those of {target.name} have "
+            f"width {theirs.hidden_size}: it belongs to another target."
+        )
+    for tap in taps:
+        if not 0 <= tap <= theirs.num_layers:
+            raise ValueError(
+                f"{name} taps hidden_states[{tap}], but {target.name} has {theirs.num_layers} "
+                f"layers, so hidden_states[0] to hidden_states[{theirs.num_layers}]."
+            )
+
+
+def check_kind(kind: str | None) -> None:
+    """Raises ValueError unless ``kind`` is None or a way to draw guesses."""
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")

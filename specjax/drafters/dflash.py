@@ -21,8 +21,8 @@ from flax import nnx
 
 from specjax.core import sharding
 from specjax.core.cache import Cache
-from specjax.core.types import KINDS, Array, Proposal, pytree, static
-from specjax.drafters.base import Context, check_num_draft
+from specjax.core.types import Array, Proposal, pytree, static
+from specjax.drafters.base import Context, check_fits, check_num_draft
 from specjax.drafters.drawing import draw_all, onto_target
 from specjax.models.config import DecoderConfig
 from specjax.models.drafts.dflash import DFlashConfig, DFlashNet, View
@@ -198,35 +198,6 @@ def parts(spec: Any, target: Any) -> tuple[Frozen, Vocabulary, Array | None, int
             f"the tables of {target.name} have width {target.config.hidden_size}."
         )
     return spec.net, target.net.vocabulary, spec.target_ids, num_draft
-
-
-def check_fits(
-    name: str, target: Any, *, vocab_size: int, target_hidden_size: int, taps: tuple[int, ...]
-) -> None:
-    """What every drafter that taps its target asks of it. Raises ValueError."""
-    theirs = target.config
-    if vocab_size != theirs.vocab_size:
-        raise ValueError(
-            f"{name} was made for a vocabulary of {vocab_size} tokens, but {target.name} has "
-            f"{theirs.vocab_size}: it belongs to another target."
-        )
-    if target_hidden_size != theirs.hidden_size:
-        raise ValueError(
-            f"{name} taps states of width {target_hidden_size}, but those of {target.name} have "
-            f"width {theirs.hidden_size}: it belongs to another target."
-        )
-    for tap in taps:
-        if not 0 <= tap <= theirs.num_layers:
-            raise ValueError(
-                f"{name} taps hidden_states[{tap}], but {target.name} has {theirs.num_layers} "
-                f"layers, so hidden_states[0] to hidden_states[{theirs.num_layers}]."
-            )
-
-
-def check_kind(kind: str | None) -> None:
-    """Raises ValueError unless ``kind`` is None or a way to draw guesses."""
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")
 
 
 def default_taps(num_layers: int, num_taps: int) -> tuple[int, ...]:

@@ -20,10 +20,9 @@ import jax.numpy as jnp
 from specjax.core import sharding
 from specjax.core.cache import Cache
 from specjax.core.types import Array, Proposal, pytree
-from specjax.drafters.base import Context
+from specjax.drafters.base import Context, check_kind
 from specjax.drafters.dflash import (
     DFlashDrafter,
-    check_kind,
     fresh_config,
     fresh_net,
     parts,

@@ -26,8 +26,7 @@ from specjax.core import sharding
 from specjax.core.cache import Block, Cache
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, Proposal, pytree, static
-from specjax.drafters.base import Context, check_num_draft
-from specjax.drafters.dflash import check_fits, check_kind
+from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import count_guess, draw, onto_target
 from specjax.models.config import DecoderConfig
 from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net, looking_back

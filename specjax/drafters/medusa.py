@@ -19,8 +19,7 @@ from flax import nnx
 from specjax.core import sharding
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, Proposal, pytree, static
-from specjax.drafters.base import Context, check_num_draft
-from specjax.drafters.dflash import check_fits, check_kind
+from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import draw_all
 from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
 from specjax.models.frozen import Frozen
