@@ -161,6 +161,28 @@ def test_distilling_from_oneself_costs_nothing():
     assert max(float(jnp.abs(g).max()) for g in grads.values()) < 1e-5
 
 
+@pytest.mark.parametrize("name", lm.OPTIMIZERS)
+def test_weight_decay_spares_embeddings_norms_and_biases(name):
+    shapes = {
+        "embed_tokens.weight": (6, 4),
+        "markov_head.markov_w1.weight": (6, 4),
+        "candidate_selector.predecessor_codebook": (6, 4),
+        "layers.0.input_layernorm.weight": (4,),
+        "heads.0.blocks.0.linear.bias": (4,),
+        "layers.0.mlp.up_proj.weight": (6, 4),
+        "lm_head.weight": (6, 4),
+    }
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    optimizer = lm.make_optimizer(name, lambda step: 0.5, weight_decay=0.1, clip_norm=1.0)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+    moved = {name for name, update in updates.items() if np.any(update)}
+    assert moved == {"layers.0.mlp.up_proj.weight", "lm_head.weight"}
+    for name in moved:  # what a zero gradient leaves is the decay: rate times strength
+        np.testing.assert_allclose(updates[name], -0.05, rtol=1e-5)
+
+
 def test_orthogonalized_matrices_have_singular_values_near_one():
     for shape in ((24, 64), (64, 24)):
         result = orthogonalize(jax.random.normal(jax.random.key(1), shape))

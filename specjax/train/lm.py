@@ -168,14 +168,30 @@ def schedule(
     return rate
 
 
-def _decayed(params: Params) -> dict[str, bool]:
-    """Weight decay is for matrices; norms are left alone. (Muon hides some leaves: no ndim.)"""
-    return {name: getattr(p, "ndim", 0) == 2 for name, p in params.items()}
+# Tables that are looked up by token: a row that a batch lacks would decay without ever being used.
+_TABLES = (
+    "embed_tokens.weight",
+    "markov_w1.weight",
+    "predecessor_codebook",
+    "successor_codebook",
+)
+
+
+def decayed(params: Params) -> dict[str, bool]:
+    """By name, whether weight decay is for it: for matrices that multiply.
+
+    Norms, biases and embeddings are left alone; so is an embedding that is the head as well.
+    """
+    # Muon hides some leaves: they have no ndim.
+    return {
+        name: getattr(p, "ndim", 0) == 2 and not name.endswith(_TABLES)
+        for name, p in params.items()
+    }
 
 
 def adamw(lr: optax.Schedule, *, weight_decay: float) -> optax.GradientTransformation:
     """Loshchilov & Hutter 2019, arXiv:1711.05101."""
-    return optax.adamw(lr, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=_decayed)
+    return optax.adamw(lr, b1=0.9, b2=0.95, weight_decay=weight_decay, mask=decayed)
 
 
 def muon(lr: optax.Schedule, *, weight_decay: float) -> optax.GradientTransformation:
