@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
+from tiny_checkpoint import END, write_tiny
 
 import specjax
 from experiments.benchmarking import reference_cases
 from specjax import drafters
-from specjax.checkpoint import CheckpointError
+from specjax.checkpoint import CheckpointError, tokenizer
 from specjax.checkpoint.drafters import export
 from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
@@ -224,6 +225,35 @@ def test_pickles_are_what_torch_writes(tmp_path: Path) -> None:
     assert read.keys() == tensors.keys()
     for name, value in tensors.items():
         assert read[name].dtype == value.dtype and (read[name].read() == value).all()
+
+
+def test_a_draft_carries_the_tokenizers_files_along(tmp_path: Path) -> None:
+    """Byte for byte, and what only other programs read: the shipped draft was made like this."""
+    path = write_tiny(tmp_path / "target")
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings |= {"pad_token": END, "chat_template": "{{ messages }}", "model_max_length": 99}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (path / "special_tokens_map.json").write_text(json.dumps({"eos_token": END}))
+    (path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (path / "notes.txt").write_text("no part of it")
+    target = specjax.load(path)
+    for _ in range(2):  # an export replaces an earlier one
+        spec = drafters.LM(target, 3)
+        save_drafter(spec, tmp_path / "draft", format="hf", target=target)
+    names = set(tokenizer.FILES) & {p.name for p in path.iterdir()}
+    assert len(names) == 4
+    for name in names:
+        assert (tmp_path / "draft" / name).read_bytes() == (path / name).read_bytes()
+    raw = json.loads((tmp_path / "draft" / "config.json").read_text())
+    assert raw["pad_token_id"] == raw["eos_token_id"] == 0
+    weights = {"config.json", "generation_config.json", "model.safetensors"}
+    assert {p.name for p in (tmp_path / "draft").iterdir()} == names | weights
+    again = specjax.load(tmp_path / "draft")
+    assert again.tokenizer.fingerprint() == target.tokenizer.fingerprint()
+    (path / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="gone"):
+        save_drafter(spec, tmp_path / "draft", format="hf", target=target)
+    assert (tmp_path / "draft" / "tokenizer.json").is_file()
 
 
 def test_export_command(target: specjax.Model, tmp_path: Path) -> None:

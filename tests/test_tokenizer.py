@@ -167,7 +167,7 @@ def test_stream_keeps_spaces_between_words() -> None:
     """Decoders of this kind drop the space of the first piece that they see."""
     inner = tokenizers.Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1}, "▁one"))
     inner.decoder = decoders.Metaspace()
-    tokenizer = HfTokenizer(inner, bos_id=None, adds_bos=False)
+    tokenizer = HfTokenizer(inner, directory=Path(), bos_id=None, adds_bos=False)
     stream = StreamDecoder(tokenizer)
     assert [stream.push([i]) for i in (0, 1, 0)] == ["one", " two", " one"]
     assert StreamDecoder(tokenizer, context=[0]).push([1]) == " two"

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import tokenizers
 
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import read_json
+
+# Of a Hugging Face directory, those that say how text is read and conversations are written.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 class Tokenizer(Protocol):
@@ -45,10 +59,19 @@ def digest(vocabulary: Iterable[tuple[int, str]], merges: object) -> str:
 class HfTokenizer:
     """A tokenizer.json, run by the `tokenizers` library."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, *, bos_id: int | None, adds_bos: bool):
-        self._inner = inner
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        directory: Path,
+        bos_id: int | None,
+        adds_bos: bool,
+        pad_id: int | None = None,
+    ):
+        """``directory`` is where it was read."""
+        self._inner, self._directory = inner, directory
         self._adds_bos = adds_bos
-        self.bos_id = bos_id
+        self.bos_id, self.pad_id = bos_id, pad_id
         self.vocab_size = max(inner.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
@@ -64,12 +87,20 @@ class HfTokenizer:
         vocabulary = [(i, token) for token, i in self._inner.get_vocab().items()]
         return digest(vocabulary, json.loads(self._inner.to_str())["model"].get("merges"))
 
-    def files(self) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-        """What `load_tokenizer` reads: tokenizer.json and the contents of tokenizer_config.json."""
-        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        if self.bos_id is not None:
-            settings["bos_token"] = self._inner.id_to_token(self.bos_id)
-        return self._inner, {**settings, "add_bos_token": self._adds_bos}
+    def save(self, directory: Path) -> None:
+        """Copies the files it was read from, and with them what only other programs read.
+
+        Raises:
+          CheckpointError: if they are gone.
+        """
+        if not (self._directory / "tokenizer.json").is_file():
+            raise CheckpointError(
+                f"{self._directory}: the tokenizer that was loaded from there is gone; put it back "
+                "and export again."
+            )
+        for name in FILES:
+            if (self._directory / name).is_file():
+                shutil.copyfile(self._directory / name, directory / name)
 
 
 def load_tokenizer(directory: Path) -> HfTokenizer | None:
@@ -94,17 +125,23 @@ def load_tokenizer(directory: Path) -> HfTokenizer | None:
     first = empty.ids[0] if empty.ids and empty.special_tokens_mask[0] else None
     settings_path = directory / "tokenizer_config.json"
     if not settings_path.is_file():
-        return HfTokenizer(inner, bos_id=first, adds_bos=first is not None)
+        return HfTokenizer(inner, directory=directory, bos_id=first, adds_bos=first is not None)
 
     settings = read_json(settings_path)
-    token = settings.get("bos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    bos_id = None if token is None else inner.token_to_id(str(token))
+
+    def text_of(name: str) -> str | None:
+        token = settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        return None if token is None else str(token)
+
+    token, pad = text_of("bos_token"), text_of("pad_token")
+    bos_id = None if token is None else inner.token_to_id(token)
     if token is not None and bos_id is None:
         raise CheckpointError(f"{settings_path}: bos_token {token!r} is not in tokenizer.json.")
     said = settings.get("add_bos_token")
     adds_bos = bos_id is not None and (first == bos_id if said is None else bool(said))
-    return HfTokenizer(inner, bos_id=bos_id, adds_bos=adds_bos)
+    pad_id = None if pad is None else inner.token_to_id(pad)  # only passed on when it is exported
+    return HfTokenizer(inner, directory=directory, bos_id=bos_id, adds_bos=adds_bos, pad_id=pad_id)
 
 
 class StreamDecoder:

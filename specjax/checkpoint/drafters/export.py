@@ -14,13 +14,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from specjax.checkpoint import tokenizer
 from specjax.checkpoint.assemble import DTYPES
 from specjax.checkpoint.drafters import layouts, layouts_eagle3, layouts_medusa
 from specjax.checkpoint.drafters.layouts import Layout
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.checkpoint.export import named_tensors, save_pretrained
-from specjax.checkpoint.tokenizer import HfTokenizer
 from specjax.core.types import KINDS
 from specjax.models.drafts.dflash import DFlashConfig
 from specjax.models.drafts.eagle3 import Eagle3Config
@@ -42,8 +42,7 @@ _FILES = {
     "model.safetensors",
     "medusa_lm_head.safetensors",
     "medusa_lm_head.pt",
-    "tokenizer.json",
-    "tokenizer_config.json",
+    *tokenizer.FILES,
 }
 
 
@@ -123,25 +122,19 @@ def _write_layout(layout: Layout, whole: Path) -> None:
 
 
 def _write_model(model: Any, whole: Path, dtype: np.dtype) -> None:
-    inner, settings = None, None
-    if model.tokenizer is not None:
-        if not isinstance(model.tokenizer, HfTokenizer):
-            raise ValueError(f"format='hf' cannot express the tokenizer of {model.name}.")
-        inner, settings = model.tokenizer.files()
-    stop = list(model.stop_token_ids)
+    stop, texts = list(model.stop_token_ids), model.tokenizer
+    if texts is not None and not isinstance(texts, tokenizer.HfTokenizer):
+        raise ValueError(f"format='hf' cannot express the tokenizer of {model.name}.")
     ids: dict[str, Any] = {}
     if model.bos_token_id is not None:
         ids["bos_token_id"] = model.bos_token_id
     if stop:
         ids["eos_token_id"] = stop[0] if len(stop) == 1 else stop
-    save_pretrained(
-        model.net.module,
-        whole,
-        tokenizer=inner,
-        tokenizer_settings=settings,
-        token_ids=ids,
-        dtype=dtype,
-    )
+    if texts is not None and texts.pad_id is not None:
+        ids["pad_token_id"] = texts.pad_id
+    save_pretrained(model.net.module, whole, token_ids=ids, dtype=dtype)
+    if texts is not None:
+        texts.save(whole)
 
 
 def _write(directory: Path, write: Callable[[Path], None]) -> None:
