@@ -12,6 +12,7 @@ from specjax.checkpoint.load import Model
 from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.drafters import NoDraft, Spec
 from specjax.measure.trace import Cycle, Trace
+from specjax.recording import complete
 from specjax.sampling import Options
 from specjax.session import CHUNKS, Row, Session, check_requests
 
@@ -67,6 +68,7 @@ def generate(
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     host_loop: bool = False,
     chunk: int = CHUNKS[-1],
+    details: bool = False,
     **options: Any,
 ) -> Output:
     """Continues each prompt; the text is distributed as if the target alone had written it.
@@ -84,6 +86,8 @@ def generate(
       stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
       host_loop: one device call a cycle, to measure what the loop on the device is worth.
       chunk: the most prompt tokens that one prefill pass feeds.
+      details: whether the trace also notes the probabilities of guesses and tokens, which costs a
+        softmax a cycle (`measure.trace.Detail`).
       **options: the fields of `specjax.Options`, each one value or one a prompt:
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
         logit_bias.
@@ -95,7 +99,7 @@ def generate(
     rows, stops = prepare(target, prompts, max_new_tokens, seed, stop, stop_token_ids, options)
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
-    session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk)
+    session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk, details=details)
     if stops:
         watch = StopStrings(target, stops, len(rows))
         while not session.done.all():
@@ -115,6 +119,8 @@ def generate(
         for b, end in enumerate(watch.ends):
             if end is not None:
                 text[b], tokens[b], finish[b] = text[b][: end[0]], tokens[b][: end[1]], "stop"
+                trace = trace.cut(b, end[1])
+    trace = complete(trace, session, rows, finish)
     return Output(
         text=text,
         tokens=tokens,

@@ -38,12 +38,27 @@ class Request:
 
 
 @pytree
+class Details:
+    """Laws at the tokens that matter. They cost a softmax of the block, so only where asked for.
+
+    They are what the rule compared: after temperature, truncation and penalties. In a batch that is
+    greedy throughout, where no rule looks at probabilities, they are those of temperature 1.
+    """
+
+    p: Array  # [B, S, K] float32, the target's probability of each guess
+    q: Array  # [B, S, K] float32, the draft's; 1 for a deterministic guess
+    rank: Array  # [B, S, K] int32, how many tokens the target finds likelier, and one; 0: no guess
+    p_emitted: Array  # [B, S, K + 1] float32, the target's probability of each token of the verdict
+
+
+@pytree
 class Trace:
     """Every cycle, at the index of the position where it started (the length before it)."""
 
     proposed: Array  # [B, S, K] int32, the guesses; -1: none
     accepted: Array  # [B, S] int32, how many the rule accepted; -1: no cycle started here
     committed: Array  # [B, S] int32, how many tokens were committed; -1: no cycle started here
+    details: Details | None
 
 
 @pytree
@@ -57,6 +72,7 @@ class DecodeState:
     draft: Any  # the drafter's own state
     counts: Counts | None  # only where a penalty needs them
     trace: Trace
+    num_cycles: Array  # [] int32, that have run
 
 
 def init_state(
@@ -66,9 +82,19 @@ def init_state(
     length: Array,
     done: Array,
     counts: Counts | None,
+    *,
+    with_details: bool = False,
 ) -> DecodeState:
     """An empty cache behind the prompts ``tokens`` [B, S]; S is the number of slots."""
-    rows, slots = tokens.shape
+    (rows, slots), k = tokens.shape, drafter.num_draft
+    details = None
+    if with_details:
+        details = Details(
+            p=jnp.zeros((rows, slots, k), jnp.float32),
+            q=jnp.zeros((rows, slots, k), jnp.float32),
+            rank=jnp.zeros((rows, slots, k), jnp.int32),
+            p_emitted=jnp.zeros((rows, slots, k + 1), jnp.float32),
+        )
     state = DecodeState(
         tokens=tokens,
         length=length,
@@ -77,10 +103,12 @@ def init_state(
         draft=drafter.init(rows, slots),
         counts=counts,
         trace=Trace(
-            proposed=jnp.full((rows, slots, drafter.num_draft), -1, jnp.int32),
+            proposed=jnp.full((rows, slots, k), -1, jnp.int32),
             accepted=jnp.full((rows, slots), -1, jnp.int32),
             committed=jnp.full((rows, slots), -1, jnp.int32),
+            details=details,
         ),
+        num_cycles=jnp.zeros((), jnp.int32),
     )
     return pin(state)
 
@@ -145,7 +173,8 @@ def cycle(
         cache=state.cache.commit(block, count),
         draft=drafter.update(draft, block_tokens, count, length, features),
         counts=None if state.counts is None else state.counts.add(verdict.tokens, kept),
-        trace=record(state, proposal, verdict, count),
+        trace=record(state, proposal, verdict, count, logits),
+        num_cycles=state.num_cycles + 1,
     )
     return pin(state)
 
@@ -181,13 +210,42 @@ def commit_count(verdict: Verdict, request: Request, state: DecodeState) -> tupl
     return jnp.where(stopped, is_stop.argmax(-1).astype(count.dtype) + 1, count), stopped
 
 
-def record(state: DecodeState, proposal: Proposal, verdict: Verdict, count: Array) -> Trace:
+def record(
+    state: DecodeState, proposal: Proposal, verdict: Verdict, count: Array, logits: Array
+) -> Trace:
     """Notes the cycle at its starting position; rows that are done note nothing."""
-    trace, active = state.trace, (count > 0)[:, None]
+    active = (count > 0)[:, None]
+
+    def note(buffer: Array, new: Array) -> Array:
+        return put(buffer, new[:, None], state.length, active)
+
+    trace, details = state.trace, state.trace.details
+    if details is not None:
+        details = jax.tree.map(note, details, laws_at_tokens(proposal, verdict, logits))
     return Trace(
-        proposed=put(trace.proposed, proposal.tokens[:, None], state.length, active),
-        accepted=put(trace.accepted, verdict.num_accepted[:, None], state.length, active),
-        committed=put(trace.committed, count[:, None], state.length, active),
+        proposed=note(trace.proposed, proposal.tokens),
+        accepted=note(trace.accepted, verdict.num_accepted),
+        committed=note(trace.committed, count),
+        details=details,
+    )
+
+
+def laws_at_tokens(proposal: Proposal, verdict: Verdict, logits: Array) -> Details:
+    """The fields of `Details` for one cycle, without their axis of slots."""
+    p = jax.nn.softmax(logits, axis=-1)  # [B, K + 1, V]
+    guesses, k = proposal.tokens, proposal.tokens.shape[1]
+
+    def at(laws: Array, tokens: Array) -> Array:
+        found = jnp.take_along_axis(laws, jnp.maximum(tokens, 0)[..., None], axis=-1)[..., 0]
+        return jnp.where(tokens >= 0, found, 0.0)
+
+    p_guess = at(p[:, :k], guesses)
+    likelier = (p[:, :k] > p_guess[..., None]).sum(-1, dtype=jnp.int32)
+    return Details(
+        p=p_guess,
+        q=(guesses >= 0).astype(jnp.float32) if proposal.q is None else at(proposal.q, guesses),
+        rank=jnp.where(guesses >= 0, likelier + 1, 0),
+        p_emitted=at(p, verdict.tokens),
     )
 
 
@@ -242,7 +300,7 @@ def grow(drafter: Drafter, state: DecodeState, *, slots: int) -> DecodeState:
 
 
 # The compiled programs. State is donated: the caches are updated in place.
-init_program = jax.jit(init_state)
+init_program = jax.jit(init_state, static_argnames="with_details")
 prefill_program = jax.jit(prefill, static_argnames="width", donate_argnames="state")
 run_program = jax.jit(run, static_argnames="rule", donate_argnames="state")
 cycle_program = jax.jit(cycle, static_argnames="rule", donate_argnames="state")

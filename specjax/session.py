@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,7 +22,7 @@ from specjax.core.keys import row_keys
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.sharding import use_mesh
 from specjax.drafters.base import Drafter, Spec
-from specjax.measure.trace import Trace
+from specjax.measure.trace import Call, Trace
 from specjax.sampling import GREEDY_BELOW, Counts, Options, make_sampling
 
 MIN_SLOTS = 256
@@ -43,7 +45,9 @@ class Session:
     """A batch being decoded. ``advance`` moves it on; everything else reads."""
 
     target: Any
-    drafter: Drafter
+    spec: Spec  # as it was handed over
+    prefilled: float  # seconds until the prompts were in the caches
+    drafter: Drafter  # bound to the target
     rule: verify.Rule
     request: decode.Request
     state: decode.DecodeState
@@ -58,6 +62,7 @@ class Session:
         *,
         rule: str | None = None,
         chunk: int = CHUNKS[-1],
+        details: bool = False,
     ):
         """Checks everything, then feeds the prompts.
 
@@ -67,12 +72,15 @@ class Session:
           rows: the requests.
           rule: the name of a verification rule; None: the best for the drafter and temperature.
           chunk: the widest prefill pass.
+          details: whether the trace also notes probabilities (`decode.Details`).
 
         Raises:
           ValueError: in one line, on a request that cannot be served exactly or at all.
         """
+        self._began = time.perf_counter()
+        self._calls: list[Call] = []
         warn_of_slow_updates()
-        self.target, self.num_rows = target, len(rows)
+        self.target, self.spec, self.num_rows = target, drafter, len(rows)
         if not isinstance(chunk, numbers.Integral) or chunk < 1:
             raise ValueError(f"chunk={chunk!r}: must be a whole number of tokens, at least 1.")
         self.drafter, self.rule = check_requests(target, drafter, rows, rule)
@@ -120,11 +128,14 @@ class Session:
                 jnp.asarray(self.prompt_lengths),
                 jnp.asarray(done),
                 counts,
+                with_details=details,
             )
             for start, width in self._chunks:
                 self.state = decode.prefill_program(
                     target.net, self.drafter, self.state, jnp.int32(start), width=width
                 )
+            jax.block_until_ready(self.state)
+        self.prefilled = time.perf_counter() - self._began  # seconds, since the beginning
 
     @property
     def done(self) -> np.ndarray:
@@ -139,6 +150,7 @@ class Session:
         """Runs cycles on the device: until every row is done, or at most ``max_cycles``."""
         with use_mesh(self.target.mesh):
             while True:
+                begin = time.perf_counter()
                 self.state = decode.run_program(
                     self.target.net,
                     self.drafter,
@@ -147,6 +159,7 @@ class Session:
                     self.state,
                     jnp.int32(_UNLIMITED if max_cycles is None else max_cycles),
                 )
+                self._note_call(begin)
                 if not self._make_room() or max_cycles is not None:
                     return
 
@@ -159,9 +172,17 @@ class Session:
         with use_mesh(self.target.mesh):
             while not self.done.all():
                 self._make_room()
+                begin = time.perf_counter()
                 self.state = decode.cycle_program(
                     self.target.net, self.drafter, self.rule, self.request, self.state
                 )
+                self._note_call(begin)
+
+    def _note_call(self, begin: float) -> None:
+        """Waits for the device, and notes how long the call took and how many cycles it ran."""
+        ran = int(self.state.num_cycles) - sum(call.cycles for call in self._calls)
+        end = time.perf_counter()
+        self._calls.append(Call(begin - self._began, end - self._began, ran))
 
     def _make_room(self) -> bool:
         """Grows the slots if the next block does not fit; whether it did."""
@@ -186,8 +207,10 @@ class Session:
         ]
 
     def trace(self) -> Trace:
-        """The cycles so far."""
-        return Trace.from_device(self.state.trace, self.num_rows)
+        """The cycles so far, with their times."""
+        return Trace.from_device(
+            self.state.trace, self.state.tokens, self.num_rows, tuple(self._calls)
+        )
 
 
 def choose(

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "specjax"
 FILES = [p for room in ("specjax", "experiments") for p in sorted((ROOT / room).rglob("*.py"))]
 
-# Room -> what it may import besides itself. Arrows point down. A file of a room that needs more than
-# its neighbours is a room of its own.
+# Room -> what it may import besides itself. Arrows point down. A file that needs more than its
+# neighbours is a room of its own.
 MAY_IMPORT = {
     "core": (),
     "sampling": ("core",),
@@ -23,9 +23,18 @@ MAY_IMPORT = {
     "checkpoint": ("models", "drafters", "core"),
     "train": ("drafters", "models", "core"),
     "measure": ("decode", "core"),
-    "measure.calibration": ("session", "decode", "verify", "drafters", "sampling", "models", "core"),
+    "measure.calibration": (
+        "session",
+        "decode",
+        "verify",
+        "drafters",
+        "sampling",
+        "models",
+        "core",
+    ),
     "view": ("measure", "decode", "core"),
     "session": ("decode", "verify", "drafters", "sampling", "measure.trace", "core"),
+    "recording": ("session", "checkpoint", "measure.trace"),
     "diagnosis": ("api", "session", "checkpoint", "drafters", "models", "measure"),
     "audit": ("api", "session", "decode", "verify", "drafters", "sampling", "models", "core"),
     "bench": (
@@ -36,7 +45,16 @@ MAY_IMPORT = {
         *("session", "decode", "measure", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
-    "api": ("session", "checkpoint", "verify", "drafters", "sampling", "measure", "core"),
+    "api": (
+        "session",
+        "recording",
+        "checkpoint",
+        "verify",
+        "drafters",
+        "sampling",
+        "measure",
+        "core",
+    ),
 }
 
 

@@ -1,0 +1,211 @@
+"""Traces as files: JSON lines, one a cycle, complete enough to rebuild every number and picture.
+
+    {"type": "trace", "version": 1, "setup": {...}}
+    {"type": "text", "request": 0, "prompt": ..., "prompt_tokens": [...], "seed": 0, "finish": ...,
+     "pieces": [...], "guesses": {id: text}, "prefilled": seconds}
+    {"type": "cycle", "request": 0, "step": 0, "pos": 5, "k": 4, "draft_ids": [...], "accepted": 2,
+     "committed": 3, "emitted_ids": [...], "begin": seconds, "end": seconds,
+     "q_draft": [...], "p_target": [...], "rank": [...], "p_emitted": [...]}
+    {"type": "end", "texts": 1, "cycles": 17}
+
+Field names are those of docs/design.md ("Traces"); the last four of a cycle are there only where
+details were asked for. The last line says how many there were, so that a file that was cut in half
+is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from specjax.measure.results import write_atomically
+from specjax.measure.trace import Cycle, Detail, Text, Trace
+
+VERSION = 1
+
+
+def save(trace: Trace, path: str | Path) -> None:
+    """Writes the file at once, or not at all.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    path = Path(path).expanduser()
+    lines = (json.dumps(record, ensure_ascii=False) for record in records(trace))
+    write_atomically(path, "".join(line + "\n" for line in lines))
+
+
+def records(trace: Trace) -> Iterator[dict[str, Any]]:
+    """The lines of a trace's file."""
+    yield {"type": "trace", "version": VERSION, "setup": dict(trace.setup)}
+    for request, text in enumerate(trace.texts):
+        yield {
+            "type": "text",
+            "request": request,
+            "prompt": text.prompt,
+            "prompt_tokens": list(text.prompt_tokens),
+            "seed": text.seed,
+            "finish": text.finish,
+            "pieces": list(text.pieces),
+            "guesses": {str(token): piece for token, piece in text.guesses.items()},
+            "category": text.category,
+            "prefilled": _seconds(text.prefilled),
+        }
+    for request, row in enumerate(trace.rows):
+        for step, cycle in enumerate(row):
+            yield {"type": "cycle", "request": request, "step": step, **_cycle_record(cycle)}
+    yield {
+        "type": "end",
+        "rows": len(trace.rows),
+        "texts": len(trace.texts),
+        "cycles": trace.num_cycles,
+    }
+
+
+def _cycle_record(cycle: Cycle) -> dict[str, Any]:
+    record = {
+        "pos": cycle.position,
+        "k": len(cycle.proposed),
+        "draft_ids": list(cycle.proposed),
+        "accepted": cycle.accepted,
+        "committed": cycle.committed,
+        "emitted_ids": list(cycle.emitted),
+        "begin": _seconds(cycle.begin),
+        "end": _seconds(cycle.end),
+    }
+    if cycle.detail is not None:
+        record |= {
+            "q_draft": _short(cycle.detail.q),
+            "p_target": _short(cycle.detail.p),
+            "rank": list(cycle.detail.rank),
+            "p_emitted": _short(cycle.detail.p_emitted),
+        }
+    return record
+
+
+def load(path: str | Path) -> Trace:
+    """Reads what `save` wrote.
+
+    Raises:
+      ValueError: in one line, on a file that is missing, is no trace, or was cut.
+    """
+    path = Path(path).expanduser()
+    try:
+        data = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such trace; check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a trace: {error}.") from None
+    return parse(data, str(path))
+
+
+def parse(data: str, where: str) -> Trace:
+    """Reads the lines of a trace; ``where`` is for messages. Raises as `load` does."""
+    lines = data.split("\n")
+    if not data.strip():
+        raise ValueError(f"{where} is empty, not a trace.")
+    parsed = [_object(line, f"{where}, line {i + 1}") for i, line in enumerate(lines) if line]
+    head = parsed[0]
+    if head.get("type") != "trace":
+        raise ValueError(f'{where} is not a trace: its first line has no "type": "trace".')
+    if head.get("version") != VERSION:
+        raise ValueError(
+            f"{where} is a trace of version {head.get('version')!r}, this program reads {VERSION}."
+        )
+    texts: list[Text] = []
+    rows: list[list[Cycle]] = []
+    end: Mapping[str, Any] | None = None
+    readers: dict[str, Callable[[Mapping[str, Any]], Any]] = {"text": _text, "cycle": _cycle}
+    for i, record in enumerate(parsed[1:], 2):
+        kind = record.get("type")
+        if kind == "end":
+            end = record
+            continue
+        if end is not None:
+            raise ValueError(f"{where}, line {i}: more behind the line that ends the trace.")
+        if kind not in readers:
+            raise ValueError(f"{where}, line {i}: unknown type {kind!r}.")
+        try:
+            value, request = readers[kind](record), int(record["request"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}, line {i}: not a {kind} of a trace ({error}).") from None
+        if isinstance(value, Text):
+            texts.append(value)
+            continue
+        while len(rows) <= request:
+            rows.append([])
+        if len(rows[request]) != record.get("step"):
+            raise ValueError(
+                f"{where}, line {i}: cycle {record.get('step')} of request {request} where "
+                f"{len(rows[request])} is due."
+            )
+        rows[request].append(value)
+    num = sum(map(len, rows))
+    if end is None or (end.get("texts"), end.get("cycles")) != (len(texts), num):
+        told = "its last line is missing" if end is None else f"it should hold {end}"
+        raise ValueError(
+            f"{where} was cut: it holds {len(texts)} texts and {num} cycles, and {told}; make it "
+            "again."
+        )
+    rows += [[]] * (int(end.get("rows", len(rows))) - len(rows))
+    return Trace(tuple(map(tuple, rows)), tuple(texts), head.get("setup", {}))
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        raise ValueError(f"{where}: not JSON; the file was cut or is no trace.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: not an object; the file is no trace.")
+    return value
+
+
+def _text(record: Mapping[str, Any]) -> Text:
+    return Text(
+        prompt_tokens=tuple(record["prompt_tokens"]),
+        seed=record["seed"],
+        finish=record["finish"],
+        prompt=record["prompt"],
+        pieces=tuple(record["pieces"]),
+        guesses={int(token): piece for token, piece in record["guesses"].items()},
+        category=record["category"],
+        prefilled=_number(record["prefilled"]),
+    )
+
+
+def _cycle(record: Mapping[str, Any]) -> Cycle:
+    detail = None
+    if "p_target" in record:
+        detail = Detail(
+            p=tuple(record["p_target"]),
+            q=tuple(record["q_draft"]),
+            rank=tuple(record["rank"]),
+            p_emitted=tuple(record["p_emitted"]),
+        )
+    return Cycle(
+        position=record["pos"],
+        proposed=tuple(record["draft_ids"]),
+        accepted=record["accepted"],
+        committed=record["committed"],
+        emitted=tuple(record["emitted_ids"]),
+        detail=detail,
+        begin=_number(record["begin"]),
+        end=_number(record["end"]),
+    )
+
+
+def _seconds(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else round(value, 7)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _short(values: tuple[float, ...]) -> list[float]:
+    return [float(f"{v:.6g}") for v in values]

@@ -1,0 +1,76 @@
+"""What the host adds to a trace, so that pictures need neither model nor tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from specjax.checkpoint.load import Model
+from specjax.checkpoint.tokenizer import StreamDecoder
+from specjax.measure.trace import Cycle, Text, Trace
+from specjax.session import Row, Session
+
+
+def complete(
+    trace: Trace, session: Session, rows: Sequence[Row], finish: Sequence[str | None]
+) -> Trace:
+    """The trace of ``session`` with what its rows are about, why they ended, and its setup."""
+    target, prefilled = session.target, session.prefilled
+    texts = [
+        describe_row(target, row, end, cycles, prefilled)
+        for row, end, cycles in zip(rows, finish, trace.rows, strict=True)
+    ]
+    return dataclasses.replace(trace, texts=tuple(texts), setup=describe_setup(session, rows))
+
+
+def describe_row(
+    target: Model, row: Row, finish: str | None, cycles: Sequence[Cycle], prefilled: float
+) -> Text:
+    """The prompt and, token by token, the text of one row; ``prefilled`` in seconds."""
+    tokenizer, prompt = target.tokenizer, list(row.prompt)
+    pieces: list[str] = []
+    guesses: dict[int, str] = {}
+    if tokenizer is not None:
+        decoder = StreamDecoder(tokenizer)
+        for cycle in cycles:
+            pieces += [decoder.push([token]) for token in cycle.emitted]
+            for token in cycle.proposed[cycle.accepted :]:
+                guesses.setdefault(token, tokenizer.decode([token], skip_special_tokens=False))
+        if pieces:
+            pieces[-1] += decoder.flush()
+    return Text(
+        prompt_tokens=tuple(prompt),
+        seed=int(row.seed),
+        finish=finish,
+        prompt="" if tokenizer is None else tokenizer.decode(prompt),
+        pieces=tuple(pieces),
+        guesses=guesses,
+        prefilled=prefilled,
+    )
+
+
+def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
+    """Models, rule, options, device and versions, as JSON values."""
+    device, target = jax.devices()[0], session.target
+    options = [
+        {k: v for k, v in dataclasses.asdict(row.options).items() if k != "logit_bias"}
+        for row in rows
+    ]
+    drafter = session.drafter
+    return {
+        "target": target.name,
+        "drafter": getattr(session.spec, "name", type(session.spec).__name__.lower()),
+        "rule": session.rule.name,
+        "kind": drafter.kind,
+        "num_draft": drafter.num_draft,
+        "batch": len(rows),
+        "options": options[0] if all(o == options[0] for o in options) else options,
+        "dtype": str(target.dtype),
+        "mesh": None if target.mesh is None else dict(target.mesh.shape),
+        "device": f"{device.platform} {device.device_kind}",
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+    }
