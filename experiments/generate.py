@@ -32,6 +32,7 @@ from experiments import cli
 from specjax import api
 from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.diagnosis import WARN_BELOW
 from specjax.drafters import DRAFTERS
 from specjax.measure.prompts import read_prompts
 from specjax.measure.results import ResultFile
@@ -52,6 +53,7 @@ DEFAULT_PROMPT = '''class Config:
         with open(self.filename) as f:
             for line in f'''
 LM_NUM_DRAFT = 4
+ENOUGH_CYCLES = 32  # of a run, for its tau to mean anything
 DEMO_DRAFTER = "dflash"
 EMBEDDED = {
     "lm": "demo:draft",
@@ -188,6 +190,9 @@ def main(argv: Sequence[str]) -> None:
         if job.results is not None:
             say(console, f"{len(records)} of {len(job.prompts)} prompts done")
     summary(console, measure(job, batches, records, target, spec))
+    committed = [c[2] for record in records for c in record["cycles"]]
+    if hasattr(spec, "net") or hasattr(spec, "model"):  # trained: then near 1 has a cause
+        doubt(sum(committed) / len(committed), len(committed), job, target, spec)
 
 
 def read_job() -> Job:
@@ -420,6 +425,14 @@ def measure(
     report.difference = first_difference(batch.tokens, theirs.tokens)
     report.exact = target.dtype == "float32"
     return report
+
+
+def doubt(tau: float, cycles: int, job: Job, target: specjax.Model, spec: Any) -> None:
+    """Where this run's tau was near 1, says what `specjax.check_drafter` finds."""
+    if cycles < ENOUGH_CYCLES or tau >= WARN_BELOW:
+        return
+    print(f"WARNING: tau {tau:.2f} is near 1; looking for the cause", file=sys.stderr, flush=True)
+    print(specjax.check_drafter(target, spec, prompts=job.prompts[:4]), file=sys.stderr)
 
 
 def say(console: Console, line: str) -> None:

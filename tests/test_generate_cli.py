@@ -58,7 +58,7 @@ class Cli:
 def run(tmp_path: Path, capsys: Any, monkeypatch: Any) -> Cli:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     target, draft = tmp_path / "target", tmp_path / "draft"
-    return Cli(write_tiny(target), write_tiny(draft, noise=0.2), capsys)
+    return Cli(write_tiny(target), write_tiny(draft, noise=0.05), capsys)
 
 
 def unmark(text: str) -> str:
@@ -84,6 +84,18 @@ def test_single_prompt(run: Cli) -> None:
     assert "«" in text and "\x1b" not in out
     target = specjax.load(run.target)
     assert unmark(text) == specjax.generate(target, None, "def area(", max_new_tokens=24).text[0]
+
+
+def test_a_useless_draft_is_named(run: Cli, tmp_path: Path) -> None:
+    """Where tau is near 1 over enough cycles, and nowhere else."""
+    write_tiny(tmp_path / "other", seed=5)
+    useless = (f"--draft={tmp_path / 'other'}", "--prompt=x = 1", "--config.compare_plain=False")
+    status, out, err = run(*useless, "--max_new_tokens=48")
+    assert status == 0 and "\ntau 1.0" in out.replace(" " * 8, " ")
+    assert err.startswith("WARNING: tau 1.0") and "tau near 1 has a cause" in err
+    assert "1. Another target" in err and "on the given prompts" in err
+    for fine in ((*useless, "--max_new_tokens=12"), ("--prompt=x = 1", "--max_new_tokens=48")):
+        assert run(*fine, "--config.compare_plain=False")[2] == ""
 
 
 def test_stream_writes_the_same(run: Cli) -> None:
