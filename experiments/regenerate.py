@@ -19,9 +19,9 @@ from ml_collections import config_dict, config_flags
 
 import specjax
 from experiments import cli
+from specjax.checkpoint.chat import ChatTemplate
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.measure.results import ResultFile
-from specjax.train.data.chat import ChatTemplate
 from specjax.train.data.jsonl import objects, read_messages, token_row
 from specjax.train.data.text import Speech, default_cache, encode, read_texts
 

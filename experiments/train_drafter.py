@@ -26,6 +26,7 @@ from ml_collections import config_flags
 import specjax
 from experiments import cli
 from experiments.progress import progress, tensorboard
+from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core.compile_cache import default_directory, use_compile_cache
@@ -34,7 +35,6 @@ from specjax.measure.results import write_atomically
 from specjax.train import lm, loop
 from specjax.train.config import DrafterConfig
 from specjax.train.data.batches import Batches, stack
-from specjax.train.data.chat import ChatTemplate
 from specjax.train.data.jsonl import read_rows
 from specjax.train.data.rows import heldout_rows
 from specjax.train.data.sources import Sources

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_checkpoint import END, TEXT, write_tiny
 
+from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.tokenizer import load_tokenizer
 from specjax.train.data.batches import Batches, stack
-from specjax.train.data.chat import ChatTemplate
 from specjax.train.data.jsonl import read_rows
 from specjax.train.data.rows import Fixed, Joined, Row, Windows, heldout_rows
 from specjax.train.data.sources import Sources

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from specjax.train.data.chat import ChatTemplate, Message
+from specjax.checkpoint.chat import ChatTemplate, Message
 from specjax.train.data.rows import Fixed, Row
 from specjax.train.data.text import Speech
 

@@ -73,8 +73,8 @@ class ChatTemplate:
         if not isinstance(source, str):
             raise ValueError(
                 f"{directory} has no chat template (chat_template.jinja, or chat_template in "
-                "tokenizer_config.json): train on text, on rows of tokens, or on a target that "
-                "speaks in conversations."
+                "tokenizer_config.json): use plain text, rows of tokens, or a target that holds "
+                "conversations."
             )
         special = {}
         for name, token in settings.items():
@@ -84,15 +84,20 @@ class ChatTemplate:
                     special[name] = token
         return cls(source, special, where=str(path))
 
-    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Message], *, prompt: bool = False, **variables: Any) -> str:
         """The text of a conversation, with ``prompt`` begun for the next response.
+
+        ``variables`` are what a template reads besides, such as ``enable_thinking``.
 
         Raises:
           ValueError: if the template refuses it.
         """
         try:
             return self._template.render(
-                messages=list(messages), add_generation_prompt=prompt, **self._special
+                **self._special,
+                **variables,
+                messages=list(messages),
+                add_generation_prompt=prompt,
             )
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise ValueError(f"{self._where} refuses it: {error}") from None
