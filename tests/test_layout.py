@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "drafters": ("models", "core", "sampling"),
     "decode": ("drafters.base", "verify", "sampling", "core"),
     "checkpoint": ("models", "drafters", "core"),
-    "train": ("drafters", "models", "core"),
+    "train": ("drafters", "models", "core", "checkpoint.chat"),
     "measure": ("decode", "core"),
     "measure.calibration": (
         "session",
@@ -36,7 +36,10 @@ MAY_IMPORT = {
     "session": ("decode", "verify", "drafters", "sampling", "measure.trace", "core"),
     "recording": ("session", "checkpoint", "measure.trace"),
     "diagnosis": ("api", "session", "checkpoint", "drafters", "models", "measure"),
-    "audit": ("api", "session", "decode", "verify", "drafters", "sampling", "models", "core"),
+    "auditing": (
+        *("session", "decode", "checkpoint"),
+        *("verify", "drafters", "sampling", "models", "core"),
+    ),
     "bench": (
         *("api", "session", "decode", "measure", "view", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
