@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from verify_tables import (
+
+from specjax import verify
+from specjax.auditing.tables import (
     all_blocks,
     along,
     cases,
     chance,
+    deviation,
     evaluate,
-    exactness_error,
     is_greedy,
     suitable,
 )
-
-from specjax import verify
 from specjax.core.types import Proposal
 from specjax.verify.block import hit_chances
 
@@ -50,7 +50,7 @@ def test_emits_the_target_law(name, V, K):
         pytest.skip("takes deterministic guesses only")
     blocks = all_blocks(V, K)
     for case, (p, q) in suitable(rule, V, K).items():
-        error = exactness_error(p, blocks, chance(q, blocks), *evaluate(rule, p, blocks, q))
+        error = deviation(p, blocks, chance(q, blocks), *evaluate(rule, p, blocks, q)).size
         assert error < TOLERANCE, case
 
 
@@ -64,10 +64,11 @@ def test_emits_the_target_law_for_every_deterministic_guess(name, V, K):
     blocks = all_blocks(V + 1, K) - 1
     for case, (p, _) in suitable(rule, V, K).items():
         survival, emission = evaluate(rule, p, blocks)
+        assert survival.dtype == emission.dtype == np.float64
         assert (survival[blocks < 0] == 0).all()
         for d in range(len(blocks)):
             one = slice(d, d + 1)
-            error = exactness_error(p, blocks[one], np.ones(1), survival[one], emission[one])
+            error = deviation(p, blocks[one], np.ones(1), survival[one], emission[one]).size
             assert error < TOLERANCE, (case, blocks[d])
 
 
@@ -82,7 +83,7 @@ def test_empty_slots_of_a_drafter_with_q(name, empty):
     for case, (p, q) in suitable(rule, V, K).items():
         survival, emission = evaluate(rule, p, blocks, q)
         assert (survival[:, empty:] == 0).all(), case
-        error = exactness_error(p, blocks, weights[case], survival, emission)
+        error = deviation(p, blocks, weights[case], survival, emission).size
         assert error < TOLERANCE, case
 
 
@@ -92,7 +93,7 @@ def test_no_guesses_is_plain_decoding(name):
     for p, q in suitable(rule, 3, 0).values():
         for drafted in (None, q):
             law = evaluate(rule, p, blocks, drafted)
-            assert exactness_error(p, blocks, np.ones(1), *law) < TOLERANCE
+            assert deviation(p, blocks, np.ones(1), *law).size < TOLERANCE
 
 
 # --- expectations, pointwise order, literal vectors -------------------------------------------
@@ -237,8 +238,8 @@ def test_planted_errors_are_found(name, wrong):
     p, q = cases(2, 3)["random"]
     blocks = all_blocks(2, 3)
     right = (chance(q, blocks), *evaluate(verify.get(name), p, blocks, q))
-    assert exactness_error(p, blocks, *right) < TOLERANCE
-    assert exactness_error(p, blocks, *wrong(p, q, blocks, *right)) > 1e-3
+    assert deviation(p, blocks, *right).size < TOLERANCE
+    assert deviation(p, blocks, *wrong(p, q, blocks, *right)).size > 1e-3
 
 
 # --- the registry -----------------------------------------------------------------------------

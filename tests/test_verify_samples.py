@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
-from verify_tables import all_blocks, along, cases, chance, compiled, evaluate, suitable
 
 from specjax import verify
+from specjax.auditing.tables import (
+    all_blocks,
+    along,
+    cases,
+    chance,
+    compiled,
+    evaluate,
+    suitable,
+)
 from specjax.core.noise import gumbel_argmax
 from specjax.core.types import Proposal
 from specjax.verify.base import VerifyKeys

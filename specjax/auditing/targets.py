@@ -1,0 +1,86 @@
+"""Small random models and drafters, made on the spot: a law that can be written out whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from specjax import drafters
+from specjax.checkpoint.load import Model
+from specjax.drafters.base import Spec
+from specjax.models import FAMILIES, Frozen
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "head_dim": 8,
+    "max_position_embeddings": 2048,
+}
+
+
+@functools.cache
+def random_model(
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    vocab: int = 31,
+    layers: int = 2,
+    sharp: float = 6.0,
+    heads: int = 4,
+    kv_heads: int = 2,
+) -> Model:
+    """A random model whose logits have a spread of about ``sharp``. Float32, no tokenizer."""
+    cls = FAMILIES[family]
+    raw = {**SIZES, "model_type": family, "vocab_size": vocab, "num_hidden_layers": layers}
+    raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    module = cls(cls.read_config(raw), dtype=jnp.float32, rngs=nnx.Rngs(seed))
+    # Random weights this small write the same token for ever: larger ones make texts that vary.
+    for path, param in nnx.to_flat_state(nnx.state(module)):
+        if path[-1] == "weight" and param[...].ndim == 2:
+            gain = sharp if path[0] == "lm_head" else 50.0 if path[0] == "embed_tokens" else 2.0
+            param[...] = param[...] * gain
+    return Model(
+        net=Frozen.of(module),
+        tokenizer=None,
+        stop_token_ids=(),
+        bos_token_id=None,
+        mesh=None,
+        name=f"{family}-{seed}",
+        dtype=np.dtype(np.float32),
+    )
+
+
+@functools.cache
+def random_drafter(name: str, num_draft: int, target: Model) -> Spec:
+    """A trained kind of drafter with random weights, large enough for guesses to vary."""
+    spec = drafters.DRAFTERS[name].fresh(target, num_draft=num_draft, seed=3)  # type: ignore[misc]
+    rng = np.random.default_rng(4)
+
+    def louder(param: Any) -> Any:
+        value = param[...]
+        if value.ndim == 1:
+            return param
+        # Some parts begin at zero or close to it, to be an identity: here they must do something.
+        small = float(jnp.abs(value).max()) < 0.2
+        noise = jnp.asarray(rng.normal(size=value.shape), value.dtype)
+        return param.replace(value + noise if small else 2.0 * value + 0.1 * noise)
+
+    flat = [(path, louder(param)) for path, param in nnx.to_flat_state(spec.net.params)]
+    net = dataclasses.replace(spec.net, params=nnx.from_flat_state(flat))
+    return drafters.make(name, model=dataclasses.replace(spec, net=net), num_draft=num_draft)
+
+
+@jax.jit
+def _whole(net: Frozen, tokens: Any) -> Any:
+    return net(tokens, None)[0]
+
+
+def full_logits(target: Model, tokens: Any) -> np.ndarray:
+    """The slow truth: logits [B, T, V] of one pass over whole texts, without a cache."""
+    return np.asarray(_whole(target.net, jnp.asarray(tokens, jnp.int32)))
