@@ -52,10 +52,10 @@ class Frozen:
     @property
     def vocabulary(self) -> Vocabulary:
         """Embedding and head, for drafters that borrow them."""
-        embedding = self.params["embed_tokens"]["weight"][...]
+        embedding = self.params["embed_tokens"]["weight"].get_value()
         if self.config.tie_word_embeddings:
             return Vocabulary(embedding, embedding)
-        return Vocabulary(embedding, self.params["lm_head"]["weight"][...])
+        return Vocabulary(embedding, self.params["lm_head"]["weight"].get_value())
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         with sharding.replicated(self.replicated):
