@@ -152,30 +152,38 @@ def prefill(
 def cycle(
     target: Any, drafter: Drafter, rule: Any, request: Request, state: DecodeState
 ) -> DecodeState:
-    """Proposes, scores, verifies and commits: one target pass, 1 to K + 1 tokens a row."""
+    """Proposes, scores, verifies and commits: one target pass, 1 to K + 1 tokens a row.
+
+    The named scopes are what a profile of the device shows of it.
+    """
     context = Context(state.tokens, state.length, request.keys, request.sampling, state.counts)
-    proposal, draft = drafter.propose(state.draft, context)
+    with jax.named_scope("specjax/draft"):
+        proposal, draft = drafter.propose(state.draft, context)
 
-    pending = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
-    block_tokens = jnp.concatenate([pending, jnp.maximum(proposal.tokens, 0)], axis=1)  # [B, K + 1]
-    logits, features, block = target(block_tokens, state.cache, taps=drafter.taps)
-    logits = warp(logits, request.sampling, count_prefixes(state.counts, proposal.tokens))
+    with jax.named_scope("specjax/verify"):
+        pending = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
+        guesses = jnp.maximum(proposal.tokens, 0)
+        block_tokens = jnp.concatenate([pending, guesses], axis=1)  # [B, K + 1]
+        logits, features, block = target(block_tokens, state.cache, taps=drafter.taps)
 
-    verdict = verify(rule, request, state.length, logits, proposal)
-    count, stopped = commit_count(verdict, request, state)
-    length = state.length + count
-    kept = jnp.arange(block_tokens.shape[1])[None, :] < count[:, None]
+    with jax.named_scope("specjax/accept"):
+        logits = warp(logits, request.sampling, count_prefixes(state.counts, proposal.tokens))
+        verdict = verify(rule, request, state.length, logits, proposal)
+        count, stopped = commit_count(verdict, request, state)
 
-    state = DecodeState(
-        tokens=put(state.tokens, verdict.tokens, state.length, kept),
-        length=length,
-        done=state.done | stopped | (length >= request.limit),
-        cache=state.cache.commit(block, count),
-        draft=drafter.update(draft, block_tokens, count, length, features),
-        counts=None if state.counts is None else state.counts.add(verdict.tokens, kept),
-        trace=record(state, proposal, verdict, count, logits),
-        num_cycles=state.num_cycles + 1,
-    )
+    with jax.named_scope("specjax/commit"):
+        length = state.length + count
+        kept = jnp.arange(block_tokens.shape[1])[None, :] < count[:, None]
+        state = DecodeState(
+            tokens=put(state.tokens, verdict.tokens, state.length, kept),
+            length=length,
+            done=state.done | stopped | (length >= request.limit),
+            cache=state.cache.commit(block, count),
+            draft=drafter.update(draft, block_tokens, count, length, features),
+            counts=None if state.counts is None else state.counts.add(verdict.tokens, kept),
+            trace=record(state, proposal, verdict, count, logits),
+            num_cycles=state.num_cycles + 1,
+        )
     return pin(state)
 
 
