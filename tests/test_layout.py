@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "checkpoint": ("models", "drafters", "core"),
     "train": ("drafters", "models", "core", "checkpoint.chat"),
     "measure": ("decode", "core"),
+    # A notebook asks a trace itself how it looks: `Trace._repr_html_`, imported when asked.
+    "measure.trace": ("decode", "core", "view.html"),
     "measure.calibration": (
         "session",
         "decode",

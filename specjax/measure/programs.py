@@ -1,0 +1,282 @@
+"""Compiled loops whose time is a cost: of whole cycles, of cycles without draft, of drafting alone.
+
+Cycles have static shapes: their time depends neither on what is accepted nor on what the caches
+hold. So nothing is prefilled here, and a text of a few tokens stands for any that needs as many
+slots.
+
+    CycleProgram(target, Silent(num_draft=8), slots=1024).seconds(cycles=100)    verifies 8 guesses
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import decode
+from specjax.core.sharding import use_mesh
+from specjax.core.types import Array, Proposal, pytree, static
+from specjax.drafters.base import Context, Spec
+from specjax.sampling import Options
+from specjax.session import Row, Session
+
+PROMPT_TOKENS = 16  # where cycles begin unless a prompt is given
+
+
+@pytree
+class Silent:
+    """K times "no guess": a cycle costs what verifying K guesses costs, and commits one token.
+
+    ``kind`` is that of the drafter it stands for: rules do more where guesses were drawn from a
+    law, which is then uniform over ``vocab_size`` tokens and read like any other.
+    """
+
+    num_draft: int = static(default=1)
+    kind: str = static(default="one_hot")
+    vocab_size: int = static(default=0)
+
+    taps = ()
+
+    def bind(self, target: Any, kind: str) -> Silent:
+        del kind
+        return dataclasses.replace(self, vocab_size=target.config.vocab_size)
+
+    def init(self, rows: int, slots: int) -> Any:
+        del slots
+        if self.kind != "sampled":
+            return ()
+        return jnp.full((rows, self.num_draft, self.vocab_size), 1 / self.vocab_size, jnp.float32)
+
+    def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
+        del tokens, count, features
+        return draft
+
+    def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
+        rows = context.tokens.shape[0]
+        tokens = jnp.full((rows, self.num_draft), -1, jnp.int32)
+        return Proposal(tokens=tokens, q=draft if self.kind == "sampled" else None), draft
+
+    def update(
+        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
+    ) -> Any:
+        del block, count, length, features
+        return draft
+
+    def grow(self, draft: Any, slots: int) -> Any:
+        del slots
+        return draft
+
+
+class CycleProgram:
+    """The compiled loop of cycles (or a single cycle), ready to be timed."""
+
+    def __init__(
+        self,
+        target: Any,
+        drafter: Spec,
+        prompt: Sequence[int] = (0,) * PROMPT_TOKENS,
+        *,
+        slots: int,
+        batch: int = 1,
+        host_loop: bool = False,
+        temperature: float = 0.0,
+        rule: str | None = None,
+    ):
+        """Compiles.
+
+        Args:
+          target: a `specjax.Model`.
+          drafter: a spec from `specjax.drafters`, or `Silent`.
+          prompt: token ids, of every row; cycles begin behind them.
+          slots: length of the buffers, which a cycle's cost depends on.
+          batch: rows.
+          host_loop: one device call a cycle, with the host looking in between.
+          temperature: 0: greedy.
+          rule: of verification; None: the best for drafter and temperature.
+
+        Raises:
+          ValueError: if target and drafter do not fit.
+        """
+        self._start = len(prompt)
+        limit = min(slots, target.config.max_position_embeddings)
+        session = one_token_session(target, drafter, batch, limit, temperature, rule)
+        self._target, self._host_loop = target, host_loop
+        self.drafter, self.rule = session.drafter, session.rule
+        self.num_draft = self.drafter.num_draft
+        # As many as fit whatever is accepted.
+        self.most_cycles = (limit - self._start) // (self.num_draft + 1)
+        if self.most_cycles < 1:
+            raise ValueError(
+                f"{slots} slots hold no cycle of {self.num_draft} guesses behind a prompt of "
+                f"{self._start} tokens; use more slots."
+            )
+        self._request, self._done = session.request, session.state.done
+        rows = len(session.prompt_lengths)
+        tokens = np.zeros((rows, slots), np.int32)
+        tokens[:, : self._start] = np.asarray(prompt)[None, :]
+        self._tokens = tokens
+        del session
+        program = decode.cycle_program if host_loop else decode.run_program
+        last = () if host_loop else (jnp.int32(1),)
+        with use_mesh(target.mesh):
+            state = self._fresh()
+            self.cache_shape = state.cache.k[0].shape
+            times = [time.perf_counter()]
+            traced = program.trace(target.net, self.drafter, self.rule, self._request, state, *last)
+            times.append(time.perf_counter())
+            lowered = traced.lower()
+            times.append(time.perf_counter())
+            self.compiled = lowered.compile()
+            times.append(time.perf_counter())
+        # Seconds that tracing, lowering and compiling took.
+        self.stages = tuple(b - a for a, b in itertools.pairwise(times))
+
+    def _fresh(self) -> decode.DecodeState:
+        """The state at the beginning; the caches are taken to hold the prompt."""
+        length = jnp.full(self._tokens.shape[:1], self._start, jnp.int32)
+        state = decode.init_program(
+            self._target.net, self.drafter, jnp.asarray(self._tokens), length, self._done, None
+        )
+        return dataclasses.replace(state, cache=state.cache.rollback(state.length - 1))
+
+    def seconds(self, *, cycles: int, repeats: int = 1) -> float:
+        """Seconds of a cycle: the median over the repeats, each from the same beginning."""
+        cycles = min(cycles, self.most_cycles)
+        self.run(min(cycles, 3))
+        return statistics.median(self.run(cycles) / cycles for _ in range(repeats))
+
+    def run(self, cycles: int) -> float:
+        """Seconds that ``cycles`` cycles take, with what calling the device costs."""
+        args = (self._target.net, self.drafter, self._request)
+        with use_mesh(self._target.mesh):
+            state = self._fresh()
+            jax.block_until_ready(state)
+            begin = time.perf_counter()
+            if self._host_loop:
+                for _ in range(cycles):
+                    state = self.compiled(*args, state)
+                    # What a host has to know before it can ask for the next cycle.
+                    np.asarray(state.done), np.asarray(state.length)
+            else:
+                state = self.compiled(*args, state, jnp.int32(cycles))
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - begin
+        if int(state.num_cycles) != cycles:
+            raise RuntimeError(f"{int(state.num_cycles)} cycles ran instead of {cycles}")
+        return seconds
+
+
+class DraftProgram:
+    """The compiled loop of a drafter alone: it proposes and hears a verdict, and no target runs."""
+
+    def __init__(
+        self,
+        target: Any,
+        drafter: Spec,
+        *,
+        slots: int,
+        batch: int = 1,
+        temperature: float = 0.0,
+        rule: str | None = None,
+    ):
+        """Compiles. Arguments as for `CycleProgram`."""
+        limit = min(slots, target.config.max_position_embeddings)
+        session = one_token_session(target, drafter, batch, limit, temperature, rule)
+        self._mesh, self.drafter, self._request = target.mesh, session.drafter, session.request
+        rows = len(session.prompt_lengths)
+        self.most_cycles = limit - PROMPT_TOKENS - self.drafter.num_draft
+        del session
+        self._length = jnp.full((rows,), PROMPT_TOKENS, jnp.int32)
+        self._slots = slots
+        block = jax.ShapeDtypeStruct((rows, self.drafter.num_draft + 1), jnp.int32)
+        with use_mesh(self._mesh):
+            cache = jax.eval_shape(lambda net: net.init_cache(rows, slots), target.net)
+            shape = jax.eval_shape(
+                lambda net, t, c: net.hidden(t, c, taps=self.drafter.taps)[1],
+                target.net,
+                block,
+                cache,
+            )
+            self._features = None if shape is None else jnp.ones(shape.shape, shape.dtype)
+            args = (self.drafter, self._request, *self._fresh(), self._features, jnp.int32(1))
+            self.compiled = _draft_program.lower(*args).compile()
+
+    def _fresh(self) -> tuple[Array, Array, Any]:
+        tokens = jnp.zeros((len(self._length), self._slots), jnp.int32)
+        return tokens, self._length, _init_draft(self.drafter, rows=len(tokens), slots=self._slots)
+
+    def run(self, cycles: int) -> float:
+        """Seconds that drafting for ``cycles`` cycles takes."""
+        with use_mesh(self._mesh):
+            fresh = jax.block_until_ready(self._fresh())
+            begin = time.perf_counter()
+            args = (self.drafter, self._request, *fresh, self._features, jnp.int32(cycles))
+            jax.block_until_ready(self.compiled(*args))
+            return time.perf_counter() - begin
+
+
+def one_token_session(
+    target: Any, drafter: Spec, batch: int, limit: int, temperature: float, rule: str | None
+) -> Session:
+    """A session that binds the drafter, and prefills nothing: its prompts are of one token."""
+    rows = [
+        Row(
+            [0],
+            Options(temperature=temperature),
+            seed=i,
+            max_new_tokens=limit - 1,
+            stop_token_ids=(),
+        )
+        for i in range(batch)
+    ]
+    return Session(target, drafter, rows, rule=rule)
+
+
+def draft_loop(
+    drafter: Any,
+    request: decode.Request,
+    tokens: Array,
+    length: Array,
+    draft: Any,
+    features: Array | None,
+    steps: Array,
+) -> tuple[Array, Any, Array]:
+    """``steps`` times propose and update, as in `decode.cycle`, one token committed each time.
+
+    All that a cycle would need of a proposal is used, so that the compiler removes none of it; the
+    features depend on the guesses, so that it moves nothing out of the loop.
+    """
+
+    def body(_: Array, carry: tuple[Array, Array, Any, Array]) -> tuple[Array, Array, Any, Array]:
+        tokens, length, draft, seen = carry
+        context = Context(tokens, length, request.keys, request.sampling, None)
+        proposal, draft = drafter.propose(draft, context)
+        pending = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)
+        block = jnp.concatenate([pending, jnp.maximum(proposal.tokens, 0)], axis=1)
+        count = jnp.ones_like(length)
+        heard = features
+        if features is not None:
+            heard = jnp.where((proposal.tokens[:, :1] < -1)[..., None], 0, features)
+        if proposal.q is not None:
+            seen = seen + proposal.q.max(-1).sum()
+        tokens = decode.put(tokens, block[:, 1:2], length, jnp.ones_like(block[:, :1], bool))
+        return tokens, length + 1, drafter.update(draft, block, count, length + 1, heard), seen
+
+    carry = (tokens, length, draft, jnp.zeros((), jnp.float32))
+    tokens, _, draft, seen = jax.lax.fori_loop(0, steps, body, carry)
+    return tokens, draft, seen
+
+
+def _init(drafter: Any, *, rows: int, slots: int) -> Any:
+    return drafter.init(rows, slots)
+
+
+_draft_program = jax.jit(draft_loop, donate_argnames=("tokens", "draft"))
+_init_draft = jax.jit(_init, static_argnames=("rows", "slots"))
