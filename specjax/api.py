@@ -15,6 +15,7 @@ from specjax.measure.trace import Cycle, Trace
 from specjax.recording import complete
 from specjax.sampling import Options
 from specjax.session import CHUNKS, Row, Session, check_requests
+from specjax.verify.base import Rule
 
 Prompt = str | Sequence[int]
 
@@ -63,7 +64,7 @@ def generate(
     *,
     max_new_tokens: int | Sequence[int] = 128,
     seed: int | Sequence[int] = 0,
-    rule: str | None = None,
+    rule: str | Rule | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     host_loop: bool = False,
@@ -80,8 +81,8 @@ def generate(
       max_new_tokens: the most tokens to add, one number or one a prompt.
       seed: one number or one a prompt. Prompt i of a single ``seed`` uses ``seed + i``; a row's
         text depends on its own seed and prompt only.
-      rule: the verification rule (`specjax.verify.RULES`); None: the best for the drafter and the
-        temperature.
+      rule: the verification rule, or its name in `specjax.verify.RULES`; None: the best for the
+        drafter and the temperature.
       stop: strings that end a row; they are cut off. Looked for on the host, every few cycles.
       stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
       host_loop: one device call a cycle, to measure what the loop on the device is worth.
@@ -139,7 +140,7 @@ def stream(
     *,
     max_new_tokens: int | Sequence[int] = 128,
     seed: int | Sequence[int] = 0,
-    rule: str | None = None,
+    rule: str | Rule | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     cycles_per_call: int = 4,
@@ -164,7 +165,7 @@ def check(
     *,
     max_new_tokens: int | Sequence[int] = 128,
     seed: int | Sequence[int] = 0,
-    rule: str | None = None,
+    rule: str | Rule | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     **options: Any,

@@ -60,7 +60,7 @@ class Session:
         drafter: Spec,
         rows: Sequence[Row],
         *,
-        rule: str | None = None,
+        rule: str | verify.Rule | None = None,
         chunk: int = CHUNKS[-1],
         details: bool = False,
     ):
@@ -70,7 +70,7 @@ class Session:
           target: a `specjax.Model`.
           drafter: what to draft with.
           rows: the requests.
-          rule: the name of a verification rule; None: the best for the drafter and temperature.
+          rule: a verification rule or its name; None: the best for the drafter and temperature.
           chunk: the widest prefill pass.
           details: whether the trace also notes probabilities (`decode.Details`).
 
@@ -214,7 +214,7 @@ class Session:
 
 
 def choose(
-    target: Any, spec: Spec, rows: Sequence[Row], rule_name: str | None
+    target: Any, spec: Spec, rows: Sequence[Row], rule_name: str | verify.Rule | None
 ) -> tuple[Drafter, verify.Rule]:
     """Binds the drafter to the target and finds the rule for both.
 
@@ -238,7 +238,7 @@ def choose(
 
 
 def check_requests(
-    target: Any, spec: Spec, rows: Sequence[Row], rule: str | None
+    target: Any, spec: Spec, rows: Sequence[Row], rule: str | verify.Rule | None
 ) -> tuple[Drafter, verify.Rule]:
     """Checks every request, and returns what serves them.
 

@@ -28,8 +28,10 @@ __all__ = [
 RULES: dict[str, Rule] = {rule.name: rule for rule in (Greedy(), Token(), Block(), Coupled())}
 
 
-def get(name: str) -> Rule:
-    """The registered rule of that name."""
+def get(name: str | Rule) -> Rule:
+    """The registered rule of that name; a rule itself is handed back."""
+    if isinstance(name, Rule):
+        return name
     if name not in RULES:
         raise ValueError(f"no verification rule {name!r}; there are {', '.join(sorted(RULES))}")
     return RULES[name]
