@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "models",
         "core",
     ),
+    "measure.programs": ("session", "decode", "drafters", "sampling", "core"),
     "view": ("measure", "decode", "core"),
     "session": ("decode", "verify", "drafters", "sampling", "measure.trace", "core"),
     "recording": ("session", "checkpoint", "measure.trace"),

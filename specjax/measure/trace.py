@@ -120,6 +120,12 @@ class Trace:
         for row in self.rows:
             yield from row
 
+    def _repr_html_(self) -> str:
+        """The coloured text, as the last line of a notebook's cell shows it."""
+        from specjax.view.html import show  # pictures are made of traces, not traces of pictures
+
+        return show(self)._repr_html_()
+
     @property
     def num_cycles(self) -> int:
         """Target passes that committed something, over all rows."""

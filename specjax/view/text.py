@@ -13,21 +13,28 @@ from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
 
-from specjax.measure.trace import ACCEPTED, BONUS, CORRECTION
+from specjax.measure.metrics import figures
+from specjax.measure.trace import ACCEPTED, BONUS, CORRECTION, Trace
+from specjax.view.palette import MEANING as PAGE_MEANING
+from specjax.view.palette import REJECTED
+from specjax.view.tokens import text_of, tokens
 
 Span = tuple[str, str]  # text, label
 
 STYLES = {
     ACCEPTED: Style(color="green"),
-    CORRECTION: Style(color="bright_red", bold=True, underline=True),
+    CORRECTION: Style(color="bright_blue", bold=True, underline=True),
     BONUS: Style(color="bright_blue", bold=True, italic=True),
+    REJECTED: Style(color="red", strike=True, dim=True),
 }
 # Pairs that program text hardly ever holds.
 MARKS = {ACCEPTED: ("", ""), CORRECTION: ("«", "»"), BONUS: ("⟦", "⟧")}
+STRUCK = ("~~", "~~")  # around rejected guesses, which are no part of the text
 MEANING = {
     ACCEPTED: "accepted draft token",
     CORRECTION: "correction",
     BONUS: "bonus token",
+    REJECTED: PAGE_MEANING[REJECTED],
 }
 
 # Control characters as pictures: generated text must not steer the terminal.
@@ -110,14 +117,15 @@ class Painter:
         """One span as it is written."""
         text = self._safe(text)
         if not self.colour:
-            return mark(text, *MARKS[label])
+            return mark(text, *MARKS.get(label, STRUCK))
         if label != ACCEPTED and text.startswith("\n"):
             text = "↵" + text  # a line break has no colour of its own
         return STYLES[label].render(text, color_system=ColorSystem.STANDARD)
 
-    def legend(self) -> str:
+    def legend(self, *, rejected: bool = False) -> str:
         """What the looks mean, in one line."""
-        parts = [self.paint(MEANING[label], label) for label in (ACCEPTED, CORRECTION, BONUS)]
+        labels = (ACCEPTED, CORRECTION, BONUS) + (REJECTED,) * rejected
+        parts = [self.paint(MEANING[label], label) for label in labels]
         return "legend: " + ", ".join(parts)
 
     def _safe(self, text: str) -> str:
@@ -131,3 +139,41 @@ def mark(text: str, begin: str, end: str) -> str:
         return begin + end + text
     start = text.index(body)
     return text[:start] + begin + body + end + text[start + len(body) :]
+
+
+def show_text(
+    trace: Trace, console: Console | None = None, *, row: int | None = None, rejected: bool = False
+) -> None:
+    """The terminal's twin of `specjax.show`.
+
+    Args:
+      trace: whose text is written.
+      console: where to; None: standard output.
+      row: the row to show; None: all.
+      rejected: whether rejected guesses are shown, struck through, before the token that took
+        their place.
+
+    Raises:
+      ValueError: if there is no such row.
+    """
+    painter = Painter(console or Console(highlight=False))
+    painter.write_line(painter.legend(rejected=rejected))
+    for r in range(len(trace.rows)) if row is None else (row,):
+        spans = [
+            (_one_line(t.text) if t.label == REJECTED else t.text, t.label)
+            for t in tokens(trace, r, rejected=rejected)
+        ]
+        painter.write_plain(text_of(trace, r).prompt)
+        painter.write((text, label) for text, label in spans if text)
+        painter.write_line("\n")
+    found = figures(trace)
+    if found["tau"] is not None:
+        painter.write_line(
+            f"tau {found['tau']:.2f}: committed tokens per target pass, the target's own included "
+            f"({found['tokens']} tokens, {found['cycles']} passes)"
+        )
+
+
+def _one_line(text: str) -> str:
+    """A rejected guess breaks no line."""
+    return " ".join(text.split()) or "␣"
