@@ -1,4 +1,4 @@
-"""What a cycle costs: timing, compilation and the compiled program, for one row of text.
+"""What compiling a loop of cycles takes and gives, and what parts of a step take.
 
 program = CycleProgram(target, Silent(num_draft=8), prompt, slots=1024)
 program.seconds(cycles=100)     a cycle that verifies 8 guesses
@@ -7,7 +7,6 @@ program.seconds(cycles=100)     a cycle that verifies 8 guesses
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 import statistics
 import time
@@ -16,51 +15,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from specjax import decode
-from specjax.core.sharding import use_mesh
-from specjax.core.types import Array, Proposal, pytree, static
-from specjax.drafters.base import Context
+from specjax.core.types import Array
+from specjax.measure import programs
+from specjax.measure.programs import Silent
 from specjax.models.layers.linear import activation_dtype
-from specjax.sampling import Options
-from specjax.session import Row, Session
 
-
-@pytree
-class Silent:
-    """K times "no guess": a cycle costs what verifying K guesses costs, and commits one token."""
-
-    num_draft: int = static(default=1)
-
-    kind = "one_hot"
-    taps = ()
-
-    def bind(self, target: Any, kind: str) -> Silent:
-        del target, kind
-        return self
-
-    def init(self, rows: int, slots: int) -> Any:
-        del rows, slots
-        return ()
-
-    def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
-        del tokens, count, features
-        return draft
-
-    def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
-        rows = context.tokens.shape[0]
-        return Proposal(tokens=jnp.full((rows, self.num_draft), -1, jnp.int32), q=None), draft
-
-    def update(
-        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Any:
-        del block, count, length, features
-        return draft
-
-    def grow(self, draft: Any, slots: int) -> Any:
-        del slots
-        return draft
+__all__ = [
+    "Compilation",
+    "CycleProgram",
+    "Silent",
+    "count_copies",
+    "pass_seconds",
+    "products_seconds",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,55 +43,20 @@ class Compilation:
     all_copies: int  # and in the whole program
 
 
-class CycleProgram:
-    """The compiled loop of cycles (or a single cycle) of one row, ready to be timed."""
+class CycleProgram(programs.CycleProgram):
+    """Knows besides what its compilation took and gave."""
 
-    def __init__(
-        self,
-        target: Any,
-        drafter: Any,
-        prompt: Sequence[int],
-        *,
-        slots: int,
-        host_loop: bool = False,
-    ):
-        """Prefills and compiles.
+    @property
+    def text(self) -> str:
+        """Optimised HLO."""
+        return self.compiled.as_text()
 
-        Args:
-          target: a `specjax.Model`.
-          drafter: a spec from `specjax.drafters`, or `Silent`.
-          prompt: token ids.
-          slots: length of the buffers, which a step's cost may depend on.
-          host_loop: one device call a cycle, with the host looking in between.
-        """
-        most = min(slots, target.config.max_position_embeddings) - len(prompt)
-        row = Row(prompt, Options(), seed=0, max_new_tokens=most, stop_token_ids=())
-        session = Session(target, drafter, [row])
-        self._mesh, self._host_loop = target.mesh, host_loop
-        self._start = len(prompt)
-        self._state = session.state
-        if slots > session.num_slots:
-            self._state = decode.grow_program(session.drafter, session.state, slots=slots)
-        self.num_draft = session.drafter.num_draft
-        self._slots = self._state.tokens.shape[1]
-        program = decode.cycle_program if host_loop else decode.run_program
-        last = () if host_loop else (jnp.int32(1),)
-        self._args = (target.net, session.drafter, session.request)
-        with use_mesh(self._mesh):
-            times = [time.perf_counter()]
-            traced = program.trace(
-                target.net, session.drafter, session.rule, session.request, self._state, *last
-            )
-            times.append(time.perf_counter())
-            lowered = traced.lower()
-            times.append(time.perf_counter())
-            self._compiled = lowered.compile()
-            times.append(time.perf_counter())
-        self.text = self._compiled.as_text()
-        memory = self._compiled.memory_analysis()
-        traced_in, lowered_in, compiled_in = (b - a for a, b in itertools.pairwise(times))
-        in_loop, in_all = count_copies(self.text, self._state.cache.k[0].shape)
-        self.compilation = Compilation(
+    @property
+    def compilation(self) -> Compilation:
+        memory = self.compiled.memory_analysis()
+        in_loop, in_all = count_copies(self.text, self.cache_shape)
+        traced_in, lowered_in, compiled_in = self.stages
+        return Compilation(
             trace_seconds=traced_in,
             lower_seconds=lowered_in,
             compile_seconds=compiled_in,
@@ -131,41 +64,6 @@ class CycleProgram:
             loop_copies=in_loop,
             all_copies=in_all,
         )
-
-    @property
-    def most_cycles(self) -> int:
-        """As many as fit whatever is accepted."""
-        return (self._slots - self._start) // (self.num_draft + 1) - 1
-
-    def seconds(self, *, cycles: int, repeats: int = 1) -> float:
-        """Seconds of a cycle: the median over the repeats, each from the same beginning."""
-        cycles = min(cycles, self.most_cycles)
-        self._run(min(cycles, 3))
-        return statistics.median(self._run(cycles) / cycles for _ in range(repeats))
-
-    def _run(self, cycles: int) -> float:
-        length = jnp.asarray([self._start], jnp.int32)
-        state = dataclasses.replace(
-            self._state,
-            length=length,
-            done=jnp.zeros((1,), bool),
-            cache=self._state.cache.rollback(length - 1),
-        )
-        jax.block_until_ready(state)
-        begin = time.perf_counter()
-        if self._host_loop:
-            for _ in range(cycles):
-                state = self._compiled(*self._args, state)
-                # What a host has to know before it can ask for the next cycle.
-                np.asarray(state.done), np.asarray(state.length)
-        else:
-            state = self._compiled(*self._args, state, jnp.int32(cycles))
-        jax.block_until_ready(state)
-        seconds = time.perf_counter() - begin
-        self._state = state
-        if int(state.length[0]) - self._start < cycles:
-            raise RuntimeError("fewer cycles ran than were asked for")
-        return seconds
 
 
 def count_copies(text: str, shape: Sequence[int]) -> tuple[int, int]:

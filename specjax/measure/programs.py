@@ -226,16 +226,9 @@ def one_token_session(
     target: Any, drafter: Spec, batch: int, limit: int, temperature: float, rule: str | None
 ) -> Session:
     """A session that binds the drafter, and prefills nothing: its prompts are of one token."""
-    rows = [
-        Row(
-            [0],
-            Options(temperature=temperature),
-            seed=i,
-            max_new_tokens=limit - 1,
-            stop_token_ids=(),
-        )
-        for i in range(batch)
-    ]
+    options = Options(temperature=temperature)
+    row = Row([0], options, seed=0, max_new_tokens=limit - 1, stop_token_ids=())
+    rows = [dataclasses.replace(row, seed=i) for i in range(batch)]
     return Session(target, drafter, rows, rule=rule)
 
 
