@@ -49,10 +49,17 @@ def parse_mesh(spec: str) -> Mesh | None:
     Raises:
       ValueError: on an unknown axis, a size below one, or more devices than there are.
     """
-    if not spec:
-        return None
+    return make_mesh(**mesh_sizes(spec)) if spec else None
+
+
+def mesh_sizes(spec: str) -> dict[str, int]:
+    """The sizes of the axes that such a flag names; 1 where it does not.
+
+    Raises:
+      ValueError: on an unknown axis or a size below one.
+    """
     sizes = {"data": 1, "model": 1}
-    for part in spec.split(","):
+    for part in spec.split(",") if spec else []:
         name, _, size = part.partition(":")
         name = name.strip()
         if name not in sizes or not size.strip().isdigit() or int(size) < 1:
@@ -61,7 +68,7 @@ def parse_mesh(spec: str) -> Mesh | None:
                 "at least 1; write for example --mesh=data:2,model:4."
             )
         sizes[name] = int(size)
-    return make_mesh(**sizes)
+    return sizes
 
 
 def make_mesh(data: int = 1, model: int = 1) -> Mesh:
