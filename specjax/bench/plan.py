@@ -1,0 +1,244 @@
+"""What a benchmark measures: a suite's settings, and the cases they expand to, checked.
+
+Cases that share prompts, temperature and batch size are a `Group`: they take turns, plain decoding
+among them, and are compared with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specjax import api, drafters
+from specjax.bench.rendering import Prompt
+from specjax.bench.synthetic import Curve, Forced
+from specjax.checkpoint.drafters.load import load_drafter
+from specjax.checkpoint.load import Model
+from specjax.drafters import DRAFTERS, NoDraft, Spec
+from specjax.session import check_requests
+from specjax.verify.base import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """The settings of a run of `experiments.benchmark`, but those of its prompts."""
+
+    drafters: tuple[str, ...]  # checkpoints or names of the registry; :K behind one sets its k
+    num_draft: tuple[int, ...] = ()  # for those without :K; none: what each was trained for
+    rules: tuple[str, ...] = ()  # none: the best for each drafter and temperature
+    temperatures: tuple[float, ...] = (0.0,)
+    batches: tuple[int, ...] = (1,)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # top_k, top_p, ...
+    max_new_tokens: int = 128
+    repeats: int = 3
+    seed: int = 0  # of sampling; prompt i uses seed + i
+    stop: bool = True  # whether the target's stop tokens end a text
+
+    def __post_init__(self) -> None:
+        for name in ("num_draft", "batches"):
+            for value in getattr(self, name):
+                if value < 1:
+                    raise ValueError(f"{name} holds {value}: must be positive.")
+        for name in ("max_new_tokens", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive.")
+        for name in ("drafters", "temperatures", "batches"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name at least one.")
+        if "temperature" in self.options:
+            raise ValueError("options holds temperature: write it into temperatures.")
+
+    def request(self, temperature: float) -> dict[str, Any]:
+        """What every generation at ``temperature`` is asked for, as `specjax.generate` takes it."""
+        request = {
+            **self.options,
+            "temperature": float(temperature),
+            "max_new_tokens": self.max_new_tokens,
+        }
+        return request if self.stop else {**request, "stop_token_ids": ()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One setting that is measured over all prompts of a set."""
+
+    name: str  # its directory
+    prompt_set: str
+    drafter: str  # "none": plain decoding
+    num_draft: int
+    rule: str
+    temperature: float
+    batch: int
+    mode: str
+    plain: str  # the name of the case that it is compared with
+    kind: str  # how guesses are drawn
+    curve: Curve | None = None  # that acceptance is forced to: the text is not the model's
+    spec: Spec = dataclasses.field(default_factory=NoDraft, compare=False)
+    verifier: Rule | None = dataclasses.field(default=None, compare=False)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        hidden = ("spec", "verifier", "curve")
+        record = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden
+        }
+        if self.curve is not None:
+            record["synthetic"] = self.curve.record(self.num_draft)
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Cases that take turns on the same prompts; the first is plain decoding."""
+
+    prompt_set: str
+    temperature: float
+    batch: int
+    cases: tuple[Case, ...]
+
+
+def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
+    """(drafter, k) -> its spec, every checkpoint read once.
+
+    Raises:
+      ValueError: in one line, on an unknown drafter, or a k that it cannot guess.
+    """
+    specs: dict[tuple[str, int], Spec] = {}
+    for named in suite.drafters:
+        name, k = parse_drafter(named)
+        if name == "none":
+            raise ValueError("drafters holds none: plain decoding is part of every run.")
+        spec = load_spec(name, target)
+        for count in [k] if k else suite.num_draft or [None]:
+            try:
+                one = spec if count is None else dataclasses.replace(spec, num_draft=count)  # type: ignore[type-var]
+                bound = one.bind(target, "one_hot")
+            except ValueError as error:
+                raise ValueError(f"Drafter {name} with k={count}: {error}") from None
+            if (name, bound.num_draft) in specs:
+                raise ValueError(f"Drafter {name} with k={bound.num_draft} is named twice.")
+            specs[name, bound.num_draft] = one
+    return specs
+
+
+def parse_drafter(named: str) -> tuple[str, int | None]:
+    """The name and k of ``NAME`` or ``NAME:K``."""
+    head, _, tail = named.rpartition(":")
+    return (head, int(tail)) if head and tail.isdecimal() else (named, None)
+
+
+def load_spec(name: str, target: Model) -> Spec:
+    """The drafter that ``name`` means, with the k it was trained for."""
+    if name not in DRAFTERS:
+        return load_drafter(name, target)
+    if DRAFTERS[name].needs_model:
+        raise ValueError(f"Drafter {name!r} needs a checkpoint: name that instead.")
+    return drafters.make(name)
+
+
+def expand(
+    suite: Suite,
+    target: Model,
+    specs: Mapping[tuple[str, int], Spec],
+    prompts: Sequence[Prompt],
+    curves: Sequence[Curve] = (),
+) -> list[Group]:
+    """All cases, each checked with every prompt. With ``curves`` acceptance is forced.
+
+    Raises:
+      ValueError: in one line, on what cannot be decoded exactly as asked.
+    """
+    groups = []
+    for prompt_set in dict.fromkeys(p.prompt_set for p in prompts):
+        asked = [p for p in prompts if p.prompt_set == prompt_set]
+        for temperature in suite.temperatures:
+            made = _cases(suite, target, specs, asked, temperature, curves)
+            for batch in suite.batches:
+                cases = [_placed(case, prompt_set, batch) for case in made]
+                cases = [dataclasses.replace(case, plain=cases[0].name) for case in cases]
+                groups.append(Group(prompt_set, temperature, batch, tuple(cases)))
+    names = [case.name for group in groups for case in group.cases]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"Two cases are called {twice}: the settings repeat themselves.")
+    return groups
+
+
+def _cases(
+    suite: Suite,
+    target: Model,
+    specs: Mapping[tuple[str, int], Spec],
+    prompts: Sequence[Prompt],
+    temperature: float,
+    curves: Sequence[Curve],
+) -> list[Case]:
+    """Those of one temperature, without their place in the plan."""
+    mode = "synthetic" if curves else "measure"
+    settings = suite.request(temperature)
+
+    def case(label: str, spec: Spec, rule: str | None, curve: Curve | None = None) -> Case:
+        verifier, kind, k = _check(target, spec, rule, prompts, settings, suite.seed, label)
+        if curve is not None:
+            verifier = Forced(verifier, curve.survival(k))
+        return Case(
+            name="",
+            prompt_set="",
+            drafter=label,
+            num_draft=k,
+            rule=verifier.name,
+            temperature=float(temperature),
+            batch=0,
+            mode=mode,
+            plain="",
+            kind=kind,
+            curve=curve,
+            spec=spec,
+            verifier=verifier,
+        )
+
+    cases = [case("none", NoDraft(), None)]
+    for (label, _), spec in specs.items():
+        for rule in suite.rules or (None,):
+            for curve in curves or (None,):
+                cases.append(case(label, spec, rule, curve))
+    return cases
+
+
+def _check(
+    target: Model,
+    spec: Spec,
+    rule: str | None,
+    prompts: Sequence[Prompt],
+    settings: Mapping[str, Any],
+    seed: int,
+    label: str,
+) -> tuple[Rule, str, int]:
+    """(rule, kind of guesses, k). Raises ValueError, in one line that names the drafter."""
+    rows, _ = api.prepare(
+        target,
+        [list(p.tokens) for p in prompts],
+        settings["max_new_tokens"],
+        seed,
+        (),
+        settings.get("stop_token_ids"),
+        {k: v for k, v in settings.items() if k not in ("max_new_tokens", "stop_token_ids")},
+    )
+    try:
+        bound, found = check_requests(target, spec, rows, rule)
+    except ValueError as error:
+        where = f"Drafter {label} at temperature {settings['temperature']:g}"
+        raise ValueError(f"{where}: {error}") from None
+    return found, bound.kind, bound.num_draft
+
+
+def _placed(case: Case, prompt_set: str, batch: int) -> Case:
+    parts = [prompt_set, case.drafter.rstrip("/").rpartition("/")[2]]
+    if case.num_draft:
+        parts += [f"k{case.num_draft}", case.rule]
+    if case.curve is not None:
+        parts.append(case.curve.label)
+    parts += [f"T{case.temperature:g}", f"b{batch}"]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts))
+    return dataclasses.replace(case, name=name, prompt_set=prompt_set, batch=batch)
