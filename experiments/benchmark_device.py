@@ -1,9 +1,12 @@
 """Times a decoding step of a random-weight model on an accelerator, against the memory's speed.
 
 How much of the measured copy bandwidth plain decoding reaches at batch 1; what a cycle that
-verifies k guesses costs over a plain step; what the loop on the device is worth; how long
-compilation takes; and where a step's time goes. Weights are drawn on the device. Expected: under
-8 minutes on a data-centre GPU for the 8B shape; --shape=tiny runs on a CPU within a minute.
+verifies k guesses costs over a plain step; what cycles of DFlash (blocks of 16, 5 layers) and
+EAGLE-3 (5 steps) with random weights cost over it, for the speedup at any assumed tau, beside what
+reading the weights alone would take; what the loop on the device is worth; how long compilation
+takes; where a step's time goes; and, on a GPU, how fast a DFlash drafter trains for this target.
+Weights are drawn on the device. Expected: under 8 minutes on a data-centre GPU for the 8B shape;
+--shape=tiny runs on a CPU within a minute or two.
 
   python -m experiments.benchmark_device --shape=llama-3.1-8b --output=device.json
   python -m experiments.benchmark_device --shape=tiny --cycles=16 --slots=256
@@ -31,7 +34,7 @@ from rich.table import Table
 
 import specjax
 from experiments import cli
-from experiments.benchmarking import floor
+from experiments.benchmarking import draft_cost, floor, training_cost
 from experiments.benchmarking.cycle_cost import CycleProgram, Silent, pass_seconds, products_seconds
 from specjax.drafters import NoDraft
 from specjax.measure.results import write_atomically
@@ -44,6 +47,9 @@ PROMPT_TOKENS = 16
 _SHAPE = flags.DEFINE_enum("shape", "llama-3.1-8b", list(SHAPES), "Of the random model.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and cache.")
 _NUM_DRAFT = flags.DEFINE_list("num_draft", ["4", "8", "15"], "Guesses a cycle, each a program.")
+_TAU = flags.DEFINE_list("tau", ["2", "3", "4", "5", "6.5"], "Assumed of the trained drafters.")
+_ANCHORS = flags.DEFINE_integer("anchors", 256, "Blocks a text in training (GPU only).", 1)
+_SEQ_LEN = flags.DEFINE_integer("seq_len", 3072, "Tokens of a text in training.", 64)
 _SLOTS = flags.DEFINE_integer("slots", 2048, "Length of the cache.", lower_bound=256)
 _CYCLES = flags.DEFINE_integer("cycles", 100, "In one device call.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Calls; medians are reported.", lower_bound=1)
@@ -61,11 +67,15 @@ def main(argv: Sequence[str]) -> None:
     with cli.one_line_errors():
         if not _NUM_DRAFT.value or not all(v.isdecimal() and int(v) for v in _NUM_DRAFT.value):
             raise ValueError("--num_draft: must be positive integers, such as 4,8,15.")
-        widest = max(map(int, _NUM_DRAFT.value))
+        if not _TAU.value or not all(is_tau(v) for v in _TAU.value):
+            raise ValueError("--tau: must be numbers of at least 1, such as 3,6.5.")
+        if _ANCHORS.value > _SEQ_LEN.value:
+            raise ValueError(f"--anchors={_ANCHORS.value}: more than --seq_len={_SEQ_LEN.value}.")
+        widest = max(15, *map(int, _NUM_DRAFT.value))
         if PROMPT_TOKENS + 2 * (widest + 1) > _SLOTS.value:
             raise ValueError(f"--slots={_SLOTS.value}: too few for {widest} guesses a cycle.")
-        if _SHAPE.value == "llama-3.1-8b" and jax.default_backend() == "cpu":
-            raise ValueError("--shape=llama-3.1-8b on a CPU: use --shape=tiny to try the script.")
+        if _SHAPE.value.startswith("llama-3.1-") and jax.default_backend() == "cpu":
+            raise ValueError(f"--shape={_SHAPE.value} on a CPU: try the script with --shape=tiny.")
         if _OUTPUT.value is not None and not Path(_OUTPUT.value).absolute().parent.is_dir():
             raise ValueError(f"--output={_OUTPUT.value} lies in no existing directory.")
     bench = Bench()
@@ -91,6 +101,7 @@ class Bench:
             "jax": jax.__version__,
             "skipped": [],
             "programs": {},
+            "drafters": {},
         }
         self.prompt = np.arange(1, PROMPT_TOKENS + 1).tolist()
         self.target: Any = None
@@ -105,9 +116,11 @@ class Bench:
             ("bandwidth", self.measure_bandwidth),
             ("device loop, plain", lambda: self.time_cycles(0, False)),
             *loops,
+            *[(name, lambda name=name: self.time_drafter(name)) for name in draft_cost.DRAFTERS],
             ("parts of a plain step", self.split_step),
             ("host loop, plain", lambda: self.time_cycles(0, True)),
             *hosts,
+            *([("training", self.time_training)] if jax.default_backend() == "gpu" else []),
         ]
 
     def run(self, name: str, part: Callable[[], None]) -> None:
@@ -172,6 +185,33 @@ class Bench:
             with jax.profiler.trace(_PROFILE_DIR.value):
                 program.seconds(cycles=min(_CYCLES.value, 16))
 
+    def time_drafter(self, name: str) -> None:
+        """The cycle of a trained kind of drafter; whatever it accepts, its time is the same."""
+        spec = draft_cost.DRAFTERS[name](self.target)
+        program = CycleProgram(self.target, spec, self.prompt, slots=_SLOTS.value)
+        seconds = program.seconds(cycles=_CYCLES.value, repeats=_REPEATS.value)
+        reads = draft_cost.draft_bytes(spec, self.target)
+        needed = self.report["weight_bytes"] + self.report["cache_bytes"]
+        plain = self.report["programs"]["device 0"]["seconds"]
+        self.report["drafters"][name] = {
+            "seconds": seconds,
+            "plain_steps": seconds / plain,
+            "draft_bytes": reads,
+            "share": plain / seconds,  # speedup over tau
+            "ideal_share": draft_cost.ideal_share(needed, reads),
+            **dataclasses.asdict(program.compilation),
+        }
+
+    def time_training(self) -> None:
+        """Steps of DFlash training for this target, AdamW included."""
+        setup = training_cost.Setup(
+            SHAPES[_SHAPE.value], layers=5, anchors=_ANCHORS.value, seq_len=_SEQ_LEN.value
+        )
+        self.report["training"] = {
+            **dataclasses.asdict(setup),
+            **training_cost.measure(setup, steps=_REPEATS.value, target=self.target.net),
+        }
+
     def split_step(self) -> None:
         """The step taken apart: its products alone, then the whole pass, then the whole cycle."""
         net, steps, repeats = self.target.net, _CYCLES.value, _REPEATS.value
@@ -216,8 +256,36 @@ class Bench:
         console.print("cache copies: in the body of the loop, of those in the whole program.")
         if plain is not None and "copy_bandwidth" in r:
             self.show_step(plain["seconds"])
+        if r["drafters"]:
+            self.show_drafters()
+        if "training" in r:
+            self.show_training(r["training"])
         for name in r["skipped"]:
             console.print(f"left out after {_MINUTES.value:g} minutes: {name}")
+
+    def show_drafters(self) -> None:
+        """Cycles of the drafters, and the speedup that each tau would give."""
+        table = Table("drafter", "ms/cycle", "x step", "speedup/tau", "ideal", box=None)
+        for name, d in self.report["drafters"].items():
+            figures = (d["plain_steps"], d["share"], d["ideal_share"])
+            table.add_row(name, f"{1e3 * d['seconds']:.3f}", *(f"{x:.2f}" for x in figures))
+        self.console.print(table)
+        self.console.print("ideal: if reading weights were all that takes time.")
+        for name, d in self.report["drafters"].items():
+            taus = [(t, float(t) / d["seconds"], float(t) * d["share"]) for t in _TAU.value]
+            rates = "; ".join(f"{t}: {rate:,.0f} ({gain:.2f}x)" for t, rate, gain in taus)
+            self.console.print(f"{name}, tokens/s at an assumed tau of {rates}", soft_wrap=True)
+
+    def show_training(self, t: dict[str, Any]) -> None:
+        share = f", {t['share_of_peak']:.0%} of the bf16 peak" if "share_of_peak" in t else ""
+        peak = f", {t['peak_bytes'] / 1e9:.1f} GB at the peak" if "peak_bytes" in t else ""
+        self.console.print(
+            f"training DFlash, {t['rows']} x {t['seq_len']} tokens, {t['anchors']} anchors:"
+            f" {t['tokens_per_s']:,.0f} tokens/s, {t['flops_per_s'] / 1e12:.0f} TFLOP/s{share};"
+            f" temporaries {t['temporary_bytes'] / 1e9:.1f} GB, weights and moments"
+            f" {t['argument_bytes'] / 1e9:.1f} GB{peak}",
+            soft_wrap=True,
+        )
 
     def show_step(self, step: float) -> None:
         """The plain step against the floor."""
@@ -248,6 +316,13 @@ class Bench:
             )
         if _OUTPUT.value is not None:
             write_atomically(Path(_OUTPUT.value), json.dumps(r, indent=1) + "\n")
+
+
+def is_tau(text: str) -> bool:
+    try:
+        return 1 <= float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def random_net(raw: dict[str, Any], dtype: Any) -> Frozen:

@@ -29,7 +29,7 @@ def weight_bytes(net: Any) -> int:
     for path, param in nnx.to_flat_state(net.params):
         if path[0] == "embed_tokens" and not net.config.tie_word_embeddings:
             continue  # one row of it
-        value = param[...]
+        value = param.get_value()
         total += value.size * value.dtype.itemsize
     return total
 
