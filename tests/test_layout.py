@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "drafters": ("models", "core", "sampling"),
     "decode": ("drafters.base", "verify", "sampling", "core"),
     "checkpoint": ("models", "drafters", "core"),
-    "train": ("drafters", "models", "core", "checkpoint.chat"),
+    "train": ("drafters", "models", "core", "checkpoint.chat", "measure.replay"),
     "measure": ("decode", "core"),
     # A notebook asks a trace itself how it looks: `Trace._repr_html_`, imported when asked.
     "measure.trace": ("decode", "core", "view.html"),
@@ -44,7 +44,7 @@ MAY_IMPORT = {
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "bench": (
-        *("api", "session", "decode", "measure", "view", "checkpoint"),
+        *("api", "recording", "session", "decode", "measure", "view", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "compiler": (

@@ -22,7 +22,7 @@ from jax.extend.random import define_prng_impl
 
 from specjax.api import Prompt, as_list, finish_reason, prepare
 from specjax.checkpoint.load import Model
-from specjax.core.types import Array, Proposal, Verdict
+from specjax.core.types import KINDS, Array, Proposal, Verdict
 from specjax.drafters import LM, NGram, Spec
 from specjax.drafters.eagle3 import Eagle3
 from specjax.drafters.medusa import Medusa
@@ -40,10 +40,14 @@ CYCLES_PER_LOOK = 16
 
 @dataclasses.dataclass(frozen=True)
 class OneByOne(Greedy):
-    """Accepts nothing: each cycle commits the target's most likely token alone."""
+    """Accepts nothing: each cycle commits the target's most likely token alone.
+
+    At any temperature: the draft's law is asked for at temperature 1.
+    """
 
     name: ClassVar[str] = "one_by_one"
-    takes: ClassVar[frozenset[str]] = frozenset({"one_hot", "sampled", "coupled"})
+    takes: ClassVar[frozenset[str]] = frozenset(KINDS)
+    greedy_only: ClassVar[bool] = False
 
     def law(self, logits: Array, proposal: Proposal) -> GreedyLaw:
         """See ``Rule.law``."""
@@ -130,8 +134,7 @@ def _record_batch(
         for row in rows
     ]
     # Drawn at temperature 1 without noise: the likeliest token, and its probability is noted.
-    session = Session(target, spec, going, details=True)
-    session.rule = OneByOne()
+    session = Session(target, spec, going, rule=OneByOne(), details=True)
     silent = jax.random.key(0, impl=SILENT)
     keys = jnp.broadcast_to(silent, session.request.keys.shape)
     session.request = dataclasses.replace(session.request, keys=keys)

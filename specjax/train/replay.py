@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from specjax.measure.replay import steps
+
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
@@ -23,10 +25,8 @@ class Replay:
 def replay(matches: np.ndarray, prompt_lengths: np.ndarray, lengths: np.ndarray) -> Replay:
     """Runs through texts that the target wrote greedily, a cycle at a time.
 
-    A cycle begins at the pending token, accepts the guesses up to the first that differs from the
-    text, commits them and one token of the target's own, and so the next one begins. (The mean of
-    the guesses' accuracy over *all* positions is another number: cycles begin where the last one
-    failed, which is where texts are hard.)
+    Cycles begin where the last one failed, which is where texts are hard: the mean of the guesses'
+    accuracy over *all* positions is another number.
 
     Args:
       matches: [B, T, K] bool, of `Objective.matches`: with token t pending, whether guess i is
@@ -36,9 +36,11 @@ def replay(matches: np.ndarray, prompt_lengths: np.ndarray, lengths: np.ndarray)
     """
     accepted = np.cumprod(matches, axis=-1).sum(-1)  # [B, T]
     cycles = committed = 0
-    for row, begin, end in zip(accepted, prompt_lengths, lengths, strict=True):
-        length = int(begin)
-        while length < end:
-            count = min(int(row[length - 1]) + 1, int(end) - length)
-            cycles, committed, length = cycles + 1, committed + count, length + count
+    for row, begin, end in zip(accepted.tolist(), prompt_lengths, lengths, strict=True):
+
+        def accepts(length: int, row: list[int] = row) -> int:
+            return row[length - 1]
+
+        for _, _, count in steps(int(begin), int(end), accepts):
+            cycles, committed = cycles + 1, committed + count
     return Replay(cycles, committed)
