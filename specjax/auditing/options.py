@@ -66,7 +66,8 @@ def chances(x: Sequence[float]) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-ORDER = (bias, repetition, occurrence, temperature, top_k, top_p, min_p)
+PENALTIES = (bias, repetition, occurrence)
+ORDER = (*PENALTIES, temperature, top_k, top_p, min_p)
 
 
 def reference(
@@ -87,4 +88,5 @@ def law(
     logits: np.ndarray, options: Options, prompt: Sequence[int], output: Sequence[int]
 ) -> np.ndarray:
     """The law [V] float64 of the token after ``prompt`` and ``output``, from its logits [V]."""
-    return np.asarray(chances(reference(logits.tolist(), options, prompt, output)))
+    scores = reference(logits.tolist(), options, prompt, output)
+    return np.array(chances(scores.tolist()), np.float64)

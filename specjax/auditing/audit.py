@@ -1,0 +1,198 @@
+"""`specjax.audit`: is a drafter with a rule lossless?"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from specjax.auditing.drafting import check_guesses, check_verdicts
+from specjax.auditing.evidence import Evidence
+from specjax.auditing.exact import check_rule
+from specjax.auditing.laws import GROUPS, VOCAB
+from specjax.auditing.report import AuditReport, Check
+from specjax.auditing.state import check_greedy, check_stale
+from specjax.auditing.subject import Subject, make_subject
+from specjax.auditing.texts import check_coupling, check_stops, check_texts
+from specjax.checkpoint.load import Model
+from specjax.drafters.base import Spec
+from specjax.verify import Rule
+
+# Of a report, in its order.
+CHECKS: dict[str, Callable[[Evidence], Check]] = {
+    "rule": check_rule,
+    "guesses": check_guesses,
+    "verdicts": check_verdicts,
+    "texts": check_texts,
+    "stops": check_stops,
+    "coupling": check_coupling,
+    "greedy": check_greedy,
+    "stale": check_stale,
+}
+_HOT = ("guesses", "verdicts", "texts", "stops", "coupling")
+MIN_TEXTS = 500
+
+
+def audit(
+    drafter: Spec | Callable[[Model], Spec] | str,
+    rule: Rule | str | None = None,
+    *,
+    num_draft: int | None = None,
+    texts: int = 8000,
+    alpha: float = 1e-5,
+    seed: int = 0,
+    checks: Sequence[str] | None = None,
+    watch: Callable[[Check], None] | None = None,
+) -> AuditReport:
+    """Looks for a reason why the text would not be distributed as the target's own.
+
+    On a small random target whose law of texts is enumerated. Seeds are fixed: the verdict is the
+    same in every run. About a minute on two CPU cores, most of it compilation.
+
+    Args:
+      drafter: a spec; a function that makes one for a target (`specjax.Model`), where a drafter
+        depends on the vocabulary or the width; or the name of a registered drafter.
+      rule: a `specjax.verify.Rule` or the name of one; None: the best for the drafter and the
+        temperature, as `specjax.generate` takes it.
+      num_draft: K; None: the drafter's own, 2 where it is made here.
+      texts: how many are decoded with each set of options.
+      alpha: how often each statistical check may fail without a fault.
+      seed: of the texts.
+      checks: names from `CHECKS`, to run some of them only.
+      watch: called with each check when it is done.
+
+    Raises:
+      ValueError: in one line, on what is no drafter or no rule, or if the two do not fit.
+    """
+    plan = prepare(
+        drafter,
+        rule,
+        num_draft=num_draft,
+        texts=texts,
+        alpha=alpha,
+        seed=seed,
+        checks=checks,
+    )
+    return plan.run(watch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An audit whose input was checked."""
+
+    evidence: Evidence
+    names: tuple[str, ...]
+
+    def run(self, watch: Callable[[Check], None] | None = None) -> AuditReport:
+        """Runs the checks; calls ``watch`` with each when it is done."""
+        begin, subject = time.perf_counter(), self.evidence.subject
+        done, skipped = [], []
+        for name in self.names:
+            why = _not_applicable(name, self.evidence)
+            if why is not None:
+                skipped.append((name, why))
+                continue
+            start = time.perf_counter()
+            check = CHECKS[name](self.evidence)
+            check = dataclasses.replace(check, seconds=time.perf_counter() - start)
+            done.append(check)
+            if watch is not None:
+                watch(check)
+        return AuditReport(
+            drafter=subject.name,
+            rule=subject.rule_words,
+            target=f"a random target with a vocabulary of {VOCAB}",
+            checks=tuple(done),
+            not_applicable=tuple(skipped),
+            notes=(*subject.notes, *_acceptance(self.evidence)),
+            seconds=time.perf_counter() - begin,
+        )
+
+
+def prepare(
+    drafter: Spec | Callable[[Model], Spec] | str,
+    rule: Rule | str | None = None,
+    *,
+    num_draft: int | None = None,
+    texts: int = 8000,
+    alpha: float = 1e-5,
+    seed: int = 0,
+    checks: Sequence[str] | None = None,
+) -> Plan:
+    """Checks the arguments of `audit`. Raises its ValueError before any long work."""
+    names = _check_arguments(texts, alpha, seed, checks)
+    subject = make_subject(drafter, rule, num_draft)
+    evidence = Evidence(subject, int(texts), float(alpha), int(seed))
+    for name in names:
+        if checks is not None and _refusal(name, subject):
+            raise ValueError(f"checks: {name} does not apply: {_refusal(name, subject)}")
+    return Plan(evidence, names)
+
+
+def _check_arguments(
+    texts: int, alpha: float, seed: int, checks: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The names of the checks to run."""
+    if not _whole(texts) or texts < MIN_TEXTS:
+        raise ValueError(f"texts={texts!r}: must be a whole number, at least {MIN_TEXTS}.")
+    if not isinstance(alpha, numbers.Real) or not 0 < alpha <= 0.05:
+        raise ValueError(f"alpha={alpha!r}: must be above 0 and at most 0.05.")
+    if not _whole(seed) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r}: must be an integer from 0 to 2**32 - 1.")
+    names = tuple(CHECKS) if checks is None else tuple(checks)
+    if isinstance(checks, str) or not names:
+        raise ValueError(f"checks={checks!r}: must be a list of names, at least one.")
+    for name in names:
+        if name not in CHECKS:
+            raise ValueError(f"No check {name!r}; there are {', '.join(CHECKS)}.")
+    return tuple(name for name in CHECKS if name in names)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _not_applicable(name: str, evidence: Evidence) -> str | None:
+    """Why a check says nothing about this drafter and rule."""
+    subject = evidence.subject
+    refusal = _refusal(name, subject)
+    if refusal is not None:
+        return refusal
+    if name in ("guesses", "verdicts"):
+        assert subject.hot is not None
+        if name == "guesses" and subject.hot.drafter.num_draft == 0:
+            return "nothing is guessed"
+        if subject.hot.drafter.kind == "coupled" and evidence.hot.guesses[0].q is None:
+            return "guesses share the target's noise and report no q; the check coupling decides"
+    return None
+
+
+def _refusal(name: str, subject: Subject) -> str | None:
+    """Why the drafter and the rule are not used together at the temperature of a check."""
+    if name in _HOT and subject.hot is None:
+        return subject.refusals[0]
+    return subject.refusals[1] if name == "greedy" and subject.cold is None else None
+
+
+def _acceptance(evidence: Evidence) -> list[str]:
+    """How much of what is decided about guesses was seen at all."""
+    if "hot" not in vars(evidence):
+        return []
+    hot = evidence.hot
+    warm = np.asarray([GROUPS[g].options.temperature > 0 for g in evidence.groups])
+    cycles = (hot.accepted >= 0) & warm[:, None]
+    guessed = (hot.proposed >= 0).any(-1) & cycles
+    if not guessed.any():
+        return [] if hot.batch.drafter.num_draft == 0 else ["no cycle had a guess to verify"]
+    rate = float((hot.accepted[guessed] > 0).mean())
+    share = float(guessed.sum() / cycles.sum())
+    words = (
+        f"{share:.0%} of {cycles.sum()} cycles had a guess, and the first guess was accepted in "
+        f"{rate:.0%} of them"
+    )
+    if not 0.01 < rate < 0.99:
+        words += ", so that little was seen of " + ("rejection" if rate > 0.5 else "acceptance")
+    return [words]
