@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from specjax.auditing import CHECKS, Check, audit
+from specjax.auditing import CHECKS, Check, prepare
 from specjax.drafters import DRAFTERS
 from specjax.measure.results import write_atomically
 from specjax.verify import RULES
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
 
     with cli.one_line_errors():
         output = _output(_OUTPUT.value)
-        report = audit(
+        plan = prepare(
             _named(_DRAFTER.value, "drafter"),
             _named(_RULE.value, "rule"),
             num_draft=_NUM_DRAFT.value,
@@ -67,8 +68,8 @@ def main(argv: Sequence[str]) -> None:
             alpha=_ALPHA.value,
             seed=_SEED.value,
             checks=_CHECKS.value,
-            watch=show,
         )
+    report = plan.run(show)
     print(report.ending)
     if output is not None:
         write_atomically(output, json.dumps(report.to_json(), indent=2) + "\n")
@@ -96,9 +97,8 @@ def _named(text: str | None, flag: str) -> Any:
         raise ValueError(f"--{flag}={text}: there is no file {file}.")
     module = _module(path, flag, text)
     if not hasattr(module, name):
-        there = [
-            n for n, x in vars(module).items() if not n.startswith("_") and _defined(x, module)
-        ]
+        public = {n: x for n, x in vars(module).items() if not n.startswith("_")}
+        there = [n for n, x in public.items() if _defined(x, module)]
         raise ValueError(
             f"--{flag}={text}: {file} has no {name!r}; it has {', '.join(there) or 'nothing'}."
         )
@@ -119,7 +119,11 @@ def _module(path: Path, flag: str, text: str) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
         del sys.modules[name]
-        raise ValueError(f"--{flag}={text}: {type(error).__name__}: {error}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--{flag}={text}: {path.name}{where}: {what}") from error
     finally:
         sys.path.remove(str(path.resolve().parent))
     return module

@@ -92,11 +92,9 @@ def make_subject(
 def make_rule(rule: Rule | str) -> Rule:
     """The rule that was named or handed over."""
     if not isinstance(rule, str | Rule):
-        what = (
-            f"{rule.__name__} is a class" if inspect.isclass(rule) else f"a {type(rule).__name__}"
-        )
+        what = rule.__name__ if inspect.isclass(rule) else f"a {type(rule).__name__}"
         raise ValueError(
-            f"{what}, no rule: hand over an instance of a subclass of specjax.verify.Rule, or the "
+            f"{what} is no rule: hand over an instance of a subclass of specjax.verify.Rule, or the "
             f"name of a registered one, {', '.join(sorted(verify.RULES))}."
         )
     chosen = verify.get(rule)
