@@ -1,5 +1,22 @@
-"""Records of what speculation did, and the figures drawn from them."""
+"""Records of what speculation did, what cycles cost, and the figures drawn from both."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 from specjax.measure.trace import Cycle, Trace
 
-__all__ = ["Cycle", "Trace"]
+__all__ = ["Cycle", "Trace", "calibrate", "predict"]
+
+# Imported when they are asked for: what they need, imports this package.
+_LAZY = {
+    "calibrate": "specjax.measure.calibration",
+    "predict": "specjax.measure.cost_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,9 +27,11 @@ class Costs:
       draft: k -> all draft work of a cycle of k guesses, in plain steps.
       draft_calls: k -> how many draft passes of a cycle follow each other; 1 if all is one pass.
       rest: what a whole cycle costs beyond draft and verify, in plain steps; the median over k. It
-        may be a little below 0: two programs apart can cost more than both in one.
-      cycle: k -> a whole cycle as measured, in plain steps, to check the sum against.
+        may be below 0: two programs apart can cost more than both in one.
+      cycle: k -> a whole cycle as measured, in plain steps: where it is known, so is the rest of
+        each k (`rest_at`).
       call_s: seconds that a device call costs beyond its cycles; NaN if unknown.
+      noise: distance of the quartiles of the measured cycles over their median, at the worst k.
       drafter: its name; "" for none, where ``draft`` is 0.
       rule: the verification rule of the measured cycles.
       temperature: of the measured cycles.
@@ -44,6 +46,7 @@ class Costs:
     rest: float = 0.0
     cycle: Mapping[int, float] = dataclasses.field(default_factory=dict)
     call_s: float = math.nan
+    noise: float = math.nan
     drafter: str = ""
     rule: str = ""
     temperature: float = 0.0
@@ -75,8 +78,9 @@ class Costs:
 
     @property
     def additivity(self) -> dict[int, float]:
-        """k -> (draft + verify + rest) over the measured whole cycle; 1 where costs add up."""
-        return {k: self.total(k) / self.cycle[k] for k in self.ks if k in self.cycle}
+        """k -> draft + verify + ``rest``, one for all k, over the measured cycle; ideally 1."""
+        sums = {k: self.draft[k] + self.verify[k] + self.rest for k in self.ks}
+        return {k: total / self.cycle[k] for k, total in sums.items() if k in self.cycle}
 
     def verify_at(self, k: int) -> float:
         """v(k), linear between measured k. Raises ValueError above the largest."""
@@ -86,9 +90,21 @@ class Costs:
         """Draft work of a cycle, linear between measured k. Raises ValueError outside of them."""
         return 0.0 if k == 0 else interpolate(self.draft, k, "the draft's cost", "k")
 
+    def rest_at(self, k: int) -> float:
+        """The rest of a cycle of k guesses: of the measured cycles, ``rest`` where there are none.
+
+        Raises ValueError outside of the measured k.
+        """
+        if k == 0:
+            return 0.0
+        if not self.cycle:
+            return self.rest
+        whole = interpolate(self.cycle, k, "a whole cycle", "k")
+        return whole - self.draft_at(k) - self.verify_at(k)
+
     def total(self, k: int) -> float:
         """A cycle of k guesses in plain steps; 1 for k = 0, which is plain decoding."""
-        return 1.0 if k == 0 else self.draft_at(k) + self.verify_at(k) + self.rest
+        return 1.0 if k == 0 else self.draft_at(k) + self.verify_at(k) + self.rest_at(k)
 
 
 def interpolate(table: Mapping[int, float], at: int, what: str, axis: str) -> float:

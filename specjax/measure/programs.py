@@ -48,20 +48,22 @@ class Silent:
         del kind
         return dataclasses.replace(self, vocab_size=target.config.vocab_size)
 
-    def init(self, rows: int, slots: int) -> Any:
+    def init(self, rows: int, slots: int) -> Proposal:
+        """What it proposes: part of the state, so that the compiler cannot know it."""
         del slots
-        if self.kind != "sampled":
-            return ()
-        return jnp.full((rows, self.num_draft, self.vocab_size), 1 / self.vocab_size, jnp.float32)
+        shape = (rows, self.num_draft)
+        q = None
+        if self.kind == "sampled":
+            q = jnp.full((*shape, self.vocab_size), 1 / self.vocab_size, jnp.float32)
+        return Proposal(tokens=jnp.full(shape, -1, jnp.int32), q=q)
 
     def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
         del tokens, count, features
         return draft
 
     def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
-        rows = context.tokens.shape[0]
-        tokens = jnp.full((rows, self.num_draft), -1, jnp.int32)
-        return Proposal(tokens=tokens, q=draft if self.kind == "sampled" else None), draft
+        del context
+        return draft, draft
 
     def update(
         self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
