@@ -1,0 +1,156 @@
+"""Compiles a whole generation for a TPU slice that need not be there, and reports what it costs.
+
+Weights are abstract: nothing is allocated. The loop of cycles is compiled as it runs, and its
+optimised program is read: memory a chip, communication, bytes and operations of a cycle against
+what it cannot do without, and copies of caches, of which there should be none.
+
+  python -m experiments.compile --topology=v5e:2x4 --mesh=data:1,model:8 --output=report.json
+  python -m experiments.compile --topology=local --config.target=tiny --config.dtype=float32
+
+Needs the TPU compiler (pip install 'specjax[tpu]') but no TPU; --topology=local does without. A
+whole 8B model takes a few minutes on 2 cores, four layers of it (--config.layers=4) half a minute.
+What is compiled is --config (configs/compile.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from specjax.compiler import report as reports
+from specjax.compiler import topology as topologies
+from specjax.compiler.abstract import Setup
+from specjax.compiler.programs import Compiled
+from specjax.core.sharding import mesh_sizes
+from specjax.measure.results import write_atomically
+
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "compile.py"
+
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "local", "A TPU slice, such as v5e:2x4 or v5p:2x2x4; local: what JAX sees here."
+)
+_MESH = flags.DEFINE_string("mesh", "", "Its devices, such as data:1,model:8.")
+_OUTPUT = flags.DEFINE_string("output", None, "A .json file for the report.")
+_HLO_DIR = flags.DEFINE_string("hlo_dir", None, "The optimised programs go there.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(DEFAULT_CONFIG), "What to compile; override with --config.field=value."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    console = Console(highlight=False)
+    with cli.one_line_errors():
+        for path in (_OUTPUT.value, _HLO_DIR.value):
+            if path is not None and not Path(path).absolute().parent.is_dir():
+                raise ValueError(f"{path} lies in no existing directory.")
+        setup = read_setup()
+        if _TOPOLOGY.value != "local":  # a TPU that is here is not needed, and may be in use
+            jax.config.update("jax_platforms", "cpu")
+        topology = topologies.find(_TOPOLOGY.value)
+        mesh = topology.mesh(**mesh_sizes(_MESH.value))
+        report = reports.make(
+            setup, topology, mesh, done=lambda c: progress(console, c), hlo_text=keep
+        )
+    if _OUTPUT.value is not None:
+        write_atomically(Path(_OUTPUT.value), json.dumps(report, indent=1) + "\n")
+    show(console, report)
+
+
+def read_setup() -> Setup:
+    """The fields of --config. Raises ValueError if some are missing or unknown."""
+    given = _CONFIG.value.to_dict()
+    wanted = {field.name for field in dataclasses.fields(Setup)}
+    for name in sorted(given.keys() ^ wanted):
+        what = "lacks the field" if name in wanted else "has the unknown field"
+        raise ValueError(f"--config {what} {name!r}; start from a copy of {DEFAULT_CONFIG}.")
+    setup = Setup(**given)
+    setup.check()
+    return setup
+
+
+def progress(console: Console, compiled: Compiled) -> None:
+    took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in compiled.seconds.items())
+    console.print(f"[dim]{compiled.name}: {took}[/dim]")
+
+
+def keep(name: str, text: str) -> None:
+    if _HLO_DIR.value is not None:
+        directory = Path(_HLO_DIR.value)
+        directory.mkdir(exist_ok=True)
+        write_atomically(directory / f"{name.replace(' ', '_')}.txt", text)
+
+
+def show(console: Console, report: dict[str, Any]) -> None:
+    """Prints it."""
+    setup, cycle = report["setup"], report["cycle"]
+    layers = f", {setup['layers']} layers" if setup["layers"] else ""
+    mesh = ", ".join(f"{axis}:{size}" for axis, size in report["mesh"].items()) or "one device"
+    console.print(
+        f"\n{setup['target']}{layers}, {setup['dtype']}, drafter {setup['drafter']}"
+        f" (K = {report['num_draft']}), rule {report['rule']}, {setup['rows']} rows of"
+        f" {setup['slots']} slots; {report['topology']} ({report['device_kind']}), {mesh}",
+        soft_wrap=True,
+    )
+    kinds = list(next(iter(report["programs"].values()))["memory"])
+    table = Table("program, MB", "s", *kinds, "peak", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, program in report["programs"].items():
+        sizes = [program["memory"][k] for k in kinds] + [program["peak_bytes"]]
+        table.add_row(
+            name, f"{sum(program['seconds'].values()):.1f}", *(f"{x / 1e6:,.0f}" for x in sizes)
+        )
+    console.print(table)
+    of = "" if report["hbm_bytes"] is None else f" of {report['hbm_bytes'] / 1e6:,.0f} MB"
+    most = max(p["peak_bytes"] for p in report["programs"].values())
+    console.print(
+        f"{len(report['programs_of_a_generation'])} programs a generation; at most"
+        f" {most / 1e6:,.0f} MB{of} a device.\n"
+    )
+    floor = cycle["floor"]
+    table = Table("a cycle, on one device", "", "floor", "over it", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for way in ("read", "written"):
+        moved = cycle[f"bytes_{way}"]
+        for kind in ("weights", "caches", "rest"):
+            if moved.get(kind):
+                table.add_row(f"{kind} {way}, MB", f"{moved[kind] / 1e6:,.1f}")
+    table.add_row(
+        "bytes, MB",
+        f"{cycle['bytes'] / 1e6:,.1f}",
+        f"{floor['bytes'] / 1e6:,.1f}",
+        f"{cycle['bytes_over_floor']:.2f}",
+    )
+    table.add_row(
+        "GFLOP",
+        f"{cycle['flops'] / 1e9:,.1f}",
+        f"{floor['flops'] / 1e9:,.1f}",
+        f"{cycle['flops_over_floor']:.2f}",
+    )
+    for kind, found in cycle["collectives"].items():
+        table.add_row(kind, f"{found['count']}", "", f"{found['bytes'] / 1e6:,.2f} MB")
+    table.add_row("copies of caches", f"{cycle['cache_copies']}")
+    table.add_row("prefetches of caches", f"{cycle['cache_prefetches']}")
+    console.print(table)
+    if cycle["xla_bytes_accessed"] is not None:
+        console.print(
+            f"XLA's own count, which takes a buffer that is updated in place for read and written"
+            f" whole, is {cycle['xla_bytes_accessed'] / 1e6:,.0f} MB for the program.",
+            soft_wrap=True,
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""What the compiler knows of a cycle, ahead of time and without the hardware."""

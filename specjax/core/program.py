@@ -1,0 +1,41 @@
+"""`jax.jit` with what the platform's compiler should be told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from specjax.core.platform import platform
+
+# A TPU's compiler fetches buffers into VMEM before they are read. Left alone, it also updates a
+# cache there and writes all of it back, once a cycle. With this it does so only where more than
+# this share of the bytes that were moved is used: a block of new tokens never is.
+_TPU_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": "0.6"}
+
+
+def compiler_options(name: str) -> dict[str, str]:
+    """Options for programs with caches, by the name of the platform."""
+    return dict(_TPU_OPTIONS) if name == "tpu" else {}
+
+
+class Program:
+    """A jitted function, made when it is first called: what it is told depends on the platform."""
+
+    def __init__(self, function: Callable[..., Any], **kwargs: Any):
+        """Takes what `jax.jit` takes."""
+        self._function, self._kwargs = function, kwargs
+
+    @functools.cached_property
+    def _jitted(self) -> Any:
+        options = compiler_options(platform()) or None
+        return jax.jit(self._function, compiler_options=options, **self._kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._jitted(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """``lower``, ``trace`` and the rest of what a jitted function has."""
+        return getattr(self._jitted, name)
