@@ -6,6 +6,7 @@ target's own tokens. Taking the marks away gives the text exactly.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -159,10 +160,16 @@ def show_text(
     painter = Painter(console or Console(highlight=False))
     painter.write_line(painter.legend(rejected=rejected))
     for r in range(len(trace.rows)) if row is None else (row,):
-        spans = [
-            (_one_line(t.text) if t.label == REJECTED else t.text, t.label)
-            for t in tokens(trace, r, rejected=rejected)
-        ]
+        spans: list[Span] = []
+        for label, group in itertools.groupby(
+            tokens(trace, r, rejected=rejected), key=lambda t: t.label
+        ):
+            texts = [t.text for t in group]
+            spans += (
+                [(_one_line("".join(texts)), label)]
+                if label == REJECTED
+                else [(text, label) for text in texts]
+            )
         painter.write_plain(text_of(trace, r).prompt)
         painter.write((text, label) for text, label in spans if text)
         painter.write_line("\n")
@@ -175,5 +182,5 @@ def show_text(
 
 
 def _one_line(text: str) -> str:
-    """A rejected guess breaks no line."""
+    """Rejected guesses break no line."""
     return " ".join(text.split()) or "␣"

@@ -1,0 +1,309 @@
+"""The comparison table: methods and cases side by side, one call for every place it goes to."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+
+from specjax.measure.metrics import compare, figures, with_intervals
+from specjax.measure.trace import Trace
+
+Cases = Sequence[Mapping[str, Any]]
+SURVIVAL_SHOWN = 4  # positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What stands in a table, and whether it is the best of its group."""
+
+    text: str
+    best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Cases that can be compared: one prompt set, temperature and batch size."""
+
+    title: str
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+COLUMNS = ("method", "k", "rule", "tau", "survival 1..4", "tokens/s", "speedup", "predicted")
+NUMERIC = (False, True, False, True, True, True, True, True)
+
+
+def table(measured: Mapping[str, Any] | Cases, format: str = "rich") -> Any:
+    """The comparison table.
+
+    Tau is pooled: committed tokens per target pass, the target's own included. Speedup is the ratio
+    of times per token to plain decoding of the same prompts, prefill left out, with its 95 %
+    bootstrap interval over requests. The best tau and speedup of each group (prompt set,
+    temperature, batch size) are bold; tokens/s is of each user; forced acceptance ("synthetic") never is.
+
+    Args:
+      measured: metrics.json of a benchmark, its "cases", or name -> `Trace`, where the one that
+        guesses nothing is plain decoding.
+      format: "rich" (a table for a console), "markdown", "latex" (needs the package booktabs),
+        "html", or "csv" (all figures, full precision).
+
+    Raises:
+      ValueError: in one line, for another format, nothing to show, or a case that lacks a figure.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r}: there are {', '.join(FORMATS)}.")
+    cases = _cases(measured)
+    if not cases:
+        raise ValueError("No cases, so there is no table to make.")
+    for i, case in enumerate(cases):
+        for key in ("name", "drafter", "metrics"):
+            if key not in case:
+                raise ValueError(f"Case {case.get('name', i)} has no {key!r}: not of metrics.json.")
+    return FORMATS[format](cases)
+
+
+def _cases(measured: Mapping[str, Any] | Cases) -> Cases:
+    if not isinstance(measured, Mapping):
+        return measured
+    if "cases" in measured:
+        return measured["cases"]
+    traces = {name: t for name, t in measured.items() if isinstance(t, Trace)}
+    if len(traces) < len(measured):
+        raise ValueError('A table is made of metrics.json, of its "cases", or of named traces.')
+    return cases_of(traces)
+
+
+def cases_of(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
+    """Traces as the cases of metrics.json; speedups where one of them is plain decoding."""
+    plain = next((t for t in traces.values() if not any(c.proposed for c in t)), None)
+    cases = []
+    for name, trace in traces.items():
+        options = trace.setup.get("options")
+        is_plain = not any(c.proposed for c in trace)
+        cases.append(
+            {
+                "name": name,
+                "drafter": "none" if is_plain else name,
+                "num_draft": figures(trace)["num_draft"],
+                "rule": trace.setup.get("rule", ""),
+                "temperature": options.get("temperature") if isinstance(options, Mapping) else None,
+                "batch": trace.setup.get("batch"),
+                "metrics": figures(trace),
+                "intervals": with_intervals(trace),
+                "compare": compare(trace, plain) if plain is not None and not is_plain else None,
+            }
+        )
+    return cases
+
+
+def groups(cases: Cases) -> list[Group]:
+    """The cases as rows of text, grouped by what can be compared."""
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for case in cases:
+        found.setdefault(
+            tuple(case.get(key) for key in ("prompt_set", "temperature", "batch")), []
+        ).append(case)
+    made = []
+    for (prompts, temperature, batch), members in found.items():
+        parts = [str(prompts)] if prompts else []
+        parts += [] if temperature is None else [f"T = {temperature:g}"]
+        parts += [] if batch is None else [f"batch {batch}"]
+        top = {
+            key: max((v for c in members if (v := value(c)) is not None and fair(c)), default=None)
+            for key, value in (("tau", _tau), ("speedup", speedup_of))
+        }
+        rows = tuple(_row(c, top) for c in members)
+        made.append(Group(", ".join(parts), rows))
+    return made
+
+
+def fair(case: Mapping[str, Any]) -> bool:
+    """Whether a case competes for the best: it guesses, and its acceptance was not forced."""
+    return case["drafter"] != "none" and not is_synthetic(case)
+
+
+def is_synthetic(case: Mapping[str, Any]) -> bool:
+    """Whether the text is not the model's."""
+    return case.get("mode") == "synthetic" or bool(case.get("synthetic"))
+
+
+def _tau(case: Mapping[str, Any]) -> float | None:
+    return case["metrics"].get("tau")
+
+
+def speedup_of(case: Mapping[str, Any]) -> float | None:
+    """Over plain decoding; None where it was not compared, or has no times."""
+    return (case.get("compare") or {}).get("speedup")
+
+
+def method_of(case: Mapping[str, Any]) -> str:
+    """What a reader calls the case."""
+    if case["drafter"] == "none":
+        return "plain decoding"
+    return str(case["drafter"]) + (" (synthetic)" if is_synthetic(case) else "")
+
+
+def _row(case: Mapping[str, Any], top: Mapping[str, float | None]) -> tuple[Cell, ...]:
+    found, intervals = case["metrics"], case.get("intervals") or {}
+    tau, speedup = _tau(case), speedup_of(case)
+    plain = case["drafter"] == "none"
+    survival = [s for s in found.get("survival") or () if s is not None][:SURVIVAL_SHOWN]
+    predicted = case.get("predicted") or {}
+    compared = case.get("compare") or {}
+    tpot = found.get("tpot_ms")
+    return (
+        Cell(method_of(case)),
+        Cell("" if plain else str(case.get("num_draft", ""))),
+        Cell("" if plain else str(case.get("rule", ""))),
+        Cell(
+            _ranged(tau, intervals.get("tau")), not plain and tau is not None and tau == top["tau"]
+        ),
+        Cell(" ".join(f"{s:.2f}" for s in survival)),
+        Cell("" if not tpot else f"{1e3 / tpot:,.0f}"),
+        Cell(
+            "1" if plain else _ranged(speedup, compared.get("speedup_interval"), "x"),
+            fair(case) and speedup is not None and speedup == top["speedup"],
+        ),
+        Cell(_ranged(predicted.get("speedup"), None, "x")),
+    )
+
+
+def _ranged(value: float | None, ends: Sequence[float] | None, unit: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}{unit}" + ("" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]")
+
+
+def _rich(cases: Cases) -> RichTable:
+    made = RichTable(header_style="bold", box=SIMPLE_HEAD)
+    for name, right in zip(COLUMNS, NUMERIC):
+        made.add_column(name, justify="right" if right else "left", no_wrap=name == "method")
+    several = groups(cases)
+    for group in several:
+        if group.title:
+            made.add_row(f"[dim]{_plain_markup(group.title)}[/dim]")
+        for row in group.rows:
+            texts = [_plain_markup(c.text) for c in row]
+            made.add_row(*(f"[bold]{t}[/bold]" if c.best else t for t, c in zip(texts, row)))
+        made.add_section()
+    return made
+
+
+def _plain_markup(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _markdown(cases: Cases) -> str:
+    rule = " | ".join("---:" if right else "---" for right in NUMERIC)
+    blocks = []
+    for group in groups(cases):
+        lines = [f"**{_pipes(group.title)}**\n"] if group.title else []
+        lines += [f"| {' | '.join(COLUMNS)} |", f"| {rule} |"]
+        for row in group.rows:
+            texts = [f"**{_pipes(c.text)}**" if c.best else _pipes(c.text) for c in row]
+            lines.append(f"| {' | '.join(texts)} |")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _pipes(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", r"\|").replace("\n", " ")
+
+
+_TEX = {
+    **{c: "\\" + c for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in text)
+
+
+def _latex(cases: Cases) -> str:
+    columns = "".join("r" if right else "l" for right in NUMERIC)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines.append(" & ".join(_tex(c) for c in COLUMNS) + r" \\")
+    for group in groups(cases):
+        lines.append(r"\midrule")
+        if group.title:
+            lines.append(rf"\multicolumn{{{len(COLUMNS)}}}{{l}}{{\emph{{{_tex(group.title)}}}}} \\")
+        for row in group.rows:
+            # Braces: a bracket behind \\ would be read as its argument.
+            texts = [rf"\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text) for c in row]
+            lines.append(" & ".join(texts) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _html(cases: Cases) -> str:
+    head = "".join(
+        f'<th class="{"n" if right else ""}">{name}</th>' for name, right in zip(COLUMNS, NUMERIC)
+    )
+    parts = []
+    for group in groups(cases):
+        title = html.escape(group.title)
+        if title:
+            parts.append(f'<tr class="g"><th colspan="{len(COLUMNS)}">{title}</th></tr>')
+        for row in group.rows:
+            cells = "".join(
+                f'<td class="{"n" if right else ""}">{_html_cell(cell)}</td>'
+                for cell, right in zip(row, NUMERIC)
+            )
+            parts.append(f"<tr>{cells}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(parts)}</tbody></table>"
+
+
+def _html_cell(cell: Cell) -> str:
+    text = html.escape(cell.text)
+    value, bracket, ends = text.partition(" [")
+    small = f' <span class="iv">[{ends}</span>' if bracket else ""
+    return (f"<b>{value}</b>" if cell.best else value) + small
+
+
+def _csv(cases: Cases) -> str:
+    """A line a case, a column a figure; lists are spread: survival_1, survival_2, ..."""
+    records = []
+    for case in cases:
+        record = {
+            key: case[key]
+            for key in ("name", "prompt_set", "drafter", "num_draft", "rule", "temperature")
+            if key in case
+        }
+        record |= {key: case[key] for key in ("batch", "mode") if key in case}
+        for key in ("metrics", "compare", "predicted"):
+            _spread(record, "predicted_" if key == "predicted" else "", case.get(key) or {})
+        _spread(record, "interval_", case.get("intervals") or {})
+        records.append(record)
+    buffer = io.StringIO()
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return buffer.getvalue()
+
+
+def _spread(record: dict[str, Any], prefix: str, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _spread(record, f"{prefix}{key}_", value)
+        elif isinstance(value, list):
+            _spread(record, f"{prefix}{key}_", {str(i): v for i, v in enumerate(value, 1)})
+        else:
+            record[prefix + key] = value
+
+
+FORMATS: dict[str, Callable[[Cases], Any]] = {
+    "rich": _rich,
+    "markdown": _markdown,
+    "latex": _latex,
+    "html": _html,
+    "csv": _csv,
+}
