@@ -21,19 +21,18 @@ def batches(trace: Trace) -> list[list[int]]:
     """The rows of each generation: neighbours on one clock, at most ``setup["batch"]`` of them."""
     most = int(trace.setup.get("batch", len(trace.rows)))
     found: list[list[int]] = []
-    last: object = None
+    last = math.nan
     for b, row in enumerate(trace.rows):
-        times = (trace.texts[b].prefilled if trace.texts else math.nan, _begin(row))
-        clock = tuple(None if math.isnan(t) else t for t in times)
-        if not found or clock != last or len(found[-1]) >= most:
+        # When its prompts were fed names a generation; unknown, its first cycle's begin.
+        clock = trace.texts[b].prefilled if trace.texts else math.nan
+        if math.isnan(clock) and row:
+            clock = row[0].begin
+        other = clock != last and not math.isnan(clock) and not math.isnan(last)
+        if not found or other or len(found[-1]) >= most:
             found.append([])
         found[-1].append(b)
-        last = clock
+        last = last if math.isnan(clock) else clock
     return found
-
-
-def _begin(row: Sequence[Cycle]) -> float:
-    return row[0].begin if row else math.nan
 
 
 def passes(trace: Trace) -> list[list[Cycle]]:
