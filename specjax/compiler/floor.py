@@ -16,10 +16,10 @@ from specjax.models.drafts.eagle3 import Eagle3Config
 class Floor:
     """Of one device and one cycle, given where the weights are."""
 
-    weight_bytes: int  # of the target, read once
-    draft_bytes: int  # of the drafter, as often as it runs, with the head it borrows
+    weight_bytes: int  # of the target
+    draft_bytes: int  # of the drafter's own weights
     cache_bytes: int  # keys and values of the committed tokens, of both
-    logits_bytes: int  # of the block, float32, written or read once
+    logits_bytes: int  # of the block, float32
     flops: int  # of the products with weights and of attention to the committed tokens
 
     @property
@@ -42,63 +42,44 @@ def weights(net: Any) -> dict[str, Any]:
     return {".".join(map(str, path)): p.get_value() for path, p in flat}
 
 
-def num_passes(drafter: Any) -> tuple[int, int]:
-    """How often a drafter reads its weights in a cycle, and for how many tokens of a row."""
-    if isinstance(drafter.net.config, Eagle3Config):
-        return drafter.num_draft, drafter.num_draft
-    return 1, drafter.num_draft + 1
-
-
 def floor(abstract: Abstract, context: int) -> Floor:
     """The floor with ``context`` committed tokens in every row.
 
-    Every weight that a device holds is read once a pass, except an embedding that is not the head
-    as well: of it, rows. A drafter that works step by step reads its layers once a step; the
-    fusing layer (`fc`) once a cycle.
+    Every weight that a device holds is read once, whatever uses it twice (a head that the drafter
+    borrows, a layer that drafts step by step): faster memory might keep it. Of an embedding that is
+    not the head as well only rows are read.
     """
     target, drafter = abstract.target, abstract.drafter
-    config, net = target.config, target.net
     rows, model = abstract.tokens.shape[0], 1
     if target.mesh is not None:
         rows, model = rows // target.mesh.shape["data"], target.mesh.shape["model"]
     block = drafter.num_draft + 1
-    tied = config.tie_word_embeddings
-    read = {n: x for n, x in weights(net).items() if tied or not n.startswith("embed_tokens")}
-    flops = sum(2 * rows * block * math.prod(local_shape(x)) for x in read.values() if x.ndim == 2)
-    cache, attention = _cache(config, False, rows, context, model, target.dtype.itemsize)
-    flops += block * attention
+
+    def one(net: Any, tokens: int) -> tuple[int, int, int]:
+        """Bytes of weights, bytes of its cache, and operations of a pass over so many tokens."""
+        shards = 1 if net.replicated else model
+        config = getattr(net.config, "backbone", net.config)
+        unread = () if config.tie_word_embeddings else ("embed_tokens",)
+        read = [x for name, x in weights(net).items() if not name.startswith(unread)]
+        products = sum(math.prod(local_shape(x)) for x in read if x.ndim == 2)
+        slots = 2 * config.num_layers * rows * context * config.head_dim
+        cache = slots * config.num_kv_heads * config.kv_repeat // shards * target.dtype.itemsize
+        attention = 2 * tokens * slots * config.num_heads // shards
+        return sum(map(local_bytes, read)), cache, 2 * rows * tokens * products + attention
+
+    weight_bytes, cache_bytes, flops = one(target.net, block)
     draft_bytes = 0
-    draft = getattr(drafter, "net", None)
-    if draft is not None:
-        passes, tokens = num_passes(drafter)
-        held = weights(draft)
-        for name, x in held.items():
-            if name.startswith("embed_tokens"):
-                continue
-            draft_bytes += local_bytes(x) * (1 if name.startswith("fc.") else passes)
-            flops += 2 * rows * tokens * math.prod(local_shape(x)) if x.ndim == 2 else 0
-        if "lm_head.weight" not in held:  # the target's, a second time
-            head = drafter.vocabulary.output
-            draft_bytes += local_bytes(head)
-            flops += 2 * rows * tokens * math.prod(local_shape(head))
-        sizes = (rows, context, model, target.dtype.itemsize)
-        more, attention = _cache(draft.config.backbone, draft.replicated, *sizes)
-        cache += more * passes
-        flops += tokens * attention
+    if hasattr(drafter, "net"):
+        by_steps = isinstance(drafter.net.config, Eagle3Config)
+        tokens = drafter.num_draft if by_steps else block
+        draft_bytes, more, operations = one(drafter.net, tokens)
+        cache_bytes, flops = cache_bytes + more, flops + operations
+        if "lm_head.weight" not in weights(drafter.net):
+            flops += 2 * rows * tokens * math.prod(local_shape(drafter.vocabulary.output))
     return Floor(
-        weight_bytes=sum(map(local_bytes, read.values())),
+        weight_bytes=weight_bytes,
         draft_bytes=draft_bytes,
-        cache_bytes=cache,
-        logits_bytes=4 * rows * block * config.vocab_size // model,
+        cache_bytes=cache_bytes,
+        logits_bytes=4 * rows * block * target.config.vocab_size // model,
         flops=flops,
     )
-
-
-def _cache(
-    config: Any, whole: bool, rows: int, context: int, model: int, itemsize: int
-) -> tuple[int, int]:
-    """Bytes of one device's valid keys and values, and operations of one query token on them."""
-    shards = 1 if whole else model
-    heads = config.num_kv_heads * config.kv_repeat // shards
-    num = 2 * config.num_layers * rows * context * config.head_dim
-    return num * heads * itemsize, 2 * num * config.num_heads // shards
