@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.cycles_per_call = 4  # with --stream: cycles between two looks at the device
     config.host_loop = False  # one device call a cycle: what the loop on the device is worth
     config.compilation_cache = "auto"  # a directory; auto: ~/.cache/specjax/xla; '': none
+    config.details = False  # with --trace: probabilities of guesses, for a softmax a cycle
 
     # The comparison with plain decoding: on the prompt, or on the first batch of a prompt file.
     config.compare_plain = True

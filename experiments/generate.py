@@ -6,8 +6,10 @@ accelerator needed. Under a minute on 2 CPU cores, a few seconds once compiled.
   python -m experiments.generate --prompt='def area(' --temperature=0.8 --seed=3
   python -m experiments.generate --target=Qwen/Qwen3-4B --drafter=ngram --stream --dtype=bfloat16
   python -m experiments.generate --prompt_file=prompts.jsonl --output=texts.jsonl
+  python -m experiments.generate --trace=trace.jsonl --config.details
 
 A killed run with --output, started again, continues where it stopped and writes the same lines.
+--trace is written when all texts are done, at once; it holds the prompts that this run decoded.
 What is not a flag here is a field of --config (configs/generate.py): --config.top_k=50. No setting
 is both.
 """
@@ -17,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,19 @@ from rich.console import Console
 
 import specjax
 from experiments import cli
+from experiments.writing import Batch, generate_batch, stream_batch
 from specjax import api
-from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.diagnosis import WARN_BELOW
 from specjax.drafters import DRAFTERS
+from specjax.measure import trace_file
 from specjax.measure.prompts import read_prompts
 from specjax.measure.results import ResultFile
 from specjax.measure.speed import compare, first_difference
 from specjax.sampling import GREEDY_BELOW
 from specjax.verify import RULES
-from specjax.view.summary import Report, make_record, summary
-from specjax.view.text import Labeller, Painter
+from specjax.view.summary import Report, summary
+from specjax.view.text import Painter
 
 DEFAULT_PROMPT = '''class Config:
     """Settings read from a file."""
@@ -103,6 +105,11 @@ _MESH = flags.DEFINE_string("mesh", "", "Devices to shard over, such as data:2,m
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "Default: as the checkpoint is stored."
 )
+_TRACE = flags.DEFINE_string(
+    "trace",
+    None,
+    "A .jsonl file for every cycle of this run; times of a first batch may include compiling.",
+)
 _STREAM = flags.DEFINE_boolean("stream", False, "Print as it comes, one prompt after the other.")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", str(DEFAULT_CONFIG), "Everything else; override fields with --config.field=value."
@@ -126,6 +133,7 @@ class Config:
     cycles_per_call: int
     host_loop: bool
     compilation_cache: str
+    details: bool
     compare_plain: bool
     repeats: int
 
@@ -145,16 +153,6 @@ class Job:
         return {"prompts": [self.prompts[i] for i in rows], "seed": seeds, **self.request}
 
 
-@dataclasses.dataclass
-class Batch:
-    """Prompts that are decoded together."""
-
-    rows: range
-    seconds: float = 0.0  # until the text was there, compilation included
-    tokens: list[list[int]] = dataclasses.field(default_factory=list)
-    rule: str = ""
-
-
 def main(argv: Sequence[str]) -> None:
     del argv
     console = Console(highlight=False)
@@ -166,6 +164,8 @@ def main(argv: Sequence[str]) -> None:
         left = range(len(job.results.records) if job.results else 0, len(job.prompts))
         if job.results and not left:
             say(console, f"{job.results.path} is complete: {len(job.prompts)} prompts.")
+            if _TRACE.value is not None:
+                say(console, f"Nothing ran, so {_TRACE.value} is not written; use a new --output.")
             summary(console, Report(records=job.results.records))
             return
         target, spec = load_models()
@@ -181,7 +181,6 @@ def main(argv: Sequence[str]) -> None:
         painter.write_line(painter.legend())
     records = job.results.records if job.results else []
     for batch in batches:
-        write = stream_batch if _STREAM.value else generate_batch
         for index, record in zip(batch.rows, write(job, batch, target, spec, painter)):
             if job.results is None:
                 records.append(record)
@@ -189,6 +188,8 @@ def main(argv: Sequence[str]) -> None:
                 job.results.append(record)
         if job.results is not None:
             say(console, f"{len(records)} of {len(job.prompts)} prompts done")
+    if _TRACE.value is not None:
+        save_trace(job, batches, console)
     summary(console, measure(job, batches, records, target, spec))
     committed = [c[2] for record in records for c in record["cycles"]]
     if hasattr(spec, "net") or hasattr(spec, "model"):  # trained: then near 1 has a cause
@@ -207,6 +208,10 @@ def read_job() -> Job:
     if _STREAM.value and (_OUTPUT.value is not None or config.host_loop):
         other = "--output" if _OUTPUT.value is not None else "--config.host_loop"
         raise ValueError(f"--stream and {other} exclude each other; leave one out.")
+    if _TRACE.value is not None:
+        trace_file.check_place(_TRACE.value)
+        if _TRACE.value in (_OUTPUT.value, _PROMPT_FILE.value):
+            raise ValueError(f"--trace={_TRACE.value} is a file of another flag; use its own.")
     name = drafter()
     if name is None or DRAFTERS[name].needs_model:
         if _DRAFT.value is None and (_TARGET.value != "demo:target" or name not in EMBEDDED):
@@ -330,63 +335,30 @@ def num_draft() -> int | None:
     return _NUM_DRAFT.value
 
 
-def generate_batch(
+def write(
     job: Job, batch: Batch, target: specjax.Model, spec: Any, painter: Painter
 ) -> Iterator[dict[str, Any]]:
-    """Decodes the batch, then shows each text unless it goes to a file."""
-    arguments = job.arguments(batch.rows)
-    # The last batch is filled up: another number of rows would be compiled anew.
+    """Decodes a batch, and shows its texts unless they go to a file."""
+    arguments = {**job.arguments(batch.rows), "details": job.config.details}
+    if _STREAM.value:
+        arguments["cycles_per_call"] = job.config.cycles_per_call
+        return stream_batch(batch, target, spec, painter, arguments)
+    arguments["host_loop"] = job.config.host_loop
+    shown = painter if job.results is None else None
     size = min(job.config.batch_size, len(job.prompts))
-    for name in ("prompts", "seed"):
-        arguments[name] += arguments[name][-1:] * (size - len(batch.rows))
-    output = specjax.generate(target, spec, host_loop=job.config.host_loop, **arguments)
-    batch.seconds, batch.rule = output.seconds, output.rule
-    batch.tokens = output.tokens[: len(batch.rows)]
-    for row, prompt in enumerate(arguments["prompts"][: len(batch.rows)]):
-        if job.results is None:
-            labeller = make_labeller(target)
-            tokens = output.tokens[row]
-            labeller.push(tokens, output.trace.labels(row)[: len(tokens)], last=True)
-            painter.write_plain(prompt)
-            painter.write(labeller.take(len(output.text[row])))
-            painter.write_line("\n")
-        yield make_record(
-            prompt,
-            output.text[row],
-            output.tokens[row],
-            output.finish[row],
-            arguments["seed"][row],
-            output.trace.rows[row],
+    return generate_batch(batch, target, spec, shown, arguments, size)
+
+
+def save_trace(job: Job, batches: list[Batch], console: Console) -> None:
+    """Writes --trace, and says which prompts it is about where those are not all."""
+    path, first = _TRACE.value or "", batches[0].rows.start
+    trace_file.save(specjax.Trace.join([b.trace for b in batches if b.trace]), path)
+    if first:
+        say(
+            console,
+            f"{path} holds the traces of prompts {first + 1} to {len(job.prompts)}: those before "
+            "were done by an earlier run.",
         )
-
-
-def stream_batch(
-    job: Job, batch: Batch, target: specjax.Model, spec: Any, painter: Painter
-) -> Iterator[dict[str, Any]]:
-    """Shows one text as it comes."""
-    arguments = job.arguments(batch.rows)
-    labeller = make_labeller(target)
-    text, finish = "", None
-    tokens: list[int] = []
-    cycles: list[specjax.Cycle] = []
-    painter.write_plain(arguments["prompts"][0])
-    begin = time.perf_counter()
-    for piece in specjax.stream(
-        target, spec, cycles_per_call=job.config.cycles_per_call, **arguments
-    ):
-        labeller.push(piece.tokens, piece.labels, last=piece.finish is not None)
-        painter.write(labeller.take(len(piece.text)))
-        text, finish = text + piece.text, piece.finish
-        tokens += piece.tokens
-        cycles += piece.cycles
-    batch.seconds, batch.tokens = time.perf_counter() - begin, [tokens]
-    painter.write_line("\n")
-    yield make_record(arguments["prompts"][0], text, tokens, finish, arguments["seed"][0], cycles)
-
-
-def make_labeller(target: specjax.Model) -> Labeller:
-    assert target.tokenizer is not None  # `load_models` has looked
-    return Labeller(StreamDecoder(target.tokenizer))
 
 
 def measure(

@@ -12,7 +12,7 @@ from specjax.checkpoint.load import Model
 from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.drafters import NoDraft, Spec
 from specjax.measure.trace import Cycle, Trace
-from specjax.recording import complete
+from specjax.recording import complete, complete_row
 from specjax.sampling import Options
 from specjax.session import CHUNKS, Row, Session, check_requests
 from specjax.verify.base import Rule
@@ -55,6 +55,7 @@ class Piece:
     labels: list[str]  # of each token: accepted, correction or bonus (measure.trace)
     cycles: tuple[Cycle, ...]  # that brought them
     finish: str | None  # "stop" or "length" with the row's last piece
+    trace: Trace | None = None  # of the whole row, complete, with its last piece
 
 
 def generate(
@@ -145,6 +146,7 @@ def stream(
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     cycles_per_call: int = 4,
     chunk: int = CHUNKS[-1],
+    details: bool = False,
     **options: Any,
 ) -> Iterator[Piece]:
     """As `generate`, but yields text as it comes, ``cycles_per_call`` cycles a device call.
@@ -154,7 +156,7 @@ def stream(
     if cycles_per_call < 1:
         raise ValueError(f"cycles_per_call={cycles_per_call}: must be at least 1.")
     rows, stops = prepare(target, prompts, max_new_tokens, seed, stop, stop_token_ids, options)
-    session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk)
+    session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk, details=details)
     return _stream(target, session, rows, stops, cycles_per_call)
 
 
@@ -202,19 +204,22 @@ def _stream(
                 upto = min(end[0], len(text[b]))
             if not new and not over:
                 continue
-            reason = None
+            cycles_so_far = trace.cut(b, last).rows[b]
+            reason, whole = None, None
             if over:
                 reason = "stop" if end is not None else finish_reason(rows[b], tokens[b])
+                whole = complete_row(cycles_so_far, session, rows, b, reason)
                 open_rows.discard(b)
             yield Piece(
                 row=b,
                 text=text[b][sent_text[b] : upto],
                 tokens=new,
                 labels=trace.labels(b)[sent[b] : last],
-                cycles=trace.rows[b][sent_cycles[b] :],
+                cycles=cycles_so_far[sent_cycles[b] :],
                 finish=reason,
+                trace=whole,
             )
-            sent_cycles[b] = len(trace.rows[b])
+            sent_cycles[b] = len(cycles_so_far)
             sent[b], sent_text[b] = last, max(upto, sent_text[b])
 
 

@@ -27,6 +27,14 @@ def complete(
     return dataclasses.replace(trace, texts=tuple(texts), setup=describe_setup(session, rows))
 
 
+def complete_row(
+    cycles: Sequence[Cycle], session: Session, rows: Sequence[Row], index: int, finish: str
+) -> Trace:
+    """The same of row ``index`` alone, whose cycles are ``cycles``."""
+    text = describe_row(session.target, rows[index], finish, cycles, session.prefilled)
+    return Trace((tuple(cycles),), (text,), describe_setup(session, rows))
+
+
 def describe_row(
     target: Model, row: Row, finish: str | None, cycles: Sequence[Cycle], prefilled: float
 ) -> Text:

@@ -19,6 +19,7 @@ from tiny_checkpoint import write_tiny
 import specjax
 from experiments import cli, generate
 from specjax.checkpoint.tokenizer import StreamDecoder
+from specjax.measure import trace_file
 from specjax.measure.prompts import read_prompts
 from specjax.measure.speed import first_difference
 from specjax.view.text import MARKS, Labeller, Painter
@@ -160,6 +161,47 @@ def test_a_killed_run_continues(run: Cli, tmp_path: Path) -> None:
     status, _, err = run(*arguments)
     assert status == 2 and "line 1" in err and "another --output" in err
     assert output.read_bytes() == whole
+
+
+def test_traces(run: Cli, tmp_path: Path) -> None:
+    """Of a file in batches, of what a continued run did, and of a stream."""
+    output, trace = tmp_path / "out.jsonl", tmp_path / "trace.jsonl"
+    ngram = ("--drafter=ngram", f"--target={run.target}", "--num_draft=3", f"--trace={trace}")
+    (tmp_path / "p.txt").write_text("def a(def a(\nx = \nx = x\n")
+    arguments = [*ngram, "--max_new_tokens=12", "--config.compare_plain=False"]
+    file = [f"--prompt_file={tmp_path / 'p.txt'}", f"--output={output}", "--config.batch_size=2"]
+    status, out, err = run(*arguments, *file, models=False)
+    assert (status, err) == (0, "") and "holds the traces" not in out
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    whole = trace_file.load(trace)
+    assert [[t for c in row for t in c.emitted] for row in whole.rows] == [
+        r["tokens"] for r in records
+    ]
+    assert [text.prompt for text in whole.texts] == ["def a(def a(", "x = ", "x = x"]
+    assert whole.setup["drafter"] == "ngram" and whole.setup["batch"] == 2
+
+    run(*arguments, *file, models=False)
+    assert trace_file.load(trace) == whole  # nothing ran, nothing was written
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:2]))
+    _, out, _ = run(*arguments, *file, models=False)
+    assert "holds the traces of prompts 3 to 3" in out
+    assert trace_file.load(trace).rows == whole.rows[2:]
+
+    one = [*arguments, "--prompt=def a(def a(", "--config.stop=('a',)", "--config.details=True"]
+    run(*one, models=False)
+    generated = trace_file.load(trace)
+    run(*one, "--stream", "--config.cycles_per_call=1", models=False)
+    streamed = trace_file.load(trace)
+    assert streamed == generated and next(iter(streamed)).detail is not None
+    assert dict(streamed.setup) == dict(generated.setup)
+
+    for bad, why in (
+        ("trace.txt", "must end in .jsonl"),
+        (f"{tmp_path}/no/t.jsonl", "existing directory"),
+        (str(output), "another flag"),
+    ):
+        status, _, err = run(*arguments, *file, f"--trace={bad}", models=False)
+        assert status == 2 and why in err and err.count("\n") == 1
 
 
 def test_prompt_files(tmp_path: Path) -> None:

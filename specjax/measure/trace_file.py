@@ -38,6 +38,16 @@ def save(trace: Trace, path: str | Path) -> None:
     write_atomically(path, "".join(line + "\n" for line in lines))
 
 
+def check_place(path: str | Path, flag: str = "--trace") -> None:
+    """Raises ValueError, in one line, unless ``path`` can hold a trace; to be called first."""
+    path = Path(path).expanduser()
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{flag}={path}: must end in .jsonl.")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a directory" if path.is_dir() else "lies in no existing directory"
+        raise ValueError(f"{flag}={path} {what}; name a file in an existing directory.")
+
+
 def records(trace: Trace) -> Iterator[dict[str, Any]]:
     """The lines of a trace's file."""
     yield {"type": "trace", "version": VERSION, "setup": dict(trace.setup)}
