@@ -16,9 +16,10 @@ from typing import Any
 
 from specjax import api, decode
 from specjax.bench.compiles import Compiles
+from specjax.bench.exactness import differences
 from specjax.bench.plan import Case, Group, Suite
 from specjax.bench.rendering import Prompt
-from specjax.bench.store import Record, Store
+from specjax.bench.store import Record, Store, write_json
 from specjax.bench.synthetic import mark
 from specjax.checkpoint.load import Model
 from specjax.core.sharding import use_mesh
@@ -81,7 +82,9 @@ def measure(
         for case in group.cases:
             if missing[case.name]:
                 report(f"warming {case.name}", made, total)
+                compiles = Compiles()
                 warm(target, suite, case, batches)
+                store.write_warmup(case.name, compiles.count, compiles.seconds)
         for batch, repeat, order in turns(batches, suite.repeats, len(group.cases)):
             for place, index in enumerate(order):
                 case = group.cases[index]
@@ -94,6 +97,7 @@ def measure(
                 report(case.name, made, total)
         for case in group.cases:
             finish(store, case, len(batches), suite.repeats)
+            note_differences(target, store, group.cases[0], case)
 
 
 def asked_by(group: Group, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -198,6 +202,14 @@ def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> N
         )
 
 
+def note_differences(target: Model, store: Store, plain: Case, case: Case) -> None:
+    """Keeps where a text that should be plain decoding's is another, and by which margin."""
+    path = store.case(case.name) / "differences.json"
+    if case is plain or case.rule != "greedy" or path.exists():
+        return
+    write_json(path, differences(target, store.trace(case.name), store.trace(plain.name)))
+
+
 def finish(store: Store, case: Case, num_batches: int, repeats: int) -> None:
     """Joins the traces of a complete case: of each batch the repeat with the median time.
 
@@ -205,7 +217,7 @@ def finish(store: Store, case: Case, num_batches: int, repeats: int) -> None:
     """
     records = store.results(case.name)
     if len({(r["batch"], r["repeat"]) for r in records}) < num_batches * repeats:
-        return
+        raise AssertionError(f"{case.name} lacks measurements")
     if store.has_trace(case.name):
         store.remove_parts(case.name)  # of which a kill may have left some
         return

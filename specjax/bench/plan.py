@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specjax import api, drafters
+from specjax.bench.curves import Curve
 from specjax.bench.rendering import Prompt
-from specjax.bench.synthetic import Curve, Forced
+from specjax.bench.synthetic import NOT_THE_MODELS, Forced
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model
 from specjax.drafters import DRAFTERS, NoDraft, Spec
@@ -85,7 +86,7 @@ class Case:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden
         }
         if self.curve is not None:
-            record["synthetic"] = self.curve.record(self.num_draft)
+            record["synthetic"] = {**self.curve.record(self.num_draft), "note": NOT_THE_MODELS}
         return record
 
 

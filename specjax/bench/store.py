@@ -25,7 +25,7 @@ from specjax.measure.trace import Trace
 
 Record = dict[str, Any]
 # Of run.json: a run goes on only where these are what they were.
-FIXED = ("config", "prompts_sha256", "device", "versions")
+FIXED = ("config", "prompts_sha256", "target", "machine", "versions")
 
 
 class Store:
@@ -41,11 +41,9 @@ class Store:
     def read_run(self) -> Record:
         """run.json. Raises ValueError if there is none."""
         try:
-            run = json.loads(self.run_path.read_text(encoding="utf-8"))
+            run = read_json(self.run_path)
         except FileNotFoundError:
             raise ValueError(f"{self.path} holds no benchmark run: run.json is missing.") from None
-        except ValueError:
-            raise ValueError(f"{self.run_path} is damaged: not JSON.") from None
         if not isinstance(run, dict) or any(field not in run for field in FIXED):
             raise ValueError(f"{self.run_path} is not of a benchmark run.")
         return run
@@ -118,6 +116,15 @@ class Store:
     def has_trace(self, name: str) -> bool:
         return (self.case(name) / "trace.jsonl").exists()
 
+    def write_warmup(self, name: str, compiles: int, seconds: float) -> None:
+        """Programs that were compiled before a case was measured, and how long that took."""
+        self.case(name).mkdir(parents=True, exist_ok=True)
+        write_json(self.case(name) / "warmup.json", {"programs": compiles, "compile_s": seconds})
+
+    def read_warmup(self, name: str) -> Record:
+        path = self.case(name) / "warmup.json"
+        return {"compile_s": read_json(path)["compile_s"]} if path.exists() else {}
+
     def complete(self, name: str, trace: Trace) -> None:
         """Writes a case's one trace, and removes the parts that it was made of."""
         trace_file.save(trace, self.case(name) / "trace.jsonl")
@@ -131,14 +138,16 @@ class Store:
             parts.rmdir()
 
 
-def difference(field: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(
+    field: str, before: Mapping[str, Any], now: Mapping[str, Any], who: str = "this one"
+) -> str:
     """Names what differs, and how: the field itself, or its first member that does."""
-    old, new = before[field], now[field]
+    old, new = before.get(field), now.get(field)
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
-                return f"{name}={shown(old.get(name))}, this one has {shown(new.get(name))}"
-    return f"{field} {shown(old)}, this one has {shown(new)}"
+                return f"{name}={shown(old.get(name))}, {who} has {shown(new.get(name))}"
+    return f"{field}={shown(old)}, {who} has {shown(new)}"
 
 
 def shown(value: Any) -> str:
@@ -151,6 +160,14 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError, in one line, if the file holds no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is damaged: not JSON.") from None
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,148 @@
+"""Measures drafters: plain decoding and speculation in turn, on the same prompts, in one process.
+
+  python -m experiments.benchmark --config=configs/benchmark.py --workdir=runs/demo
+  python -m experiments.benchmark --config=configs/benchmark.py --workdir=runs/k \\
+      --config.drafters="('demo:draft','ngram')" --config.num_draft="(1,2,4,8)"
+  python -m experiments.benchmark --workdir=runs/demo --report_only
+  python -m experiments.benchmark --compare=runs/demo,runs/other
+
+The directory holds traces, metrics.json, tables (CSV, Markdown, LaTeX), figures and report.html. A
+killed run, started again, measures what is missing. configs/benchmark.py says what can be asked
+for, among it --config.mode: measure, replay, synthetic, predict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+from rich import progress
+from rich.console import Console
+
+from experiments import cli
+from specjax.bench import comparison, costing, environment, forecast, job, measure, outputs, scoring
+from specjax.bench.curves import parse_curve
+from specjax.bench.store import Record, Store, write_json
+from specjax.bench.summary import summarise
+from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.view.tables import table
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the results go, or are.")
+_REPORT_ONLY = flags.DEFINE_boolean(
+    "report_only", False, "Makes tables, figures and page anew, from what --workdir holds."
+)
+_COMPARE = flags.DEFINE_list("compare", [], "Directories of finished runs, shown in one table.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    with cli.one_line_errors():
+        if _COMPARE.value:
+            return show(console, comparison.compare(_COMPARE.value))
+        if not _WORKDIR.value:
+            raise ValueError("Where to? Set --workdir.")
+        store = Store(_WORKDIR.value)
+        if _REPORT_ONLY.value:
+            return finish(console, store)
+        if _CONFIG.value is None:
+            raise ValueError("What to measure? Set --config, such as configs/benchmark.py.")
+        config = _CONFIG.value.to_dict()
+        if config["mode"] == "predict":
+            return predict(console, store, config)
+        if config["compilation_cache"]:
+            named = config["compilation_cache"]
+            use_compile_cache(default_directory() if named == "default" else named)
+        prepared = job.prepare(config, store)
+        run = store.begin(prepared.run, prepared.prompts)
+    with bar(console) as report:
+        if run["mode"] == "replay":
+            scoring.record_all(prepared, store, report)
+        else:
+            run_cases(prepared, store, config["calibrate"], report)
+    finish(console, store)
+
+
+def run_cases(
+    prepared: job.Job, store: Store, rounds: int, report: Callable[[str, float, float], None]
+) -> None:
+    measure.measure(
+        prepared.target, prepared.suite, prepared.groups, prepared.prompts, store, report
+    )
+    if rounds:
+        costing.calibrate(
+            prepared, store, repeats=rounds, say=lambda what, share: report(what, share, 1)
+        )
+    store.write_run({**store.read_run(), "peak_bytes": environment.peak_bytes()})
+
+
+def finish(console: Console, store: Store) -> None:
+    """From what the directory holds to everything that people read."""
+    replayed = store.read_run()["mode"] == "replay"
+    summary = scoring.score(store) if replayed else summarise(store)
+    outputs.write(store, summary)
+    show(console, summary)
+    console.print(f"{store.path / 'report.html'}", soft_wrap=True)
+
+
+def show(console: Console, summary: Record) -> None:
+    console.print(table(summary))
+    ratios = [
+        (case["name"], case["predicted"]["measured_over_predicted"])
+        for case in summary["cases"]
+        if case["predicted"] and case["predicted"]["measured_over_predicted"] is not None
+    ]
+    if ratios:
+        console.print("measured over predicted speedup:")
+        for name, ratio in ratios:
+            console.print(f"  {ratio:.2f}  {name}", soft_wrap=True)
+    for line in outputs.remarks(summary):
+        console.print(line, soft_wrap=True, style="bold red" * line.startswith("Not valid"))
+
+
+def predict(console: Console, store: Store, config: dict[str, Any]) -> None:
+    """No target is loaded and no device is asked."""
+    if not config["costs"]:
+        raise ValueError("mode=predict needs costs: costs.json, or a run that has one.")
+    found = forecast.forecast(config["costs"], [parse_curve(c) for c in config["curves"]])
+    path, ours = store.path, ("forecast.json", "forecast.md")
+    if path.exists() and any(p.name not in ours for p in path.iterdir()):
+        raise ValueError(f"{path} holds something else; use another --workdir.")
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "forecast.json", found)
+    (path / "forecast.md").write_text(forecast.markdown(found), encoding="utf-8")
+    console.print(forecast.markdown(found), soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def bar(console: Console) -> Iterator[Callable[[str, float, float], None]]:
+    """A bar with the time left on a terminal, lines elsewhere."""
+    columns = (
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+    )
+    shown = [-1]
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as whole:
+        task = whole.add_task("", total=1.0)
+
+        def report(what: str, done: float, total: float) -> None:
+            whole.update(task, description=what, completed=done, total=total)
+            tenth = int(10 * done / total) if total else 10
+            if not console.is_terminal and (tenth != shown[0] or what.startswith(("warm", "cost"))):
+                shown[0] = tenth
+                print(f"{100 * done / max(total, 1):.0f} %  {what}", flush=True)
+
+        yield report
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,62 @@
+"""What a result was made with: device, versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from specjax.measure.calibration import describe_machine
+
+
+def describe() -> dict[str, Any]:
+    """Fields of run.json."""
+    machine = describe_machine()
+    return {
+        "device": machine["device"],
+        "machine": machine,
+        "versions": {
+            "specjax": _version("specjax"),
+            "jax": jax.__version__,
+            "jaxlib": _version("jaxlib"),
+            "python": platform.python_version(),
+        },
+        "git": commits(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def commits() -> list[str]:
+    """The commit of this checkout, "+" behind it where files differ; [] where it is none."""
+    where = Path(__file__).resolve().parents[2]
+    if not (where / ".git").exists():
+        return []
+
+    def ask(*command: str) -> str:
+        try:
+            return subprocess.run(
+                ["git", *command], cwd=where, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    commit = ask("rev-parse", "HEAD")
+    changed = ask("status", "--porcelain", "--untracked-files=no", "--", "specjax")
+    return [commit + "+" * bool(changed)] if commit else []
+
+
+def peak_bytes() -> int | None:
+    """The most memory of a device that this process has used; None where it does not tell."""
+    stats = [d.memory_stats() or {} for d in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return max(peaks, default=None)

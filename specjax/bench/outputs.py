@@ -1,0 +1,51 @@
+"""What people read: tables, figures and the page of a run, all from its directory alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from specjax.bench.store import Store
+from specjax.bench.synthetic import NOT_THE_MODELS
+from specjax.measure.results import write_atomically
+from specjax.view.report import write_report
+from specjax.view.tables import table
+
+# Suffix -> (format of the table, what begins a remark; None: the file holds figures alone).
+_FILES: dict[str, tuple[str, str | None]] = {
+    "csv": ("csv", None),
+    "md": ("markdown", "> "),
+    "tex": ("latex", "% "),
+}
+
+
+def write(store: Store, summary: Mapping[str, Any]) -> None:
+    """Writes results.csv, .md and .tex, figures/ and report.html.
+
+    Raises:
+      OSError: if they cannot be written.
+    """
+    for suffix, (form, sign) in _FILES.items():
+        head = "" if sign is None else "".join(f"{sign}{line}\n" for line in remarks(summary))
+        body = str(table(summary, form))
+        write_atomically(store.path / f"results.{suffix}", head + "\n" * bool(head) + body)
+    write_report(store.path)
+
+
+def remarks(summary: Mapping[str, Any]) -> list[str]:
+    """What must stand beside every table of a run."""
+    run = summary["run"]
+    lines = [f"Not valid: {reason}" for reason in run["invalid_because"]]
+    if run["mode"] == "synthetic":
+        lines.append(f"Synthetic: {NOT_THE_MODELS}.")
+    if run["mode"] == "replay":
+        lines.append("Replayed from recorded greedy texts: tau is exact, times were not measured.")
+    thinking = f", {run['thinking']}" if run["thinking"] else ""
+    prompts = f"{run['num_prompts']} prompts of {', '.join(run['prompt_sets'])}"
+    if run["left_out"]:
+        prompts += f" ({run['left_out']} longer ones were left out)"
+    lines.append(
+        f"{run['target']['name']} in {run['dtype']} on {run['device']}; {prompts}, template "
+        f"{run['template']}{thinking}, SHA-256 {run['prompts_sha256'][:16]}."
+    )
+    return lines

@@ -1,0 +1,160 @@
+"""Mode ``replay``: a drafter's guesses are recorded once, then scored from files for any k.
+
+Stopping rules are written ``confident:0.4`` (stop before the first guess that the draft is not 0.4
+sure of) or ``jointly:0.2`` (before it is no longer 0.2 sure of all guesses so far).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from specjax.bench.job import Job
+from specjax.bench.plan import Case
+from specjax.bench.recorder import NESTED, record
+from specjax.bench.store import Record, Store, write_json
+from specjax.bench.summary import chosen_by_category, predicted
+from specjax.measure import calibration, metrics, replay, trace_file
+from specjax.measure.trace import Trace
+
+STOPS: dict[str, Callable[[float], replay.Stop]] = {
+    "confident": replay.confident,
+    "jointly": replay.jointly_confident,
+}
+Report = Callable[[str, int, int], None]
+
+
+def parse_stop(text: str) -> tuple[str, replay.Stop]:
+    """(label, rule) of ``NAME:THRESHOLD``.
+
+    Raises:
+      ValueError: in one line, on anything else.
+    """
+    name, _, number = text.partition(":")
+    try:
+        least = float(number)
+        if name not in STOPS or not 0 <= least <= 1:
+            raise ValueError
+    except ValueError:
+        known = ", ".join(f"{n}:P" for n in STOPS)
+        raise ValueError(f"stop_rules holds {text!r}: write {known}, P from 0 to 1.") from None
+    return f"{name}{least:g}", STOPS[name](least)
+
+
+def record_all(job: Job, store: Store, report: Report = lambda *_: None) -> None:
+    """Records what ``store`` lacks, a batch of prompts at a time."""
+    cases = list(to_record(job))
+    parts: dict[str, list[tuple[int, Path]]] = {}
+    for case in cases:
+        num = sum(p.prompt_set == case.prompt_set for p in job.prompts)
+        place = store.path / "recordings" / case.name
+        starts = range(0, num, case.batch)
+        parts[case.name] = [(s, place / f"{s:05d}.jsonl") for s in starts]
+    total, made = sum(map(len, parts.values())), 0
+    for case in cases:
+        asked = [p for p in job.prompts if p.prompt_set == case.prompt_set]
+        for start, path in parts[case.name]:
+            if not path.exists() and not recording(store, case.name).exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                prompts = asked[start : start + case.batch]
+                found = record(
+                    job.target,
+                    case.spec,
+                    [list(p.tokens) for p in prompts],
+                    max_new_tokens=job.suite.max_new_tokens,
+                    stop_token_ids=None if job.suite.stop else (),
+                    batch=case.batch,
+                )
+                texts = [
+                    dataclasses.replace(t, category=p.category)
+                    for t, p in zip(found.texts, prompts)
+                ]
+                setup = {**found.setup, "drafter": case.drafter, "prompt_set": case.prompt_set}
+                trace_file.save(Trace(found.rows, tuple(texts), setup), path)
+            made += 1
+            report(f"recording {case.drafter}", made, total)
+        if not recording(store, case.name).exists():
+            whole = join([trace_file.load(path) for _, path in parts[case.name]])
+            trace_file.save(whole, recording(store, case.name))
+        for _, path in parts[case.name]:
+            path.unlink(missing_ok=True)
+
+
+def to_record(job: Job) -> Iterator[Case]:
+    """Of a drafter whose k guesses are the first of more, the most; of others each k."""
+    batch = job.suite.batches[0]
+    seen = set()
+    for group in job.groups:
+        for case in sorted(group.cases, key=lambda c: -c.num_draft):
+            nested = isinstance(case.spec, NESTED)
+            key = (case.prompt_set, case.drafter, nested or case.num_draft)
+            if case.batch == batch and case.drafter != "none" and key not in seen:
+                seen.add(key)
+                yield case
+
+
+def recording(store: Store, name: str) -> Path:
+    return store.path / "recordings" / f"{name}.jsonl"
+
+
+def join(parts: Sequence[Trace]) -> Trace:
+    """One recording of all prompts."""
+    whole = Trace.join(parts)
+    beyond = [after for part in parts for after in part.setup["recording"]["beyond"]]
+    details = {**whole.setup["recording"], "beyond": beyond}
+    return dataclasses.replace(whole, setup={**whole.setup, "recording": details})
+
+
+def score(store: Store) -> Record:
+    """Scores every recording of a run; writes traces and metrics.json. No model is needed.
+
+    Raises:
+      ValueError: in one line, if there is no recording, or a file is damaged.
+    """
+    run = store.read_run()
+    config = run["config"]
+    stops = [("", None), *map(parse_stop, config["stop_rules"])]
+    paths = sorted((store.path / "recordings").glob("*.jsonl"))
+    if not paths:
+        raise ValueError(f"{store.path} has no recordings yet; start the run again.")
+    found = calibration.load(config["costs"], elsewhere=True) if config["costs"] else None
+    cases: list[Record] = []
+    for path in paths:
+        source = trace_file.load(path)
+        for k in source.setup["recording"]["exact_k"]:
+            for label, stop in stops:
+                trace = replay.replay(source, k, stop=stop)
+                case = {**_case(source, k, label), "stop_rule": label or None}
+                case |= {"metrics": metrics.figures(trace)}
+                case |= {"intervals": metrics.with_intervals(trace)}
+                case |= {"per_category": chosen_by_category(trace)}
+                if found is not None and not label:
+                    case["predicted"] = predicted(found, case, case["metrics"], trace, None)
+                store.complete(case["name"], trace)
+                cases.append(case)
+    run |= {"valid": True, "invalid_because": []}
+    store.write_run(run)
+    summary = {"run": run, "cases": cases}
+    write_json(store.path / "metrics.json", summary)
+    return summary
+
+
+def _case(source: Trace, k: int, label: str) -> Record:
+    setup: Mapping[str, Any] = source.setup
+    parts = [setup["prompt_set"], setup["drafter"].rstrip("/").rpartition("/")[2], f"k{k}"]
+    parts += [label] if label else []
+    return {
+        "name": re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join([*parts, "replay"])),
+        "prompt_set": setup["prompt_set"],
+        "drafter": setup["drafter"],
+        "num_draft": k,
+        "rule": "greedy",
+        "temperature": 0.0,
+        "batch": 1,
+        "mode": "replay",
+        "compare": None,
+        "predicted": None,
+    }
