@@ -5,7 +5,8 @@
 
 The same command resumes a run that was killed. Every ``eval_every`` steps tau is predicted by
 replaying the training graph over held-out texts of the target, and measured by speculating on the
-same prompts; where the two differ, training does not see what inference does.
+same prompts; where the two differ, training does not see what inference does. The cycles of the
+newest measurement are in ``trace.jsonl`` of the workdir.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.sharding import parse_mesh, use_mesh
+from specjax.measure import trace_file
 from specjax.measure.results import write_atomically
 from specjax.train import lm, loop
 from specjax.train.config import DrafterConfig
@@ -43,7 +45,9 @@ from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee, fresh
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics.jsonl, run.json.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Checkpoints, metrics.jsonl, trace.jsonl, run.json."
+)
 _EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where the trained drafter is written.")
 _EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "Export the newest checkpoint as it is.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -117,7 +121,7 @@ def run(
         stack(held[i : i + config.rows], config.data.seq_len)
         for i in range(0, max(len(held) // config.rows, 1) * config.rows, config.rows)
     ]
-    evaluation = Evaluation(config, target, trainee, texts, batches)
+    evaluation = Evaluation(config, target, trainee, texts, batches, workdir / "trace.jsonl")
     try:
         with use_mesh(mesh):
             if only:
@@ -229,8 +233,11 @@ class Evaluation:
         trainee: Trainee,
         texts: list[GreedyText],
         batches: list[Any],
+        trace: Path,
     ):
+        """``trace`` is the file that the newest measurement's cycles are written to."""
         self._config, self._target, self._trainee, self._texts = config, target, trainee, texts
+        self._trace = trace
         self._loss = HeldoutLoss(trainee.objective, batches)
         rows = min(config.rows, len(texts))
         self._predicted = PredictedTau(trainee.objective, texts, rows=rows)
@@ -244,6 +251,7 @@ class Evaluation:
             [t.prompt for t in self._texts],
             max_new_tokens=self._config.eval.max_new_tokens,
         )
+        self._save(spoken.trace, int(state.step))
         record: loop.Record = {
             "heldout_loss": round(self._loss(state.params, net), 6),
             "predicted_tau": round(predicted, 4),
@@ -262,6 +270,16 @@ class Evaluation:
                 flush=True,
             )
         return record
+
+    def _save(self, trace: specjax.Trace, step: int) -> None:
+        try:
+            setup = {**trace.setup, "step": step}
+            trace_file.save(dataclasses.replace(trace, setup=setup), self._trace)
+        except OSError as error:
+            raise loop.SaveFailed(
+                f"The trace of step {step} could not be written to {self._trace}: {error}. "
+                "Checkpoints before it are whole: make room and run the same command again."
+            ) from error
 
 
 if __name__ == "__main__":

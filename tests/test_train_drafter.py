@@ -16,6 +16,7 @@ from tiny_checkpoint import byte_level_bpe
 
 import specjax
 from specjax.checkpoint.export import save_pretrained
+from specjax.measure import trace_file
 from specjax.train import lm, loop
 from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
 from specjax.train.data.batches import Batches
@@ -128,6 +129,8 @@ def test_training_raises_the_measured_tau(kind, place, tmp_path, capfd, monkeypa
     assert last["predicted_tau"] == pytest.approx(last["measured_tau"], abs=1e-3)
     assert "tau_differs" not in last and "WARNING" not in capfd.readouterr().err
     assert (export / "config.json").is_file()
+    trace = trace_file.load(workdir / "trace.jsonl")
+    assert trace.setup["step"] == config.steps and round(trace.tau, 4) == last["measured_tau"]
     if kind != "lm":
         return
     # A training graph that sees something else than inference does not go unnoticed.
