@@ -15,9 +15,10 @@ from rich.cells import cell_len
 from specjax.measure.trace import ACCEPTED, Trace
 from specjax.view.palette import Palette
 from specjax.view.style import canvas, grid, legend_above
-from specjax.view.tokens import Token, lay_out, text_of, tokens, visible
+from specjax.view.tokens import Placed, Token, lay_out, text_of, tokens, visible
 
 COLUMNS, MOST_LINES = 78, 60
+LEADING = 1.1  # em from line to line, at least
 ADVANCE = 0.602  # em that a character of DejaVu Sans Mono is wide
 # Upper ends of the steps of the colour ramp, as shares of the way from 1 to k + 1.
 STEPS = (0.15, 0.35, 0.55, 0.75)
@@ -51,16 +52,14 @@ def plot_heat(trace: Trace, row: int = 0, *, window: int = 5, ax: Axes | None = 
     if not shown:
         raise ValueError(f"Row {row} has no tokens to draw.")
     heat, most = rolling_tau(trace, row, window), max(len(c.proposed) for c in trace.rows[row])
-    prompt = visible(text_of(trace, row).prompt)
-    begun = prompt[prompt.rfind("\n") + 1 :][-COLUMNS:]  # of the line that the text goes on with
-    places = lay_out([begun, *(t.text for t in shown)], COLUMNS)
-    lines = min(1 + max((run[0] for runs in places for run in runs), default=0), MOST_LINES)
-    with canvas(ax, (6.4, 0.75 + 0.155 * lines)) as (ax, palette):
+    places = _places(trace, row)
+    lines = _lines(places)
+    with canvas(ax, heat_size(trace, row)) as (ax, palette):
         ax.set_xlim(0, COLUMNS)
         ax.set_ylim(lines + 0.2, -0.2)
         ax.set_axis_off()
         _ramp_legend(ax, palette, window, most)
-        size = _font_size(ax)
+        size = _font_size(ax, lines)
         for runs, token in zip(places, [None, *shown]):
             for line, column, text in runs:
                 if line >= MOST_LINES:
@@ -78,15 +77,31 @@ def plot_heat(trace: Trace, row: int = 0, *, window: int = 5, ax: Axes | None = 
                 for word in re.finditer(r"\S+", text):
                     ax.text(
                         column + cell_len(text[: word.start()]),
-                        line + 0.5,
+                        line + 0.73,
                         word[0].replace("$", r"\$"),
                         family="monospace",
                         fontsize=size,
-                        va="center_baseline",
+                        va="baseline",
                         color=palette.muted if token is None else palette.ink,
                         clip_on=True,
                     )
     return ax
+
+
+def heat_size(trace: Trace, row: int) -> tuple[float, float]:
+    """Inches that the text of a row takes."""
+    return (6.4, 0.75 + 0.155 * _lines(_places(trace, row)))
+
+
+def _places(trace: Trace, row: int) -> list[list[Placed]]:
+    """Where the line stands that the text goes on with, and each token."""
+    prompt = visible(text_of(trace, row).prompt)
+    begun = prompt[prompt.rfind("\n") + 1 :][-COLUMNS:]
+    return lay_out([begun, *(t.text for t in tokens(trace, row, rejected=False))], COLUMNS)
+
+
+def _lines(places: list[list[Placed]]) -> int:
+    return min(1 + max((run[0] for runs in places for run in runs), default=0), MOST_LINES)
 
 
 def _step(tau: float, most: int) -> int:
@@ -108,12 +123,14 @@ def _ramp_legend(ax: Axes, palette: Palette, window: int, most: int) -> None:
     legend.set_alignment("left")
 
 
-def _font_size(ax: Axes) -> float:
+def _font_size(ax: Axes, lines: int) -> float:
     """Points, so that a character of matplotlib's fixed-width font is as wide as a column."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # settles the layout
-    return 72 * ax.get_window_extent().width / figure.dpi / COLUMNS / ADVANCE
+    box = ax.get_window_extent()
+    wide, high = box.width / COLUMNS / ADVANCE, box.height / lines / LEADING
+    return 72 / figure.dpi * min(wide, high)
 
 
 CLASSES: dict[str, Callable[[str], bool]] = {

@@ -185,7 +185,7 @@ def plot_frontier(loads: Sequence[Load], *, ax: Axes | None = None) -> Axes:
                 ax.annotate(
                     f"{x.batch}",
                     (x.per_user, x.total),
-                    (6, 3),
+                    (6, -9 if i % 2 else 3),
                     textcoords="offset points",
                     fontsize=7.5,
                     color=palette.muted,

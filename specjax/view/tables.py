@@ -45,7 +45,8 @@ def table(measured: Mapping[str, Any] | Cases, format: str = "rich") -> Any:
     Tau is pooled: committed tokens per target pass, the target's own included. Speedup is the ratio
     of times per token to plain decoding of the same prompts, prefill left out, with its 95 %
     bootstrap interval over requests. The best tau and speedup of each group (prompt set,
-    temperature, batch size) are bold; tokens/s is of each user; forced acceptance ("synthetic") never is.
+    temperature, batch size) are bold, forced acceptance ("synthetic") never is. tokens/s is that of
+    each user.
 
     Args:
       measured: metrics.json of a benchmark, its "cases", or name -> `Trace`, where the one that
@@ -162,7 +163,8 @@ def _row(case: Mapping[str, Any], top: Mapping[str, float | None]) -> tuple[Cell
         Cell("" if plain else str(case.get("num_draft", ""))),
         Cell("" if plain else str(case.get("rule", ""))),
         Cell(
-            _ranged(tau, intervals.get("tau")), not plain and tau is not None and tau == top["tau"]
+            _ranged(tau, None if plain else intervals.get("tau")),
+            fair(case) and tau is not None and tau == top["tau"],
         ),
         Cell(" ".join(f"{s:.2f}" for s in survival)),
         Cell("" if not tpot else f"{1e3 / tpot:,.0f}"),
@@ -245,7 +247,7 @@ def _latex(cases: Cases) -> str:
 
 def _html(cases: Cases) -> str:
     head = "".join(
-        f'<th class="{"n" if right else ""}">{name}</th>' for name, right in zip(COLUMNS, NUMERIC)
+        f'<th class="{"num" if right else ""}">{name}</th>' for name, right in zip(COLUMNS, NUMERIC)
     )
     parts = []
     for group in groups(cases):
@@ -254,7 +256,7 @@ def _html(cases: Cases) -> str:
             parts.append(f'<tr class="g"><th colspan="{len(COLUMNS)}">{title}</th></tr>')
         for row in group.rows:
             cells = "".join(
-                f'<td class="{"n" if right else ""}">{_html_cell(cell)}</td>'
+                f'<td class="{"num" if right else ""}">{_html_cell(cell)}</td>'
                 for cell, right in zip(row, NUMERIC)
             )
             parts.append(f"<tr>{cells}</tr>")

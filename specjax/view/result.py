@@ -1,0 +1,150 @@
+"""Result directories, read back: what a report is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from specjax.measure import trace_file
+from specjax.measure.calibration import Calibration
+from specjax.measure.calibration import load as load_costs
+from specjax.measure.trace import Trace
+from specjax.view.tables import cases_of, fair, is_synthetic, speedup_of
+
+Case = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One run, or several of the same prompts."""
+
+    run: Mapping[str, Any]  # run.json
+    cases: tuple[Case, ...]
+    traces: Mapping[str, Trace]  # of a case by its name; whatever was there
+    costs: Calibration | None = None
+
+    @property
+    def best(self) -> Case | None:
+        """The fastest case that guesses and whose text is the model's; by tau without times."""
+        able = [c for c in self.cases if fair(c)] or [
+            c for c in self.cases if c["drafter"] != "none"
+        ]
+        return max(
+            able,
+            key=lambda c: (speedup_of(c) or 0.0, c["metrics"]["tau"] or 0.0),
+            default=None,
+        )
+
+    def plain_of(self, case: Case) -> Case | None:
+        """Plain decoding of the same prompts, as ``case`` was compared with it."""
+        keys = ("prompt_set", "temperature", "batch", "run")
+        for other in self.cases:
+            same = other["name"] == case.get("plain") or (
+                "plain" not in case and all(other.get(k) == case.get(k) for k in keys)
+            )
+            if other["drafter"] == "none" and same:
+                return other
+        return None
+
+    @property
+    def synthetic(self) -> bool:
+        return any(is_synthetic(c) for c in self.cases)
+
+
+def read_result(directory: str | Path) -> Result:
+    """Reads what a benchmark wrote.
+
+    Raises:
+      ValueError: in one line, on a file that is missing, damaged, or of something else.
+    """
+    path = Path(directory).expanduser()
+    metrics = _read(path / "metrics.json")
+    run, cases = metrics.get("run"), metrics.get("cases")
+    if not isinstance(run, dict) or not isinstance(cases, list) or not cases:
+        raise ValueError(f'{path / "metrics.json"} lacks "run" or "cases": not of a benchmark.')
+    for i, case in enumerate(cases):
+        for key in ("name", "drafter", "metrics"):
+            if key not in case:
+                raise ValueError(f"{path / 'metrics.json'}: case {i} has no {key!r}.")
+    files = {c["name"]: path / "cases" / c["name"] / "trace.jsonl" for c in cases}
+    traces = {name: trace_file.load(f) for name, f in files.items() if f.exists()}
+    costs = path / "costs.json"
+    return Result(
+        run, tuple(cases), traces, load_costs(costs, elsewhere=True) if costs.exists() else None
+    )
+
+
+def read_results(directories: Sequence[str | Path]) -> Result:
+    """Several runs as one; each case is named by its run, too.
+
+    Raises:
+      ValueError: in one line, as `read_result` does, or if the prompts of two runs differ.
+    """
+    if not directories:
+        raise ValueError("Name at least one result directory.")
+    results = [read_result(d) for d in directories]
+    if len(results) == 1:
+        return results[0]
+    first = results[0].run.get("prompts_sha256")
+    for directory, result in zip(directories, results):
+        other = result.run.get("prompts_sha256")
+        if other != first or first is None:
+            raise ValueError(
+                f"{directories[0]} and {directory} are not comparable: their rendered prompts have "
+                f"the hashes {str(first)[:12]} and {str(other)[:12]}; measure both on the same."
+            )
+    names = [Path(d).resolve().name for d in directories]
+    if len(set(names)) < len(names):
+        names = [str(d) for d in directories]
+    cases: list[Case] = []
+    traces: dict[str, Trace] = {}
+    for name, result in zip(names, results):
+        for case in result.cases:
+            full = f"{name}/{case['name']}"
+            plain = {"plain": f"{name}/{case['plain']}"} if "plain" in case else {}
+            shown = "none" if case["drafter"] == "none" else f"{case['drafter']} ({name})"
+            cases.append({**case, "name": full, "run": name, "drafter": shown, **plain})
+            if case["name"] in result.traces:
+                traces[full] = result.traces[case["name"]]
+    because = [f"{n}: {b}" for n, r in zip(names, results) for b in reasons(r.run)]
+    run = {**results[0].run, "runs": names, "valid": not because, "invalid_because": because}
+    return Result(run, tuple(cases), traces)
+
+
+def from_traces(traces: Mapping[str, Trace]) -> Result:
+    """A result of traces alone, by name; the one that guesses nothing is plain decoding.
+
+    Raises:
+      ValueError: in one line, where they cannot be compared.
+    """
+    if not traces:
+        raise ValueError("No traces, so there is nothing to report.")
+    setup = next(iter(traces.values())).setup
+    keys = ("target", "dtype", "device", "versions")
+    run = {key: setup[key] for key in keys if key in setup}
+    return Result(run, tuple(cases_of(traces)), dict(traces))
+
+
+def reasons(run: Mapping[str, Any]) -> list[str]:
+    """Why the numbers of a run may not be used; empty: they may."""
+    found = list(run.get("invalid_because") or ())
+    if not found and run.get("valid") is False:
+        found = ["the run is marked invalid, without a reason."]
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; name the directory of a complete benchmark."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as metrics: {error}.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not of a benchmark.")
+    return found
