@@ -143,8 +143,16 @@ class CycleProgram:
     def _fresh(self) -> decode.DecodeState:
         """The state at the beginning; the caches are taken to hold the prompt."""
         length = jnp.full(self._tokens.shape[:1], self._start, jnp.int32)
+        tokens = jnp.asarray(self._tokens)
         state = decode.init_program(
-            self._target.net, self.drafter, jnp.asarray(self._tokens), length, self._done, None
+            # As a session calls it, so that both share a program.
+            self._target.net,
+            self.drafter,
+            tokens,
+            length,
+            self._done,
+            None,
+            with_details=False,
         )
         return dataclasses.replace(state, cache=state.cache.rollback(state.length - 1))
 
