@@ -19,12 +19,14 @@ from specjax.measure.trace import Cycle, Trace
 from specjax.sampling import Options
 
 if TYPE_CHECKING:
+    from specjax.auditing import AuditReport, audit
     from specjax.view.figures import plot_acceptance, plot_heat, plot_speedup, plot_timeline
     from specjax.view.html import show
     from specjax.view.race import race
     from specjax.view.tables import table
 
 __all__ = [
+    "AuditReport",
     "Cycle",
     "DrafterReport",
     "Model",
@@ -32,6 +34,7 @@ __all__ = [
     "Output",
     "Piece",
     "Trace",
+    "audit",
     "check",
     "check_drafter",
     "drafters",
@@ -53,6 +56,8 @@ __all__ = [
 
 # Name -> module: matplotlib and pages are imported by whoever wants a picture.
 _LAZY = {
+    "AuditReport": "specjax.auditing",
+    "audit": "specjax.auditing",
     "plot_acceptance": "specjax.view.figures",
     "plot_heat": "specjax.view.figures",
     "plot_speedup": "specjax.view.figures",

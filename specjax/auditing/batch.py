@@ -39,7 +39,11 @@ class Batch:
 
     @classmethod
     def of(cls, target: Model, drafter: Drafter, rule: Rule, rows: Sequence[Row]) -> Batch:
-        sampling = make_sampling([r.options for r in rows], target.config.vocab_size)
+        kinds = {id(r.options): r.options for r in rows}  # few, and dear to read one by one
+        place = {name: i for i, name in enumerate(kinds)}
+        which = jnp.asarray([place[id(r.options)] for r in rows])
+        sampling = make_sampling(list(kinds.values()), target.config.vocab_size)
+        sampling = jax.tree.map(lambda column: column[which], sampling)
         lengths = np.asarray([len(r.prompt) for r in rows], np.int32)
         stops = np.full((len(rows), max(1, *(len(r.stop_token_ids) for r in rows))), -1, np.int32)
         for ids, row in zip(stops, rows):

@@ -94,8 +94,8 @@ def make_rule(rule: Rule | str) -> Rule:
     if not isinstance(rule, str | Rule):
         what = rule.__name__ if inspect.isclass(rule) else f"a {type(rule).__name__}"
         raise ValueError(
-            f"{what} is no rule: hand over an instance of a subclass of specjax.verify.Rule, or the "
-            f"name of a registered one, {', '.join(sorted(verify.RULES))}."
+            f"{what} is no rule: hand over an instance of a subclass of specjax.verify.Rule, or "
+            f"the name of a registered one, {', '.join(sorted(verify.RULES))}."
         )
     chosen = verify.get(rule)
     lacking = [f for f in ("name", "takes") if not hasattr(chosen, f)]
