@@ -168,10 +168,10 @@ def _parts(costs: Costs, k: int) -> Record:
         "plain_step_ms": 1e3 * costs.plain_s,
         "cost_draft": costs.c,
         "cost_verify": costs.verify_at(k),
-        "cost_rest": costs.rest,
+        "cost_rest": costs.rest_at(k),
         "share_draft": costs.draft_at(k) / whole,
         "share_verify": costs.verify_at(k) / whole,
-        "share_rest": costs.rest / whole,
+        "share_rest": costs.rest_at(k) / whole,
     }
 
 
