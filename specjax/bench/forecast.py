@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specjax.bench.curves import Curve
 from specjax.bench.store import Record
-from specjax.measure import calibration
+from specjax.bench.summary import load_costs
 from specjax.measure.cost_model import Costs, predict
 
 
@@ -25,8 +25,7 @@ def forecast(costs: str | Path, curves: Sequence[Curve]) -> list[Record]:
     Raises:
       ValueError: in one line, without curves, or on a file of costs that is none.
     """
-    path = Path(costs).expanduser()
-    known = calibration.load(path / "costs.json" if path.is_dir() else path, elsewhere=True)
+    known = load_costs(costs)
     if not curves:
         raise ValueError("mode=predict needs curves: TAU@K, FILE.yaml:MODEL:MODE, or RUN:CASE.")
     return [_record(curve, cell) for curve in curves for cell in known.costs]

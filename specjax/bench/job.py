@@ -15,7 +15,9 @@ from specjax.bench.curves import Curve, parse_curve
 from specjax.bench.plan import Group, Suite
 from specjax.bench.prompt_sets import PromptSet
 from specjax.bench.rendering import Prompt, Rendering, prompts_sha256, render
+from specjax.bench.stops import parse_stop
 from specjax.bench.store import Store
+from specjax.bench.summary import load_costs
 from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.load import Model, download, load, locate
 from specjax.drafters import Spec
@@ -89,8 +91,8 @@ def prepare(config: Mapping[str, Any], store: Store) -> Job:
     curves: list[Curve] = [parse_curve(c) for c in config["curves"]]
     if mode == "synthetic" and not curves:
         raise ValueError("mode=synthetic needs curves: a tau such as 2.5, or FILE.yaml:MODEL:MODE.")
-    if mode == "replay" and suite.temperatures != (0.0,):
-        raise ValueError("mode=replay is greedy: set temperatures=(0,).")
+    if mode == "replay":
+        check_replay(config)
     variables = assignments("template_args", config["template_args"])
     how = Rendering(config["template"], config["system"], variables, config["turns"])
     sets = [read_set(name, config["num_prompts"]) for name in config["prompt_sets"]]
@@ -134,6 +136,16 @@ def prepare(config: Mapping[str, Any], store: Store) -> Job:
         "invalid_because": [],
     }
     return Job(target, suite, specs, prompts, groups, run)
+
+
+def check_replay(config: Mapping[str, Any]) -> None:
+    """What scoring will read, before anything is recorded. Raises ValueError."""
+    if list(config["temperatures"]) != [0.0]:
+        raise ValueError("mode=replay is greedy: set temperatures=(0,).")
+    for text in config["stop_rules"]:
+        parse_stop(text)
+    if config["costs"]:
+        load_costs(config["costs"])
 
 
 def read_set(named: str, num_prompts: int) -> PromptSet:

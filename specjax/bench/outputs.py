@@ -9,7 +9,7 @@ from specjax.bench.store import Store
 from specjax.bench.synthetic import NOT_THE_MODELS
 from specjax.measure.results import write_atomically
 from specjax.view.report import write_report
-from specjax.view.tables import table
+from specjax.view.tables import is_synthetic, table
 
 # Suffix -> (format of the table, what begins a remark; None: the file holds figures alone).
 _FILES: dict[str, tuple[str, str | None]] = {
@@ -36,7 +36,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     """What must stand beside every table of a run."""
     run = summary["run"]
     lines = [f"Not valid: {reason}" for reason in run["invalid_because"]]
-    if run["mode"] == "synthetic":
+    if any(map(is_synthetic, summary["cases"])):
         lines.append(f"Synthetic: {NOT_THE_MODELS}.")
     if run["mode"] == "replay":
         lines.append("Replayed from recorded greedy texts: tau is exact, times were not measured.")

@@ -1,8 +1,4 @@
-"""Mode ``replay``: a drafter's guesses are recorded once, then scored from files for any k.
-
-Stopping rules are written ``confident:0.4`` (stop before the first guess that the draft is not 0.4
-sure of) or ``jointly:0.2`` (before it is no longer 0.2 sure of all guesses so far).
-"""
+"""Mode ``replay``: a drafter's guesses are recorded once, then scored from files for any k."""
 
 from __future__ import annotations
 
@@ -15,33 +11,13 @@ from typing import Any
 from specjax.bench.job import Job
 from specjax.bench.plan import Case
 from specjax.bench.recorder import NESTED, record
+from specjax.bench.stops import parse_stop
 from specjax.bench.store import Record, Store, write_json
-from specjax.bench.summary import chosen_by_category, predicted
-from specjax.measure import calibration, metrics, replay, trace_file
+from specjax.bench.summary import chosen_by_category, load_costs, predicted
+from specjax.measure import metrics, replay, trace_file
 from specjax.measure.trace import Trace
 
-STOPS: dict[str, Callable[[float], replay.Stop]] = {
-    "confident": replay.confident,
-    "jointly": replay.jointly_confident,
-}
 Report = Callable[[str, int, int], None]
-
-
-def parse_stop(text: str) -> tuple[str, replay.Stop]:
-    """(label, rule) of ``NAME:THRESHOLD``.
-
-    Raises:
-      ValueError: in one line, on anything else.
-    """
-    name, _, number = text.partition(":")
-    try:
-        least = float(number)
-        if name not in STOPS or not 0 <= least <= 1:
-            raise ValueError
-    except ValueError:
-        known = ", ".join(f"{n}:P" for n in STOPS)
-        raise ValueError(f"stop_rules holds {text!r}: write {known}, P from 0 to 1.") from None
-    return f"{name}{least:g}", STOPS[name](least)
 
 
 def record_all(job: Job, store: Store, report: Report = lambda *_: None) -> None:
@@ -120,7 +96,7 @@ def score(store: Store) -> Record:
     paths = sorted((store.path / "recordings").glob("*.jsonl"))
     if not paths:
         raise ValueError(f"{store.path} has no recordings yet; start the run again.")
-    found = calibration.load(config["costs"], elsewhere=True) if config["costs"] else None
+    found = load_costs(config["costs"]) if config["costs"] else None
     cases: list[Record] = []
     for path in paths:
         source = trace_file.load(path)

@@ -127,6 +127,7 @@ class Store:
 
     def complete(self, name: str, trace: Trace) -> None:
         """Writes a case's one trace, and removes the parts that it was made of."""
+        self.case(name).mkdir(parents=True, exist_ok=True)
         trace_file.save(trace, self.case(name) / "trace.jsonl")
         self.remove_parts(name)
 

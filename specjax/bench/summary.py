@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from specjax.bench.exactness import SUSPICIOUS
@@ -32,8 +33,7 @@ def summarise(store: Store) -> Record:
             f"{store.path} is not complete: {len(lacking)} of {len(run['cases'])} cases are "
             f"missing, such as {lacking[0]}; start the run again to go on."
         )
-    path = store.path / "costs.json"
-    costs = calibration.load(path, elsewhere=True) if path.exists() else None
+    costs = load_costs(store.path) if (store.path / "costs.json").exists() else None
     cases = [_case(store, case, costs) for case in run["cases"]]
     because = invalid_because(store, run, cases)
     run |= {"valid": not because, "invalid_because": because}
@@ -215,6 +215,16 @@ def invalid_because(
                     f"{margin:.3g}, more than rounding explains: it is not the target's."
                 )
     return found
+
+
+def load_costs(named: str | Path) -> Calibration:
+    """Of costs.json, or of the directory of a run that has one; of any machine.
+
+    Raises:
+      ValueError: in one line, if there are none.
+    """
+    path = Path(named).expanduser()
+    return calibration.load(path / "costs.json" if path.is_dir() else path, elsewhere=True)
 
 
 def relabel(found: Calibration, drafter: str) -> Calibration:
