@@ -1,6 +1,6 @@
 """The losslessness audit: `audit` a drafter and a rule, get an `AuditReport`."""
 
-from specjax.auditing.audit import CHECKS, Plan, audit, prepare
+from specjax.auditing.plan import CHECKS, Plan, audit, prepare
 from specjax.auditing.report import AuditReport, Check
 
 __all__ = ["CHECKS", "AuditReport", "Check", "Plan", "audit", "prepare"]

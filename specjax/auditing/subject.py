@@ -69,7 +69,8 @@ def make_subject(
     chosen = None if rule is None else make_rule(rule)
     target = make_target()
     spec, notes = make_spec(drafter, target, num_draft)
-    name = drafter if isinstance(drafter, str) else name_of(drafter)
+    made = isinstance(drafter, str) or hasattr(drafter, "bind")  # else by a function
+    name = drafter if isinstance(drafter, str) else name_of(drafter if made else spec)
     check_drafter(spec.bind(target, "sampled"), name, target)
 
     def side(temperature: float) -> tuple[Side | None, str]:
