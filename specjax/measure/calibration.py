@@ -299,12 +299,15 @@ class Cell:
         self._plain.run(1)
 
     def round(self) -> None:
-        """Times everything once; every other time in reverse order."""
+        """Times every k once; every other time in reverse order."""
         reverse, self._rounds = self._rounds % 2 == 1, self._rounds + 1
         for k in sorted(self._timers, reverse=reverse):
-            self._samples[k].append(take(self._timers[k], reverse=reverse))
-        # t(n) = call + n step
-        many = min(16, self._plain.most_cycles)
+            self.sample(k, reverse=reverse)
+
+    def sample(self, k: int, *, reverse: bool) -> None:
+        """Times one k, and what calling the device costs: t(n) = call + n steps."""
+        self._samples[k].append(take(self._timers[k], reverse=reverse))
+        many = min(8, self._plain.most_cycles)
         self._calls.append((many * self._plain.run(1) - self._plain.run(many)) / (many - 1))
 
     def costs(self) -> Costs:
