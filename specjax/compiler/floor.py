@@ -47,7 +47,8 @@ def floor(abstract: Abstract, context: int) -> Floor:
 
     Every weight that a device holds is read once, whatever uses it twice (a head that the drafter
     borrows, a layer that drafts step by step): faster memory might keep it. Of an embedding that is
-    not the head as well only rows are read.
+    not the head as well only rows are read; of the projections of repeated key/value heads, which
+    every device holds whole, its own head's.
     """
     target, drafter = abstract.target, abstract.drafter
     rows, model = abstract.tokens.shape[0], 1
@@ -60,12 +61,17 @@ def floor(abstract: Abstract, context: int) -> Floor:
         shards = 1 if net.replicated else model
         config = getattr(net.config, "backbone", net.config)
         unread = () if config.tie_word_embeddings else ("embed_tokens",)
-        read = [x for name, x in weights(net).items() if not name.startswith(unread)]
-        products = sum(math.prod(local_shape(x)) for x in read if x.ndim == 2)
+        read = {
+            name: math.prod(local_shape(x)) // _sharers(name, config)
+            for name, x in weights(net).items()
+            if not name.startswith(unread)
+        }
+        products = sum(size for name, size in read.items() if weights(net)[name].ndim == 2)
         slots = 2 * config.num_layers * rows * context * config.head_dim
         cache = slots * config.num_kv_heads * config.kv_repeat // shards * target.dtype.itemsize
         attention = 2 * tokens * slots * config.num_heads // shards
-        return sum(map(local_bytes, read)), cache, 2 * rows * tokens * products + attention
+        weight_bytes = sum(read.values()) * target.dtype.itemsize
+        return weight_bytes, cache, 2 * rows * tokens * products + attention
 
     weight_bytes, cache_bytes, flops = one(target.net, block)
     draft_bytes = 0
@@ -83,3 +89,9 @@ def floor(abstract: Abstract, context: int) -> Floor:
         logits_bytes=4 * rows * block * target.config.vocab_size // model,
         flops=flops,
     )
+
+
+def _sharers(name: str, config: Any) -> int:
+    """How many heads there are in a weight of which a device needs that of one."""
+    repeated = config.kv_repeat > 1 and (".k_proj." in name or ".v_proj." in name)
+    return config.num_kv_heads if repeated else 1

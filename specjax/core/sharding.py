@@ -27,6 +27,7 @@ RULES: dict[str, str] = {
     "heads": "model",
     "kv_heads": "model",
     "mlp": "model",
+    "fused": "model",
     "vocab": "model",
 }
 

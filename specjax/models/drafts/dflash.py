@@ -186,7 +186,7 @@ class DFlashNet(nnx.Module):
         self.config = config
         norm: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
         fused = len(config.taps) * config.target_hidden_size
-        self.fc = Linear(fused, c.hidden_size, axes=(None, None), dtype=dtype, rngs=rngs)
+        self.fc = Linear(fused, c.hidden_size, axes=("fused", None), dtype=dtype, rngs=rngs)
         self.hidden_norm = RMSNorm(c.hidden_size, **norm)
         self.layers = nnx.List(
             [DFlashLayer(config, dtype=dtype, rngs=rngs) for _ in range(c.num_layers)]
@@ -209,7 +209,7 @@ class DFlashNet(nnx.Module):
 
     def fuse(self, features: Array) -> Array:
         """Tapped states [B, T, K * D_target] -> c [B, T, D]."""
-        c = self.hidden_norm(self.fc(features))
+        c = self.hidden_norm(constrain(self.fc(features), "batch", None, None))
         return constrain(
             c.astype(activation_dtype(self.norm.weight[...].dtype)), "batch", None, None
         )

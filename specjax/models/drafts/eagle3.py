@@ -120,7 +120,8 @@ class Eagle3Net(nnx.Module):
             self.input_norm = RMSNorm(num_taps * width, **norm)
         if config.fc_norm:
             self.fc_norm = nnx.List([RMSNorm(width, **norm) for _ in range(num_taps)])
-        self.fc = Linear(num_taps * width, c.hidden_size, axes=(None, None), dtype=dtype, rngs=rngs)
+        axes = ("fused", None)
+        self.fc = Linear(num_taps * width, c.hidden_size, axes=axes, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
             [Eagle3Layer(config, first=i == 0, dtype=dtype, rngs=rngs) for i in range(c.num_layers)]
         )
