@@ -29,9 +29,11 @@ def check_guesses(evidence: Evidence) -> Check:
             words += counts[2]
     got, want = np.asarray(observed), np.asarray(expected)
     result = fit(got, want)
+    sure = all(guesses.q is None for guesses in evidence.hot.guesses)
+    against = "the first one in that situation, there being no q" if sure else "the reported q"
     tested = (
         f"{result.samples} guesses of {drafter.kind} kind in {len(words)} situations (text and "
-        "guesses before), in the first two cycles, against the reported q"
+        f"guesses before), in the first two cycles, against {against}"
     )
     return statistical(
         "guesses", evidence.alpha, result, tested, _guess_words(evidence, got, want, words)
