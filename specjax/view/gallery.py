@@ -14,7 +14,7 @@ from specjax.view.acceptance import MOST_GROUPS, categories
 from specjax.view.heat import by_class, heat_size
 from specjax.view.palette import MARKERS
 from specjax.view.result import Case, Result
-from specjax.view.style import style
+from specjax.view.style import quietly, style
 from specjax.view.tables import method_of, speedup_of
 
 
@@ -30,10 +30,11 @@ class Picture:
 
     def figure(self, *, dark: bool = False) -> Figure:
         """The drawn figure."""
-        with style(dark=dark):
+        with style(dark=dark), quietly():
             figure = Figure(figsize=self.size, layout="constrained")
             self.draw(figure.subplots())
             figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # it is settled: no file needs another
         return figure
 
 

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from specjax.measure.trace import ACCEPTED, Trace
 from specjax.view.palette import Palette
-from specjax.view.style import canvas, grid, legend_above
+from specjax.view.style import canvas, grid, legend_above, quietly
 from specjax.view.tokens import Placed, Token, lay_out, text_of, tokens, visible
 
 COLUMNS, MOST_LINES = 78, 60
@@ -127,7 +127,8 @@ def _font_size(ax: Axes, lines: int) -> float:
     """Points, so that a character of matplotlib's fixed-width font is as wide as a column."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # settles the layout
+    with quietly():
+        figure.draw_without_rendering()  # settles the layout
     box = ax.get_window_extent()
     wide, high = box.width / COLUMNS / ADVANCE, box.height / lines / LEADING
     return 72 / figure.dpi * min(wide, high)

@@ -59,7 +59,7 @@ LIGHT = Palette(
     own_ground="#d8e4ff",
     warning_ground="#fff3d1",
     series=("#1e50b9", "#d1600a", "#128b56", "#a8559c", "#2f3640"),
-    ramp=("#f4f1e6", "#dcead9", "#b5dcc6", "#86c9ae", "#57b296"),
+    ramp=("#f6f3e8", "#d4e6d1", "#aed8c1", "#82c5aa", "#57b195"),
 )
 DARK = Palette(
     page="#0f1318",

@@ -16,6 +16,7 @@ REPLAY_SECONDS = 8.0  # that the slower side takes at the speed at which the rep
 RACE_STYLE = f"""
 .rc{{--gap:14px}}
 .rc .bar{{display:flex;flex-wrap:wrap;gap:8px 14px;align-items:center;margin:0 0 12px}}
+.rc .bar[hidden]{{display:none}}
 .rc button{{font:inherit;font-weight:600;color:var(--ink);background:var(--panel);
  border:1px solid var(--line);border-radius:6px;padding:4px 12px;cursor:pointer;min-width:76px}}
 .rc button:hover{{border-color:var(--muted)}}
@@ -96,13 +97,13 @@ document.querySelectorAll('.rc:not([data-on])').forEach(function(root){
     draw();
     if(playing)requestAnimationFrame(frame);
   }
-  function play(){playing=true;requestAnimationFrame(function(t){before=t;frame(t)})}
+  function play(){playing=true;draw();requestAnimationFrame(function(t){before=t;frame(t)})}
   function relabel(){label.textContent=speed()<.1?speed().toFixed(3)+'×':speed().toFixed(2)+'×'}
   button.onclick=function(){
     if(playing){playing=false;draw();return}
     if(now>=end)now=0;
     play()};
-  q('.again').onclick=function(){now=0;draw();if(!playing)play()};
+  q('.again').onclick=function(){now=0;if(playing)draw();else play()};
   slider.oninput=relabel;
   q('.bar').hidden=false;relabel();draw();
 });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import matplotlib
 from matplotlib import animation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from specjax.measure.trace import ACCEPTED, Trace
 from specjax.view.heat import ADVANCE
 from specjax.view.palette import Palette
 from specjax.view.race import check_race, verdict
-from specjax.view.style import canvas, legend_above, style
+from specjax.view.style import canvas, legend_above, quietly, style
 from specjax.view.tokens import finish_time, lay_out, name_of, text_of, tokens
 
 COLUMNS, PANE_WIDTH = 50, 3.95  # of the GIF, inches
@@ -110,7 +111,8 @@ def race_gif(
         raise ValueError(f"seconds={seconds}, fps={fps}, lines={lines}: all must be positive.")
     end = max(finish_time(t, row) for t in (fast, plain))
     frames = max(2, round(seconds * fps))
-    with style(dark=dark) as palette:
+    # Without hinting, columns of text keep their width.
+    with style(dark=dark) as palette, matplotlib.rc_context({"text.hinting": "none"}):
         figure = Figure(figsize=(PANE_WIDTH / 0.47, 0.9 + 0.19 * lines), dpi=100)
         left = figure.add_axes((0.02, 0.09, 0.47, 0.75))
         right = figure.add_axes((0.51, 0.09, 0.47, 0.75))
@@ -120,7 +122,7 @@ def race_gif(
         ]
         foot = figure.text(0.02, 0.025, "", fontsize=8.5, color=palette.muted)
         writer = animation.PillowWriter(fps=fps)
-        with writer.saving(figure, str(Path(path).expanduser()), 100):
+        with writer.saving(figure, str(Path(path).expanduser()), 100), quietly():
             for frame in [*range(frames + 1), *[frames] * (2 * fps)]:
                 now = end * frame / frames
                 for pane in panes:
@@ -149,7 +151,7 @@ class _Pane:
             own = token is not None and not guessed and any(c.proposed for c in trace.rows[row])
             box = None
             if guessed:
-                box = {"facecolor": palette.accepted_ground, "edgecolor": "none", "pad": 0.6}
+                box = {"facecolor": palette.accepted_ground, "edgecolor": "none", "pad": 0.0}
             parts = []
             for line, column, text in runs:
                 if not text.strip():

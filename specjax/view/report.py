@@ -115,10 +115,11 @@ def write(result: Result, output: Path) -> Path:
     drawn = []
     for picture in shown:
         figure = picture.figure()
-        save(figure, output / "figures" / f"{picture.name}.svg")
+        image = to_svg(figure)
+        write_atomically(output / "figures" / f"{picture.name}.svg", image)
         save(figure, output / "figures" / f"{picture.name}.png")
         save(picture.figure(dark=True), output / "figures" / f"{picture.name}_dark.png")
-        drawn.append((picture, to_svg(figure)))
+        drawn.append((picture, image))
     path = output / "report.html"
     write_atomically(path, page(result, drawn))
     return path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,14 @@ def settings(palette: Palette) -> Any:
 
 
 @contextmanager
+def quietly() -> Iterator[None]:
+    """Around drawing: generated text may hold characters that no font here has."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+@contextmanager
 def style(*, dark: bool = False) -> Iterator[Palette]:
     """Figures that are made inside look like those of the report."""
     palette = DARK if dark else LIGHT
@@ -134,7 +143,7 @@ def to_svg(figure: Figure) -> str:
     Colours of the palette become variables of the style sheet inside; text stays text.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "specjax"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "specjax"}), quietly():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -159,6 +168,8 @@ def save(figure: Figure, path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     if path.suffix == ".svg":
-        path.write_text('<?xml version="1.0" encoding="utf-8"?>\n' + to_svg(figure))
+        text = '<?xml version="1.0" encoding="utf-8"?>\n' + to_svg(figure)
+        path.write_text(text, encoding="utf-8")
     else:
-        figure.savefig(path)
+        with quietly():
+            figure.savefig(path)
