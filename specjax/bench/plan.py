@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from specjax import api, drafters
@@ -111,7 +112,7 @@ def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
         name, k = parse_drafter(named)
         if name == "none":
             raise ValueError("drafters holds none: plain decoding is part of every run.")
-        spec = load_spec(name, target)
+        spec, name = load_spec(name, target), label_of(name)
         for count in [k] if k else suite.num_draft or [None]:
             try:
                 one = spec if count is None else dataclasses.replace(spec, num_draft=count)  # type: ignore[type-var]
@@ -119,7 +120,10 @@ def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
             except ValueError as error:
                 raise ValueError(f"Drafter {name} with k={count}: {error}") from None
             if (name, bound.num_draft) in specs:
-                raise ValueError(f"Drafter {name} with k={bound.num_draft} is named twice.")
+                raise ValueError(
+                    f"Two drafters are called {name} with k={bound.num_draft}: name each once, and "
+                    "give directories names of their own."
+                )
             specs[name, bound.num_draft] = one
     return specs
 
@@ -128,6 +132,11 @@ def parse_drafter(named: str) -> tuple[str, int | None]:
     """The name and k of ``NAME`` or ``NAME:K``."""
     head, _, tail = named.rpartition(":")
     return (head, int(tail)) if head and tail.isdecimal() else (named, None)
+
+
+def label_of(name: str) -> str:
+    """What a drafter is called in results: of a local directory its last part."""
+    return Path(name).expanduser().resolve().name if Path(name).expanduser().exists() else name
 
 
 def load_spec(name: str, target: Model) -> Spec:
@@ -235,7 +244,7 @@ def _check(
 
 
 def _placed(case: Case, prompt_set: str, batch: int) -> Case:
-    parts = [prompt_set, case.drafter.rstrip("/").rpartition("/")[2]]
+    parts = [prompt_set, case.drafter]
     if case.num_draft:
         parts += [f"k{case.num_draft}", case.rule]
     if case.curve is not None:

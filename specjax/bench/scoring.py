@@ -102,8 +102,11 @@ def score(store: Store) -> Record:
         source = trace_file.load(path)
         for k in source.setup["recording"]["exact_k"]:
             for label, stop in stops:
+                if stop is not None and not unsure(source):
+                    continue  # nothing to stop for
                 trace = replay.replay(source, k, stop=stop)
                 case = {**_case(source, k, label), "stop_rule": label or None}
+                case["batch"] = config["batches"][0]  # of the costs; tau is the same in any
                 case |= {"metrics": metrics.figures(trace)}
                 case |= {"intervals": metrics.with_intervals(trace)}
                 case |= {"per_category": chosen_by_category(trace)}
@@ -118,18 +121,22 @@ def score(store: Store) -> Record:
     return summary
 
 
+def unsure(source: Trace) -> bool:
+    """Whether the draft told probabilities of its guesses."""
+    return any(q < 1 for c in source if c.detail is not None for q in c.detail.q)
+
+
 def _case(source: Trace, k: int, label: str) -> Record:
     setup: Mapping[str, Any] = source.setup
-    parts = [setup["prompt_set"], setup["drafter"].rstrip("/").rpartition("/")[2], f"k{k}"]
+    parts = [setup["prompt_set"], setup["drafter"], f"k{k}"]
     parts += [label] if label else []
     return {
         "name": re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join([*parts, "replay"])),
         "prompt_set": setup["prompt_set"],
         "drafter": setup["drafter"],
         "num_draft": k,
-        "rule": "greedy",
+        "rule": f"greedy {label}".strip(),
         "temperature": 0.0,
-        "batch": 1,
         "mode": "replay",
         "compare": None,
         "predicted": None,

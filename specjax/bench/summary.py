@@ -206,7 +206,8 @@ def invalid_because(
             texts.setdefault(r["batch"], set()).add(r["tokens_sha256"])
         if any(len(hashes) > 1 for hashes in texts.values()):
             found.append(f"{case['name']}: its repeats wrote different texts.")
-    if run["dtype"] == "float32":
+    # Elsewhere float32 products may be made of narrower ones.
+    if run["dtype"] == "float32" and run["device"].startswith("cpu"):
         for case in cases:
             margin = (case["compare"] or {}).get("largest_margin")
             if margin is not None and abs(margin) > SUSPICIOUS:

@@ -1,0 +1,172 @@
+"""Prompt sets: each published form, the built-in one, and files that are none."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specjax.bench import prompt_sets
+from specjax.bench.prompt_sets import Question, load, spread
+
+PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"
+SPEED = {
+    "question_id": "q1",
+    "category": "coding",
+    "sub_category": "python",
+    "turns": ["write", "now test"],
+    "source": "x",
+    "src_id": "1",
+    "difficulty": "low",
+    "multiturn": True,
+}
+# Set, a line of its file, the question.
+LINES: list[tuple[str, Any, Question]] = [
+    (
+        "spec-bench",
+        {"question_id": 7, "category": "writing", "turns": ["a", "b"]},
+        Question("7", "mt_bench", ("a", "b")),
+    ),
+    (
+        "spec-bench",
+        {"question_id": 8, "category": "rag", "turns": ["a"]},
+        Question("8", "rag", ("a",)),
+    ),
+    (
+        "mt-bench",
+        {"question_id": 7, "category": "writing", "turns": ["a", "b"], "reference": []},
+        Question("7", "writing", ("a", "b")),
+    ),
+    ("speed-bench", SPEED, Question("q1", "coding", ("write", "now test"))),
+    (
+        "humaneval",
+        {"task_id": "HumanEval/0", "prompt": "def f():\n", "test": "x"},
+        Question("HumanEval/0", "humaneval", ("def f():\n",)),
+    ),
+    ("gsm8k", {"question": "1 + 1?", "answer": "#### 2"}, Question("1", "gsm8k", ("1 + 1?",))),
+    (
+        "mbpp",
+        {"task_id": 11, "text": "Add.", "code": "", "test_list": ["assert add(1, 1) == 2"]},
+        Question(
+            "11", "mbpp", ("Add.\nYour code should pass these tests:\nassert add(1, 1) == 2\n",)
+        ),
+    ),
+    ("turns", {"turns": ["a"]}, Question("1", "", ("a",))),
+    ("jsonl", {"prompt": "a", "category": "c", "id": 3}, Question("3", "c", ("a",))),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "question"), LINES)
+def test_published_forms(tmp_path: Path, name: str, line: Any, question: Question) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    found = load(f"{name}:{path}")
+    assert found.questions == (question,) and found.name == name
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.sha256 == digest
+    assert load(f"{name}:{path}#sha256={digest}") == found
+    with pytest.raises(ValueError, match=f"has the SHA-256 {digest}, not 00: it is another file"):
+        load(f"{name}:{path}#sha256=00")
+    zipped = tmp_path / "set.jsonl.gz"
+    zipped.write_bytes(gzip.compress(path.read_bytes()))
+    assert load(f"{name}:{zipped}") == found
+
+
+def test_mbpp_is_its_evaluation_split(tmp_path: Path) -> None:
+    path = tmp_path / "mbpp.jsonl"
+    tasks = (10, 11, 510, 511)
+    lines = [json.dumps({"task_id": t, "text": "x", "test_list": []}) for t in tasks]
+    path.write_text("\n".join(lines))
+    assert [q.id for q in load(f"mbpp:{path}").questions] == ["11", "510"]
+
+
+def test_text_keeps_what_is_in_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa\u2028b\r\n  c\n".encode())
+    assert [q.turns[0] for q in load(f"txt:{path}").questions] == ["a\u2028b", "  c"]
+
+
+def test_built_in() -> None:
+    found = load("builtin")
+    assert [q.category for q in found.questions] == sorted(
+        ["class"] * 8 + ["def"] * 8 + ["docstring"] * 8, key=["class", "def", "docstring"].index
+    )
+    texts = [q.turns[0] for q in found.questions]
+    assert len(set(texts)) == 24 and all(len(t.split("\n")) < 30 for t in texts)
+    assert {q.category for q in spread(found.questions, 3)} == {"class", "def", "docstring"}
+    assert spread(found.questions, 0) == found.questions == spread(found.questions, 24)
+
+
+def test_a_damaged_built_in_set_is_noticed(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "builtin.json"
+    path.write_bytes(prompt_sets.BUILTIN.read_bytes().replace(b"Stack", b"Stick"))
+    monkeypatch.setattr(prompt_sets, "BUILTIN", path)
+    with pytest.raises(ValueError, match="is damaged"):
+        load("builtin")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("jsonl", "", "is empty"),
+        ("jsonl", "\n \n", "is empty"),
+        ("mbpp", json.dumps({"task_id": 1, "text": "x", "test_list": []}), "is empty"),
+        ("jsonl", '{"prompt": "a"}\n{"prompt"', "line 2: not JSON"),
+        ("jsonl", "[1]", "line 1: not a JSON object"),
+        ("jsonl", '{"text": "a"}', 'line 1: no field "prompt"'),
+        ("gsm8k", '{"question": ""}', "line 1: \"question\" is '', not text"),
+        ("mt-bench", '{"question_id": 1, "turns": "a"}', 'no field "turns" with a list'),
+        ("turns", '{"turns": ["a", 3]}', 'line 1: "turns" holds 3'),
+        ("mbpp", '{"text": "a"}', 'no fields "task_id" and "test_list"'),
+        ("speed-bench", json.dumps({**SPEED, "turns": [PLACEHOLDER]}), "line 1: a placeholder"),
+        ("txt", "a\n\nb\n", "line 2: empty"),
+        ("jsonl", '{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}', "two prompts .* id '1'"),
+        ("jsonl", b"\xff\xfe", "not UTF-8 at byte 0"),
+        ("speed-bench", b"PAR1....", "Parquet"),
+        ("humaneval", b"\x1f\x8bzzz", "damaged gzip"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    path = tmp_path / "set"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(f"{name}:{path}")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("spec_bench:x", "No prompt set 'spec_bench'; there are builtin, gsm8k"),
+        ("gsm8k", "read from a file: write gsm8k:PATH"),
+        ("gsm8k:/no/such", "/no/such: no such prompt file"),
+    ],
+)
+def test_names_that_are_none(named: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(named)
+    with pytest.raises(ValueError, match="num_prompts=25: the set has 24"):
+        spread(load("builtin").questions, 25)
+
+
+def test_the_published_files(shared: Path) -> None:
+    data = shared / "data"
+    for named, num in (
+        ("spec-bench:spec_bench/question.jsonl", 480),
+        ("mt-bench:mt_bench/question.jsonl", 80),
+        ("humaneval:humaneval/HumanEval.jsonl.gz", 164),
+        ("gsm8k:gsm8k/test.jsonl", 1319),
+        ("mbpp:mbpp/mbpp.jsonl", 500),
+        ("turns:deepspec_turns/humaneval.jsonl", 164),
+    ):
+        name, _, path = named.partition(":")
+        questions = load(f"{name}:{data / path}").questions
+        assert len(questions) == num
+    spec = load(f"spec-bench:{data}/spec_bench/question.jsonl").questions
+    assert {c: sum(q.category == c for q in spec) for c in {q.category for q in spec}} == {
+        c: 80 for c in ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
+    }
