@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from specjax.core import keys as key_roles
 from specjax.core.cache import Cache
+from specjax.core.program import Program
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, Proposal, Verdict, pytree
 from specjax.drafters.base import Context, Drafter
@@ -308,8 +309,8 @@ def grow(drafter: Drafter, state: DecodeState, *, slots: int) -> DecodeState:
 
 
 # The compiled programs. State is donated: the caches are updated in place.
-init_program = jax.jit(init_state, static_argnames="with_details")
-prefill_program = jax.jit(prefill, static_argnames="width", donate_argnames="state")
-run_program = jax.jit(run, static_argnames="rule", donate_argnames="state")
-cycle_program = jax.jit(cycle, static_argnames="rule", donate_argnames="state")
-grow_program = jax.jit(grow, static_argnames="slots")
+init_program = Program(init_state, static_argnames="with_details")
+prefill_program = Program(prefill, static_argnames="width", donate_argnames="state")
+run_program = Program(run, static_argnames="rule", donate_argnames="state")
+cycle_program = Program(cycle, static_argnames="rule", donate_argnames="state")
+grow_program = Program(grow, static_argnames="slots")

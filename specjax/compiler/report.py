@@ -27,7 +27,7 @@ def plan(setup: Setup, topology: Topology, mesh: Mesh | None) -> tuple[Abstract,
     Raises:
       ValueError: if something does not fit together, or does not fit into a device's memory.
     """
-    with trace_for(topology.platform):
+    with trace_for(topology.platform, topology.cores):
         session = abstract(setup, mesh)
         cache, draft = states(session)
     drafter_net = getattr(session.drafter, "net", None)
@@ -95,7 +95,7 @@ def make(
         "programs_of_a_generation": names(session),
         "programs": {},
     }
-    with trace_for(topology.platform):
+    with trace_for(topology.platform, topology.cores):
         for compiled in _in_one_line(compile_all(session, topology.platform, setup.programs)):
             report["programs"][compiled.name] = {
                 "seconds": compiled.seconds,

@@ -36,6 +36,7 @@ class Topology:
     devices: tuple[Any, ...]
     num_chips: int
     hbm_bytes: int | None  # of one device; None: unknown
+    cores: int = 1  # of one device
 
     def mesh(self, data: int, model: int) -> Mesh | None:
         """The mesh of these sizes; None for one local device.
@@ -96,4 +97,5 @@ def find(name: str) -> Topology:
     devices = tuple(described.devices)
     chips = math.prod(map(int, match[2].split("x")))
     hbm = HBM_BYTES[match[1]] * chips // len(devices)
-    return Topology(name, "tpu", devices[0].device_kind, devices, chips, hbm)
+    cores = getattr(devices[0], "num_cores", 1)
+    return Topology(name, "tpu", devices[0].device_kind, devices, chips, hbm, cores)

@@ -15,6 +15,7 @@ import jax
 import jaxlib
 
 _platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_cores: contextvars.ContextVar[int] = contextvars.ContextVar("cores", default=1)
 
 
 def platform() -> str:
@@ -22,14 +23,25 @@ def platform() -> str:
     return _platform.get() or jax.default_backend()
 
 
+def num_cores() -> int:
+    """Cores that share one device: 2 on TPU v4 and v5p, else 1.
+
+    Where there are two, what a matrix product writes goes through main memory.
+    """
+    if _platform.get() is not None:
+        return _cores.get()
+    return getattr(jax.devices()[0], "num_cores", 1) if platform() == "tpu" else 1
+
+
 @contextlib.contextmanager
-def trace_for(name: str) -> Iterator[None]:
+def trace_for(name: str, cores: int = 1) -> Iterator[None]:
     """Traces the code inside for another platform, as ahead-of-time compilation needs."""
-    token = _platform.set(name)
+    token, core_token = _platform.set(name), _cores.set(cores)
     try:
         yield
     finally:
         _platform.reset(token)
+        _cores.reset(core_token)
 
 
 def warn_of_slow_updates() -> None:

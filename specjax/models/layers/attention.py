@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.cache import Cache
+from specjax.core.platform import num_cores
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig
@@ -61,7 +62,7 @@ def attend(
     q = q.reshape(rows, groups, repeats * num_tokens, head_dim)
     scale = jnp.float32(head_dim**-0.5)
 
-    def scores(keys: Array, mask: Array) -> Array:
+    def scores(q: Array, keys: Array, mask: Array) -> Array:
         """[B, G, R * T, S]: ``mask`` is [B or 1, T or 1, S]."""
         # Keys on the left: a transposed right-hand side would be a copy of the cache on CPU.
         dots = jnp.einsum("bgsh,bgmh->bgsm", keys, q, preferred_element_type=jnp.float32)
@@ -77,15 +78,20 @@ def attend(
             preferred_element_type=jnp.float32,
         )
 
-    new = scores(k, visible)
+    new = scores(q, k, visible)
     top = new.max(-1, keepdims=True)
     if cached is None:
         new = jnp.exp(new - top)
         out = weighted(new / new.sum(-1, keepdims=True), v)
     else:
         cached_k, cached_v, seen = cached
-        old = scores(cached_k, seen)
+        old = scores(q, cached_k, seen)
         top = jnp.maximum(top, old.max(-1, keepdims=True))
+        if num_cores() > 1 and 4 * repeats * num_tokens > head_dim:
+            # Many queries: forming the scores again, once their largest is known, moves fewer bytes
+            # than keeping them in main memory. (The barrier makes it another product.)
+            top, q = jax.lax.optimization_barrier((top, q))
+            old = scores(q, cached_k, seen)
         old, new = jnp.exp(old - top), jnp.exp(new - top)
         total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
         # Stale slots have weight exactly 0. (Their values must be finite: masking the values too
