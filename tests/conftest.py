@@ -6,8 +6,16 @@ import os
 import sys
 from pathlib import Path
 
-import jax
-import pytest
+# Most of the time goes into compiling programs that run for a moment. XLA's older emitters of
+# fusions and a single piece of code a program compile in less than half of it. Both are flags of
+# the process, and stay with the processes that tests start.
+QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# For tests of optimised programs: `lowered.compile(compiler_options=AS_USERS_DO)`.
+AS_USERS_DO = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
+os.environ["XLA_FLAGS"] = f"{QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from conftest import AS_USERS_DO
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_checkpoint import write_tiny
@@ -246,7 +247,8 @@ def test_the_verify_pass_is_one_sharded_forward() -> None:
     jax.config.update("jax_disable_most_optimizations", False)
     args = (s.target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
     with use_mesh(s.target.mesh):
-        found = collectives(decode.run_program.lower(*args).compile().as_text())
+        lowered = decode.run_program.lower(*args)
+        found = collectives(lowered.compile(compiler_options=AS_USERS_DO).as_text())
     print(found)
     # The largest thing that may cross: one activation of the block, [B, K + 1, D or V].
     activation = ROWS * 4 * max(32, VOCAB)
