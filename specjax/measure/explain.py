@@ -89,7 +89,7 @@ class Explanation:
         else:
             lines.append(
                 f"With k = {best.best_k} speedup would be {best.best_speedup:.2f} as predicted, "
-                f"with this k {self.predicted:.2f}."
+                f"with this k {best.speedup[best.ks.index(self.k)]:.2f}."
             )
         return "\n".join([*lines, *self.hints])
 
@@ -134,8 +134,8 @@ def explain(
         )
     alpha = figures.get("alpha_hat")
     prediction = predict(survival, costs, ks, alpha=alpha)
-    predicted = prediction.speedup[ks.index(k)]
-    tau = figures["tau"]
+    tau = figures["tau"]  # what was cut off at a text's end counts neither here nor there
+    predicted = tau / costs.total(k)
     draft, verify, rest = costs.draft_at(k), costs.verify_at(k), costs.rest_at(k)
     cost = costs.total(k)
     if speedup is not None:
