@@ -73,7 +73,7 @@ def _speedups(result: Result) -> list[Picture]:
     groups: dict[tuple[object, ...], list[Case]] = {}
     for case in result.cases:
         if speedup_of(case) is not None:
-            key = (*_setting(case), case["drafter"], case.get("rule"))
+            key = (*_setting(case), method_of(case), case.get("rule"))
             groups.setdefault(key, []).append(case)
     for group in groups.values():
         cases = sorted(group, key=lambda c: c["num_draft"])
@@ -181,7 +181,7 @@ def _acceptance(result: Result) -> list[Picture]:
     alike.sort(key=lambda c: -(speedup_of(c) or c["metrics"]["tau"] or 0.0))
     kinds: dict[tuple[object, object], Case] = {}
     for case in alike:
-        kinds.setdefault((case["drafter"], case.get("rule")), case)
+        kinds.setdefault((method_of(case), case.get("rule")), case)
     chosen = list(kinds.values())[:MOST_GROUPS]
     names = [series_name(c) for c in chosen]
     if len(set(names)) < len(names):

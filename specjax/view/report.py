@@ -45,7 +45,7 @@ PAGE_STYLE = f"""
 .rp .banner{{background:var(--warning-ground);border-left:4px solid var(--draft);padding:12px 16px;
  border-radius:0 6px 6px 0;margin:0 0 20px}}
 .rp .banner p{{margin:0 0 2px}}
-.rp .tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;
+.rp .tiles{{display:grid;grid-template-columns:repeat(auto-fill,minmax(158px,1fr));gap:12px;
  margin:22px 0}}
 .rp .tile{{background:var(--panel);border:1px solid var(--line);border-radius:8px;
  padding:12px 14px}}
@@ -63,7 +63,7 @@ PAGE_STYLE = f"""
 .rp td b{{color:var(--accepted)}}
 .rp figure{{margin:26px 0 0}}
 .rp .svg{{overflow-x:auto}}
-.rp figure svg{{display:block;width:100%;max-width:760px;min-width:540px;height:auto}}
+.rp figure svg{{display:block;width:100%;max-width:760px;min-width:440px;height:auto}}
 .rp figcaption{{font-size:13px;color:var(--muted);max-width:72ch;margin:6px 0 0}}
 .rp .cap{{font-size:13px;color:var(--muted)}}
 .rp dl{{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;font-size:13px;margin:0}}
@@ -168,8 +168,8 @@ def _banners(result: Result) -> str:
             "Acceptance was forced: the text is not the model's.",
             [
                 f"{len(names)} of {len(result.cases)} cases price a system without its drafter: "
-                f"{', '.join(names[:4])}{', ...' * (len(names) > 4)}. Their speed is real, their "
-                "acceptance was chosen, and their text means nothing."
+                f"{', '.join(names[:3])}{' and others' * (len(names) > 3)}. Their speed is real, "
+                "their acceptance was chosen, and their text means nothing."
             ],
         )
     return made

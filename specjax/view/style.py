@@ -125,16 +125,22 @@ def legend_above(ax: Axes, *, columns: int | None = None, handles: Sequence[Any]
     found = list(handles) or ax.get_legend_handles_labels()[0]
     if not found:
         return
-    ax.legend(
-        handles=found,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=columns or min(len(found), 4),
-        borderaxespad=0.2,
-        handlelength=1.8,
-        columnspacing=1.4,
-        frameon=False,
-    )
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    room = 0.98 * figure.bbox.width - 0.6 * figure.dpi  # of the figure, beside the axis' labels
+    for count in range(columns or min(len(found), 4), 0, -1):
+        legend = ax.legend(
+            handles=found,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=count,
+            borderaxespad=0.2,
+            handlelength=1.8,
+            columnspacing=1.4,
+            frameon=False,
+        )
+        if legend.get_window_extent().width <= room:
+            return
 
 
 def to_svg(figure: Figure) -> str:

@@ -35,6 +35,7 @@ class Group:
     rows: tuple[tuple[Cell, ...], ...]
 
 
+# Those that no case has anything for are left out.
 COLUMNS = ("method", "k", "rule", "tau", "survival 1..4", "tokens/s", "speedup", "predicted")
 NUMERIC = (False, True, False, True, True, True, True, True)
 
@@ -103,6 +104,12 @@ def cases_of(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
     return cases
 
 
+def filled(several: Sequence[Group]) -> list[int]:
+    """The columns that some row has something for."""
+    rows = [row for group in several for row in group.rows]
+    return [i for i in range(len(COLUMNS)) if any(row[i].text for row in rows)]
+
+
 def groups(cases: Cases) -> list[Group]:
     """The cases as rows of text, grouped by what can be compared."""
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -130,8 +137,9 @@ def fair(case: Mapping[str, Any]) -> bool:
 
 
 def is_synthetic(case: Mapping[str, Any]) -> bool:
-    """Whether the text is not the model's."""
-    return case.get("mode") == "synthetic" or bool(case.get("synthetic"))
+    """Whether the text is not the model's; plain decoding beside such cases is."""
+    forced = case.get("mode") == "synthetic" or bool(case.get("synthetic"))
+    return forced and case["drafter"] != "none"
 
 
 def _tau(case: Mapping[str, Any]) -> float | None:
@@ -147,7 +155,11 @@ def method_of(case: Mapping[str, Any]) -> str:
     """What a reader calls the case."""
     if case["drafter"] == "none":
         return "plain decoding"
-    return str(case["drafter"]) + (" (synthetic)" if is_synthetic(case) else "")
+    notes = [str(case["stop_rule"])] if case.get("stop_rule") else []
+    if is_synthetic(case):
+        tau = (case.get("synthetic") or {}).get("tau")
+        notes.append("synthetic" if tau is None else f"synthetic, tau {tau:.3g}")
+    return str(case["drafter"]) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _row(case: Mapping[str, Any], top: Mapping[str, float | None]) -> tuple[Cell, ...]:
@@ -183,16 +195,17 @@ def _ranged(value: float | None, ends: Sequence[float] | None, unit: str = "") -
 
 
 def _rich(cases: Cases) -> RichTable:
-    made = RichTable(header_style="bold", box=SIMPLE_HEAD)
-    for name, right in zip(COLUMNS, NUMERIC):
-        made.add_column(name, justify="right" if right else "left", no_wrap=name == "method")
     several = groups(cases)
+    kept = filled(several)
+    made = RichTable(header_style="bold", box=SIMPLE_HEAD)
+    for i in kept:
+        made.add_column(COLUMNS[i], justify="right" if NUMERIC[i] else "left", no_wrap=i == 0)
     for group in several:
         if group.title:
             made.add_row(f"[dim]{_plain_markup(group.title)}[/dim]")
         for row in group.rows:
-            texts = [_plain_markup(c.text) for c in row]
-            made.add_row(*(f"[bold]{t}[/bold]" if c.best else t for t, c in zip(texts, row)))
+            texts = [(_plain_markup(row[i].text), row[i].best) for i in kept]
+            made.add_row(*(f"[bold]{text}[/bold]" if best else text for text, best in texts))
         made.add_section()
     return made
 
@@ -202,13 +215,16 @@ def _plain_markup(text: str) -> str:
 
 
 def _markdown(cases: Cases) -> str:
-    rule = " | ".join("---:" if right else "---" for right in NUMERIC)
+    several = groups(cases)
+    kept = filled(several)
+    rule = " | ".join("---:" if NUMERIC[i] else "---" for i in kept)
     blocks = []
-    for group in groups(cases):
+    for group in several:
         lines = [f"**{_pipes(group.title)}**\n"] if group.title else []
-        lines += [f"| {' | '.join(COLUMNS)} |", f"| {rule} |"]
+        lines += [f"| {' | '.join(COLUMNS[i] for i in kept)} |", f"| {rule} |"]
         for row in group.rows:
-            texts = [f"**{_pipes(c.text)}**" if c.best else _pipes(c.text) for c in row]
+            cells = [row[i] for i in kept]
+            texts = [f"**{_pipes(c.text)}**" if c.best else _pipes(c.text) for c in cells]
             lines.append(f"| {' | '.join(texts)} |")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
@@ -231,34 +247,35 @@ def _tex(text: str) -> str:
 
 
 def _latex(cases: Cases) -> str:
-    columns = "".join("r" if right else "l" for right in NUMERIC)
+    several = groups(cases)
+    kept = filled(several)
+    columns = "".join("r" if NUMERIC[i] else "l" for i in kept)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    lines.append(" & ".join(_tex(c) for c in COLUMNS) + r" \\")
-    for group in groups(cases):
+    lines.append(" & ".join(_tex(COLUMNS[i]) for i in kept) + r" \\")
+    for group in several:
         lines.append(r"\midrule")
         if group.title:
-            lines.append(rf"\multicolumn{{{len(COLUMNS)}}}{{l}}{{\emph{{{_tex(group.title)}}}}} \\")
+            title = rf"\emph{{{_tex(group.title)}}}"
+            lines.append(rf"\multicolumn{{{len(kept)}}}{{l}}{{{title}}} \\")
         for row in group.rows:
-            # Braces: a bracket behind \\ would be read as its argument.
-            texts = [rf"\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text) for c in row]
+            cells = [row[i] for i in kept]
+            texts = [rf"\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text) for c in cells]
             lines.append(" & ".join(texts) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _html(cases: Cases) -> str:
-    head = "".join(
-        f'<th class="{"num" if right else ""}">{name}</th>' for name, right in zip(COLUMNS, NUMERIC)
-    )
+    several = groups(cases)
+    kept = filled(several)
+    kinds = ["num" if right else "" for right in NUMERIC]
+    head = "".join(f'<th class="{kinds[i]}">{COLUMNS[i]}</th>' for i in kept)
     parts = []
-    for group in groups(cases):
-        title = html.escape(group.title)
-        if title:
-            parts.append(f'<tr class="g"><th colspan="{len(COLUMNS)}">{title}</th></tr>')
+    for group in several:
+        if group.title:
+            title = html.escape(group.title)
+            parts.append(f'<tr class="g"><th colspan="{len(kept)}">{title}</th></tr>')
         for row in group.rows:
-            cells = "".join(
-                f'<td class="{"num" if right else ""}">{_html_cell(cell)}</td>'
-                for cell, right in zip(row, NUMERIC)
-            )
+            cells = "".join(f'<td class="{kinds[i]}">{_html_cell(row[i])}</td>' for i in kept)
             parts.append(f"<tr>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(parts)}</tbody></table>"
 
