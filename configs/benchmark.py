@@ -43,6 +43,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         repeats=3,
         seed=0,
         calibrate=5,  # rounds of calibration behind the measurement; 0: no prediction
+        details=False,  # also probabilities (alpha_model, the report's tooltips), untimed
         curves=(),  # for synthetic and predict: specjax/bench/curves.py
         costs="",  # for predict (and replay): costs.json, or the directory of a run that has one
         stop_rules=(),  # for replay: confident:0.4, jointly:0.2
@@ -54,7 +55,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         config.num_prompts, config.max_new_tokens, config.repeats = 3, 48, 1
         config.calibrate = 2
     elif variant == "full":
-        config.num_prompts, config.batches = 24, (1, 4, 16)
+        config.num_prompts, config.batches, config.details = 24, (1, 4, 16), True
     elif variant:
         raise ValueError(f"configs/benchmark.py:{variant}: there are quick and full.")
     return config

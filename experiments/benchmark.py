@@ -23,7 +23,17 @@ from rich import progress
 from rich.console import Console
 
 from experiments import cli
-from specjax.bench import comparison, costing, environment, forecast, job, measure, outputs, scoring
+from specjax.bench import (
+    comparison,
+    costing,
+    detailing,
+    environment,
+    forecast,
+    job,
+    measure,
+    outputs,
+    scoring,
+)
 from specjax.bench.curves import parse_curve
 from specjax.bench.store import Record, Store, write_json
 from specjax.bench.summary import summarise
@@ -65,20 +75,28 @@ def main(argv: Sequence[str]) -> None:
         if run["mode"] == "replay":
             scoring.record_all(prepared, store, report)
         else:
-            run_cases(prepared, store, config["calibrate"], report)
+            run_cases(prepared, store, config, report)
     finish(console, store)
 
 
 def run_cases(
-    prepared: job.Job, store: Store, rounds: int, report: Callable[[str, float, float], None]
+    prepared: job.Job,
+    store: Store,
+    config: dict[str, Any],
+    report: Callable[[str, float, float], None],
 ) -> None:
     measure.measure(
         prepared.target, prepared.suite, prepared.groups, prepared.prompts, store, report
     )
-    if rounds:
+    if config["calibrate"]:
         costing.calibrate(
-            prepared, store, repeats=rounds, say=lambda what, share: report(what, share, 1)
+            prepared,
+            store,
+            repeats=config["calibrate"],
+            say=lambda what, share: report(what, share, 1),
         )
+    if config["details"]:
+        detailing.add_details(prepared, store, report)
     store.write_run({**store.read_run(), "peak_bytes": environment.peak_bytes()})
 
 

@@ -17,7 +17,7 @@ from tiny_checkpoint import write_tiny
 
 import specjax
 from configs.benchmark import get_config
-from specjax.bench import comparison, costing, job, measure, outputs, scoring
+from specjax.bench import comparison, costing, detailing, job, measure, outputs, scoring
 from specjax.bench.curves import parse_curve
 from specjax.bench.exactness import differences
 from specjax.bench.forecast import forecast
@@ -79,6 +79,7 @@ def finished(place: Path) -> Path:
     prepared = run(config_of(place), place / "finished")
     store = Store(place / "finished")
     costing.calibrate(prepared, store, repeats=1)
+    detailing.add_details(prepared, store)
     outputs.write(store, summarise(store))
     return store.path
 
@@ -119,6 +120,7 @@ def test_everything_is_there_and_follows_from_the_traces(place: Path, finished: 
         )
         if case["rule"] in ("greedy", "coupled"):
             assert [[t for c in row for t in c.emitted] for row in trace.rows] == alone.tokens
+        assert all((c.detail is None) == (case["drafter"] == "none") for c in trace)
         if case["drafter"] == "none":
             assert case["compare"] is None and case["predicted"] is None
             continue
@@ -133,7 +135,7 @@ def test_everything_is_there_and_follows_from_the_traces(place: Path, finished: 
         assert (finished / name).stat().st_size > 100
     with (finished / "results.csv").open() as file:
         assert [row["name"] for row in csv.DictReader(file)] == list(cases)
-    assert not list(finished.glob("cases/*/parts"))
+    assert not list(finished.glob("cases/*/parts")) and not list(finished.glob("cases/*/details"))
 
 
 def load_cost(directory: Path, case: dict[str, Any]) -> Any:
@@ -353,9 +355,7 @@ def test_synthetic_acceptance_is_realised(place: Path, tmp_path: Path) -> None:
 
 def test_predictions_are_the_cost_models(finished: Path, tmp_path: Path) -> None:
     golden = tmp_path / "golden.yaml"
-    golden.write_text(
-        "m:\n  thinking_on: {1: 1.8, 2: 2.5, 3: 2.4}\n  thinking_off: {1: 1.5, 2: 1.7, 3: 2.0}\n"
-    )
+    golden.write_text("m:\n  fast: {1: 1.8, 2: 2.5, 3: 2.4}\n  slow: {1: 1.5, 2: 1.7, 3: 2.0}\n")
     curves = [parse_curve(c) for c in ("2.2@3", f"{golden}:m:fast")]
     found = forecast(finished, curves)
     costs = load_costs(finished).costs

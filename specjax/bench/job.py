@@ -25,7 +25,7 @@ from specjax.measure.calibration import describe_target
 
 MODES = ("measure", "synthetic", "replay", "predict")
 # Of the config, what results do not depend on.
-_FREE = ("compilation_cache", "calibrate")
+_FREE = ("compilation_cache", "calibrate", "details")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,13 +123,16 @@ def turns(
             yield batch, repeat, order if turn // num_cases % 2 == 0 else order[::-1]
 
 
-def generate(target: Model, suite: Suite, case: Case, batch: Batch) -> api.Output:
+def generate(
+    target: Model, suite: Suite, case: Case, batch: Batch, *, details: bool = False
+) -> api.Output:
     return api.generate(
         target,
         case.spec,
         batch.tokens,
         rule=case.verifier,
         seed=batch.seeds(suite.seed),
+        details=details,
         **suite.request(case.temperature),
     )
 
