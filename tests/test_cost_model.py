@@ -223,7 +223,7 @@ def test_sampled_guesses_and_taps_are_measured_too() -> None:
     (cell,) = calibrate(target, spec, ks=[2], repeats=1, cycles=2, temperature=1.0).costs
     assert (cell.rule, cell.temperature, cell.draft_calls) == ("block", 1.0, {2: 1})
     (cell,) = calibrate(target, None, ks=[1], repeats=1, cycles=2).costs
-    assert (cell.drafter, cell.draft, cell.rest) == ("", {1: 0.0}, 0.0)
+    assert (cell.drafter, cell.draft, cell.rest, cell.c) == ("", {1: 0.0}, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,7 @@ def test_sampled_guesses_and_taps_are_measured_too() -> None:
         ({"batches": (0,)}, "batches"),
         ({"contexts": (5000,)}, "limited to 2048"),
         ({"rule": "magic"}, "magic"),
+        ({"spec": None, "rule": "magic"}, "magic"),
     ],
 )
 def test_bad_calibrations_are_refused_before_anything_is_timed(

@@ -218,13 +218,12 @@ def calibrate(
     check_numbers("repeats and cycles", (repeats, cycles))
     ks, slots = choose_ks(target, spec, ks), sorted({bucket(c) for c in contexts})
     check_fits(target, spec, ks, slots, temperature, rule)
-    begin, cells = time.perf_counter(), [(b, s) for s in slots for b in batches]
+    begin, cells = time.perf_counter(), [(b, s) for s in slots for b in sorted(set(batches))]
     found: list[Costs] = []
     for i, (batch, context) in enumerate(cells):
         if found and time.perf_counter() - begin > max_seconds:
             progress(i / len(cells), "out of time: the larger batches and contexts are left out")
             break
-
         say = _within(progress, i, len(cells), f"batch {batch}, {context} slots: ")
         cell = Cell(
             target,
@@ -381,5 +380,4 @@ def check_fits(
         raise ValueError(f"{max(slots)} slots: {target.name} is limited to {longest} tokens.")
     row = Row([0], Options(temperature=temperature), 0, 1, ())
     for k in ks:
-        if spec is not None:
-            check_requests(target, with_num_draft(spec, k), [row], rule)
+        check_requests(target, Silent(k) if spec is None else with_num_draft(spec, k), [row], rule)

@@ -25,7 +25,7 @@ class Costs:
       plain_s: seconds of one plain decoding step of the whole batch.
       verify: k -> v(k), a cycle that verifies k guesses and drafts nothing, in plain steps.
       draft: k -> all draft work of a cycle of k guesses, in plain steps.
-      draft_calls: k -> how many draft passes of a cycle follow each other; 1 if all is one pass.
+      draft_calls: k -> draft passes of a cycle that follow each other; 1, or no entry: one.
       rest: what a whole cycle costs beyond draft and verify, in plain steps; the median over k. It
         may be below 0: two programs apart can cost more than both in one.
       cycle: k -> a whole cycle as measured, in plain steps: where it is known, so is the rest of
@@ -74,7 +74,7 @@ class Costs:
         """
         if not self.ks:
             return math.nan
-        return self.draft[self.ks[-1]] / self.draft_calls[self.ks[-1]]
+        return self.draft[self.ks[-1]] / self.draft_calls.get(self.ks[-1], 1)
 
     @property
     def additivity(self) -> dict[int, float]:
