@@ -317,3 +317,10 @@ def test_documents_are_made_of_results(tmp_path: Path) -> None:
 def test_documents_that_cannot_be_made(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render(f"# A\n{line}\n", stored(tmp_path))
+
+
+def test_the_benchmarks_page_is_made_of_its_template() -> None:
+    """Edit docs/benchmarks.in.md, then run python -m experiments.benchmark_docs."""
+    with script("benchmark_docs") as module:
+        made = module.document(ROOT / "docs" / "benchmarks.in.md", ROOT / "docs" / "results")
+    assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == made
