@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
-# Most of the time goes into compiling programs that run for a moment. XLA's older emitters of
-# fusions and a single piece of code a program compile in less than half of it. Both are flags of
-# the process, and stay with the processes that tests start.
-QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# Most of the time goes into compiling programs that run for a moment. A single piece of code a
+# program and XLA's older emitters of fusions, which jaxlib 0.11 no longer has (an unknown flag ends
+# the process), compile in less than half of it. Processes that tests start inherit the flags.
+QUICK = {"xla_cpu_parallel_codegen_split_count": 1}
 # For tests of optimised programs: `lowered.compile(compiler_options=AS_USERS_DO)`.
-AS_USERS_DO = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
-os.environ["XLA_FLAGS"] = f"{QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+AS_USERS_DO: dict[str, int | bool] = {"xla_cpu_parallel_codegen_split_count": 32}
+if metadata.version("jaxlib").startswith("0.10."):
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+    AS_USERS_DO["xla_cpu_use_fusion_emitters"] = True
+_FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
