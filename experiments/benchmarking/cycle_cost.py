@@ -7,15 +7,14 @@ program.seconds(cycles=100)     a cycle that verifies 8 guesses
 from __future__ import annotations
 
 import dataclasses
-import re
 import statistics
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from specjax.compiler.hlo import count_copies
 from specjax.core.types import Array
 from specjax.measure import programs
 from specjax.measure.programs import Silent
@@ -25,7 +24,6 @@ __all__ = [
     "Compilation",
     "CycleProgram",
     "Silent",
-    "count_copies",
     "pass_seconds",
     "products_seconds",
 ]
@@ -64,21 +62,6 @@ class CycleProgram(programs.CycleProgram):
             loop_copies=in_loop,
             all_copies=in_all,
         )
-
-
-def count_copies(text: str, shape: Sequence[int]) -> tuple[int, int]:
-    """Copies of buffers of ``shape`` in optimised HLO: in the bodies of loops, and in all."""
-    dims = ",".join(map(str, shape))
-    copy = re.compile(rf"= \w+\[{dims}\]\S* copy(?:-start)?\(")
-    bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
-    name, in_loop, total = "", 0, 0
-    for line in text.splitlines():
-        if line and not line[0].isspace() and line.rstrip().endswith("{"):
-            name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
-        elif copy.search(line):
-            total += 1
-            in_loop += name in bodies
-    return in_loop, total
 
 
 def products_seconds(net: Any, *, steps: int, repeats: int = 3, tokens: int = 1) -> float:

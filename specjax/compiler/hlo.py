@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_COPIES = ("copy", "copy-start", "transpose")
 _CALLS = re.compile(
     r"\b(?:calls|body|condition|to_apply|true_computation|false_computation"
     r"|branch_computations|called_computations)=(\{[^{}]*\}|%?[\w.\-]+)"
@@ -251,19 +252,33 @@ class Copy:
 def copies(module: Module, computation: str, shapes: Sequence[tuple[int, ...]]) -> list[Copy]:
     """The copies of buffers of these shapes that one run of ``computation`` makes.
 
-    Sizes of one do not count: a buffer is often reshaped before it is copied.
+    Also those in another order of dimensions, and those that a fusion results in. Sizes of one do
+    not count: a buffer is often reshaped before it is copied.
     """
-    wanted = {tuple(d for d in shape if d != 1) for shape in shapes}
+    wanted = {tuple(sorted(d for d in shape if d != 1)) for shape in shapes}
     found = []
     for home, instruction, times in module.walk(computation):
-        if instruction.opcode not in ("copy", "copy-start"):
-            continue
-        array = instruction.arrays[0]
-        if array.squeezed in wanted:
-            operand = home.instructions.get(instruction.operands[0])
-            source = operand.arrays[0] if operand is not None else array
-            found.append(Copy(array, source, times, instruction.op_name))
+        pairs = [(home, instruction)]
+        if instruction.opcode == "fusion":
+            inner = module.computations[instruction.called("calls")]
+            root = inner.root
+            ends = root.operands if root.opcode == "tuple" else (root.name,)
+            pairs = [(inner, _before_bitcasts(inner, inner.instructions[e])) for e in ends]
+        for place, copy in pairs:
+            array = copy.arrays[0] if copy.arrays else None
+            if copy.opcode not in _COPIES or array is None:
+                continue
+            if tuple(sorted(array.squeezed)) in wanted:
+                operand = place.instructions.get(copy.operands[0])
+                source = operand.arrays[0] if operand is not None else array
+                found.append(Copy(array, source, times, copy.op_name))
     return found
+
+
+def _before_bitcasts(home: Computation, instruction: Instruction) -> Instruction:
+    while instruction.opcode == "bitcast" and instruction.operands[0] in home.instructions:
+        instruction = home.instructions[instruction.operands[0]]
+    return instruction
 
 
 def count_copies(text: str, shape: Sequence[int]) -> tuple[int, int]:
