@@ -112,6 +112,9 @@ def canvas(
     with style() as palette:
         ax = pyplot.figure(figsize=size, layout="constrained").add_subplot()
         yield ax, palette
+        interactive = matplotlib.is_interactive()
+    # The first figure of a notebook loads its backend, which turns this on for all that follow.
+    matplotlib.interactive(interactive)
 
 
 def grid(ax: Axes, palette: Palette) -> None:
