@@ -4,7 +4,7 @@
   python -m experiments.benchmark --config=configs/benchmark.py --workdir=runs/k \\
       --config.drafters="('demo:draft','ngram')" --config.num_draft="(1,2,4,8)"
   python -m experiments.benchmark --workdir=runs/demo --report_only
-  python -m experiments.benchmark --compare=runs/demo,runs/other
+  python -m experiments.benchmark --compare=runs/demo,runs/other --workdir=runs/both
 
 The directory holds traces, metrics.json, tables (CSV, Markdown, LaTeX), figures and report.html. A
 killed run, started again, measures what is missing. configs/benchmark.py says what can be asked
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         console = Console(highlight=False, width=160)
     with cli.one_line_errors():
         if _COMPARE.value:
-            return show(console, comparison.compare(_COMPARE.value))
+            return compare(console, _COMPARE.value)
         if not _WORKDIR.value:
             raise ValueError("Where to? Set --workdir.")
         store = Store(_WORKDIR.value)
@@ -109,6 +109,17 @@ def finish(console: Console, store: Store) -> None:
     console.print(f"{store.path / 'report.html'}", soft_wrap=True)
 
 
+def compare(console: Console, directories: Sequence[str]) -> None:
+    """Several runs in one table, and with --workdir in one page."""
+    summary = comparison.compare(directories)
+    if _WORKDIR.value:
+        place = Store(_WORKDIR.value)
+        if place.run_path.exists():
+            raise ValueError(f"{place.path} holds a run of its own; use another --workdir.")
+        outputs.write_comparison(directories, summary, place.path)
+    show(console, summary)
+
+
 def show(console: Console, summary: Record) -> None:
     console.print(table(summary))
     ratios = [
@@ -120,6 +131,17 @@ def show(console: Console, summary: Record) -> None:
         console.print("measured over predicted speedup:")
         for name, ratio in ratios:
             console.print(f"  {ratio:.2f}  {name}", soft_wrap=True)
+    for case in summary["cases"]:
+        compared = case["compare"] or {}
+        if compared.get("first_diff"):
+            request, token = compared["first_diff"]
+            margin = compared.get("margin_at_diff")
+            told = "" if margin is None else f", where the target preferred it by {margin:.3g}"
+            console.print(
+                f"{case['name']}: {compared['exact_match']:.0%} of the texts are plain decoding's; "
+                f"request {request} leaves it at token {token}{told}.",
+                soft_wrap=True,
+            )
     for line in outputs.remarks(summary):
         console.print(line, soft_wrap=True, style="bold red" * line.startswith("Not valid"))
 

@@ -240,8 +240,11 @@ def test_from_the_command_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run" / "report.html").unlink()
     assert run("--report_only", f"--workdir={tmp_path / 'run'}", config=False)[0] == 0
     assert (tmp_path / "run" / "report.html").read_bytes() == report
-    status, out, _ = run(f"--compare={tmp_path / 'run'},{tmp_path / 'run'}", config=False)
+    both = (f"--compare={tmp_path / 'run'},{tmp_path / 'run'}", f"--workdir={tmp_path / 'both'}")
+    status, out, _ = run(*both, config=False)
     assert status == 0 and out.count("plain decoding") == 2
+    assert (tmp_path / "both" / "report.html").exists() and (tmp_path / "both/results.md").exists()
+    assert run(*both[:1], f"--workdir={tmp_path / 'run'}", config=False)[0] == 2
     _, out, _ = run(
         *("--config.mode=predict", f"--config.costs={tmp_path / 'run'}"),
         *("--config.curves=('2.0@3',)", f"--workdir={tmp_path / 'forecast'}"),

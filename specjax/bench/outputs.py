@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from specjax.bench.store import Store
@@ -25,11 +26,25 @@ def write(store: Store, summary: Mapping[str, Any]) -> None:
     Raises:
       OSError: if they cannot be written.
     """
+    tables(store.path, summary)
+    write_report(store.path)
+
+
+def write_comparison(
+    directories: Sequence[str | Path], summary: Mapping[str, Any], output: Path
+) -> None:
+    """The same of several runs, into a directory of its own. Raises OSError."""
+    output.mkdir(parents=True, exist_ok=True)
+    tables(output, summary)
+    write_report(list(directories), output=output)
+
+
+def tables(path: Path, summary: Mapping[str, Any]) -> None:
+    """results.csv, .md and .tex."""
     for suffix, (form, sign) in _FILES.items():
         head = "" if sign is None else "".join(f"{sign}{line}\n" for line in remarks(summary))
         body = str(table(summary, form))
-        write_atomically(store.path / f"results.{suffix}", head + "\n" * bool(head) + body)
-    write_report(store.path)
+        write_atomically(path / f"results.{suffix}", head + "\n" * bool(head) + body)
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
