@@ -214,6 +214,21 @@ def test_an_export_that_dies_leaves_the_old_one(
     assert (tmp_path / "d" / "model.safetensors").read_bytes() != before
 
 
+def test_what_a_killed_export_left_is_cleared(target: specjax.Model, tmp_path: Path) -> None:
+    """No code runs at a kill: its folder goes with the next export, and the old one is back."""
+    spec = drafters.DFlash.fresh(target, num_draft=3)
+    save_drafter(spec, tmp_path / "d", format="zlab", target=target)
+    before = (tmp_path / "d" / "model.safetensors").read_bytes()
+    for name in (".d.export-1", ".d.export-2"):
+        (tmp_path / name / "new").mkdir(parents=True)
+        (tmp_path / name / "new" / "model.safetensors").write_text("half")
+    (tmp_path / "d").rename(tmp_path / ".d.export-2" / "old")  # between the two renames
+    with pytest.raises(CheckpointError, match="not now"):
+        export._write(tmp_path / "d", lambda whole: (_ for _ in ()).throw(OSError("not now")))
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+    assert (tmp_path / "d" / "model.safetensors").read_bytes() == before
+
+
 def test_pickles_are_what_torch_writes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tensors = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -143,14 +144,20 @@ def _write(directory: Path, write: Callable[[Path], None]) -> None:
         raise ValueError(f"{directory}: is a file; name a directory to write the drafter to.")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as temporary:
+        prefix = f".{directory.name}.export-"
+        for left in directory.parent.glob(f"{prefix}*"):  # by an export that was killed
+            if (left / "old").is_dir() and not directory.exists():
+                os.rename(left / "old", directory)
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as temporary:
             whole = Path(temporary) / "new"
             whole.mkdir()
             write(whole)
             for path in whole.iterdir():
                 path.chmod(0o644)  # safetensors makes its files private
             if directory.exists():
-                # A directory cannot be exchanged in one step: for a moment there is none.
+                # A directory cannot be exchanged in one step. Killed in between, the old one is
+                # put back by the next export.
                 os.rename(directory, Path(temporary) / "old")
             os.rename(whole, directory)
     except (OSError, SafetensorError) as error:
