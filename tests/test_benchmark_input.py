@@ -280,6 +280,7 @@ def stored(tmp_path: Path) -> Path:
         "num_prompts": 3,
         "prompt_sets": {"builtin": "0"},
         "left_out": 0,
+        "load": [0.1, 3.5],
         "template": "none",
         "thinking": {},
         "prompts_sha256": "f" * 64,
@@ -299,6 +300,7 @@ def test_documents_are_made_of_results(tmp_path: Path) -> None:
     )
     assert made.startswith("# A\n") and made.endswith("b 2.3 c\n")
     assert "| ngram | 4 | greedy |" in made and "other" not in made and "ffffffffffffffff" in made
+    assert "The machine was not idle (load 3.5 before): times are rough." in made
     rows = render("<!-- rows: device.json rows k,ms:.1f -->", results)
     assert rows == "| k | ms |\n| --- | --- |\n| 1 | 2.3 |\n| 2 |  |"
     predictions = render("<!-- predictions: demo drafter=ngram -->", results)

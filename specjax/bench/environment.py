@@ -1,7 +1,8 @@
-"""What a result was made with: device, versions, commit."""
+"""What a result was made with: device, versions, commit, load."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -26,7 +27,19 @@ def describe() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "git": commits(),
+        "load": load(),
     }
+
+
+def load() -> list[float]:
+    """How many processes wanted a core in the last minute; [] where the system does not say.
+
+    Taken before a run begins: they are those of others.
+    """
+    try:
+        return [round(os.getloadavg()[0], 2)]
+    except (AttributeError, OSError):
+        return []
 
 
 def _version(package: str) -> str:

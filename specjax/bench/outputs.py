@@ -12,6 +12,8 @@ from specjax.measure.results import write_atomically
 from specjax.view.report import write_report
 from specjax.view.tables import is_synthetic, table
 
+BUSY = 0.5  # processes of others, on average, from where times are not to be trusted
+
 # Suffix -> (format of the table, what begins a remark; None: the file holds figures alone).
 _FILES: dict[str, tuple[str, str | None]] = {
     "csv": ("csv", None),
@@ -55,6 +57,9 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"Synthetic: {NOT_THE_MODELS}.")
     if run["mode"] == "replay":
         lines.append("Replayed from recorded greedy texts: tau is exact, times were not measured.")
+    busy, timed = max(run.get("load", ()), default=0.0), run["mode"] != "replay"
+    if busy > BUSY and timed:
+        lines.append(f"The machine was not idle (load {busy:g} before): times are rough.")
     thinking = f", {run['thinking']}" if run["thinking"] else ""
     prompts = f"{run['num_prompts']} prompts of {', '.join(run['prompt_sets'])}"
     if run["left_out"]:
