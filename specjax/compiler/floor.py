@@ -81,7 +81,8 @@ def floor(abstract: Abstract, context: int) -> Floor:
         draft_bytes, more, operations = one(drafter.net, tokens)
         cache_bytes, flops = cache_bytes + more, flops + operations
         if "lm_head.weight" not in weights(drafter.net):
-            flops += 2 * rows * tokens * math.prod(local_shape(drafter.vocabulary.output))
+            head = math.prod(local_shape(drafter.vocabulary.output))
+            flops += 2 * rows * drafter.num_draft * head
     return Floor(
         weight_bytes=weight_bytes,
         draft_bytes=draft_bytes,

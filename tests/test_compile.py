@@ -1,0 +1,318 @@
+"""What the compiler knows: the reader of optimised HLO, the counts, and the report's bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from scripts import script
+
+from specjax.compiler import hlo, report, topology, traffic
+from specjax.compiler.abstract import Setup
+from specjax.core.platform import trace_for
+from specjax.core.program import Program, compiler_options
+from specjax.core.sharding import mesh_sizes
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "compile.py"
+
+# A loop of cycles whose condition the compiler does not know, with a loop of three steps inside. By
+# hand: what one cycle reads and writes of main memory, sends, copies and computes.
+LOOP = """
+HloModule constructed
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%step_body (p: (s32[], f32[16,4])) -> (s32[], f32[16,4]) {
+  %p = (s32[], f32[16,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %a = f32[16,4]{1,0} get-tuple-element(%p), index=1
+  %sent = f32[16,4]{1,0} all-reduce(%a), channel_id=3, to_apply=%add
+  ROOT %out = (s32[], f32[16,4]{1,0}) tuple(%i, %sent)
+}
+
+%step_test (p: (s32[], f32[16,4])) -> pred[] {
+  %p = (s32[], f32[16,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %three = s32[] constant(3)
+  ROOT %go = pred[] compare(%i, %three), direction=LT
+}
+
+%taken (p0: bf16[64,8], p1: s32[]) -> bf16[1,8] {
+  %p0 = bf16[64,8]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %row = bf16[1,8]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,8}
+}
+
+%put (p0: bf16[64,8], p1: bf16[1,8], p2: s32[]) -> bf16[64,8] {
+  %p0 = bf16[64,8]{1,0} parameter(0)
+  %p1 = bf16[1,8]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %new = bf16[64,8]{1,0} dynamic-update-slice(%p0, %p1, %p2, %zero)
+}
+
+%copied (p0: bf16[64,8]) -> bf16[64,8] {
+  %p0 = bf16[64,8]{1,0} parameter(0)
+  ROOT %again = bf16[64,8]{0,1} copy(%p0)
+}
+
+%gathered (g: f32[2,4]) -> f32[16,4] {
+  %g = f32[2,4]{1,0} parameter(0)
+  ROOT %part = f32[16,4]{1,0} all-gather(%g), channel_id=9, dimensions={0}
+}
+
+%called (c: f32[16,4], w: f32[4,4]) -> f32[16,4] {
+  %c = f32[16,4]{1,0} parameter(0)
+  %w = f32[4,4]{1,0} parameter(1)
+  ROOT %product = f32[16,4]{1,0} dot(%c, %w), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+
+%cycle (s: (s32[], f32[16,4], bf16[64,8], f32[4,4])) -> (s32[], f32[16,4], bf16[64,8], f32[4,4]) {
+  %s = (s32[], f32[16,4]{1,0}, bf16[64,8]{1,0}, /*index=3*/f32[4,4]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%s), index=0
+  %x = f32[16,4]{1,0} get-tuple-element(%s), index=1
+  %cache = bf16[64,8]{1,0} get-tuple-element(%s), index=2
+  %w = f32[4,4]{1,0} get-tuple-element(%s), index=3
+  %near = (bf16[64,8]{1,0:T(8,128)(2,1)S(1)}, bf16[64,8]{1,0}, u32[]) copy-start(%cache)
+  %nearer = bf16[64,8]{1,0:T(8,128)(2,1)S(1)} copy-done(%near)
+  %row = bf16[1,8]{1,0} fusion(%cache, %n), kind=kLoop, calls=%taken
+  %other = bf16[64,8]{0,1} fusion(%cache), kind=kLoop, calls=%copied
+  %flipped = bf16[8,64]{1,0} transpose(%other), dimensions={1,0}
+  %y = f32[16,4]{1,0} call(%x, %w), to_apply=%called
+  %zero = s32[] constant(0)
+  %begin = (s32[], f32[16,4]{1,0}) tuple(%zero, %y)
+  %steps = (s32[], f32[16,4]{1,0}) while(%begin), condition=%step_test, body=%step_body
+  %z = f32[16,4]{1,0} get-tuple-element(%steps), index=1
+  %thin = f32[2,4]{1,0} slice(%z), slice={[0:2], [0:4]}
+  %start = (f32[2,4]{1,0}, f32[16,4]{1,0}) all-gather-start(%thin), channel_id=5, dimensions={0}
+  %done = f32[16,4]{1,0} all-gather-done(%start)
+  %spread.1 = f32[16,4]{1,0} fusion(%thin), kind=kCustom, calls=%gathered
+  %spread.2 = f32[16,4]{1,0} fusion(%thin), kind=kCustom, calls=%gathered
+  %updated = bf16[64,8]{1,0} fusion(%cache, %row, %n), kind=kLoop, calls=%put
+  ROOT %next = (s32[], f32[16,4], bf16[64,8], f32[4,4]) tuple(%n, %done, %updated, %w)
+}
+
+%unfinished (s: (s32[], f32[16,4], bf16[64,8], f32[4,4])) -> pred[] {
+  %s = (s32[], f32[16,4]{1,0}, bf16[64,8]{1,0}, f32[4,4]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%s), index=0
+  %most = s32[] get-tuple-element(%s), index=0
+  ROOT %go = pred[] compare(%n, %most), direction=LT
+}
+
+ENTRY %main (n: s32[], x: f32[16,4], cache: bf16[64,8], w: f32[4,4]) -> bf16[64,8] {
+  %n = s32[] parameter(0)
+  %x = f32[16,4]{1,0} parameter(1)
+  %cache = bf16[64,8]{1,0} parameter(2)
+  %w = f32[4,4]{1,0} parameter(3)
+  %safe = bf16[64,8]{1,0} copy(%cache)
+  %begin = (s32[], f32[16,4]{1,0}, bf16[64,8]{1,0}, f32[4,4]{1,0}) tuple(%n, %x, %safe, %w)
+  %loop = (s32[], f32[16,4], bf16[64,8], f32[4,4]) while(%begin), condition=%unfinished, body=%cycle
+  ROOT %out = bf16[64,8]{1,0} get-tuple-element(%loop), index=2
+}
+"""
+
+
+def constructed() -> tuple[hlo.Module, str]:
+    module = hlo.parse(LOOP)
+    assert module.main_loop is not None
+    return module, module.main_loop.called("body")
+
+
+def test_loops_calls_and_what_is_asynchronous() -> None:
+    module, body = constructed()
+    assert body == "cycle"
+    inner = module.computations["cycle"].instructions["steps"]
+    assert module.trip_count(inner) == 3 and module.trip_count(module.main_loop) is None
+    # Three steps of one sum; the gather that starts and ends, and the one spread over two fusions.
+    assert traffic.collectives(module, body) == {
+        "all-gather": {"count": 2, "bytes": 2 * 16 * 4 * 4},
+        "all-reduce": {"count": 3, "bytes": 3 * 16 * 4 * 4},
+    }
+    assert traffic.flops(module, body) == 2 * 16 * 4 * 4
+    known = LOOP.replace(
+        "body=%step_body", 'body=%step_body, backend_config={"known_trip_count":{"n":"7"}}'
+    )
+    assert traffic.collectives(hlo.parse(known), body)["all-reduce"]["count"] == 7
+
+
+def test_copies_of_caches() -> None:
+    module, body = constructed()
+    found = hlo.copies(module, body, [(1, 64, 8)])
+    assert [(c.is_prefetch, c.times) for c in found] == [(True, 1), (False, 1), (False, 1)]
+    assert [c.array.layout for c in found[1:]] == ["0,1", "1,0"]
+    assert hlo.count_copies(LOOP, (64, 8)) == (3, 4)  # one more before the loop
+    assert hlo.count_copies(LOOP, (64, 9)) == (0, 0)
+
+
+def test_bytes_of_main_memory() -> None:
+    """A slice reads itself, an update writes itself; what is in VMEM is not read again."""
+    module, body = constructed()
+    kind = lambda array: array.dtype
+    moved = traffic.memory_bytes(module, body, kind)
+    row, cache, x, thin, w = 8 * 2, 64 * 8 * 2, 16 * 4 * 4, 2 * 4 * 4, 4 * 4 * 4
+    # The prefetch, the slice, the copy, the transpose, and the row that is put.
+    assert moved["read"]["bf16"] == cache + row + cache + cache + row
+    assert moved["written"]["bf16"] == row + cache + cache + row
+    # The product; three sums; the slice; a gather that starts, and one that two fusions share.
+    assert moved["read"]["f32"] == (x + w) + 3 * x + thin + 3 * thin
+    assert moved["written"]["f32"] == x + 3 * x + thin + 3 * x
+
+
+def test_products_that_a_tpu_writes_as_convolutions() -> None:
+    """A batch of 8 products [5, 3] x [3, 7] as one convolution over a dilated dimension."""
+    text = """
+ENTRY %main (a: f32[8,5,3], b: f32[8,7,3]) -> f32[8,5,7] {
+  %a = f32[8,5,3]{2,1,0} parameter(0)
+  %b = f32[8,7,3]{2,1,0} parameter(1)
+  ROOT %c = f32[8,5,7]{2,1,0} convolution(%a, %b), WINDOW
+}
+""".replace("WINDOW", "window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf")
+    assert traffic.flops(hlo.parse(text), "main") == 8 * 2 * 5 * 3 * 7
+    with pytest.raises(ValueError, match="no HLO text"):
+        hlo.parse("nothing of the kind")
+
+
+SETUP = Setup(
+    target="tiny",
+    layers=2,
+    drafter="dflash",
+    num_draft=3,
+    draft_layers=1,
+    draft_taps=2,
+    draft_vocab=512,
+    replicate_drafter=False,
+    rows=2,
+    slots=256,
+    context=200,
+    dtype="float32",
+    temperature=0.0,
+    top_p=1.0,
+    rule="",
+    programs="run",
+)
+
+
+def test_a_report_on_what_is_here() -> None:
+    """Nothing is allocated; the counts are those of the shapes; the scopes are in the program."""
+    here = topology.find("local")
+    texts: dict[str, str] = {}
+    made = report.make(SETUP, here, None, hlo_text=texts.__setitem__)
+    assert list(made["programs"]) == ["init", "run"] and made["num_draft"] == 3
+    assert made["programs_of_a_generation"][1:4] == ["prefill 16", "prefill 64", "prefill 256"]
+    cycle = made["cycle"]
+    layer = 128 * (2 * 128 + 2 * 64) + 3 * 128 * 256 + 2 * 128
+    head, fc = 2048 * 128, 2 * 128 * 128
+    norms, draft_norms = 128, 2 * 32 + 2 * 128  # of each head of queries and keys; of c and the end
+    assert cycle["floor"]["weight_bytes"] == 4 * (2 * layer + norms + head)
+    assert cycle["floor"]["draft_bytes"] == 4 * (layer + draft_norms + fc)
+    assert cycle["floor"]["cache_bytes"] == 3 * 2 * 2 * 200 * 64 * 4
+    assert made["held_bytes"]["target weights"] == 4 * (2 * layer + norms + 2 * head)
+    assert made["held_bytes"]["target cache"] == 2 * 2 * 2 * 256 * 64 * 4 + 2 * 4  # lengths, too
+    # Products of 2 rows of 4 tokens with every weight (the head a second time for 3 guesses), with
+    # 256 slots, and of what the drafter keeps of the block.
+    assert 1.0 < cycle["flops_over_floor"] < 1.25
+    assert cycle["cache_copies"] == 0 and cycle["collectives"] == {}
+    assert cycle["loops_of_unknown_length"] == 0
+    assert cycle["bytes"] > cycle["floor"]["bytes"]
+    for scope in report.SCOPES:
+        assert f"specjax/{scope}/" in texts["run"], scope
+    json.dumps(made)
+
+
+def test_the_compiler_is_told_by_platform() -> None:
+    assert compiler_options("cpu") == {} and compiler_options("tpu")
+    double = Program(lambda x: 2 * x)
+    assert int(double(jnp.int32(4))) == 8
+    assert double._cache_size() == 1 and "multiply" in double.lower(jnp.int32(1)).as_text()
+
+
+def slice_of(num: int, hbm: int) -> topology.Topology:
+    devices = tuple(jax.devices()[:1]) * num
+    return topology.Topology("v5e:2x4", "tpu", "TPU v5 lite", devices, num, hbm)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"target": "gpt-5"}, "target='gpt-5': must be one of"),
+    ({"drafter": "psychic"}, "drafter='psychic': must be one of none, dflash, eagle3"),
+    ({"context": 256}, "context=256: must be from 1 to slots - 1"),
+    ({"slots": 1 << 20, "context": 5}, "ends at 131072 tokens"),
+    ({"drafter": "eagle3", "draft_vocab": 4096}, "draft_vocab=4096"),
+    ({"draft_taps": 9}, "draft_taps=9: the target has 2 layers"),
+    ({"rule": "nonsense"}, "nonsense"),
+]
+
+
+@pytest.mark.parametrize("fields,message", BAD, ids=[str(f) for f, _ in BAD])
+def test_a_setup_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as info:
+        report.plan(dataclasses.replace(SETUP, **fields), topology.find("local"), None)
+    assert "\n" not in str(info.value)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_compiled() -> None:
+    big = dataclasses.replace(SETUP, target="llama-3.1-8b", dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"does not fit on v5e:2x4: a device needs 3\.\d GiB"):
+        report.make(big, slice_of(1, topology.GIB), None)
+    with trace_for("tpu"), pytest.raises(ValueError, match="has 16 devices, but v5e:2x4 has 8"):
+        slice_of(8, 1).mesh(**mesh_sizes("data:2,model:8"))
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--topology=v9x:2x2"], "not CHIP:SIZES"),
+        (["--topology=v5e"], "not CHIP:SIZES"),
+        (["--mesh=pipeline:2"], "is not AXIS:SIZE"),
+        (["--mesh=model:4096"], "4096 devices, but there are"),
+        (["--config.rows=0"], "rows=0: must be at least 1"),
+        (["--output=/nowhere/at/all.json"], "lies in no existing directory"),
+    ],
+)
+def test_the_script_says_what_is_wrong_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["compile", f"--config={CONFIG}", "--config.target=tiny", *arguments]
+    with script("compile") as module, flagsaver.flagsaver():
+        # Config flags look for their overrides in sys.argv.
+        with mock.patch.object(sys, "argv", line), pytest.raises(SystemExit) as info:
+            flags.FLAGS.unparse_flags()
+            module.cli.parse(line)
+            module.main([])
+        flags.FLAGS.mark_as_parsed()
+    assert info.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_slice_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'specjax\[tpu\]'"):
+        topology.find("v5e:2x4")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_slice_that_is_not_here() -> None:
+    """The TPU compiler itself: caches stay where they are, and two sums a layer."""
+    slice_ = topology.find("v5e:2x4")
+    assert len(slice_.devices) == slice_.num_chips == 8
+    with pytest.raises(ValueError, match="no such slice"):
+        topology.find("v5e:3x5")
+    setup = dataclasses.replace(SETUP, dtype="bfloat16", rows=8)
+    cycle = report.make(setup, slice_, slice_.mesh(**mesh_sizes("data:2,model:4")))["cycle"]
+    assert cycle["cache_copies"] == 0
+    assert cycle["collectives"]["all-reduce"]["count"] <= 2 * 3 + 2
