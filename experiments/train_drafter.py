@@ -43,6 +43,7 @@ from specjax.train.data.sources import Sources
 from specjax.train.data.text import Speech, default_cache
 from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee, fresh
+from specjax.train.objectives import KINDS
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
 _WORKDIR = flags.DEFINE_string(
@@ -187,6 +188,11 @@ def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any
             model = specjax.load(config.init, dtype=jnp.float32, mesh=target.mesh)
             return specjax.drafters.LM(model, config.num_draft)
         spec: Any = specjax.load_drafter(config.init, target)
+        if not isinstance(spec, KINDS[config.kind].load_spec()):
+            raise ValueError(
+                f"--config.init={config.init} holds {getattr(spec, 'name', 'a language model')}, "
+                f"which cannot be trained on as --config.kind={config.kind}."
+            )
         return dataclasses.replace(spec, num_draft=config.num_draft)
     if config.kind == "eagle3" and "draft_vocab_size" in sizes:
         rows = sizes.pop("draft_vocab_size")

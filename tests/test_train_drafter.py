@@ -15,6 +15,7 @@ from scripts import script
 from tiny_checkpoint import byte_level_bpe
 
 import specjax
+from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.export import save_pretrained
 from specjax.measure import trace_file
 from specjax.train import lm, loop
@@ -140,6 +141,23 @@ def test_training_raises_the_measured_tau(kind, place, tmp_path, capfd, monkeypa
     said = capfd.readouterr()
     assert "WARNING" in said.err and "differ by more than 3%" in said.err
     assert '"tau_differs": true' in said.out
+
+
+def test_a_run_may_start_from_a_drafter(place, tmp_path):
+    """With its weights, in float32; one of another kind is refused."""
+    target = specjax.load(place / "target")
+    spec = fresh("dflash", target, {"layers": 1}, num_draft=4, seed=7)
+    save_drafter(spec, tmp_path / "d", format="zlab", target=target)
+    config = config_of(place, "dflash", init=str(tmp_path / "d"))
+    with script("train_drafter") as train_drafter:
+        start = train_drafter.start(config, target, None)
+        _, ours = Trainee.of("dflash", start, {}, num_draft=3, compute_dtype=jnp.bfloat16)
+        with pytest.raises(ValueError, match="z-lab DFlash.*cannot be trained"):
+            train_drafter.start(config_of(place, "medusa", init=config.init), target, None)
+    theirs = Trainee.of("dflash", spec, {}, num_draft=3, compute_dtype=jnp.bfloat16)[1]
+    assert start.num_draft == 3 and ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name])
 
 
 class Killed(Exception):
