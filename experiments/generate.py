@@ -110,6 +110,9 @@ _TRACE = flags.DEFINE_string(
     None,
     "A .jsonl file for every cycle of this run; times of a first batch may include compiling.",
 )
+_PROFILE_DIR = flags.DEFINE_string(
+    "profile_dir", None, "A profile (xprof) of one generation, all compiled, goes there."
+)
 _STREAM = flags.DEFINE_boolean("stream", False, "Print as it comes, one prompt after the other.")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", str(DEFAULT_CONFIG), "Everything else; override fields with --config.field=value."
@@ -164,8 +167,8 @@ def main(argv: Sequence[str]) -> None:
         left = range(len(job.results.records) if job.results else 0, len(job.prompts))
         if job.results and not left:
             say(console, f"{job.results.path} is complete: {len(job.prompts)} prompts.")
-            if _TRACE.value is not None:
-                say(console, f"Nothing ran, so {_TRACE.value} is not written; use a new --output.")
+            for path in filter(None, (_TRACE.value, _PROFILE_DIR.value)):
+                say(console, f"Nothing ran, so {path} is not written; use a new --output.")
             summary(console, Report(records=job.results.records))
             return
         target, spec = load_models()
@@ -190,6 +193,9 @@ def main(argv: Sequence[str]) -> None:
             say(console, f"{len(records)} of {len(job.prompts)} prompts done")
     if _TRACE.value is not None:
         save_trace(job, batches, console)
+    if _PROFILE_DIR.value is not None:
+        profile(_PROFILE_DIR.value, job, batches[0], target, spec)
+        say(console, f"profile of one generation in {_PROFILE_DIR.value}")
     summary(console, measure(job, batches, records, target, spec))
     committed = [c[2] for record in records for c in record["cycles"]]
     if hasattr(spec, "net") or hasattr(spec, "model"):  # trained: then near 1 has a cause
@@ -208,6 +214,8 @@ def read_job() -> Job:
     if _STREAM.value and (_OUTPUT.value is not None or config.host_loop):
         other = "--output" if _OUTPUT.value is not None else "--config.host_loop"
         raise ValueError(f"--stream and {other} exclude each other; leave one out.")
+    if _PROFILE_DIR.value is not None and Path(_PROFILE_DIR.value).is_file():
+        raise ValueError(f"--profile_dir={_PROFILE_DIR.value} is a file; name a directory.")
     if _TRACE.value is not None:
         trace_file.check_place(_TRACE.value)
         if _TRACE.value in (_OUTPUT.value, _PROMPT_FILE.value):
@@ -359,6 +367,14 @@ def save_trace(job: Job, batches: list[Batch], console: Console) -> None:
             f"{path} holds the traces of prompts {first + 1} to {len(job.prompts)}: those before "
             "were done by an earlier run.",
         )
+
+
+def profile(directory: str, job: Job, batch: Batch, target: Any, spec: Any) -> None:
+    """Generates twice more, the second time under the profiler: then all is compiled."""
+    arguments = {**job.arguments(batch.rows), "host_loop": job.config.host_loop}
+    specjax.generate(target, spec, **arguments)
+    with jax.profiler.trace(directory), jax.profiler.StepTraceAnnotation("generate"):
+        specjax.generate(target, spec, **arguments)
 
 
 def measure(

@@ -221,6 +221,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "stream to a file": (("--stream", "--output=x.jsonl"), ("--stream and --output", "leave one")),
     "output folder": (("--output=/nowhere/x.jsonl",), ("/nowhere/x.jsonl", "existing directory")),
     "output kind": (("--output=x.csv",), ("--output=x.csv", ".jsonl")),
+    "profile into a file": ((f"--profile_dir={__file__}",), ("--profile_dir", "is a file")),
     "prompt too long": (("--prompt=" + "x\n" * 300,), ("Prompt 0", "limit of 256", "shorten")),
 }
 

@@ -204,6 +204,16 @@ def test_traces(run: Cli, tmp_path: Path) -> None:
         assert status == 2 and why in err and err.count("\n") == 1
 
 
+def test_a_profile_names_the_parts_of_a_cycle(run: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "profile"
+    arguments = ("--prompt=x", "--max_new_tokens=4", "--config.compare_plain=False")
+    status, out, _ = run(*arguments, f"--profile_dir={folder}")
+    assert status == 0 and f"profile of one generation in {folder}" in out.replace("\n", "")
+    (written,) = folder.rglob("*.xplane.pb")
+    for scope in ("draft", "verify", "accept", "commit"):
+        assert f"specjax/{scope}/".encode() in written.read_bytes(), scope
+
+
 def test_prompt_files(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("one two \r\n tab\tend\u2028x".encode())
