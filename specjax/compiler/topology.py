@@ -89,6 +89,7 @@ def find(name: str) -> Topology:
     # No TPU is asked for anything, and several processes may compile side by side.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # or it complains on stderr
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # libtpu raises errors of several kinds

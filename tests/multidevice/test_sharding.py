@@ -26,7 +26,10 @@ from tiny_checkpoint import write_tiny
 import specjax
 from specjax import decode, drafters, session
 from specjax.checkpoint import CheckpointError
+from specjax.compiler import hlo, traffic
+from specjax.compiler.abstract import abstract_net
 from specjax.core.sharding import make_mesh, use_mesh
+from specjax.models.drafts.dflash import DFlashNet
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, STEPS, ROWS = 32, 12, 8
@@ -113,6 +116,29 @@ def test_trained_drafters_on_a_mesh(name: str, options: dict[str, Any]) -> None:
     want = specjax.generate(target(), spec, PROMPTS, **kwargs)
     assert specjax.generate(big, placed, PROMPTS, **kwargs).tokens == want.tokens
     assert len({tuple(t) for t in want.tokens}) == ROWS
+
+
+def test_a_trained_drafter_that_is_split() -> None:
+    """Its heads, MLP and fusing layer over the model axis, as the compiler's report counts them."""
+    big, _ = on_mesh(2, 4)
+    spec = tiny.fresh("dflash", 3, target())
+    backbone = spec.net.config.backbone.for_model_axis(4)
+    config = dataclasses.replace(spec.net.config, backbone=backbone)
+    build = lambda: DFlashNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    places = abstract_net(build, big.mesh)
+    flat = [
+        (path, place.replace(jax.device_put(param[...], place.get_value().sharding)))
+        for (path, place), (_, param) in zip(
+            nnx.to_flat_state(places.params), nnx.to_flat_state(spec.net.params), strict=True
+        )
+    ]
+    net = dataclasses.replace(places, params=nnx.from_flat_state(flat))
+    fc = net.module.fc.weight[...]
+    assert fc.sharding.shard_shape(fc.shape)[0] == fc.shape[0] // 4
+    kwargs = {"max_new_tokens": STEPS, "seed": 5}
+    want = specjax.generate(target(), spec, PROMPTS, **kwargs)
+    got = specjax.generate(big, dataclasses.replace(spec, net=net), PROMPTS, **kwargs)
+    assert got.tokens == want.tokens and got.tau == want.tau
 
 
 def test_parameters_and_caches_are_split_and_stay_where_they_are() -> None:
@@ -248,8 +274,12 @@ def test_the_verify_pass_is_one_sharded_forward() -> None:
     args = (s.target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
     with use_mesh(s.target.mesh):
         lowered = decode.run_program.lower(*args)
-        found = collectives(lowered.compile(compiler_options=AS_USERS_DO).as_text())
-    print(found)
+        text = lowered.compile(compiler_options=AS_USERS_DO).as_text()
+    found = collectives(text)
+    module = hlo.parse(text)
+    counted = traffic.collectives(module, module.entry)
+    kinds = [name for name, _ in found]
+    assert {k: entry["count"] for k, entry in counted.items()} == {k: kinds.count(k) for k in kinds}
     # The largest thing that may cross: one activation of the block, [B, K + 1, D or V].
     activation = ROWS * 4 * max(32, VOCAB)
     assert activation <= 32 * 32 < s.state.cache.k[0].size // 8  # a weight, a device's cache
