@@ -80,10 +80,13 @@ def plot_timeline(
 def draft_share(costs: Costs, k: int) -> float:
     """The part of a cycle's time that goes into drafting; what is neither counts as verifying.
 
+    Where a cycle was measured to take less than its parts apart, each part did.
+
     Raises:
       ValueError: if ``k`` was not calibrated.
     """
-    return costs.draft_at(k) / costs.total(k) if k else 0.0
+    parts = costs.draft_at(k) + costs.verify_at(k)
+    return costs.draft_at(k) / max(costs.total(k), parts)
 
 
 def _block(
