@@ -1,7 +1,8 @@
 """Does the cost model predict what is measured? Both in one run, round by round.
 
 A round measures, for one k after the other, generations with and without the drafter in turn, and
-takes one sample of the costs of that k; so whatever drifts on the machine meets both sides.
+takes a sample of the costs of that k behind each prompt; so whatever drifts on the machine meets
+both sides.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class PredictionCheck:
                 ours.append(self._one(self._specs[k], prompt))
                 if not first:
                     plain.append(self._one(NoDraft(), prompt))
-            self._cell.sample(k, reverse=reverse)
+                self._cell.sample(k, reverse=first)
             fast, slow = (metrics.figures(Trace.join(t))["tpot_ms"] for t in (ours, plain))
             self._ratios[k].append(slow / fast)
 
