@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -348,7 +349,7 @@ def test_step_on_a_mesh_is_the_same_step(tmp_path):
         "PATH": "/usr/bin:/bin",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
     }
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=300)
 
