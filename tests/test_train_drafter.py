@@ -152,7 +152,7 @@ def test_a_run_may_start_from_a_drafter(place, tmp_path):
     with script("train_drafter") as train_drafter:
         start = train_drafter.start(config, target, None)
         _, ours = Trainee.of("dflash", start, {}, num_draft=3, compute_dtype=jnp.bfloat16)
-        with pytest.raises(ValueError, match="z-lab DFlash.*cannot be trained"):
+        with pytest.raises(ValueError, match=r"z-lab DFlash.*cannot be trained"):
             train_drafter.start(config_of(place, "medusa", init=config.init), target, None)
     theirs = Trainee.of("dflash", spec, {}, num_draft=3, compute_dtype=jnp.bfloat16)[1]
     assert start.num_draft == 3 and ours.keys() == theirs.keys()
