@@ -44,6 +44,11 @@ def replicated(on: bool = True) -> Iterator[None]:
         _replicated.reset(token)
 
 
+def is_replicated() -> bool:
+    """Whether the code being traced is inside `replicated`."""
+    return _replicated.get()
+
+
 def parse_mesh(spec: str) -> Mesh | None:
     """Builds the mesh that a flag such as ``data:2,model:4`` names; "" is no mesh.
 

@@ -28,6 +28,7 @@ from specjax import decode, drafters, session
 from specjax.checkpoint import CheckpointError
 from specjax.compiler import hlo, traffic
 from specjax.compiler.abstract import abstract_net
+from specjax.core.platform import trace_for
 from specjax.core.sharding import make_mesh, use_mesh
 from specjax.models.drafts.dflash import DFlashNet
 
@@ -205,6 +206,26 @@ def test_a_draft_that_cannot_be_split_is_replicated() -> None:
     with pytest.raises(ValueError, match="on different devices") as info:
         write_text("greedy", on_mesh(2, 4)[0], draft())
     assert "\n" not in str(info.value)
+
+
+def test_what_is_written_otherwise_for_tpus_is_the_same() -> None:
+    """Sums over devices, and the scores that are formed twice where two cores share a device."""
+    big, _ = on_mesh(1, 8)
+    tokens = jnp.asarray([p[:6] for p in PROMPTS if len(p) >= 6], jnp.int32)
+
+    def logits(net: Any, tokens: Any) -> Any:
+        cache = net.init_cache(tokens.shape[0], 16)
+        _, _, block = net(tokens[:, :2], cache)
+        cache = cache.commit(block, jnp.full(tokens.shape[:1], 2, jnp.int32))
+        return net(tokens[:, 2:], cache)[0]
+
+    with use_mesh(big.mesh):
+        want = jax.jit(logits)(big.net, tokens)
+        with trace_for("tpu", cores=2):
+            tpu = jax.jit(lambda *args: logits(*args))
+            assert "optimization_barrier" in tpu.lower(big.net, tokens).as_text()
+            got = tpu(big.net, tokens)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_ties_across_shards_go_to_the_lowest_id() -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.platform import platform
+from specjax.core.sharding import axis_size, is_replicated
 from specjax.core.types import Array
 
 
@@ -71,6 +72,11 @@ def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
     return y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
+def _adds_over_mesh() -> bool:
+    """Whether a product that contracts a split dimension is a sum over devices, on a TPU."""
+    return platform() == "tpu" and axis_size("model") > 1 and not is_replicated()
+
+
 class Linear(nnx.Module):
     """``y = W x (+ b)``. ``axes`` are the logical axes of W [out, in]."""
 
@@ -89,9 +95,15 @@ class Linear(nnx.Module):
         if bias:
             self.bias = nnx.Param(jnp.zeros((out_features,), dtype), axes=(axes[0],))
         self.has_bias = bias
+        self.splits_input = axes[1] is not None
 
     def __call__(self, x: Array) -> Array:
         """[..., in] -> [..., out] in the type of ``x``."""
+        if self.splits_input and not self.has_bias and _adds_over_mesh():
+            # What devices add up crosses the mesh in the type of activations: half the bytes. Each
+            # still accumulates its own part in float32.
+            w = self.weight[...]
+            return jnp.einsum("...i,oi->...o", x.astype(w.dtype), w, preferred_element_type=x.dtype)
         return linear(x, self.weight[...], self.bias[...] if self.has_bias else None).astype(
             x.dtype
         )
