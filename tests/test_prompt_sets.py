@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from experiments import heldout_prompts
 from specjax.bench import prompt_sets
 from specjax.bench.prompt_sets import Question, load, spread
 
@@ -170,3 +171,10 @@ def test_the_published_files(shared: Path) -> None:
     assert {c: sum(q.category == c for q in spec) for c in {q.category for q in spec}} == {
         c: 80 for c in ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
     }
+
+
+def test_passages_end_with_text_before_the_middle() -> None:
+    long = "\n".join(f"    line number {i} of the file" for i in range(20)) + "\n\n\n\n"
+    found = heldout_prompts.passages({"a.py": long, "short.py": "x = 1\n"}, 5)
+    assert list(found) == ["a.py"]
+    assert found["a.py"].splitlines() == [f"    line number {i} of the file" for i in range(6, 11)]
