@@ -7,12 +7,15 @@ from typing import Any
 
 from specjax.measure.trace import Cycle, Trace
 
-__all__ = ["Cycle", "Trace", "calibrate", "predict"]
+__all__ = ["Cycle", "Trace", "calibrate", "compare", "figures", "predict", "survival_of"]
 
 # Imported when they are asked for: what they need, imports this package.
 _LAZY = {
     "calibrate": "specjax.measure.calibration",
+    "compare": "specjax.measure.metrics",
+    "figures": "specjax.measure.metrics",
     "predict": "specjax.measure.cost_model",
+    "survival_of": "specjax.measure.cost_model",
 }
 
 
