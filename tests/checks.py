@@ -92,7 +92,7 @@ def fresh_state(name: str) -> None:
     assert (proposals[0].tokens == proposals[1].tokens).all()
     if proposals[0].q is not None:
         # The random drafters are sharp: rounding of 1e-6 in a logit is more than that in q.
-        np.testing.assert_allclose(proposals[0].q, proposals[1].q, atol=5e-5)
+        np.testing.assert_allclose(proposals[0].q, proposals[1].q, atol=2e-4)
 
     def valid(cache: decode.Cache, buffer: jax.Array) -> np.ndarray:
         slots = min(done.num_slots, fresh.num_slots)

@@ -8,14 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from scripts import script
 
-from experiments.benchmark_training import SHAPES
 from experiments.benchmarking import draft_cost, floor, training_cost
 from specjax.drafters import DFlash, Eagle3, dflash, eagle3
 from specjax.models import FAMILIES, Frozen
 from specjax.models.drafts.dflash import DFlashNet
 from specjax.models.drafts.eagle3 import Eagle3Net
 
+with script("benchmark_training") as benchmark_training:
+    SHAPES = benchmark_training.SHAPES
 RAW = {**SHAPES["8b"], "model_type": "qwen3", "vocab_size": 151936}
 H, V, INNER = 4096, 151936, 12288
 LAYER = 2 * H * 128 * (32 + 8) + 3 * H * INNER  # weights of attention and MLP

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import script
 
-from experiments import heldout_prompts
 from specjax.bench import prompt_sets
 from specjax.bench.prompt_sets import Question, load, spread
 
@@ -175,6 +175,7 @@ def test_the_published_files(shared: Path) -> None:
 
 def test_passages_end_with_text_before_the_middle() -> None:
     long = "\n".join(f"    line number {i} of the file" for i in range(20)) + "\n\n\n\n"
-    found = heldout_prompts.passages({"a.py": long, "short.py": "x = 1\n"}, 5)
+    with script("heldout_prompts") as heldout_prompts:
+        found = heldout_prompts.passages({"a.py": long, "short.py": "x = 1\n"}, 5)
     assert list(found) == ["a.py"]
     assert found["a.py"].splitlines() == [f"    line number {i} of the file" for i in range(6, 11)]
