@@ -169,8 +169,8 @@ def test_bytes_of_main_memory() -> None:
     assert moved["read"]["bf16"] == cache + row + cache + cache + row
     assert moved["written"]["bf16"] == row + cache + cache + row
     # The product; three sums; the slice; a gather that starts, and one that two fusions share.
-    assert moved["read"]["f32"] == (x + w) + 3 * x + thin + 3 * thin
-    assert moved["written"]["f32"] == x + 3 * x + thin + 3 * x
+    assert moved["read"]["f32"] == (x + w) + 3 * x + thin + 2 * thin
+    assert moved["written"]["f32"] == x + 3 * x + thin + 2 * x
 
 
 def test_products_that_a_tpu_writes_as_convolutions() -> None:

@@ -9,7 +9,9 @@ counts twice. Here
   - a slice, dynamic slice or gather reads what it takes out, inside a fusion as well;
   - a dynamic-update-slice or scatter that a fusion ends with writes its update, in place: the
     compiler has inserted copies, which are counted, wherever that is not possible;
-  - loops inside count as often as they run.
+  - loops inside count as often as they run;
+  - communication that the compiler has spread over several fusions, which hand its buffers on,
+    reads and writes once.
 
 Padding of tiles is not counted, nor is what spills from registers.
 """
@@ -69,6 +71,12 @@ def memory_bytes(
         for array, amount in _results(module, home, instruction):
             if array.in_memory:
                 written[kind(array)] += times * amount
+    for home, instruction, times in _spread(module, name):
+        operands = [home.instructions[o] for o in instruction.operands if o in home.instructions]
+        for array in (a for o in operands for a in o.arrays if a.in_memory):
+            read[kind(array)] += times * array.nbytes
+        for array in (a for a in instruction.arrays if a.in_memory):
+            written[kind(array)] += times * array.nbytes
     return {"read": dict(read), "written": dict(written)}
 
 
@@ -108,7 +116,9 @@ def _read_of(module: Module, home: Computation, value: Instruction) -> int:
                 continue
             if user.opcode in _SEE_THROUGH and not user.is_root:
                 amount += min(full, _read_of(module, home, user))
-            elif user.opcode in _SEE_THROUGH | {"tuple"}:
+            elif user.opcode == "tuple" or user.opcode in COLLECTIVES:
+                pass  # handed on, or counted apart
+            elif user.opcode in _SEE_THROUGH:
                 amount += full
             else:
                 amount += _touched(module, home, user, index)
@@ -143,11 +153,14 @@ def _results(
 def _put(module: Module, home: Computation, end: Instruction) -> int:
     """Bytes that a result of a fusion writes: its update, if it is one in place."""
     full = sum(a.nbytes for a in end.arrays)
+    before = end.opcode in ("parameter", "bitcast")
     while end.opcode in _SEE_THROUGH and end.operands and end.operands[0] in home.instructions:
         end = home.instructions[end.operands[0]]
     if end.opcode == "fusion":
         inner = module.computations[end.called("calls")]
         return min(full, _put(module, inner, inner.root))
+    if end.opcode in COLLECTIVES or (end.opcode == "parameter" and before):
+        return 0  # counted apart, or handed on
     amount = 0
     while end.opcode in _PUTS:  # several updates of one buffer, one behind the other
         amount += home.instructions[end.operands[_PUTS[end.opcode]]].arrays[0].nbytes
@@ -165,17 +178,9 @@ def collectives(module: Module, name: str) -> dict[str, dict[str, int]]:
     results, whichever are more.
     """
     found: dict[str, dict[str, int]] = {}
-    spread: set[tuple[str, str]] = set()
-    for home, instruction, times in _inside_fusions(module, name):
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
-            continue
-        if home.name in module.fused:
-            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            key = (kind, instruction.name if channel is None else channel[1])
-            if key in spread:
-                continue
-            spread.add(key)
+    apart = [(h, i, t) for h, i, t in module.walk(name) if _kind(i) in COLLECTIVES]
+    for home, instruction, times in [*apart, *_spread(module, name)]:
+        kind = _kind(instruction)
         operands = [home.instructions[o] for o in instruction.operands if o in home.instructions]
         sent = sum(a.nbytes for o in operands for a in o.arrays)
         results = sum(a.nbytes for a in instruction.arrays if a.dims)
@@ -185,6 +190,22 @@ def collectives(module: Module, name: str) -> dict[str, dict[str, int]]:
         entry["count"] += times
         entry["bytes"] += times * max(sent, results)
     return dict(sorted(found.items()))
+
+
+def _kind(instruction: Instruction) -> str:
+    return instruction.opcode.removesuffix("-start")
+
+
+def _spread(module: Module, name: str) -> Iterator[tuple[Computation, Instruction, int]]:
+    """The communication inside fusions: each channel once."""
+    seen: set[tuple[str, str]] = set()
+    for home, instruction, times in _inside_fusions(module, name):
+        if _kind(instruction) in COLLECTIVES and home.name in module.fused:
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            key = (instruction.opcode, instruction.name if channel is None else channel[1])
+            if key not in seen:
+                yield home, instruction, times
+            seen.add(key)
 
 
 def _inside_fusions(module: Module, name: str) -> Iterator[tuple[Computation, Instruction, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specjax.core.sharding import constrain
+from specjax.core.sharding import constrain, replicated
 from specjax.core.types import Array, pytree
 from specjax.models.layers.linear import activation_dtype, linear
 
@@ -19,5 +19,9 @@ class Vocabulary:
         return self.embedding[tokens].astype(activation_dtype(self.embedding.dtype))
 
     def head(self, x: Array) -> Array:
-        """States [..., D] -> logits [..., V] float32."""
-        return constrain(linear(x, self.output), "batch", *[None] * (x.ndim - 2), "vocab")
+        """States [..., D] -> logits [..., V] float32, split as the target's are.
+
+        Also where the drafter is whole on every device: otherwise each would fetch the whole table.
+        """
+        with replicated(False):
+            return constrain(linear(x, self.output), "batch", *[None] * (x.ndim - 2), "vocab")
