@@ -15,7 +15,7 @@ import tiny
 import specjax.measure
 from specjax import drafters
 from specjax.measure import calibration, rounds
-from specjax.measure.calibration import Calibration, calibrate
+from specjax.measure.calibration import Calibration, calibrate, timed
 from specjax.measure.cost_model import (
     Costs,
     costs_at,
@@ -362,3 +362,19 @@ def test_low_acceptance_a_k_too_large_and_other_hints() -> None:
         explain({"num_draft": 0}, costs())
     with pytest.raises(ValueError, match="k=9"):
         explain(run_of({4: 1}, 9), costs())
+
+
+class Clockwork:
+    """A program whose calls cost 5 s, whose cycles 2 s, and whose first call 100 s more."""
+
+    def __init__(self) -> None:
+        self.called = False
+
+    def run(self, cycles: int) -> float:
+        cold, self.called = 0.0 if self.called else 100.0, True
+        return 5.0 + cold + 2.0 * cycles
+
+
+def test_a_cycle_is_timed_without_its_call() -> None:
+    for cycles in (2, 16):
+        assert timed(Clockwork(), cycles)() == pytest.approx(2.0)  # type: ignore[arg-type]
