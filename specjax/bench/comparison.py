@@ -29,9 +29,6 @@ def compare(directories: Sequence[str | Path]) -> Record:
         for field in SAME:
             if runs[0].get(field) != run.get(field):
                 told = difference(field, runs[0], run, who=str(directory))
-                raise ValueError(
-                    f"{directories[0]} and {directory} are not comparable, they differ in {field}: "
-                    f"{told}."
-                )
+                raise ValueError(f"{directories[0]} and {directory} are not comparable: {told}.")
     result = read_results(directories)
     return {"run": dict(result.run), "cases": list(result.cases)}
