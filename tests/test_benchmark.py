@@ -124,6 +124,10 @@ def test_everything_is_there_and_follows_from_the_traces(place: Path, finished: 
         if case["drafter"] == "none":
             assert case["compare"] is None and case["predicted"] is None
             continue
+        shared = read_lines(finished / "cases" / name / "aiperf.jsonl")
+        assert [r["completion_tokens"] for r in shared] == [
+            sum(c.committed for c in row) for row in trace.rows
+        ]
         plain = trace_file.load(finished / "cases" / case["plain"] / "trace.jsonl")
         compared = json.loads(json.dumps(metrics.compare(trace, plain)))
         assert {k: case["compare"][k] for k in compared} == compared

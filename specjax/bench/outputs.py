@@ -8,6 +8,7 @@ from typing import Any
 
 from specjax.bench.store import Store
 from specjax.bench.synthetic import NOT_THE_MODELS
+from specjax.measure import aiperf
 from specjax.measure.results import write_atomically
 from specjax.view.report import write_report
 from specjax.view.tables import is_synthetic, table
@@ -23,12 +24,15 @@ _FILES: dict[str, tuple[str, str | None]] = {
 
 
 def write(store: Store, summary: Mapping[str, Any]) -> None:
-    """Writes results.csv, .md and .tex, figures/ and report.html.
+    """Writes results.csv, .md and .tex, figures/, report.html, and each case's aiperf.jsonl.
 
     Raises:
       OSError: if they cannot be written.
     """
     tables(store.path, summary)
+    for case in summary["cases"]:
+        if case["num_draft"] and store.has_trace(case["name"]):
+            aiperf.save(store.trace(case["name"]), store.case(case["name"]) / "aiperf.jsonl")
     write_report(store.path)
 
 
