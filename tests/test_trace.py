@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import time
 from pathlib import Path
 
+import checks
 import jax
 import numpy as np
 import pytest
@@ -79,6 +81,21 @@ def test_times_share_the_calls(out: specjax.Output) -> None:
     assert len(starts) == 1  # the first cycle of every row is the same cycle
 
 
+def test_every_cycle_of_the_device_is_on_the_clock() -> None:
+    session = checks.run_cycles(tiny.model(), "lm", 7, rows=3)
+    assert int(session.state.num_cycles) == 7
+    assert max(len(row) for row in session.trace().rows) == 7
+    session.advance()
+    rows = session.trace().rows
+    longest = max(rows, key=len)
+    assert int(session.state.num_cycles) == len(longest)
+    now = time.perf_counter() - session._began
+    # What the calls took is shared out whole: all of it lies in cycles, and none behind the clock.
+    spent = sum(call.end - call.begin for call in session._calls)
+    assert sum(c.end - c.begin for c in longest) == pytest.approx(spent)
+    assert session.prefilled <= longest[0].begin and longest[-1].end <= now
+
+
 def test_a_stop_string_cuts_the_trace() -> None:
     whole = Trace(
         (
@@ -92,6 +109,7 @@ def test_a_stop_string_cuts_the_trace() -> None:
     )
     cut = whole.cut(0, 2)
     assert cut.num_committed == 2 and cut.rows[0][0].emitted == (5, 6)
+    assert cut.num_cycles == 1  # the next one committed nothing that was kept
     assert cut.rows[0][0].detail is not None and len(cut.rows[0][0].detail.p_emitted) == 2
     assert cut.labels(0) == ["accepted", "accepted"]
     assert whole.cut(0, 4) == whole
