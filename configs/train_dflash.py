@@ -23,6 +23,8 @@ def get_config() -> config_dict.ConfigDict:
         sizes={
             "layers": 2,
             "num_taps": 3,
+            # 0: the target's, or that of init; fewer than init has: its largest neurons.
+            "intermediate_size": 0,
             "mask_token_id": 4095,  # an id that the text hardly holds
             "from_target": True,  # layers begin as the last ones of the target
         },

@@ -43,6 +43,7 @@ from specjax.train.data.sources import Sources
 from specjax.train.data.text import Speech, default_cache
 from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee, fresh
+from specjax.train.narrow import narrowed
 from specjax.train.objectives import KINDS
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
@@ -193,7 +194,10 @@ def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any
                 f"--config.init={config.init} holds {getattr(spec, 'name', 'a language model')}, "
                 f"which cannot be trained on as --config.kind={config.kind}."
             )
-        return dataclasses.replace(spec, num_draft=config.num_draft)
+        spec = dataclasses.replace(spec, num_draft=config.num_draft)
+        if neurons := sizes.get("intermediate_size"):
+            spec = dataclasses.replace(spec, net=narrowed(spec.net, neurons))
+        return spec
     if config.kind == "eagle3" and "draft_vocab_size" in sizes:
         rows = sizes.pop("draft_vocab_size")
         sizes["target_ids"], share = frequent_tokens(sources.train, rows, target.config.vocab_size)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.core.argmax import argmax
 from specjax.core.types import Array, pytree, static
 
 # Below this temperature a row is greedy: dividing logits by less overflows float32.
@@ -204,7 +205,7 @@ def _warp_row(logits: Array, options: Sampling) -> Array:
     """One row: [T, V] -> [T, V]."""
     vocab = logits.shape[-1]
     is_greedy = options.temperature < GREEDY_BELOW
-    first = jax.nn.one_hot(logits.argmax(-1), vocab, dtype=jnp.bool_)
+    first = jax.nn.one_hot(argmax(logits), vocab, dtype=jnp.bool_)
     x = logits / jnp.where(is_greedy, 1.0, options.temperature)
     if options.top_k is not None or options.top_p is not None:
         x = _truncate(x, options.top_k, options.top_p)

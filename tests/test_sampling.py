@@ -15,6 +15,8 @@ import tiny
 import specjax
 from specjax.auditing.options import ORDER, OUT, chances, reference, temperature
 from specjax.core import keys
+from specjax.core.argmax import argmax
+from specjax.core.platform import trace_for
 from specjax.core.types import Array
 from specjax.sampling import Counts, Options, Sampling, count_prefixes, make_sampling, warp
 
@@ -53,6 +55,20 @@ def batch() -> tuple[np.ndarray, list[Options], np.ndarray, np.ndarray, np.ndarr
     prompt, output, guesses = (rng.integers(0, VOCAB, size=(ROWS, n)) for n in (4, 5, GUESSES))
     guesses[::5, 1:] = -1  # no guess
     return logits, options, prompt, output, guesses
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_argmax_is_that_of_numpy(platform: str) -> None:
+    """The lowest index of several, through infinities and in every shape."""
+    rng = np.random.default_rng(0)
+    for shape in ((1,), (7,), (3, 64), (2, 4, 1000)):
+        x = np.round(rng.normal(size=shape).astype(np.float32))
+        x[rng.random(shape) < 0.3] = -math.inf
+        for logits in (x, np.full_like(x, -math.inf), np.where(x == 1, math.inf, x)):
+            with trace_for(platform):
+                got = jax.jit(lambda y: argmax(y))(logits)
+            assert got.dtype == jnp.int32
+            np.testing.assert_array_equal(got, logits.argmax(-1))
 
 
 def counted(prompt: np.ndarray, output: np.ndarray) -> Counts:

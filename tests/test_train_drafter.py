@@ -18,6 +18,7 @@ import specjax
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.export import save_pretrained
 from specjax.measure import trace_file
+from specjax.models.frozen import Frozen
 from specjax.train import lm, loop
 from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
 from specjax.train.data.batches import Batches
@@ -315,3 +316,28 @@ def test_bad_settings_of_a_kind_are_named(place):
         fresh("lm", target, {**SMALL, "vocab_size": 99}, num_draft=3, seed=0)
     with pytest.raises(ValueError, match="sizes"):
         fresh("medusa", target, {"wings": 2}, num_draft=3, seed=0)
+
+
+def test_a_run_may_start_from_a_wider_drafter(place, tmp_path):
+    """What is left out are the smallest neurons: where those are nothing, nothing changes."""
+    target = specjax.load(place / "target")
+    spec = fresh("dflash", target, {"layers": 2}, num_draft=3, seed=7)
+    module, dead = spec.net.module, np.random.default_rng(0).permutation(64)[:40]
+    for layer, name in zip(module.layers, ("up_proj", "down_proj"), strict=True):
+        weight = getattr(layer.mlp, name).weight
+        weight[...] = weight[...].at[(dead,) if name == "up_proj" else (slice(None), dead)].set(0.0)
+    spec = dataclasses.replace(spec, net=Frozen.of(module))
+    save_drafter(spec, tmp_path / "d", format="zlab", target=target)
+    sizes = {"intermediate_size": 24}
+    config = config_of(place, "dflash", init=str(tmp_path / "d"), sizes=sizes)
+    with script("train_drafter") as train_drafter:
+        start = train_drafter.start(config, target, None)
+        for size, words in ((65, "64 neurons cannot be narrowed to 65"), (-1, "narrowed to -1")):
+            with pytest.raises(ValueError, match=words):
+                wrong = dataclasses.replace(config, sizes={"intermediate_size": size})
+                train_drafter.start(wrong, target, None)
+    assert start.net.module.layers[1].mlp.down_proj.weight.shape == (32, 24)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 32)), jnp.float32)
+    for wide, narrow in zip(module.layers, start.net.module.layers, strict=True):
+        np.testing.assert_allclose(narrow.mlp(x), wide.mlp(x), atol=1e-6)
+    assert specjax.generate(target, start, ["def f3(x):\n"], max_new_tokens=8).tau >= 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from specjax.core.argmax import argmax
 from specjax.core.types import Array
 
 
@@ -23,4 +24,4 @@ def gumbel_argmax(key: Array, logits: Array) -> Array:
     """
     # The noise has one dtype everywhere, so that a float64 run sees the noise of a float32 one.
     noise = jax.random.gumbel(key, logits.shape, jnp.float32).astype(logits.dtype)
-    return jnp.argmax(logits + noise).astype(jnp.int32)
+    return argmax(logits + noise)

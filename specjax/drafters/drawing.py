@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import keys as key_roles
+from specjax.core.argmax import argmax
 from specjax.core.noise import gumbel_argmax
 from specjax.core.types import Array
 from specjax.drafters.base import Context
@@ -39,7 +40,7 @@ def draw(
     if kind == "one_hot" or context.sampling.greedy:
         # Truncation and temperature do not move the largest logit.
         processed = penalise(logits[:, None], context.sampling, here)[:, 0]
-        guess = processed.argmax(-1).astype(jnp.int32)
+        guess = argmax(processed)
         if kind != "sampled":
             return guess, None
         return guess, jax.nn.one_hot(guess, logits.shape[-1], dtype=jnp.float32)

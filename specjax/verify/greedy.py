@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from specjax.core.argmax import argmax
 from specjax.core.types import Array, Proposal, Verdict, pytree, static
 from specjax.verify.base import Rule, VerifyKeys, count_leading, end_guesses
 
@@ -41,7 +42,7 @@ class Greedy(Rule):
 
     def law(self, logits: Array, proposal: Proposal) -> GreedyLaw:
         """See ``Rule.law``."""
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        best = argmax(logits)
         guesses = end_guesses(proposal.tokens)
         survival = jnp.cumprod(best[:-1] == guesses[:-1], dtype=logits.dtype)
         return GreedyLaw(best=best, guesses=guesses, survival=survival, vocab=logits.shape[-1])
