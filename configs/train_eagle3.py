@@ -18,7 +18,8 @@ def get_config() -> config_dict.ConfigDict:
         init="",  # a trained drafter to start from
         num_draft=5,
         # draft_vocab_size: the tokens most frequent in the training data; left out: all of them.
-        sizes={"layers": 1, "draft_vocab_size": 2048},
+        # intermediate_size: 0: the target's, or init's; fewer than init has: its largest neurons.
+        sizes={"layers": 1, "draft_vocab_size": 2048, "intermediate_size": 0},
         objective={
             "decay": 0.8,  # of the weight of a step
             "divergence": "forward_kl",

@@ -35,7 +35,8 @@ from specjax.checkpoint.load import DEMO
 from specjax.measure.results import write_atomically
 from specjax.measure.speed import first_difference
 
-# None of them is in the training corpus of the embedded models.
+# None is in the training corpus of the embedded models, and none ends in a line break, which is
+# one token with the indentation behind it.
 PROMPTS = (
     '''"""A queue of jobs, the most urgent first."""
 
@@ -46,8 +47,7 @@ class JobQueue:
     def __init__(self):
         self._jobs = []
 
-    def push(self, job, priority):
-''',
+    def push(self, job, priority):''',
     '''import os
 import sys
 
@@ -55,8 +55,7 @@ import sys
 def count_lines(path):
     """Return the number of lines of each file below path."""
     result = {}
-    for root, dirs, files in os.walk(path):
-''',
+    for root, dirs, files in os.walk(path):''',
     '''class Vector:
     """A vector in the plane."""
 
@@ -67,8 +66,7 @@ def count_lines(path):
     def __add__(self, other):
         return Vector(self.x + other.x, self.y + other.y)
 
-    def __sub__(self, other):
-''',
+    def __sub__(self, other):''',
     """import unittest
 
 
@@ -76,8 +74,7 @@ class TestParser(unittest.TestCase):
     def test_empty(self):
         self.assertEqual(parse(""), [])
 
-    def test_one(self):
-""",
+    def test_one(self):""",
 )
 
 _TARGET = flags.DEFINE_string("target", "demo:target", "Checkpoint directory, or demo:target.")

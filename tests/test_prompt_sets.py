@@ -98,6 +98,7 @@ def test_built_in() -> None:
     )
     texts = [q.turns[0] for q in found.questions]
     assert len(set(texts)) == 24 and all(len(t.split("\n")) < 30 for t in texts)
+    assert all(t == t.rstrip() for t in texts)  # a line break is a token with what follows it
     assert {q.category for q in spread(found.questions, 3)} == {"class", "def", "docstring"}
     assert spread(found.questions, 0) == found.questions == spread(found.questions, 24)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 BUILTIN = Path(__file__).parent / "builtin_prompts.json"
-BUILTIN_SHA256 = "5052c35ef933350e675039c81bc8071924bcb456e11c700ad9ba05f45b6f9a5d"
+BUILTIN_SHA256 = "a93bf35e02e5491480fbfce2f49a827ca74ed7d58c4439f995eb6ee9be81026a"
 
 
 @dataclasses.dataclass(frozen=True)
