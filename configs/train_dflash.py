@@ -33,8 +33,8 @@ def get_config() -> config_dict.ConfigDict:
             "chunk": 16,  # blocks that are run at once
             "ce": 1.0,  # weight of the cross entropy with the text
             "divergence": 0.0,  # weight of KL(target || draft)
-            # Decay of the weights over a block; 0: D-PACE, which in a short run leaves the later
-            # guesses untrained (docs/demo_models.md).
+            # Decay of the weights over a block; 0: D-PACE, which leaves the later guesses of a
+            # young drafter untrained and is the better one to end with (docs/demo_models.md).
             "gamma": 4.0,
             "dpace_alpha": 0.5,
         },
