@@ -19,6 +19,7 @@ from specjax import decode
 from specjax.compiler.hlo import count_copies
 from specjax.drafters import DRAFTERS, LM
 from specjax.models import FAMILIES
+from specjax.models.layers.linear import lookup
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -206,3 +207,32 @@ def test_the_loop_updates_the_caches_in_place(name: str) -> None:
     assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes + 200_000
     compiled(target.net, s.drafter, s.request, s.state, jnp.int32(1))
     assert old.is_deleted()
+
+
+def test_looking_up_tokens_does_not_convert_the_table() -> None:
+    """In a loop over bfloat16 weights only rows become float32; gradients are a gather's."""
+    table = jax.random.normal(jax.random.key(0), (5000, 64)).astype(jnp.bfloat16)
+    tokens = jnp.array([[3, 4999, 3], [0, 7, 3]])
+
+    @jax.jit
+    def loop(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        def body(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            tokens, total = carry
+            return (tokens + 1) % 5000, total + lookup(table, tokens).sum()
+
+        zero = jnp.zeros((), jnp.float32)
+        return jax.lax.while_loop(lambda c: c[1] < 1e3, body, (tokens, zero))[1]
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    compiled = loop.lower(table, tokens).compile(compiler_options=AS_USERS_DO)
+    assert compiled.memory_analysis().temp_size_in_bytes < table.nbytes / 4
+    for dtype in (jnp.bfloat16, jnp.float32):
+        weights = table.astype(dtype)
+        np.testing.assert_array_equal(lookup(weights, tokens), weights[tokens].astype(jnp.float32))
+        ours, plain = (
+            jax.grad(lambda w, f=f: (f(w).astype(jnp.float32) ** 2).sum())(weights)
+            for f in (lambda w: lookup(w, tokens), lambda w: w[tokens])
+        )
+        assert ours.dtype == dtype
+        tolerance = {"rtol": 2**-7 if dtype == jnp.bfloat16 else 1e-6}  # one rounding
+        np.testing.assert_allclose(*(x.astype(jnp.float32) for x in (ours, plain)), **tolerance)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.platform import platform
+from specjax.core.sharding import axis_size
 from specjax.core.types import Array
 
 
@@ -16,7 +17,7 @@ def argmax(x: Array) -> Array:
     index that holds it are two reductions in vector registers: ten times faster (docs/design.md,
     "Fast on CPU"). Where all entries are NaN the last index is returned there.
     """
-    if platform() != "cpu":
+    if platform() != "cpu" or axis_size("model") > 1:  # split: one exchange of pairs, not two
         return jnp.argmax(x, axis=-1).astype(jnp.int32)
     last = x.shape[-1] - 1
     index = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from specjax.core.sharding import constrain, replicated
 from specjax.core.types import Array, pytree
-from specjax.models.layers.linear import activation_dtype, linear
+from specjax.models.layers.linear import linear, lookup
 
 
 @pytree
@@ -16,7 +16,7 @@ class Vocabulary:
 
     def embed(self, tokens: Array) -> Array:
         """Tokens [...] -> rows of the embedding [..., D], in the type of activations."""
-        return self.embedding[tokens].astype(activation_dtype(self.embedding.dtype))
+        return lookup(self.embedding, tokens)
 
     def head(self, x: Array) -> Array:
         """States [..., D] -> logits [..., V] float32, split as the target's are.

@@ -13,7 +13,7 @@ from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.attention import causal, valid_slots
-from specjax.models.layers.linear import Linear, activation_dtype, linear
+from specjax.models.layers.linear import Linear, activation_dtype, linear, lookup
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.rope import Rotation, rotation
 
@@ -40,8 +40,7 @@ class Embed(nnx.Module):
         self.weight = nnx.Param(init.astype(dtype), axes=("vocab", None))
 
     def __call__(self, tokens: Array) -> Array:
-        weight = self.weight[...]
-        return weight[tokens].astype(activation_dtype(weight.dtype))
+        return lookup(self.weight[...], tokens)
 
 
 class Decoder(nnx.Module):

@@ -69,6 +69,34 @@ def activation_dtype(weights: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if platform() == "cpu" else jnp.dtype(weights)
 
 
+@jax.custom_vjp
+def _rows(table: Array, tokens: Array) -> Array:
+    if platform() != "cpu" or table.dtype != jnp.bfloat16:
+        return table[tokens]
+    # XLA's CPU compiler has no bfloat16 gather. Left alone it converts the whole table to float32
+    # before each loop; where the table seems to vary with the tokens, it converts the rows only.
+    table, tokens = jax.lax.optimization_barrier((table, tokens))
+    return table[tokens]
+
+
+def _rows_fwd(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rows(table, tokens), (table, tokens)
+
+
+def _rows_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, None]:
+    table, tokens = saved
+    dtable = jnp.zeros(table.shape, jnp.float32).at[tokens].add(g.astype(jnp.float32))
+    return dtable.astype(table.dtype), None
+
+
+_rows.defvjp(_rows_fwd, _rows_bwd)
+
+
+def lookup(table: Array, tokens: Array) -> Array:
+    """The rows of an embedding ``table`` [V, D] of tokens [...], as activations [..., D]."""
+    return _rows(table, tokens).astype(activation_dtype(table.dtype))
+
+
 def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
     """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32 -> [..., O] f32."""
     y = _product(x.reshape(-1, x.shape[-1]).astype(w.dtype), w)
