@@ -203,7 +203,7 @@ def calibrate(
       batches: rows decoded together.
       contexts: lengths of text, prompt included; each gets as many slots as in a session.
       repeats: rounds; costs are medians over them.
-      cycles: in one timing, where they fit.
+      cycles: in one timing, where they fit; plain steps are three times as many.
       temperature: of the verification rule's work; 0: greedy.
       rule: of verification; None: the best for drafter and temperature.
       max_seconds: after these no further round is begun, but for the first, and no further batch or
@@ -288,8 +288,11 @@ class Cell:
             silent = CycleProgram(target, Silent(k, kind), rule=own, **common)
             self._rule = silent.rule.name
             count = min(cycles, silent.most_cycles)
+            # Plain steps are short: over as few as these they would still be warming the caches up,
+            # a tenth slower than in a text.
+            steps = min(3 * count, self._plain.most_cycles)
             self._timers[k] = Timers(
-                plain=timed(self._plain, count),
+                plain=timed(self._plain, steps),
                 verify=timed(silent, count),
                 draft=None if draft is None else timed(draft, count),
                 cycle=None if whole is None else timed(whole, count),
