@@ -70,31 +70,30 @@ def activation_dtype(weights: jnp.dtype) -> jnp.dtype:
 
 
 @jax.custom_vjp
-def _rows(table: Array, tokens: Array) -> Array:
-    if platform() != "cpu" or table.dtype != jnp.bfloat16:
-        return table[tokens]
+def _converted_rows(table: Array, tokens: Array) -> Array:
     # XLA's CPU compiler has no bfloat16 gather. Left alone it converts the whole table to float32
     # before each loop; where the table seems to vary with the tokens, it converts the rows only.
     table, tokens = jax.lax.optimization_barrier((table, tokens))
-    return table[tokens]
+    return table[tokens].astype(jnp.float32)
 
 
-def _rows_fwd(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _rows(table, tokens), (table, tokens)
+def _converted_rows_fwd(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _converted_rows(table, tokens), (table, tokens)
 
 
-def _rows_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, None]:
+def _converted_rows_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, None]:
     table, tokens = saved
-    dtable = jnp.zeros(table.shape, jnp.float32).at[tokens].add(g.astype(jnp.float32))
-    return dtable.astype(table.dtype), None
+    return jnp.zeros(table.shape, g.dtype).at[tokens].add(g).astype(table.dtype), None
 
 
-_rows.defvjp(_rows_fwd, _rows_bwd)
+_converted_rows.defvjp(_converted_rows_fwd, _converted_rows_bwd)
 
 
 def lookup(table: Array, tokens: Array) -> Array:
     """The rows of an embedding ``table`` [V, D] of tokens [...], as activations [..., D]."""
-    return _rows(table, tokens).astype(activation_dtype(table.dtype))
+    if platform() == "cpu" and table.dtype == jnp.bfloat16:
+        return _converted_rows(table, tokens)
+    return table[tokens].astype(activation_dtype(table.dtype))
 
 
 def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
