@@ -34,7 +34,7 @@ def narrowed(net: Frozen, intermediate_size: int) -> Frozen:
         raise ValueError(
             f"An MLP of {backbone.intermediate_size} neurons"
             f"{' with biases' if backbone.mlp_bias else ''} cannot be narrowed to "
-            f"{intermediate_size}."
+            f"{intermediate_size}: choose an intermediate_size that it has, or leave it out."
         )
     module = net.module  # merged anew by each call: changing it leaves ``net`` as it is
     for layer in module.layers:
