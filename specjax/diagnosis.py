@@ -32,7 +32,7 @@ _RANDOM_PROMPTS, _RANDOM_LENGTH = 3, 24
 
 CANNED = (
     "The first thing to know about the moon is that it",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n",
+    "def fibonacci(n):\n    if n < 2:\n        return n",
     "Question: A train covers 60 miles in one hour. How far does it go in three?\nAnswer:",
     "Ingredients: two eggs, 200 g of flour, a pinch of salt. First,",
 )

@@ -15,7 +15,7 @@ def argmax(x: Array) -> Array:
 
     On CPU XLA reduces (value, index) pairs one at a time. The largest value and then the lowest
     index that holds it are two reductions in vector registers: ten times faster (docs/design.md,
-    "Fast on CPU"). Where all entries are NaN the last index is returned there.
+    "Fast on CPU"). Where an entry is NaN the last index is returned there.
     """
     if platform() != "cpu" or axis_size("model") > 1:  # split: one exchange of pairs, not two
         return jnp.argmax(x, axis=-1).astype(jnp.int32)
