@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.argmax import argmax
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.drafters.dflash import embed, head
@@ -192,7 +191,7 @@ class DFlashObjective:
             unary, candidates = jax.lax.top_k(logits, self.config.selector_top_k)
             best = selector.score(unary, previous, selector.gate(h), candidates).argmax(-1)
             return jnp.take_along_axis(candidates, best[..., None], axis=-1)[..., 0]
-        guess = argmax(logits)
+        guess = logits.argmax(-1).astype(jnp.int32)
         return guess if self.target_ids is None else self.target_ids[guess]
 
     def _loss(

@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.argmax import argmax
 from specjax.core.cache import Block
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
@@ -83,7 +82,7 @@ class Eagle3Objective:
         def one_step(h: Array, teacher: Array) -> tuple[Array, Array, Array]:
             """[B, C, D] and logits [B, C, V] -> loss, usable, agreement, each [B, C]."""
             logits = net.head(h)
-            best = argmax(teacher)
+            best = teacher.argmax(-1)
             usable = jnp.ones_like(best, jnp.bool_) if allowed is None else allowed[best]
             return kind(teacher, logits, self.target_ids), usable, self._named(logits) == best
 
@@ -165,7 +164,7 @@ class Eagle3Objective:
 
     def _named(self, logits: Array) -> Array:
         """The target's id of the likeliest draft token."""
-        guess = argmax(logits)
+        guess = logits.argmax(-1).astype(jnp.int32)
         return guess if self.target_ids is None else self.target_ids[guess]
 
     def _allowed(self) -> Array | None:

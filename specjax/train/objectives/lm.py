@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.argmax import argmax
 from specjax.core.noise import gumbel_argmax
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
@@ -92,7 +91,7 @@ class LMObjective:
             t = self.temperature
             diverges = losses.DIVERGENCES[self.divergence](wanted / t, logits / t)
             loss = loss + (1 - self.cross_entropy) * diverges
-        agree = argmax(logits) == argmax(wanted)
+        agree = logits.argmax(-1) == wanted.argmax(-1)
         sums = {"cross_entropy": entropy, "agreement": agree.astype(jnp.float32)}
         weight = counted.astype(jnp.float32)
         kept = lambda x: jnp.where(counted, x, 0.0)
@@ -137,7 +136,7 @@ class LMObjective:
         del target
         logits, _, _ = self.skeleton.module(params, self.compute_dtype)(batch.tokens, None)
         width = batch.tokens.shape[1]
-        right = argmax(logits[:, :-1]) == batch.tokens[:, 1:]
+        right = logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]
         # Guess i with token t pending is what position t + i says, the text before it being right.
         padded = jnp.pad(right, ((0, 0), (0, self.num_draft + 1)))
         return jnp.stack([padded[:, i : i + width] for i in range(self.num_draft)], axis=-1)

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.argmax import argmax
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.drafts.medusa import MedusaConfig
@@ -65,7 +64,7 @@ class MedusaObjective:
         def one(h: Array, labels: Array, counted: Array) -> Any:
             logits = net(h, heads)
             loss = jnp.where(counted, losses.cross_entropy(logits, labels), 0.0).sum((0, 1))
-            right = (counted & (argmax(logits) == labels)).astype(jnp.float32)
+            right = (counted & (logits.argmax(-1) == labels)).astype(jnp.float32)
             sums = {"accuracy": right[..., 0].sum(), "accepted": jnp.cumprod(right, -1).sum()}
             return (loss * scale).sum(), counted[..., 0].astype(jnp.float32).sum(), sums
 
@@ -81,7 +80,7 @@ class MedusaObjective:
         """See `Objective`."""
         net = self.skeleton.module(params, self.compute_dtype)
         rows, width = batch.tokens.shape
-        guess = lambda h: argmax(net(h, self.num_draft))
+        guess = lambda h: net(h, self.num_draft).argmax(-1)
         guesses = jax.lax.map(guess, self._cut(self._states(batch, target)))  # [n, B, C, K]
         guesses = guesses.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :width]
         return guesses == stack_ahead(batch.tokens, self.num_draft)
