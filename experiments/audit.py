@@ -25,8 +25,8 @@ from absl import flags
 
 from experiments import cli
 from specjax.auditing import CHECKS, Check, prepare
+from specjax.core.files import write_atomically
 from specjax.drafters import DRAFTERS
-from specjax.measure.results import write_atomically
 from specjax.verify import RULES
 
 _DRAFTER = flags.DEFINE_string(

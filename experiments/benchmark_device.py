@@ -36,8 +36,8 @@ import specjax
 from experiments import cli
 from experiments.benchmarking import draft_cost, floor, training_cost
 from experiments.benchmarking.cycle_cost import CycleProgram, Silent, pass_seconds, products_seconds
+from specjax.core.files import write_atomically
 from specjax.drafters import NoDraft
-from specjax.measure.results import write_atomically
 from specjax.models import FAMILIES, Frozen
 from specjax.models.shapes import SHAPES
 

@@ -16,7 +16,7 @@ from absl import flags
 
 from experiments import cli
 from specjax.bench.documents import render
-from specjax.measure.results import write_atomically
+from specjax.core.files import write_atomically
 
 _TEMPLATE = flags.DEFINE_string("template", "docs/benchmarks.in.md", "What to fill in.")
 _RESULTS = flags.DEFINE_string("results", "docs/results", "Where the numbers are.")

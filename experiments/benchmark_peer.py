@@ -32,7 +32,7 @@ from experiments.benchmarking.peer_table import print_costs, print_rates, print_
 from experiments.benchmarking.transformers_peer import TransformersPeer
 from experiments.benchmarking.worker import Inline, Worker
 from specjax.checkpoint.load import DEMO
-from specjax.measure.results import write_atomically
+from specjax.core.files import write_atomically
 from specjax.measure.speed import first_difference
 
 # None is in the training corpus of the embedded models, and none ends in a line break, which is

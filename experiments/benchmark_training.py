@@ -22,7 +22,7 @@ from rich.table import Table
 
 from experiments import cli
 from experiments.benchmarking.training_cost import Setup, measure
-from specjax.measure.results import write_atomically
+from specjax.core.files import write_atomically
 
 SHAPES: dict[str, dict[str, int]] = {
     "small": {

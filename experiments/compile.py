@@ -31,8 +31,8 @@ from specjax.compiler import report as reports
 from specjax.compiler import topology as topologies
 from specjax.compiler.abstract import Setup
 from specjax.compiler.programs import Compiled
+from specjax.core.files import write_atomically
 from specjax.core.sharding import mesh_sizes
-from specjax.measure.results import write_atomically
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "compile.py"
 

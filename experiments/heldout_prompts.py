@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from specjax.measure.results import write_atomically
+from specjax.core.files import write_atomically
 from specjax.train.corpus import load_corpus
 
 _MANIFEST = flags.DEFINE_string(

@@ -28,8 +28,8 @@ from specjax.bench import prompt_sets
 from specjax.bench.plan import load_spec, parse_drafter
 from specjax.bench.prediction import Check, PredictionCheck
 from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.core.files import write_atomically
 from specjax.measure.calibration import describe_machine, describe_target
-from specjax.measure.results import write_atomically
 
 _TARGET = flags.DEFINE_string("target", "demo:target", "Checkpoint.")
 _DRAFTER = flags.DEFINE_string("drafter", "demo:draft", "Checkpoint, or name of the registry.")

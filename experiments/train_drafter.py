@@ -31,9 +31,9 @@ from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.core.files import write_atomically
 from specjax.core.sharding import parse_mesh, use_mesh
 from specjax.measure import trace_file
-from specjax.measure.results import write_atomically
 from specjax.train import lm, loop
 from specjax.train.config import DrafterConfig
 from specjax.train.data.batches import Batches, stack

@@ -8,8 +8,8 @@ from typing import Any
 
 from specjax.bench.store import Store
 from specjax.bench.synthetic import NOT_THE_MODELS
+from specjax.core.files import write_atomically
 from specjax.measure import aiperf
-from specjax.measure.results import write_atomically
 from specjax.view.report import write_report
 from specjax.view.tables import is_synthetic, table
 

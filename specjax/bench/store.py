@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from specjax.bench.rendering import Prompt
+from specjax.core.files import write_atomically
 from specjax.measure import trace_file
-from specjax.measure.results import shorten, write_atomically
+from specjax.measure.results import shorten
 from specjax.measure.trace import Trace
 
 Record = dict[str, Any]

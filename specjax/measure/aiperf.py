@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specjax.measure.results import write_atomically
+from specjax.core.files import write_atomically
 from specjax.measure.trace import Cycle, Trace
 
 ENGINE = "specjax"

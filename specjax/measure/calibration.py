@@ -21,11 +21,11 @@ from typing import Any
 
 import jax
 
+from specjax.core.files import write_atomically
 from specjax.drafters import LMDrafter, NoDraft, Spec
 from specjax.drafters.eagle3 import Eagle3Drafter
 from specjax.measure.cost_model import Costs, costs_at
 from specjax.measure.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
-from specjax.measure.results import write_atomically
 from specjax.measure.rounds import Sample, Timers, summarise, take
 from specjax.sampling import Options
 from specjax.session import Row, bucket, check_requests

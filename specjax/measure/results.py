@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specjax.core.files import write_atomically
+
 
 class ResultFile:
     """The lines of ``path``: those that are there already, and those appended."""
@@ -95,16 +97,6 @@ class ResultFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has the old content or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def shorten(text: str, length: int = 40) -> str:

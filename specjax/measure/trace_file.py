@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from specjax.measure.results import write_atomically
+from specjax.core.files import write_atomically
 from specjax.measure.trace import Cycle, Detail, Text, Trace
 
 VERSION = 1

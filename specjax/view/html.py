@@ -15,8 +15,8 @@ import math
 import re
 from pathlib import Path
 
+from specjax.core.files import write_atomically
 from specjax.measure.metrics import figures
-from specjax.measure.results import write_atomically
 from specjax.measure.trace import ACCEPTED, BONUS, CORRECTION, Trace
 from specjax.view.palette import MEANING, MONO, REJECTED, SANS, css
 from specjax.view.tokens import Token, describe, text_of, tokens, visible

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specjax.core.files import write_atomically
 from specjax.measure.explain import explain
 from specjax.measure.metrics import METRICS
-from specjax.measure.results import write_atomically
 from specjax.measure.trace import Trace
 from specjax.view.gallery import Picture, costs_of, longest_row, pictures, series_name
 from specjax.view.html import SCRIPT, STYLE, coloured, document, legend

@@ -7,8 +7,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 from rich.cells import cell_len
 
+from specjax.core.files import write_atomically
 from specjax.measure.metrics import figures
-from specjax.measure.results import write_atomically
 from specjax.measure.trace import ACCEPTED, BONUS, CORRECTION, Trace
 from specjax.view.palette import DARK, LIGHT, MEANING, MONO, SANS, variables
 from specjax.view.tokens import check_row, describe, lay_out, text_of, tokens

@@ -1,0 +1,188 @@
+"""Files as everything here reads and writes them: whole, once, by one process, and never a pipe.
+
+What is written by rename is synced first, so that after a crash a name means the old content or the
+new one. What two processes must not write at once is locked (`Lock`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+HEARTBEAT = 10.0  # seconds between two signs of life in a lock
+STALE_AFTER = 60.0  # seconds without one, from where a lock of another host is taken over
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """The file has the old content or the new one, never a part, and survives a crash.
+
+    Raises:
+      OSError: if it cannot be written; the old content is still there.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes names that were created, renamed or removed in a directory survive a crash."""
+    with contextlib.suppress(OSError):  # some file systems refuse, and then sync by themselves
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The content of an ordinary file.
+
+    Args:
+      path: the file. A pipe, socket or device is refused: reading it might never end.
+      limit: bytes; a larger file is refused.
+
+    Raises:
+      ValueError: naming the file, if it is none of this kind.
+      OSError: if it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe does not wait
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not an ordinary file; name one.")
+        if limit is not None and status.st_size > limit:
+            raise ValueError(f"{path}: {status.st_size:,} bytes are more than its kind may have.")
+        return file.read()
+
+
+def read_text(path: Path) -> str:
+    """The text of an ordinary UTF-8 file, without a byte order mark. Raises as `read_bytes`."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert the file.") from None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value of an ordinary file.
+
+    Raises:
+      ValueError: naming the file, if it holds none, or one nested too deeply to be meant.
+      OSError: if it cannot be read.
+    """
+    return parse_json(read_bytes(path), str(path))
+
+
+def parse_json(data: str | bytes, where: str) -> Any:
+    """A JSON value; ``where`` begins the message of the ValueError if ``data`` is none."""
+    if not data.strip():
+        raise ValueError(f"{where} is empty: JSON was expected.")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError(f"{where}: JSON nested too deeply to be meant.") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}.") from None
+
+
+class Lock:
+    """Says that this process writes a file or directory; a second process is refused.
+
+    Beside PATH lies PATH.lock with host and process id of the holder. The system ends the lock of a
+    process that died. Where the file system does not tell other hosts of locks, a lock without a
+    sign of life for `STALE_AFTER` seconds is taken over.
+    """
+
+    def __init__(self, path: Path):
+        """Takes the lock.
+
+        Raises:
+          ValueError: naming the holder, if another process has it.
+          OSError: if no lock can be written there.
+        """
+        self.path = path.with_name(path.name + ".lock")
+        self._descriptor = _take(path, self.path)
+        self._over = threading.Event()
+        threading.Thread(target=self._live, daemon=True).start()
+
+    def release(self) -> None:
+        """Gives it back; a second call does nothing."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _live(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+def _take(path: Path, lock: Path) -> int:
+    """The descriptor of ``lock``, which this process now holds."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _refuse_if_held(descriptor, path, lock)
+            with contextlib.suppress(FileNotFoundError):
+                # It may have been given back, and removed, between opening and locking it.
+                if os.fstat(descriptor).st_ino == os.stat(lock).st_ino:
+                    holder = {"host": socket.gethostname(), "pid": os.getpid()}
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _refuse_if_held(descriptor: int, path: Path, lock: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except BlockingIOError:
+        free = False
+    holder: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        holder = dict(json.loads(os.pread(descriptor, 4096, 0)))
+    age = time.time() - os.fstat(descriptor).st_mtime
+    elsewhere = holder.get("host") not in (None, socket.gethostname())
+    if free and not (elsewhere and age < STALE_AFTER):
+        return
+    who = f"process {holder.get('pid', 'unknown')} on {holder.get('host', 'this host')}"
+    raise ValueError(
+        f"{path} is being written by {who}; wait until it ends, or write elsewhere (if it is over, "
+        f"{lock.name} counts as abandoned after {STALE_AFTER:.0f} seconds)."
+    )
