@@ -19,7 +19,8 @@ class Batch:
     """Prompts that are decoded together."""
 
     rows: range
-    seconds: float = 0.0  # until the text was there, compilation included
+    seconds: float = 0.0  # until the text was there, without compiling
+    compile_seconds: float = 0.0
     tokens: list[list[int]] = dataclasses.field(default_factory=list)
     rule: str = ""
     trace: specjax.Trace | None = None
@@ -39,7 +40,8 @@ def generate_batch(
     for name in ("prompts", "seed"):
         arguments[name] = arguments[name] + arguments[name][-1:] * (size - num)
     output = specjax.generate(target, spec, **arguments)
-    batch.seconds, batch.rule = output.seconds, output.rule
+    batch.seconds, batch.compile_seconds = output.seconds, output.compile_seconds
+    batch.rule = output.rule
     batch.tokens = output.tokens[:num]
     real = select(output.trace, range(num))
     batch.trace = dataclasses.replace(real, setup=output.trace.setup)
@@ -77,7 +79,8 @@ def stream_batch(
         text, finish, batch.trace = text + piece.text, piece.finish, piece.trace
         tokens += piece.tokens
         cycles += piece.cycles
-    batch.seconds, batch.tokens = time.perf_counter() - begin, [tokens]
+    batch.seconds, batch.tokens = cycles[-1].end, [tokens]
+    batch.compile_seconds = time.perf_counter() - begin - batch.seconds
     painter.write_line("\n")
     yield make_record(prompt, text, tokens, finish, arguments["seed"][0], cycles)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import decode, verify
+from specjax.core.compiles import Stopwatch
 from specjax.core.keys import row_keys
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.sharding import use_mesh
@@ -46,7 +46,8 @@ class Session:
 
     target: Any
     spec: Spec  # as it was handed over
-    prefilled: float  # seconds until the prompts were in the caches
+    prefilled: float  # when the prompts were in the caches, by ``clock``
+    clock: Stopwatch  # of all times here: none contains compiling
     drafter: Drafter  # bound to the target
     rule: verify.Rule
     request: decode.Request
@@ -77,7 +78,7 @@ class Session:
         Raises:
           ValueError: in one line, on a request that cannot be served exactly or at all.
         """
-        self._began = time.perf_counter()
+        self.clock = Stopwatch()
         self._calls: list[Call] = []
         warn_of_slow_updates()
         self.target, self.spec, self.num_rows = target, drafter, len(rows)
@@ -120,7 +121,9 @@ class Session:
             stop_ids=jnp.asarray(stop_ids),
             sampling=sampling,
         )
+        self.clock.leave_out_compiling(0.0)
         with use_mesh(target.mesh):
+            begin = self.clock.seconds
             self.state = decode.init_program(
                 target.net,
                 self.drafter,
@@ -130,12 +133,15 @@ class Session:
                 counts,
                 with_details=details,
             )
+            self.clock.leave_out_compiling(begin)
             for start, width in self._chunks:
+                begin = self.clock.seconds
                 self.state = decode.prefill_program(
                     target.net, self.drafter, self.state, jnp.int32(start), width=width
                 )
+                self.clock.leave_out_compiling(begin)
             jax.block_until_ready(self.state)
-        self.prefilled = time.perf_counter() - self._began  # seconds, since the beginning
+        self.prefilled = self.clock.seconds
 
     @property
     def done(self) -> np.ndarray:
@@ -150,7 +156,7 @@ class Session:
         """Runs cycles on the device: until every row is done, or at most ``max_cycles``."""
         with use_mesh(self.target.mesh):
             while True:
-                begin = time.perf_counter()
+                begin = self.clock.seconds
                 self.state = decode.run_program(
                     self.target.net,
                     self.drafter,
@@ -172,7 +178,7 @@ class Session:
         with use_mesh(self.target.mesh):
             while not self.done.all():
                 self._make_room()
-                begin = time.perf_counter()
+                begin = self.clock.seconds
                 self.state = decode.cycle_program(
                     self.target.net, self.drafter, self.rule, self.request, self.state
                 )
@@ -180,9 +186,9 @@ class Session:
 
     def _note_call(self, begin: float) -> None:
         """Waits for the device, and notes how long the call took and how many cycles it ran."""
+        self.clock.leave_out_compiling(begin)
         ran = int(self.state.num_cycles) - sum(call.cycles for call in self._calls)
-        end = time.perf_counter()
-        self._calls.append(Call(begin - self._began, end - self._began, ran))
+        self._calls.append(Call(begin, self.clock.seconds, ran))
 
     def _make_room(self) -> bool:
         """Grows the slots if the next block does not fit; whether it did."""
@@ -190,7 +196,9 @@ class Session:
         fits = length + self.drafter.num_draft + 1 <= self.num_slots
         if fits or self.done.all():
             return False
+        begin = self.clock.seconds
         self.state = decode.grow_program(self.drafter, self.state, slots=bucket(self.num_slots + 1))
+        self.clock.leave_out_compiling(begin)
         return True
 
     def finish(self, rows: Sequence[int]) -> None:

@@ -22,11 +22,11 @@ from tiny_checkpoint import write_tiny
 
 from experiments import cli
 from specjax import verify
-from specjax.bench.compiles import Compiles
 from specjax.bench.curves import from_lengths, parse_curve
 from specjax.bench.documents import render
 from specjax.bench.stops import parse_stop
 from specjax.bench.synthetic import Forced
+from specjax.core.compiles import Compiles
 from specjax.core.types import Proposal
 from specjax.verify.base import VerifyKeys
 

@@ -118,7 +118,11 @@ def test_the_terminal_shows_the_same() -> None:
     out = io.StringIO()
     show_text(TRACE, Console(file=out), row=0, rejected=True)
     text = out.getvalue()
-    assert "~~<wrong 904>" in text and f"tau {TRACE.tau:.2f}" in text
+    taus = [sum(c.committed for c in row) / len(row) for row in TRACE.rows]
+    assert "~~<wrong 904>" in text and f"tau {taus[0]:.2f}" in text
+    for row, tau in enumerate(taus):  # the figures are those of what is shown
+        assert f'<span class="big">tau {tau:.2f}</span>' in str(specjax.show(TRACE, row))
+    assert f'<span class="big">tau {TRACE.tau:.2f}</span>' in str(specjax.show(TRACE))
     plain = io.StringIO()
     show_text(TRACE, Console(file=plain), row=0)
     stripped = re.sub("[«»⟦⟧]", "", plain.getvalue())

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from specjax import api, decode
-from specjax.bench.compiles import Compiles
 from specjax.bench.exactness import differences
 from specjax.bench.plan import Case, Group, Suite
 from specjax.bench.rendering import Prompt
 from specjax.bench.store import Record, Store, write_json
 from specjax.bench.synthetic import mark
 from specjax.checkpoint.load import Model
+from specjax.core.compiles import Compiles
 from specjax.core.sharding import use_mesh
 from specjax.measure.trace import Trace
 from specjax.session import Session, bucket, plan_chunks

@@ -31,7 +31,11 @@ class Detail:
 
 @dataclasses.dataclass(frozen=True)
 class Cycle:
-    """One cycle of one row. Times are seconds since the generation began, and are not compared."""
+    """One cycle of one row.
+
+    Times are seconds since the generation began, by a clock that stands still while programs are
+    compiled; they are not compared.
+    """
 
     position: int  # committed length before it, prompt included
     proposed: tuple[int, ...]  # the guesses
@@ -51,7 +55,7 @@ class Cycle:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of the device that ran cycles: seconds since the generation began."""
+    """One call of the device that ran cycles, on the clock of `Cycle`."""
 
     begin: float
     end: float

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from specjax.core.files import write_atomically
-from specjax.measure.metrics import figures
+from specjax.measure.metrics import figures, select
 from specjax.measure.trace import ACCEPTED, BONUS, CORRECTION, Trace
 from specjax.view.palette import MEANING, MONO, REJECTED, SANS, css
 from specjax.view.tokens import Token, describe, text_of, tokens, visible
@@ -144,10 +144,11 @@ def show(trace: Trace, row: int | None = None) -> Page:
     """
     rows = range(min(len(trace.rows), MOST_ROWS)) if row is None else [row]
     parts = [f'<div class="row">{coloured(trace, r, label=len(rows) > 1)}</div>' for r in rows]
+    told = trace if row is None else select(trace, rows)
     left = len(trace.rows) - len(rows) if row is None else 0
     more = f'<p class="mu">{left} more rows: show(trace, row=...)</p>' if left else ""
     body = (
-        f'<div class="sj"><style>{STYLE}</style>{headline(trace)}{legend()}'
+        f'<div class="sj"><style>{STYLE}</style>{headline(told)}{legend()}'
         f"{''.join(parts)}{more}<script>{SCRIPT}</script></div>"
     )
     return Page(body, f"specjax: {describe(trace)}")

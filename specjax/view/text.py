@@ -14,7 +14,7 @@ from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
 
-from specjax.measure.metrics import figures
+from specjax.measure.metrics import figures, select
 from specjax.measure.trace import ACCEPTED, BONUS, CORRECTION, Trace
 from specjax.view.palette import MEANING as PAGE_MEANING
 from specjax.view.palette import REJECTED
@@ -173,7 +173,7 @@ def show_text(
         painter.write_plain(text_of(trace, r).prompt)
         painter.write((text, label) for text, label in spans if text)
         painter.write_line("\n")
-    found = figures(trace)
+    found = figures(trace if row is None else select(trace, [row]))
     if found["tau"] is not None:
         painter.write_line(
             f"tau {found['tau']:.2f}: committed tokens per target pass, the target's own included "
