@@ -20,7 +20,7 @@ from absl import flags
 
 import specjax
 from experiments import cli
-from specjax.api import check, encode
+from specjax.api import check
 from specjax.bench import prompt_sets
 from specjax.bench.pair import explain_pair
 from specjax.bench.plan import load_spec, parse_drafter
@@ -28,6 +28,7 @@ from specjax.measure import calibration, trace_file
 from specjax.measure.calibration import with_num_draft
 from specjax.measure.explain import Explanation
 from specjax.measure.explain_run import explain_run, explain_trace
+from specjax.prompts import prompt_ids
 
 _RUN = flags.DEFINE_string("run", None, "Directory of a finished benchmark.")
 _CASE = flags.DEFINE_string("case", "", "Of a run, only cases whose name contains this.")
@@ -88,7 +89,7 @@ def measure() -> Explanation:
     name, k = parse_drafter(_DRAFTER.value)
     spec = load_spec(name, target)
     spec = spec if k is None else with_num_draft(spec, k)
-    prompts = [encode(target, text, i) for i, text in enumerate(texts)]
+    prompts = prompt_ids(target, texts)
     check(
         target,
         spec,

@@ -23,13 +23,13 @@ from rich.table import Table
 
 import specjax
 from experiments import cli
-from specjax.api import encode
 from specjax.bench import prompt_sets
 from specjax.bench.plan import load_spec, parse_drafter
 from specjax.bench.prediction import Check, PredictionCheck
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import write_atomically
 from specjax.measure.calibration import describe_machine, describe_target
+from specjax.prompts import prompt_ids
 
 _TARGET = flags.DEFINE_string("target", "demo:target", "Checkpoint.")
 _DRAFTER = flags.DEFINE_string("drafter", "demo:draft", "Checkpoint, or name of the registry.")
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         check = PredictionCheck(
             target,
             load_spec(name, target),
-            [encode(target, text, i) for i, text in enumerate(texts)],
+            prompt_ids(target, texts),
             ks=[int(k) for k in _KS.value],
             max_new_tokens=_MAX_NEW_TOKENS.value,
             progress=say,

@@ -7,16 +7,18 @@ import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from specjax.checkpoint.load import Model
 from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.drafters import NoDraft, Spec
 from specjax.measure.trace import Cycle, Trace
+from specjax.prompt_forms import is_array, is_list, scalar
+from specjax.prompts import Prompts, prompt_ids
 from specjax.recording import complete, complete_row
 from specjax.sampling import Options
 from specjax.session import CHUNKS, Row, Session, check_requests
 from specjax.verify.base import Rule
-
-Prompt = str | Sequence[int]
 
 # Cycles between two looks of the host where it has something to look for.
 CYCLES_PER_LOOK = 8
@@ -61,7 +63,7 @@ class Piece:
 def generate(
     target: Model,
     drafter: Spec | None,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     *,
     max_new_tokens: int | Sequence[int] = 128,
     seed: int | Sequence[int] = 0,
@@ -71,6 +73,8 @@ def generate(
     host_loop: bool = False,
     chunk: int = CHUNKS[-1],
     details: bool = False,
+    template_args: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Output:
     """Continues each prompt; the text is distributed as if the target alone had written it.
@@ -78,7 +82,8 @@ def generate(
     Args:
       target: from `specjax.load`.
       drafter: from `specjax.drafters`; None decodes plainly.
-      prompts: one or several, each a string or token ids.
+      prompts: one or several, each a string, token ids (a list or an array), what a tokenizer of
+        Transformers returns, or a conversation: a list of messages (docs/prompts.md).
       max_new_tokens: the most tokens to add, one number or one a prompt.
       seed: one number or one a prompt. Prompt i of a single ``seed`` uses ``seed + i``; a row's
         text depends on its own seed and prompt only.
@@ -90,6 +95,9 @@ def generate(
       chunk: the most prompt tokens that one prefill pass feeds.
       details: whether the trace also notes the probabilities of guesses and tokens, which costs a
         softmax a cycle (`measure.trace.Detail`).
+      template_args: what the target's chat template reads besides the messages of conversations,
+        such as ``{"enable_thinking": False}``.
+      tools: the functions that the template tells the target about, as JSON schemas.
       **options: the fields of `specjax.Options`, each one value or one a prompt:
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
         logit_bias.
@@ -97,7 +105,17 @@ def generate(
     Raises:
       ValueError: in one line, on anything that cannot be done exactly as asked.
     """
-    rows, stops = prepare(target, prompts, max_new_tokens, seed, stop, stop_token_ids, options)
+    rows, stops = prepare(
+        target,
+        prompts,
+        max_new_tokens,
+        seed,
+        stop,
+        stop_token_ids,
+        options,
+        template_args=template_args,
+        tools=tools,
+    )
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
     session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk, details=details)
@@ -137,7 +155,7 @@ def generate(
 def stream(
     target: Model,
     drafter: Spec | None,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     *,
     max_new_tokens: int | Sequence[int] = 128,
     seed: int | Sequence[int] = 0,
@@ -147,6 +165,8 @@ def stream(
     cycles_per_call: int = 4,
     chunk: int = CHUNKS[-1],
     details: bool = False,
+    template_args: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Iterator[Piece]:
     """As `generate`, but yields text as it comes, ``cycles_per_call`` cycles a device call.
@@ -155,7 +175,17 @@ def stream(
     """
     if cycles_per_call < 1:
         raise ValueError(f"cycles_per_call={cycles_per_call}: must be at least 1.")
-    rows, stops = prepare(target, prompts, max_new_tokens, seed, stop, stop_token_ids, options)
+    rows, stops = prepare(
+        target,
+        prompts,
+        max_new_tokens,
+        seed,
+        stop,
+        stop_token_ids,
+        options,
+        template_args=template_args,
+        tools=tools,
+    )
     session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk, details=details)
     return _stream(target, session, rows, stops, cycles_per_call)
 
@@ -163,17 +193,29 @@ def stream(
 def check(
     target: Model,
     drafter: Spec | None,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     *,
     max_new_tokens: int | Sequence[int] = 128,
     seed: int | Sequence[int] = 0,
     rule: str | Rule | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> None:
     """Raises the ValueError that `generate` would raise, without generating anything."""
-    rows, _ = prepare(target, prompts, max_new_tokens, seed, stop, stop_token_ids, options)
+    rows, _ = prepare(
+        target,
+        prompts,
+        max_new_tokens,
+        seed,
+        stop,
+        stop_token_ids,
+        options,
+        template_args=template_args,
+        tools=tools,
+    )
     check_requests(target, drafter or NoDraft(), rows, rule)
 
 
@@ -273,15 +315,18 @@ def decode_text(target: Model, tokens: Sequence[int]) -> str:
 
 def prepare(
     target: Model,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     max_new_tokens: int | Sequence[int],
     seed: int | Sequence[int],
     stop: str | Sequence[str],
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None,
     options: Mapping[str, Any],
+    *,
+    template_args: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[list[Row], list[str]]:
     """Spreads what was given over the prompts. Raises ValueError on what does not fit together."""
-    encoded = [encode(target, p, i) for i, p in enumerate(as_list(prompts))]
+    encoded = prompt_ids(target, prompts, template_args=template_args, tools=tools)
     num = len(encoded)
     fields = {f.name for f in dataclasses.fields(Options)}
     for name in options:
@@ -317,39 +362,22 @@ def prepare(
     return rows, stops
 
 
-def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    several: list[Any] = list(prompts)
-    return [several] if several and isinstance(several[0], numbers.Number) else several
-
-
-def encode(target: Model, prompt: Prompt, index: int) -> list[int]:
-    """The token ids of a prompt. Text gets the BOS token that its tokenizer asks for."""
-    if not isinstance(prompt, str):
-        tokens = list(prompt)
-        for token in tokens:
-            if not isinstance(token, numbers.Integral):
-                raise ValueError(
-                    f"Prompt {index} holds {token!r}: a prompt is a string or a list of token ids."
-                )
-        return [int(t) for t in tokens]
-    if target.tokenizer is None:
-        raise ValueError(
-            f"Prompt {index} is text, but {target.name} has no tokenizer.json: pass token ids."
-        )
-    tokens = target.tokenizer.encode(prompt)
-    if not tokens and target.bos_token_id is not None:
-        tokens = [target.bos_token_id]
-    return tokens
-
-
 def spread(name: str, value: Any, num: int) -> list[Any]:
-    """One value for all prompts, or one for each."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    """One value for all prompts, or one for each: a list, a tuple or an array."""
+    if is_array(value):
+        if tuple(value.shape) == ():
+            return [value.item()] * num
+        value = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if value.ndim != 1:
+            raise ValueError(
+                f"{name} is an array of {value.ndim} dimensions: give one value for all prompts, "
+                "or one each."
+            )
+        value = value.tolist()
+    if is_list(value):
         if len(value) != num:
             raise ValueError(
                 f"{name} has {len(value)} values for {num} prompts; give one for all, or one each."
             )
-        return list(value)
+        return [scalar(v) for v in value]
     return [value] * num

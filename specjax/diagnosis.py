@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from specjax.api import Prompt, prepare
+from specjax.api import prepare
 from specjax.checkpoint.load import Model
 from specjax.drafters.base import Spec
 from specjax.measure.trace import Trace
@@ -22,6 +22,7 @@ from specjax.models.drafts.dflash import DFlashConfig
 from specjax.models.drafts.eagle3 import Eagle3Config
 from specjax.models.drafts.medusa import MedusaConfig
 from specjax.models.frozen import Frozen
+from specjax.prompts import Prompts
 from specjax.session import Session
 
 WARN_BELOW = 1.5  # tau; a sound drafter reaches it on nearly any text
@@ -93,7 +94,7 @@ def check_drafter(
     target: Model,
     drafter: Spec,
     *,
-    prompts: Prompt | Sequence[Prompt] | None = None,
+    prompts: Prompts | None = None,
     cycles: int = 48,
 ) -> DrafterReport:
     """Measures tau over greedy cycles and, where it is near 1, looks for the reason.
@@ -101,8 +102,8 @@ def check_drafter(
     Args:
       target: from `specjax.load`.
       drafter: from `specjax.load_drafter` or `specjax.drafters`.
-      prompts: texts or token ids of the kind that it will be used on; None: a few canned texts, or
-        random tokens where the target has no tokenizer.
+      prompts: of the kind that it will be used on, in any form that `generate` takes; None: a few
+        canned texts, or random tokens where the target has no tokenizer.
       cycles: how many to run, over all prompts together.
 
     Raises:

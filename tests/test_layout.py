@@ -37,14 +37,16 @@ MAY_IMPORT = {
     "measure.programs": ("session", "decode", "drafters", "sampling", "core"),
     "view": ("measure", "decode", "core"),
     "session": ("decode", "verify", "drafters", "sampling", "measure.trace", "core"),
+    "prompt_forms": (),
+    "prompts": ("prompt_forms", "checkpoint"),
     "recording": ("session", "checkpoint", "measure.trace"),
-    "diagnosis": ("api", "session", "checkpoint", "drafters", "models", "measure"),
+    "diagnosis": ("api", "prompts", "session", "checkpoint", "drafters", "models", "measure"),
     "auditing": (
         *("session", "decode", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "bench": (
-        *("api", "recording", "session", "decode", "measure", "view", "checkpoint"),
+        *("api", "prompts", "recording", "session", "decode", "measure", "view", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "compiler": (
@@ -53,6 +55,8 @@ MAY_IMPORT = {
     ),
     "api": (
         "session",
+        "prompts",
+        "prompt_forms",
         "recording",
         "checkpoint",
         "verify",

@@ -11,9 +11,9 @@ import jax
 import specjax
 from experiments.benchmarking import cycle_cost, floor
 from specjax import drafters
-from specjax.api import encode
 from specjax.core.compile_cache import use_compile_cache
 from specjax.drafters import LM, NoDraft
+from specjax.prompts import prompt_ids
 
 
 class OwnSide:
@@ -33,7 +33,7 @@ class OwnSide:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         target = next(iter(self.targets.values()))
-        return [encode(target, text, i) for i, text in enumerate(texts)]
+        return prompt_ids(target, texts)
 
     def _drafter(self, dtype: str, way: str, k: int) -> Any:
         return drafters.make(

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import define_prng_impl
 
-from specjax.api import Prompt, as_list, finish_reason, prepare
+from specjax.api import finish_reason, prepare
 from specjax.checkpoint.load import Model
 from specjax.core.types import KINDS, Array, Proposal, Verdict
 from specjax.drafters import LM, NGram, Spec
 from specjax.drafters.eagle3 import Eagle3
 from specjax.drafters.medusa import Medusa
 from specjax.measure.trace import Trace
+from specjax.prompts import Prompts
 from specjax.recording import complete
 from specjax.session import Row, Session, check_requests
 from specjax.verify.base import VerifyKeys
@@ -63,7 +64,7 @@ class OneByOne(Greedy):
 def record(
     target: Model,
     spec: Spec,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     *,
     max_new_tokens: int | Sequence[int] = 128,
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
@@ -74,7 +75,7 @@ def record(
     Args:
       target: from `specjax.load`.
       spec: the drafter, with the largest k that will be asked for.
-      prompts: one or several, each a string or token ids.
+      prompts: one or several, in any form that `generate` takes.
       max_new_tokens: one number or one a prompt.
       stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
       batch: prompts that are decoded together. The last batch is filled up.
@@ -90,9 +91,7 @@ def record(
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: must be at least 1.")
-    rows, _ = prepare(
-        target, as_list(prompts), max_new_tokens, 0, (), stop_token_ids, {"temperature": 1.0}
-    )
+    rows, _ = prepare(target, prompts, max_new_tokens, 0, (), stop_token_ids, {"temperature": 1.0})
     check_requests(target, spec, rows, None)
     traces: list[Trace] = []
     beyond: list[list[int]] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from specjax.checkpoint.errors import CheckpointError
@@ -35,6 +35,10 @@ class Llama2cTokenizer:
         # Text matches pieces of text only: it cannot spell a special token or a byte.
         self._ids = {p: i for i, p in enumerate(self._pieces) if i >= _FIRST_PIECE}
         self.vocab_size = len(self._pieces)
+        self.special_tokens: Mapping[str, int] = {
+            piece.decode("utf-8", "replace").strip(): i
+            for i, piece in enumerate(self._pieces[:_FIRST_BYTE])
+        }
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         if add_bos and text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from huggingface_hub import errors as hub
 from jax.sharding import Mesh
 
 from specjax.checkpoint.assemble import DTYPES
+from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import load_network, read_json, token_ids
 from specjax.checkpoint.llama2c import load_llama2c
@@ -39,10 +41,18 @@ class Model:
     mesh: Mesh | None
     name: str
     dtype: np.dtype  # of the weights, float32 or bfloat16
+    directory: Path | None = None  # where its files are, those of the chat template among them
 
     @property
     def config(self) -> DecoderConfig:
         return self.net.config
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate:
+        """How it writes conversations. Raises ValueError if it has no template, or a broken one."""
+        if self.directory is None:
+            raise ValueError(f"{self.name} has no chat template: use plain text or token ids.")
+        return ChatTemplate.load(self.directory)
 
 
 def load(
@@ -113,7 +123,7 @@ def _load_directory(
     tokenizer = load_tokenizer(directory)
     net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype, replicate=replicate)
     bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
-    return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype)
+    return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype, directory)
 
 
 def _load_file(path: Path, *, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,7 @@ class Tokenizer(Protocol):
 
     bos_id: int | None  # the id that begins a sequence, where there is one
     vocab_size: int  # one more than the largest id; a model's may be larger (padding)
+    special_tokens: Mapping[str, int]  # text -> id of those that texts leave out
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Token ids of a text.
@@ -73,6 +74,10 @@ class HfTokenizer:
         self._adds_bos = adds_bos
         self.bos_id, self.pad_id = bos_id, pad_id
         self.vocab_size = max(inner.get_vocab().values(), default=-1) + 1
+        added = inner.get_added_tokens_decoder()
+        self.special_tokens: Mapping[str, int] = {
+            token.content: i for i, token in added.items() if token.special
+        }
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         ids = self._inner.encode(text, add_special_tokens=False).ids
