@@ -33,10 +33,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         # builtin, or NAME:PATH (specjax/bench/prompt_sets.py says which there are).
         prompt_sets=("builtin",),
         num_prompts=12,  # of each set, spread over it; 0: all
-        max_prompt_tokens=0,  # longer prompts are left out, and counted; 0: none is
+        max_prompt_tokens=0,  # num_prompts are drawn from those of at most so many; 0: any
         template="none",  # or chat: the target's own
         system="",
-        template_args=(),  # "enable_thinking=False", ...: what the template reads
+        template_args=(),  # "enable_thinking=false", ...: what the template reads besides
         turns=1,  # of conversations, the target's own answers in between; 0: all
         max_new_tokens=96,
         stop=True,  # whether the target's stop tokens end a text

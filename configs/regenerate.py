@@ -18,6 +18,8 @@ def get_config() -> config_dict.ConfigDict:
         # rows of tokens; .json: a corpus manifest; anything else: plain text.
         prompts="configs/stdlib_files.json",
         chat=False,  # a "prompt" is a user's message; otherwise it is text to continue
+        system="",  # the system message of every conversation
+        template_args=(),  # "enable_thinking=false", ...: what the template reads besides
         num_prompts=2000,
         prompt_tokens=64,  # of prompts cut out of texts
         max_new_tokens=192,

@@ -10,7 +10,7 @@ depend on how often that happened, nor, but for the rounding of the arithmetic, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ from ml_collections import config_dict, config_flags
 
 import specjax
 from experiments import cli
-from specjax.checkpoint.chat import ChatTemplate
+from specjax.core.assignments import assign
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.measure.results import ResultFile
+from specjax.prompts import conversation_ids
 from specjax.train.data.jsonl import objects, read_messages, token_row
 from specjax.train.data.text import Speech, default_cache, encode, read_texts
 
@@ -41,8 +42,10 @@ def main(argv: Sequence[str]) -> None:
         target = specjax.load(config.target, dtype=config.dtype or None, mesh=config.mesh or None)
         prompts = read_prompts(config, target)
         settings = {k: v for k, v in config.to_dict().items() if k not in ("batch", "mesh")}
+        for name in ("system", "template_args"):  # None as where there was no such field
+            settings[name] = settings[name] or None
         said = [spell(target, p) for p in prompts]
-        output = ResultFile(_OUTPUT.value or "", settings, said)
+        output = ResultFile(_OUTPUT.value or "", settings, [{"prompt": text} for text in said])
         options = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
         limits = {"max_new_tokens": config.max_new_tokens}
         specjax.check(target, None, prompts, seed=config.seed, **limits, **options)
@@ -80,34 +83,47 @@ def read_prompts(config: config_dict.ConfigDict, target: specjax.Model) -> list[
     """The token ids of every prompt: of the lines of a .jsonl file, or cut out of texts."""
     speech = Speech.of(target)
     path = Path(config.prompts).expanduser()
-    if path.suffix == ".jsonl":
-        prompts = _from_lines(config, speech, path)
-    else:
-        prompts = _from_texts(config, speech, path)
     room = target.config.max_position_embeddings - config.max_new_tokens
-    short = [p for p in prompts if len(p) <= room]
-    if len(short) < len(prompts):
-        print(f"{len(prompts) - len(short)} prompts of more than {room} tokens are left out")
-    if not short:
-        raise ValueError(f"{path}: no prompt of at most {room} tokens.")
-    return short
-
-
-def _from_lines(config: config_dict.ConfigDict, speech: Speech, path: Path) -> list[list[int]]:
-    """A conversation up to its last response, a row of tokens up to its response, or a prompt."""
-    chat: ChatTemplate | None = None
+    if path.suffix != ".jsonl":
+        if config.system or config.template_args:
+            raise ValueError("--config.system and .template_args are for lines of .jsonl files.")
+        if config.prompt_tokens > room:
+            raise ValueError(
+                f"--config.prompt_tokens={config.prompt_tokens}: with max_new_tokens="
+                f"{config.max_new_tokens} the target has room for {max(room, 0)}."
+            )
+        return _from_texts(config, speech, path)
     prompts: list[list[int]] = []
-    for where, value in objects(path):
+    too_long = 0
+    for prompt in _from_lines(config, target, speech, path):
+        if len(prompt) > room:
+            too_long += 1
+        elif len(prompts) < config.num_prompts:
+            prompts.append(prompt)
         if len(prompts) == config.num_prompts:
             break
+    if too_long:
+        print(f"{too_long} prompts of more than {room} tokens are left out")
+    if not prompts:
+        what = f"no prompt of at most {room} tokens" if too_long else "is empty: it holds no prompt"
+        raise ValueError(f"{path}: {what}.")
+    return prompts
+
+
+def _from_lines(
+    config: config_dict.ConfigDict, target: specjax.Model, speech: Speech, path: Path
+) -> Iterator[list[int]]:
+    """A conversation up to its last response, a row of tokens up to its response, or a prompt."""
+    variables = assign(config.template_args, "--config.template_args")
+    for where, value in objects(path):
         if "tokens" in value:
             row = token_row(value, speech, where)
-            prompts.append(row.tokens[: max(int(row.supervised.argmax()), 1)].tolist())
+            yield row.tokens[: max(int(row.supervised.argmax()), 1)].tolist()
             continue
         if "prompt" in value and not config.chat:
             if not isinstance(value["prompt"], str) or not value["prompt"]:
                 raise ValueError(f"{where}: prompt must be text, not empty.")
-            prompts.append(speech.document(value["prompt"]).tolist())
+            yield speech.document(value["prompt"]).tolist()
             continue
         if "prompt" in value:
             value = {"prompt": value["prompt"], "response": value.get("response", "-")}
@@ -116,12 +132,14 @@ def _from_lines(config: config_dict.ConfigDict, speech: Speech, path: Path) -> l
             messages = messages[:-1]
             if not messages:
                 raise ValueError(f"{where}: nothing before the response, so no prompt.")
-        chat = chat or ChatTemplate.load(cli.model_directory(config.target))
-        text = chat.render(messages, prompt=True)
-        prompts.append(speech.tokenizer.encode(text, add_bos=False))
-    if not prompts:
-        raise ValueError(f"{path} is empty: it holds no prompt.")
-    return prompts
+        if config.system:
+            if messages[0]["role"] == "system":
+                raise ValueError(
+                    f"{where} has a system message of its own; leave --config.system out."
+                )
+            messages = [{"role": "system", "content": config.system}, *messages]
+        tools = value.get("tools") or None
+        yield conversation_ids(target, messages, template_args=variables, tools=tools, where=where)
 
 
 def _from_texts(config: config_dict.ConfigDict, speech: Speech, path: Path) -> list[list[int]]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripts import script
+from tiny_checkpoint import write_tiny
 
+import specjax
 from specjax.bench import prompt_sets
-from specjax.bench.prompt_sets import Question, load, spread
+from specjax.bench.prompt_sets import PromptSet, Question, load, spread
+from specjax.bench.rendering import Rendering, draw
+from specjax.core.assignments import assign, read_assignments
 
 PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"
 SPEED = {
@@ -55,6 +60,16 @@ LINES: list[tuple[str, Any, Question]] = [
         Question(
             "11", "mbpp", ("Add.\nYour code should pass these tests:\nassert add(1, 1) == 2\n",)
         ),
+    ),
+    (
+        "self-instruct",
+        {"id": "t0", "instruction": "Rewrite.", "instances": [{"input": "a b", "output": "b"}]},
+        Question("t0", "self_instruct", ("Rewrite.\n\na b",)),
+    ),
+    (
+        "self-instruct",
+        {"id": "t1", "instruction": "Invent.", "instances": [{"input": "", "output": "b"}]},
+        Question("t1", "self_instruct", ("Invent.",)),
     ),
     ("turns", {"turns": ["a"]}, Question("1", "", ("a",))),
     ("jsonl", {"prompt": "a", "category": "c", "id": 3}, Question("3", "c", ("a",))),
@@ -164,6 +179,8 @@ def test_the_published_files(shared: Path) -> None:
         ("gsm8k:gsm8k/test.jsonl", 1319),
         ("mbpp:mbpp/mbpp.jsonl", 500),
         ("turns:deepspec_turns/humaneval.jsonl", 164),
+        ("mt-bench:mt_bench/vicuna_bench_question.jsonl", 80),
+        ("self-instruct:self_instruct/user_oriented_instructions.jsonl", 252),
     ):
         name, _, path = named.partition(":")
         questions = load(f"{name}:{data / path}").questions
@@ -172,6 +189,78 @@ def test_the_published_files(shared: Path) -> None:
     assert {c: sum(q.category == c for q in spec) for c in {q.category for q in spec}} == {
         c: 80 for c in ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
     }
+
+
+class Characters:
+    """A tokenizer with a character a token."""
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        return [ord(c) for c in text]
+
+
+def test_the_limit_comes_before_the_draw(shared: Path) -> None:
+    gsm8k = load(f"gsm8k:{shared / 'data' / 'gsm8k' / 'test.jsonl'}")
+    short = [q for q in gsm8k.questions if len(q.turns[0]) <= 200]
+
+    def drawn(count: int, most: int) -> tuple[list[PromptSet], int]:
+        return draw([gsm8k], Rendering(), Characters(), None, count=count, most=most)
+
+    (found,), left_out = drawn(3, 200)
+    assert found.questions == spread(tuple(short), 3) and len(found.questions) == 3
+    assert all(len(q.turns[0]) <= 200 for q in found.questions)
+    assert left_out == 1319 - len(short) > 0
+    assert drawn(3, 0) == ([PromptSet("gsm8k", spread(gsm8k.questions, 3), gsm8k.sha256)], 0)
+    few = f"has {len(short)} prompts of at most max_prompt_tokens=200 tokens only"
+    with pytest.raises(ValueError, match=f"num_prompts=1300: the set {few}"):
+        drawn(1300, 200)
+    shortest = min(len(q.turns[0]) for q in gsm8k.questions)
+    with pytest.raises(ValueError, match=f"shortest of the 1319 prompts of gsm8k has {shortest}"):
+        drawn(3, 10)
+
+
+def test_assignments() -> None:
+    text = 'a=false,b=[1,"x,y=2"],c=high effort,d="q,r",e=,f=False,g=x=y'
+    found = read_assignments(text, "--template_args")
+    assert found == {
+        **{"a": False, "b": [1, "x,y=2"], "c": "high effort"},
+        **{"d": "q,r", "e": "", "f": False, "g": "x=y"},
+    }
+    assert read_assignments("", "x") == {} and assign(("top_k=40",), "x") == {"top_k": 40}
+    for bad in ("a", "=1", "a b=1", "a=1,b"):
+        with pytest.raises(ValueError, match=r"--template_args holds '.*': write NAME=VALUE"):
+            read_assignments(bad, "--template_args")
+
+
+def test_prompts_of_regenerate(tmp_path: Path) -> None:
+    """Conversations get system message, template arguments and tools; what is long is no prompt."""
+    target_dir = write_tiny(tmp_path / "target")  # of 256 positions
+    (target_dir / "chat_template.jinja").write_text(
+        "{{ think }}{% for t in tools or [] %}[{{ t.name }}]{% endfor %}"
+        "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    )
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    lines = [
+        {"prompt": "x" * 250},
+        {"messages": said},
+        {"prompt": "y" * 250},
+        {"messages": said, "tools": [{"name": "clock"}]},
+        {"prompt": "z"},
+        {"prompt": "never read"},
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    target = specjax.load(target_dir)
+    assert target.tokenizer is not None
+    with script("regenerate") as regenerate:
+        config = importlib.import_module("configs.regenerate").get_config()
+        config.update({"prompts": str(path), "chat": True, "num_prompts": 3, "system": "s"})
+        config.update({"max_new_tokens": 16, "template_args": ("think=false",)})
+        prompts = regenerate.read_prompts(config, target)
+        path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[2])))
+        with pytest.raises(ValueError, match="no prompt of at most 240 tokens"):
+            regenerate.read_prompts(config, target)
+    texts = [target.tokenizer.decode(p) for p in prompts]
+    assert texts == ["False<s><a>", "False[clock]<s><a>", "False<s><z>"]
 
 
 def test_passages_end_with_text_before_the_middle() -> None:

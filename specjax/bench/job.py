@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from specjax import api
 from specjax.bench import environment, plan, prompt_sets
 from specjax.bench.curves import Curve, parse_curve
 from specjax.bench.plan import Group, Suite
-from specjax.bench.prompt_sets import PromptSet
-from specjax.bench.rendering import Prompt, Rendering, prompts_sha256, render
+from specjax.bench.rendering import Prompt, Rendering, draw, prompts_sha256, render
 from specjax.bench.stops import parse_stop
 from specjax.bench.store import Store
 from specjax.bench.summary import load_costs
-from specjax.checkpoint.chat import ChatTemplate
-from specjax.checkpoint.load import Model, download, load, locate
+from specjax.checkpoint.load import Model, load
+from specjax.core.assignments import assign
 from specjax.drafters import Spec
 from specjax.measure.calibration import describe_target
 
@@ -49,29 +46,13 @@ def suite_of(config: Mapping[str, Any]) -> Suite:
         rules=tuple(config["rules"]),
         temperatures=tuple(config["temperatures"]),
         batches=tuple(config["batches"]),
-        options=assignments("options", config["options"]),
+        options=assign(config["options"], "options"),
         max_new_tokens=config["max_new_tokens"],
         repeats=config["repeats"],
         seed=config["seed"],
         # Text that is not the model's stops anywhere: there every text has its full length.
         stop=config["stop"] and not synthetic,
     )
-
-
-def assignments(field: str, texts: Sequence[str]) -> dict[str, Any]:
-    """``("top_k=40",)`` as {"top_k": 40}. Raises ValueError on what is no such text."""
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        try:
-            if not equals or not name.isidentifier():
-                raise ValueError
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise ValueError(
-                f"{field} holds {text!r}: write NAME=VALUE, the value as in Python."
-            ) from None
-    return found
 
 
 def prepare(config: Mapping[str, Any], store: Store) -> Job:
@@ -93,29 +74,34 @@ def prepare(config: Mapping[str, Any], store: Store) -> Job:
         raise ValueError("mode=synthetic needs curves: a tau such as 2.5, or FILE.yaml:MODEL:MODE.")
     if mode == "replay":
         check_replay(config)
-    variables = assignments("template_args", config["template_args"])
+    variables = assign(config["template_args"], "template_args")
     how = Rendering(config["template"], config["system"], variables, config["turns"])
-    sets = [read_set(name, config["num_prompts"]) for name in config["prompt_sets"]]
+    sets = [prompt_sets.load(name) for name in config["prompt_sets"]]
     names = [s.name for s in sets]
     if not sets or len(set(names)) < len(names):
         raise ValueError(f"prompt_sets={names}: name at least one, and each once.")
+    most, count = config["max_prompt_tokens"], config["num_prompts"]
+    if most < 0:
+        raise ValueError(f"max_prompt_tokens={most}: must be at least 0, which leaves none out.")
+    for prompt_set in sets:  # what can be said before the target is loaded
+        prompt_sets.spread(prompt_set.questions, count)
     target = load(config["target"], dtype=config["dtype"] or None, mesh=config["mesh"] or None)
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer.json, so it reads no prompts.")
-    chat = None
-    if how.template == "chat":
-        chat = ChatTemplate.load(model_directory(config["target"]))
+    chat = target.chat_template if how.template == "chat" else None
     specs = plan.load_specs(suite, target)
 
     def expand(prompts: Sequence[Prompt]) -> list[Group]:
         return plan.expand(suite, target, specs, prompts, curves if mode == "synthetic" else ())
 
-    most = config["max_prompt_tokens"]
-    prompts, left_out = within(render(sets, how, target.tokenizer, chat), most)
+    sets, left_out = draw(sets, how, target.tokenizer, chat, count=count, most=most)
+    prompts = render(sets, how, target.tokenizer, chat)
     groups = expand(prompts)
     if how.turns != 1:
         answer = Answers(target, suite.max_new_tokens, store)
-        prompts, left_out = within(render(sets, how, target.tokenizer, chat, answer), most)
+        whole = render(sets, how, target.tokenizer, chat, answer)
+        prompts = [p for p in whole if not most or len(p.tokens) <= most]
+        left_out += len(whole) - len(prompts)
         groups = expand(prompts)
     run = {
         "config": {k: v for k, v in config.items() if k not in _FREE},
@@ -146,28 +132,6 @@ def check_replay(config: Mapping[str, Any]) -> None:
         parse_stop(text)
     if config["costs"]:
         load_costs(config["costs"])
-
-
-def read_set(named: str, num_prompts: int) -> PromptSet:
-    found = prompt_sets.load(named)
-    questions = prompt_sets.spread(found.questions, num_prompts)
-    return dataclasses.replace(found, questions=questions)
-
-
-def within(prompts: Sequence[Prompt], most: int) -> tuple[list[Prompt], int]:
-    """The prompts of at most ``most`` tokens (0: any), and how many are longer."""
-    kept = [p for p in prompts if not most or len(p.tokens) <= most]
-    for name in dict.fromkeys(p.prompt_set for p in prompts):
-        if not any(p.prompt_set == name for p in kept):
-            raise ValueError(f"max_prompt_tokens={most}: no prompt of {name} is that short.")
-    return kept, len(prompts) - len(kept)
-
-
-def model_directory(name: str) -> Path:
-    """Where the files of a model are, by the name that `load` takes."""
-    path, is_repository = locate(name)
-    path = download(name, None) if is_repository else path
-    return path if path.is_dir() else path.parent
 
 
 class Answers:

@@ -8,6 +8,7 @@ one is a function from an object of its file to a `Question`, and a line in `SET
     speed-bench   nvidia/SPEED-Bench as JSON lines: question_id, category, sub_category, turns, ...
     humaneval     HumanEval.jsonl[.gz]: task_id, prompt
     gsm8k         test.jsonl: question
+    self-instruct user_oriented_instructions.jsonl: id, motivation_app, instruction, instances
     mbpp          mbpp.jsonl: task_id, text, test_list; tasks 11 to 510, the evaluation split
     turns         {"turns": [...]} a line, as DeepSpec's evaluation files
     jsonl         {"prompt": ...} a line, with "category" and "id" if there are such
@@ -123,6 +124,18 @@ def _mbpp(value: Mapping[str, Any]) -> Question | None:
     return Question(str(task), "mbpp", (asked + "\n",))
 
 
+def _self_instruct(value: Mapping[str, Any]) -> Question:
+    """The instruction, and behind it the input of its first instance, if that has one."""
+    instances = value.get("instances")
+    if not isinstance(instances, list) or not instances or not isinstance(instances[0], dict):
+        raise _Wrong('no field "instances" with a list of objects')
+    given = instances[0].get("input", "")
+    if not isinstance(given, str):
+        raise _Wrong(f'"input" is {given!r}, not text')
+    asked = _text(value, "instruction") + (f"\n\n{given}" if given.strip() else "")
+    return Question(_label(value, "id"), "self_instruct", (asked,))
+
+
 def _plain(value: Mapping[str, Any]) -> Question:
     return Question(_label(value, "id"), _label(value, "category"), (_text(value, "prompt"),))
 
@@ -134,6 +147,7 @@ SETS: dict[str, Reader | None] = {
     "jsonl": _plain,
     "mbpp": _mbpp,
     "mt-bench": _question,
+    "self-instruct": _self_instruct,
     "spec-bench": _spec_bench,
     "speed-bench": _speed_bench,
     "turns": lambda value: Question(_label(value, "id"), _label(value, "category"), _turns(value)),
@@ -234,14 +248,16 @@ def _builtin() -> PromptSet:
     return PromptSet("builtin", questions, digest)
 
 
-def spread(questions: tuple[Question, ...], count: int) -> tuple[Question, ...]:
+def spread(questions: tuple[Question, ...], count: int, which: str = "") -> tuple[Question, ...]:
     """``count`` of the questions, evenly over their order and so over categories; 0: all.
 
     Raises:
-      ValueError: if there are fewer.
+      ValueError: if there are fewer; ``which`` says which of its prompts a set was asked for.
     """
+    if count < 0:
+        raise ValueError(f"num_prompts={count}: must be at least 0, which means all.")
     if not count:
         return questions
     if count > len(questions):
-        raise ValueError(f"num_prompts={count}: the set has {len(questions)} prompts only.")
+        raise ValueError(f"num_prompts={count}: the set has {len(questions)} prompts{which} only.")
     return tuple(questions[i * len(questions) // count] for i in range(count))

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from specjax.bench.prompt_sets import PromptSet, Question
+from specjax.bench.prompt_sets import PromptSet, Question, spread
 from specjax.checkpoint.chat import ChatTemplate
 
 
@@ -91,6 +91,50 @@ def render(
                 if answer is not None and turn + 1 < len(turns):
                     messages.append({"role": "assistant", "content": answer(prompt)})
     return prompts
+
+
+def draw(
+    sets: Sequence[PromptSet],
+    how: Rendering,
+    tokenizer: Any,
+    chat: ChatTemplate | None,
+    *,
+    count: int,
+    most: int,
+) -> tuple[list[PromptSet], int]:
+    """``count`` questions of each set (0: all) out of those whose first prompt is short enough.
+
+    Args:
+      sets: whole.
+      how: they are rendered.
+      tokenizer: of the target.
+      chat: its template, where ``how`` wants one.
+      count: of each set, spread over it.
+      most: tokens of a prompt; 0: any number.
+
+    Returns:
+      The sets, and how many questions were left out for their length.
+
+    Raises:
+      ValueError: if a set has fewer of that length.
+    """
+    drawn, left_out = [], 0
+    for prompt_set in sets:
+        questions = prompt_set.questions
+        if most:
+            prompts = render([prompt_set], how, tokenizer, chat)
+            questions = tuple(q for q, p in zip(questions, prompts) if len(p.tokens) <= most)
+            if not questions:
+                shortest = min(len(p.tokens) for p in prompts)
+                raise ValueError(
+                    f"max_prompt_tokens={most}: the shortest of the {len(prompts)} prompts of "
+                    f"{prompt_set.name} has {shortest} tokens."
+                )
+        left_out += len(prompt_set.questions) - len(questions)
+        which = f" of at most max_prompt_tokens={most} tokens" if most else ""
+        questions = spread(questions, count, which)
+        drawn.append(dataclasses.replace(prompt_set, questions=questions))
+    return drawn, left_out
 
 
 def _prompt(

@@ -14,17 +14,21 @@ from typing import Any
 
 from specjax.core.files import write_atomically
 
+ABOUT = ("prompt", "messages", "tools")  # the fields that say what a line is about
+
 
 class ResultFile:
     """The lines of ``path``: those that are there already, and those appended."""
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any], prompts: Sequence[str]):
+    def __init__(
+        self, path: str | Path, settings: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]
+    ):
         """Opens or begins the file. A last line that was cut off by a kill is removed.
 
         Args:
           path: where the results are.
           settings: everything that they depend on but the prompts; JSON values.
-          prompts: line i is about prompt i.
+          prompts: line i has the fields of prompt i, which say what it is about; JSON values.
 
         Raises:
           ValueError: in one line, if the file is not the beginning of this run's results.
@@ -64,14 +68,15 @@ class ResultFile:
                     f"{name}={settings.get(name)!r}; use another --output file, or that setting."
                 )
 
-    def _parse(self, data: bytes, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def _parse(self, data: bytes, prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         records = []
         for i, line in enumerate(data.split(b"\n")[:-1]):
             where = f"{self.path}, line {i + 1}"
             try:
                 record = json.loads(line)
-                prompt = record["prompt"]
-            except (ValueError, TypeError, KeyError):
+                if not isinstance(record, dict) or not record.keys() & set(ABOUT):
+                    raise ValueError("no record")
+            except ValueError:
                 raise ValueError(
                     f"{where}: not a result; delete it and the lines behind it, or use another "
                     "--output file."
@@ -80,10 +85,12 @@ class ResultFile:
                 raise ValueError(
                     f"{where}: this run has {len(prompts)} prompts only; use another --output file."
                 )
-            if prompt != prompts[i]:
+            asked = {name: record[name] for name in ABOUT if name in record}
+            if asked != json.loads(json.dumps(prompts[i])):
+                told = " ".join(json.dumps(list(prompts[i].values()), ensure_ascii=False).split())
                 raise ValueError(
                     f"{where}: is about another prompt than prompt {i + 1} of this run, "
-                    f"{shorten(prompts[i])!r}; use another --output file."
+                    f"{shorten(told[1:-1])}; use another --output file."
                 )
             records.append(record)
         return records
