@@ -27,6 +27,9 @@ def get_config() -> ConfigDict:
     config.stop = ()  # strings, cut off: --config.stop="('class ',)"
     config.stop_token_ids = config_dict.placeholder(tuple)  # None: the checkpoint's own
 
+    # With --prompt_file: whether bytes that are no text become U+FFFD instead of ending the run.
+    config.replace_bad_text = False
+
     # How it is run.
     config.batch_size = 8  # prompts of a file that are decoded together
     config.chunk = 256  # most prompt tokens of one prefill pass

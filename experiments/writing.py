@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import specjax
+from experiments.asking import Asked
+from experiments.interrupts import Interrupt
 from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.measure.metrics import select
 from specjax.view.summary import make_record
@@ -32,6 +34,7 @@ def generate_batch(
     spec: Any,
     painter: Painter | None,
     arguments: Mapping[str, Any],
+    asked: Sequence[Asked],
     size: int,
 ) -> Iterator[dict[str, Any]]:
     """Decodes the batch in ``size`` rows, then shows each text where there is a ``painter``."""
@@ -45,16 +48,16 @@ def generate_batch(
     batch.tokens = output.tokens[:num]
     real = select(output.trace, range(num))
     batch.trace = dataclasses.replace(real, setup=output.trace.setup)
-    for row, prompt in enumerate(arguments["prompts"][:num]):
+    for row, one in enumerate(asked):
         if painter is not None:
             labeller = make_labeller(target)
             tokens = output.tokens[row]
             labeller.push(tokens, output.trace.labels(row)[: len(tokens)], last=True)
-            painter.write_plain(prompt)
+            painter.write_plain(one.text(target))
             painter.write(labeller.take(len(output.text[row])))
             painter.write_line("\n")
         yield make_record(
-            prompt,
+            one.record,
             output.text[row],
             output.tokens[row],
             output.finish[row],
@@ -64,25 +67,57 @@ def generate_batch(
 
 
 def stream_batch(
-    batch: Batch, target: specjax.Model, spec: Any, painter: Painter, arguments: Mapping[str, Any]
+    batch: Batch,
+    target: specjax.Model,
+    spec: Any,
+    painter: Painter,
+    arguments: Mapping[str, Any],
+    asked: Asked,
+    interrupt: Interrupt,
 ) -> Iterator[dict[str, Any]]:
-    """Shows the one text of the batch as it comes."""
-    labeller = make_labeller(target)
-    prompt, text, finish = arguments["prompts"][0], "", None
-    tokens: list[int] = []
-    cycles: list[specjax.Cycle] = []
-    painter.write_plain(prompt)
+    """Shows the one text of the batch as it comes, until it ends or ``interrupt`` was noted.
+
+    The record of an interrupted text has finish None; there is none before its first cycle.
+    """
+    painter.write_plain(asked.text(target))
     begin = time.perf_counter()
-    for piece in specjax.stream(target, spec, **arguments):
+    said = show_stream(specjax.stream(target, spec, **arguments), target, painter, interrupt)
+    batch.trace = said.trace
+    painter.write_line("\n")
+    if not said.cycles:
+        return
+    batch.seconds, batch.tokens = said.cycles[-1].end, [said.tokens]
+    batch.compile_seconds = time.perf_counter() - begin - batch.seconds
+    yield make_record(
+        asked.record, said.text, said.tokens, said.finish, arguments["seed"][0], said.cycles
+    )
+
+
+@dataclasses.dataclass
+class Said:
+    """One text, as far as it came."""
+
+    text: str = ""
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    cycles: list[specjax.Cycle] = dataclasses.field(default_factory=list)
+    finish: str | None = None  # None: interrupted
+    trace: specjax.Trace | None = None  # of a whole text
+
+
+def show_stream(
+    pieces: Iterable[specjax.Piece], target: specjax.Model, painter: Painter, interrupt: Interrupt
+) -> Said:
+    """Shows one text as it comes, until it ends or ``interrupt`` was noted."""
+    said, labeller = Said(), make_labeller(target)
+    for piece in pieces:
         labeller.push(piece.tokens, piece.labels, last=piece.finish is not None)
         painter.write(labeller.take(len(piece.text)))
-        text, finish, batch.trace = text + piece.text, piece.finish, piece.trace
-        tokens += piece.tokens
-        cycles += piece.cycles
-    batch.seconds, batch.tokens = cycles[-1].end, [tokens]
-    batch.compile_seconds = time.perf_counter() - begin - batch.seconds
-    painter.write_line("\n")
-    yield make_record(prompt, text, tokens, finish, arguments["seed"][0], cycles)
+        said.text, said.finish, said.trace = said.text + piece.text, piece.finish, piece.trace
+        said.tokens += piece.tokens
+        said.cycles += piece.cycles
+        if interrupt.noted:
+            break
+    return said
 
 
 def make_labeller(target: specjax.Model) -> Labeller:

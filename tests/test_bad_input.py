@@ -222,6 +222,14 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "output folder": (("--output=/nowhere/x.jsonl",), ("/nowhere/x.jsonl", "existing directory")),
     "output kind": (("--output=x.csv",), ("--output=x.csv", ".jsonl")),
     "profile into a file": ((f"--profile_dir={__file__}",), ("--profile_dir", "is a file")),
+    "unknown kind of drafter": (("--drafter=magic:3",), ("magic", "ngram")),
+    "a draft said twice": (("--drafter=lm:x/y",), ("--draft", "leave one out")),
+    "K said twice": (("--drafter=lm:3",), ("--num_draft=3", "leave one out")),
+    "template args of no conversation": (("--template_args=a=1",), ("--template_args", "--chat")),
+    "system of no conversation": (("--system=a",), ("--system", "--chat")),
+    "template args": (("--chat", "--template_args=a"), ("--template_args", "'a'", "NAME=VALUE")),
+    "template args twice": (("--chat", "--template_args=a=1,a=2"), ("sets a twice",)),
+    "no template": (("--chat",), ("no chat template",)),
     "prompt too long": (("--prompt=" + "x\n" * 300,), ("Prompt 0", "limit of 256", "shorten")),
 }
 
@@ -258,6 +266,14 @@ PROMPT_FILES: dict[str, tuple[str, bytes | None, tuple[str, ...]]] = {
     "no prompt": ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', ("line 2", '"prompt"')),
     "malformed": ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt', ("line 2", "not JSON")),
     "no text": ("p.jsonl", b'{"prompt": 3}\n', ("line 1", "3", "text in quotes")),
+    "no object": ("p.jsonl", b"[1]\n", ("line 1", "object")),
+    "both": ("p.jsonl", b'{"prompt": "a", "messages": []}\n', ("line 1", "both")),
+    "no messages": ("p.jsonl", b'{"messages": []}\n', ("line 1", "messages is empty")),
+    "messages of text": ("p.jsonl", b'{"messages": ["a"]}\n', ("line 1", "list of objects")),
+    "no role": ("p.jsonl", b'{"messages": [{"content": "a"}]}\n', ("line 1, message 1", "role")),
+    "tools of text": ("p.jsonl", b'{"prompt": "a", "tools": [{}]}\n', ("line 1", "tools")),
+    "nested": ("p.jsonl", b"[" * 100_000, ("line 1", "nested too deeply")),
+    "half a pair": ("p.jsonl", b'{"prompt": "\\ud800"}\n', ("line 1", "ud800", "replace_bad_text")),
 }
 
 

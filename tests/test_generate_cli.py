@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -217,8 +219,85 @@ def test_a_profile_names_the_parts_of_a_cycle(run: Cli, tmp_path: Path) -> None:
 def test_prompt_files(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_bytes("one two \r\n tab\tend\u2028x".encode())
-    assert read_prompts(path) == ["one two ", " tab\tend\u2028x"]
-    assert read_prompts(write_prompts(tmp_path / "p.jsonl")) == PROMPTS
+    assert [p.text for p in read_prompts(path)] == ["one two ", " tab\tend\u2028x"]
+    assert [p.text for p in read_prompts(write_prompts(tmp_path / "p.jsonl"))] == PROMPTS
+    bad, lone = tmp_path / "bad.txt", tmp_path / "lone.jsonl"
+    bad.write_bytes(b"ok\na\xff\xed\xa0\x80b\n")  # the last three are how some write U+D800
+    lone.write_text(json.dumps({"messages": [{"role": "user", "content": "a\ud83db"}]}))
+    for file, where in ((bad, "bad.txt, line 2: not UTF-8 at byte 1"), (lone, r"line 1.*\\ud83d")):
+        with pytest.raises(ValueError, match=where):
+            read_prompts(file)
+    assert (
+        read_prompts(bad, replace_bad_text=True)[1].text.strip("\ufffd")
+        == "a\ufffd\ufffd\ufffd\ufffdb"
+    )
+    (one,) = read_prompts(lone, replace_bad_text=True)
+    assert one.messages == [{"role": "user", "content": "a\ufffdb"}]
+
+
+TEMPLATE = (
+    "{% for t in tools or [] %}[{{ t.name }}]{% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{{ ' think' if think is not defined or think }}"
+    "{% endif %}"
+)
+
+
+def test_conversations(run: Cli, tmp_path: Path) -> None:
+    """From flags and from a file, in the target's template; a continued run knows them again."""
+    (run.target / "chat_template.jinja").write_text(TEMPLATE)
+    short = ("--max_new_tokens=4", "--config.compare_plain=False")
+    status, out, err = run("--prompt=hi", "--chat", "--system=Be brief.", *short)
+    assert (status, err) == (0, "")
+    assert "system: Be brief.\nuser: hi\nassistant: think" in out
+    status, out, err = run("--prompt=hi", *short)
+    assert status == 0 and err.count("\n") == 1 and "--chat" in err
+
+    file, output, trace = (tmp_path / name for name in ("p.jsonl", "out.jsonl", "t.jsonl"))
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    said += [{"role": "user", "content": "c"}]
+    lines: list[dict[str, Any]] = [
+        {"messages": said, "id": 1},
+        {"prompt": "x"},
+        {"messages": said[:1], "tools": [{"name": "clock"}]},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = (*short, f"--prompt_file={file}", f"--output={output}", f"--trace={trace}")
+    args = "--template_args=think=false,more=[1,2]"
+    assert run(*arguments, args)[0] == 0
+    texts = [text.prompt for text in trace_file.load(trace).texts]
+    assert texts == [
+        "user: a\nassistant: b\nuser: c\nassistant:",
+        "x",
+        "[clock]user: a\nassistant:",
+    ]
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    asked = [{k: r[k] for k in ("prompt", "messages", "tools") if k in r} for r in records]
+    assert asked == [{"messages": said}, {"prompt": "x"}, lines[2]]
+    assert "is complete" in run(*arguments, args)[1]
+    for changed, why in (
+        (("--template_args=think=true",), "template_args"),
+        ((args, "--chat"), "chat=None"),
+    ):
+        status, _, err = run(*arguments, *changed)
+        assert status == 2 and why in err and "another --output" in err
+    lines[2]["tools"] = [{"name": "watch"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, _, err = run(*arguments, args)
+    assert status == 2 and "line 3: is about another prompt" in err
+
+
+def test_ctrl_c_ends_a_stream_with_its_figures(run: Cli, monkeypatch: Any) -> None:
+    def pieces(*args: Any, **kwargs: Any) -> Any:
+        for piece in stream(*args, **kwargs):
+            yield piece
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stream = specjax.stream
+    monkeypatch.setattr(specjax, "stream", pieces)
+    status, out, err = run("--prompt=def area(", "--stream", "--config.cycles_per_call=1")
+    assert status == 130 and err == "interrupted\n"
+    assert shown(out, "def area(") and re.search(r"\ntau .*\(\d+ tokens, 2 passes, 1 text\)", out)
 
 
 def test_txt_prompts_to_the_terminal(run: Cli, tmp_path: Path) -> None:

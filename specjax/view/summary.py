@@ -13,17 +13,20 @@ from specjax.measure.trace import Cycle
 
 
 def make_record(
-    prompt: str,
+    asked: Mapping[str, Any],
     text: str,
     tokens: Sequence[int],
     finish: str | None,
     seed: int,
     cycles: Sequence[Cycle],
 ) -> dict[str, Any]:
-    """What is kept of one text. No wall-clock times: equal runs have equal records."""
+    """What is kept of one text; ``asked`` are the fields that say what it answers.
+
+    No wall-clock times: equal runs have equal records.
+    """
     committed = sum(c.committed for c in cycles)
     return {
-        "prompt": prompt,
+        **asked,
         "text": text,
         "tokens": list(tokens),
         "finish": finish,
