@@ -10,8 +10,8 @@ from typing import Any
 import specjax
 from experiments.asking import Asked
 from experiments.interrupts import Interrupt
-from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.measure.metrics import select
+from specjax.text import Reader
 from specjax.view.summary import make_record
 from specjax.view.text import Labeller, Painter
 
@@ -50,7 +50,7 @@ def generate_batch(
     batch.trace = dataclasses.replace(real, setup=output.trace.setup)
     for row, one in enumerate(asked):
         if painter is not None:
-            labeller = make_labeller(target)
+            labeller = make_labeller(target, output.prompt_tokens[row])
             tokens = output.tokens[row]
             labeller.push(tokens, output.trace.labels(row)[: len(tokens)], last=True)
             painter.write_plain(one.text(target))
@@ -108,8 +108,9 @@ def show_stream(
     pieces: Iterable[specjax.Piece], target: specjax.Model, painter: Painter, interrupt: Interrupt
 ) -> Said:
     """Shows one text as it comes, until it ends or ``interrupt`` was noted."""
-    said, labeller = Said(), make_labeller(target)
+    said, labeller = Said(), None
     for piece in pieces:
+        labeller = labeller or make_labeller(target, piece.prompt_tokens)
         labeller.push(piece.tokens, piece.labels, last=piece.finish is not None)
         painter.write(labeller.take(len(piece.text)))
         said.text, said.finish, said.trace = said.text + piece.text, piece.finish, piece.trace
@@ -120,6 +121,7 @@ def show_stream(
     return said
 
 
-def make_labeller(target: specjax.Model) -> Labeller:
+def make_labeller(target: specjax.Model, prompt: Sequence[int]) -> Labeller:
+    """For the tokens behind ``prompt``."""
     assert target.tokenizer is not None  # loading has looked
-    return Labeller(StreamDecoder(target.tokenizer))
+    return Labeller(Reader(target.tokenizer, prompt))

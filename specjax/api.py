@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from specjax.checkpoint.load import Model
-from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.drafters import NoDraft, Spec
 from specjax.measure.trace import Cycle, Trace
 from specjax.prompt_forms import is_array, is_list, scalar
@@ -18,6 +17,8 @@ from specjax.prompts import Prompts, prompt_ids
 from specjax.recording import complete, complete_row
 from specjax.sampling import Options
 from specjax.session import CHUNKS, Row, Session, check_requests
+from specjax.stopping import StopStrings, held_back, read_stops, special_ids
+from specjax.text import Reader, new_text
 from specjax.verify.base import Rule
 
 # Cycles between two looks of the host where it has something to look for.
@@ -52,6 +53,7 @@ class Piece:
     """What one row gained in one device call."""
 
     row: int
+    prompt_tokens: list[int]  # of the row
     text: str
     tokens: list[int]
     labels: list[str]  # of each token: accepted, correction or bonus (measure.trace)
@@ -89,7 +91,8 @@ def generate(
         text depends on its own seed and prompt only.
       rule: the verification rule, or its name in `specjax.verify.RULES`; None: the best for the
         drafter and the temperature.
-      stop: strings that end a row; they are cut off. Looked for on the host, every few cycles.
+      stop: strings that end a row with the token that completes one; they are cut off. A special
+        token's text means that token.
       stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
       host_loop: one device call a cycle, to measure what the loop on the device is worth.
       chunk: the most prompt tokens that one prefill pass feeds.
@@ -120,7 +123,7 @@ def generate(
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
     session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk, details=details)
     if stops:
-        watch = StopStrings(target, stops, len(rows))
+        watch = StopStrings(target, stops, [row.prompt for row in rows])
         while not session.done.all():
             session.advance(CYCLES_PER_LOOK)
             session.finish(watch.look(session.new_tokens()))
@@ -131,14 +134,15 @@ def generate(
     tokens = session.new_tokens()
     seconds = session.clock.seconds
 
-    text = [decode_text(target, t) for t in tokens]
     finish = [finish_reason(row, t) for row, t in zip(rows, tokens)]
     trace = session.trace()
-    if stops:
-        for b, end in enumerate(watch.ends):
-            if end is not None:
-                text[b], tokens[b], finish[b] = text[b][: end[0]], tokens[b][: end[1]], "stop"
-                trace = trace.cut(b, end[1])
+    ends = watch.ends if stops else [None] * len(rows)
+    for b, end in enumerate(ends):
+        if end is not None:
+            tokens[b], finish[b] = tokens[b][: end.tokens], "stop"
+            trace = trace.cut(b, end.tokens)
+    text = [new_text(target.tokenizer, row.prompt, t) for row, t in zip(rows, tokens)]
+    text = [t if end is None else t[: end.characters] for t, end in zip(text, ends)]
     trace = complete(trace, session, rows, finish)
     return Output(
         text=text,
@@ -222,8 +226,9 @@ def check(
 def _stream(
     target: Model, session: Session, rows: list[Row], stops: list[str], cycles: int
 ) -> Iterator[Piece]:
-    decoders = [None if target.tokenizer is None else StreamDecoder(target.tokenizer) for _ in rows]
-    watch = StopStrings(target, stops, len(rows))
+    tokenizer = target.tokenizer
+    readers = [None if tokenizer is None else Reader(tokenizer, row.prompt) for row in rows]
+    watch = StopStrings(target, stops, [row.prompt for row in rows])
     sent = [0] * len(rows)  # tokens handed out
     sent_cycles = [0] * len(rows)
     text, sent_text = [""] * len(rows), [0] * len(rows)
@@ -236,14 +241,14 @@ def _stream(
         for b in sorted(open_rows):
             end = watch.ends[b]
             over = bool(done[b]) or end is not None
-            last = len(tokens[b]) if end is None else end[1]
+            last = len(tokens[b]) if end is None else end.tokens
             new = tokens[b][sent[b] : last]
-            decoder = decoders[b]
-            if decoder is not None:
-                text[b] += decoder.push(new) + (decoder.flush() if over else "")
+            if (reader := readers[b]) is not None:
+                spans = [*reader.push(new), *(reader.flush() if over else ())]
+                text[b] += "".join(piece for _, piece in spans)
             upto = len(text[b]) if over else len(text[b]) - held_back(text[b], stops)
             if end is not None:
-                upto = min(end[0], len(text[b]))
+                upto = min(end.characters, len(text[b]))
             if not new and not over:
                 continue
             cycles_so_far = trace.cut(b, last).rows[b]
@@ -254,6 +259,7 @@ def _stream(
                 open_rows.discard(b)
             yield Piece(
                 row=b,
+                prompt_tokens=list(rows[b].prompt),
                 text=text[b][sent_text[b] : upto],
                 tokens=new,
                 labels=trace.labels(b)[sent[b] : last],
@@ -265,52 +271,8 @@ def _stream(
             sent[b], sent_text[b] = last, max(upto, sent_text[b])
 
 
-class StopStrings:
-    """Looks for stop strings in the text of each row, on the host."""
-
-    def __init__(self, target: Model, stops: Sequence[str], num_rows: int):
-        self.target, self.stops = target, stops
-        # Where a row ends: characters before the string, tokens up to the one that completes it.
-        self.ends: list[tuple[int, int] | None] = [None] * num_rows
-
-    def look(self, tokens: list[list[int]]) -> list[int]:
-        """The rows in which a stop string has newly appeared."""
-        found = []
-        for b, row in enumerate(tokens):
-            if not self.stops or self.ends[b] is not None:
-                continue
-            text = decode_text(self.target, row)
-            places = [text.find(s) for s in self.stops]
-            hits = [(p, s) for p, s in zip(places, self.stops) if p >= 0]
-            if hits:
-                place, string = min(hits)
-                self.ends[b] = (place, self._tokens_until(row, string))
-                found.append(b)
-        return found
-
-    def _tokens_until(self, row: list[int], string: str) -> int:
-        """The fewest tokens whose text holds ``string``."""
-        low, high = 1, len(row)
-        while low < high:
-            middle = (low + high) // 2
-            if string in decode_text(self.target, row[:middle]):
-                high = middle
-            else:
-                low = middle + 1
-        return low
-
-
-def held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of ``text`` may be the beginning of a stop string."""
-    return max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-
-
 def finish_reason(row: Row, tokens: Sequence[int]) -> str:
     return "stop" if tokens and tokens[-1] in row.stop_token_ids else "length"
-
-
-def decode_text(target: Model, tokens: Sequence[int]) -> str:
-    return "" if target.tokenizer is None else target.tokenizer.decode(list(tokens))
 
 
 def prepare(
@@ -344,18 +306,15 @@ def prepare(
         stop_ids = spread("stop_token_ids", stop_token_ids, num)
     else:
         stop_ids = [stop_token_ids] * num
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    if any(not s for s in stops):
-        raise ValueError("A stop string is empty, and would end every text at once; leave it out.")
-    if stops and target.tokenizer is None:
-        raise ValueError("Stop strings need a tokenizer, and this model has none: use token ids.")
+    stops = read_stops(target, stop)
+    ending = special_ids(target, stops)
     rows = [
         Row(
             prompt=encoded[i],
             options=Options(**{name: column[i] for name, column in columns.items()}),
             seed=seeds[i],
             max_new_tokens=limits[i],
-            stop_token_ids=tuple(stop_ids[i]),
+            stop_token_ids=(*stop_ids[i], *ending),
         )
         for i in range(num)
     ]

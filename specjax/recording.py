@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from specjax.checkpoint.load import Model
-from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.measure.trace import Cycle, Text, Trace
 from specjax.session import Row, Session
+from specjax.text import Reader, token_text
 
 
 def complete(
@@ -43,13 +43,13 @@ def describe_row(
     pieces: list[str] = []
     guesses: dict[int, str] = {}
     if tokenizer is not None:
-        decoder = StreamDecoder(tokenizer)
-        for cycle in cycles:
-            pieces += [decoder.push([token]) for token in cycle.emitted]
-            for token in cycle.proposed[cycle.accepted :]:
-                guesses.setdefault(token, tokenizer.decode([token], skip_special_tokens=False))
-        if pieces:
-            pieces[-1] += decoder.flush()
+        ids = [token for cycle in cycles for token in cycle.emitted]
+        pieces = [""] * len(ids)
+        reader = Reader(tokenizer, prompt)
+        for index, piece in [*reader.push(ids), *reader.flush()]:
+            pieces[index] += piece
+        rejected = (token for cycle in cycles for token in cycle.proposed[cycle.accepted :])
+        guesses = {token: token_text(tokenizer, prompt, token) for token in dict.fromkeys(rejected)}
     return Text(
         prompt_tokens=tuple(prompt),
         seed=int(row.seed),

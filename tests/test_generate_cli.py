@@ -20,10 +20,10 @@ from tiny_checkpoint import write_tiny
 
 import specjax
 from experiments import cli, generate
-from specjax.checkpoint.tokenizer import StreamDecoder
 from specjax.measure import trace_file
 from specjax.measure.prompts import read_prompts
 from specjax.measure.speed import first_difference
+from specjax.text import Reader
 from specjax.view.text import MARKS, Labeller, Painter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -336,7 +336,7 @@ def test_no_half_characters(run: Cli) -> None:
     assert tokenizer is not None
     tokens = tokenizer.encode("é→🙂")
     labels = ["accepted", "correction", "bonus"] * len(tokens)
-    labeller, seen = Labeller(StreamDecoder(tokenizer)), []
+    labeller, seen = Labeller(Reader(tokenizer)), []
     for i, token in enumerate(tokens):
         labeller.push([token], [labels[i]], last=i + 1 == len(tokens))
         seen += labeller.take(10)

@@ -1,4 +1,4 @@
-"""Tokenizers: beginnings, round trips, fingerprints, and streams that never split a character."""
+"""Tokenizers: beginnings, round trips and fingerprints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from specjax.checkpoint import CheckpointError
 from specjax.checkpoint.llama2c_tokenizer import Llama2cTokenizer, load_llama2c_tokenizer
-from specjax.checkpoint.tokenizer import HfTokenizer, StreamDecoder, load_tokenizer
+from specjax.checkpoint.tokenizer import HfTokenizer, load_tokenizer
 
 TEXT = 'Lily said "hé", 日本語 🙂 and\nleft.'
 
@@ -138,36 +138,3 @@ def test_llama2c_file(tmp_path: Path) -> None:
         path.write_bytes((struct.pack("<i", 6) + body)[:-cut])
         with pytest.raises(CheckpointError, match=r"truncated|pieces"):
             load_llama2c_tokenizer(path, len(pieces))
-
-
-@pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("kind", ["hf", "llama2c"])
-def test_stream(tmp_path: Path, kind: str, size: int) -> None:
-    tokenizer = hf(tmp_path / "t") if kind == "hf" else llama2c()
-    ids = tokenizer.encode(TEXT)
-    stream, shown = StreamDecoder(tokenizer), ""
-    for start in range(0, len(ids), size):
-        piece = stream.push(ids[start : start + size]) + stream.push([])
-        assert "\ufffd" not in piece
-        shown += piece
-        assert TEXT.startswith(shown)
-    assert shown + stream.flush() == TEXT and stream.flush() == ""
-
-
-def test_stream_ends_in_the_middle(tmp_path: Path) -> None:
-    tokenizer = hf(tmp_path / "t")
-    ids = tokenizer.encode("a🙂", add_bos=False)
-    stream = StreamDecoder(tokenizer, context=tokenizer.encode("prompt "))
-    assert stream.push(ids[:1]) == "a"
-    assert stream.push(ids[1:-1]) == ""
-    assert stream.flush() == tokenizer.decode(ids[1:-1]) != ""
-
-
-def test_stream_keeps_spaces_between_words() -> None:
-    """Decoders of this kind drop the space of the first piece that they see."""
-    inner = tokenizers.Tokenizer(models.WordLevel({"▁one": 0, "▁two": 1}, "▁one"))
-    inner.decoder = decoders.Metaspace()
-    tokenizer = HfTokenizer(inner, directory=Path(), bos_id=None, adds_bos=False)
-    stream = StreamDecoder(tokenizer)
-    assert [stream.push([i]) for i in (0, 1, 0)] == ["one", " two", " one"]
-    assert StreamDecoder(tokenizer, context=[0]).push([1]) == " two"

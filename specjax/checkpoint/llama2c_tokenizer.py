@@ -27,6 +27,7 @@ class Llama2cTokenizer:
     """
 
     bos_id: int | None = BOS
+    byte_tokens: Mapping[int, int] = {}
 
     def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]):
         self._pieces, self._scores = list(pieces), list(scores)

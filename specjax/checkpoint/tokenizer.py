@@ -1,4 +1,4 @@
-"""Text <-> token ids: what a tokenizer can do, Hugging Face's kind, and streaming decoding."""
+"""Text <-> token ids: what a tokenizer can do, and Hugging Face's kind."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ class Tokenizer(Protocol):
     bos_id: int | None  # the id that begins a sequence, where there is one
     vocab_size: int  # one more than the largest id; a model's may be larger (padding)
     special_tokens: Mapping[str, int]  # text -> id of those that texts leave out
+    # id -> byte of tokens that stand for a byte, where decoding reads a run of them as a whole: it
+    # is UTF-8, or U+FFFD for each byte.
+    byte_tokens: Mapping[int, int]
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Token ids of a text.
@@ -78,6 +81,7 @@ class HfTokenizer:
         self.special_tokens: Mapping[str, int] = {
             token.content: i for i, token in added.items() if token.special
         }
+        self.byte_tokens: Mapping[int, int] = _byte_tokens(inner)
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         ids = self._inner.encode(text, add_special_tokens=False).ids
@@ -106,6 +110,15 @@ class HfTokenizer:
         for name in FILES:
             if (self._directory / name).is_file():
                 shutil.copyfile(self._directory / name, directory / name)
+
+
+def _byte_tokens(inner: tokenizers.Tokenizer) -> dict[int, int]:
+    """id -> byte, where the decoder falls back to bytes."""
+    ids = {byte: inner.token_to_id(f"<0x{byte:02X}>") for byte in range(256)}
+    letter = ids[ord("A")]
+    if letter is None or inner.decode([letter]) != "A":
+        return {}
+    return {token: byte for byte, token in ids.items() if token is not None}
 
 
 def load_tokenizer(directory: Path) -> HfTokenizer | None:
@@ -147,39 +160,3 @@ def load_tokenizer(directory: Path) -> HfTokenizer | None:
     adds_bos = bos_id is not None and (first == bos_id if said is None else bool(said))
     pad_id = None if pad is None else inner.token_to_id(pad)  # only passed on when it is exported
     return HfTokenizer(inner, directory=directory, bos_id=bos_id, adds_bos=adds_bos, pad_id=pad_id)
-
-
-class StreamDecoder:
-    """Decodes tokens as they come, and never emits half a character.
-
-    A token may hold only some bytes of a character, and how a token reads may depend on the one
-    before it. So the text of a short window is compared before and after the new tokens, and
-    nothing is emitted while it ends in the middle of a character.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
-        """``context``: ids that were shown already, such as the prompt's."""
-        self._tokenizer = tokenizer
-        self._ids = [int(i) for i in context[-8:]]
-        self._start = 0  # the window begins here,
-        self._shown = len(self._ids)  # and this much of it has been emitted
-
-    def push(self, ids: Sequence[int]) -> str:
-        """The text that is complete now that these tokens followed, possibly ""."""
-        self._ids.extend(int(i) for i in ids)
-        return self._emit(final=False)
-
-    def flush(self) -> str:
-        """What is left at the end, an unfinished character as U+FFFD."""
-        return self._emit(final=True)
-
-    def _emit(self, *, final: bool) -> str:
-        before = self._tokenizer.decode(self._ids[self._start : self._shown])
-        now = self._tokenizer.decode(self._ids[self._start :])
-        if now.endswith("\ufffd") and not final:
-            return ""
-        if len(now) > len(before):  # else special tokens only: the window stays where text was
-            self._ids, self._shown = self._ids[self._start :], self._shown - self._start
-            self._start = self._shown
-        self._shown = len(self._ids)
-        return now[len(before) :]

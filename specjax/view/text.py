@@ -42,12 +42,12 @@ MEANING = {
 _PICTURES = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
 
 
-class Decoder(Protocol):
-    """What `specjax.checkpoint.tokenizer.StreamDecoder` does."""
+class Reader(Protocol):
+    """What `specjax.text.Reader` does: characters by the index of the token that completes them."""
 
-    def push(self, ids: Sequence[int]) -> str: ...
+    def push(self, ids: Sequence[int]) -> list[tuple[int, str]]: ...
 
-    def flush(self) -> str: ...
+    def flush(self) -> list[tuple[int, str]]: ...
 
 
 class Labeller:
@@ -56,21 +56,19 @@ class Labeller:
     A character of several tokens takes the label of the one that completes it.
     """
 
-    def __init__(self, decoder: Decoder):
-        self._decoder = decoder
+    def __init__(self, reader: Reader):
+        self._reader = reader
+        self._labels: list[str] = []  # of all tokens so far
         self._spans: list[Span] = []  # decoded, not handed out
         self._owed = 0  # characters asked for before they were decoded
 
     def push(self, tokens: Sequence[int], labels: Sequence[str], *, last: bool = False) -> None:
         """Takes in the next tokens; ``last``: no more will come."""
-        for token, label in zip(tokens, labels, strict=True):
-            self._add(self._decoder.push([token]), label)
-        if last:
-            self._add(self._decoder.flush(), labels[-1] if labels else ACCEPTED)
-
-    def _add(self, text: str, label: str) -> None:
-        if text:
-            self._spans.append((text, label))
+        if len(tokens) != len(labels):
+            raise ValueError(f"{len(tokens)} tokens have {len(labels)} labels.")
+        self._labels += labels
+        read = [*self._reader.push(tokens), *(self._reader.flush() if last else ())]
+        self._spans += [(text, self._labels[index]) for index, text in read]
 
     def take(self, length: int) -> list[Span]:
         """The next ``length`` characters, or those of them that are there; the rest comes later."""
