@@ -22,14 +22,14 @@ flags.disclaim_key_flags()  # they are those of the script that defines them
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def define_flags() -> None:
+def define_flags(*, max_new_tokens: int = 128) -> None:
     """Defines those of the request, and of conversations."""
     flags.DEFINE_enum(
         "rule", None, list(RULES), "Verification rule. Default: the best lossless one."
     )
     flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
     flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total mass only.")
-    flags.DEFINE_integer("max_new_tokens", 128, "The most tokens to add to a prompt.")
+    flags.DEFINE_integer("max_new_tokens", max_new_tokens, "The most tokens to add to a prompt.")
     flags.DEFINE_string("system", None, "The system message of every conversation.")
     flags.DEFINE_string(
         "template_args",

@@ -34,7 +34,7 @@ import specjax
 from experiments import asking, cli, loading
 from experiments.asking import Asked
 from experiments.interrupts import Interrupt
-from experiments.writing import Batch, generate_batch, stream_batch
+from experiments.writing import Batch, generate_batch, open_console, stream_batch
 from specjax import api
 from specjax.diagnosis import WARN_BELOW
 from specjax.measure import trace_file
@@ -129,10 +129,7 @@ class Run:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    console = Console(highlight=False)
-    # A character that the terminal's encoding lacks must not end the run.
-    with contextlib.suppress(AttributeError):
-        console.file.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+    console = open_console()
     with cli.one_line_errors():
         job = read_job()
         num = len(job.asked)

@@ -124,8 +124,8 @@ def complete(
     elif checkpoint is None:
         if name not in EMBEDDED or target != "demo:target":
             raise ValueError(
-                f"--target={target}{asked} needs a draft: name its checkpoint with --draft, or use "
-                "--drafter=ngram."
+                f"--target={target}{asked} needs a draft: name its checkpoint (NAME:CHECKPOINT, or "
+                "--draft), or use --drafter=ngram."
             )
         checkpoint = EMBEDDED[name]
     if num_draft is None and name in ("lm", "ngram"):

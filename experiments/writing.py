@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from rich.console import Console
 
 import specjax
 from experiments.asking import Asked
@@ -119,6 +122,14 @@ def show_stream(
         if interrupt.noted:
             break
     return said
+
+
+def open_console() -> Console:
+    """Standard output. A character that its encoding lacks does not end the run."""
+    console = Console(highlight=False)
+    with contextlib.suppress(AttributeError):
+        console.file.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+    return console
 
 
 def make_labeller(target: specjax.Model, prompt: Sequence[int]) -> Labeller:

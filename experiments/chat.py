@@ -1,0 +1,279 @@
+"""A conversation with the target in a terminal, streamed and coloured by who guessed each token.
+
+  python -m experiments.chat --target=Qwen/Qwen3-4B --drafter=ngram --dtype=bfloat16
+  python -m experiments.chat --target=Qwen/Qwen3-8B --drafter=dflash:z-lab/Qwen3-8B-DFlash-b16 \\
+      --system='Be brief.' --template_args=enable_thinking=false --temperature=0.6
+  python -m experiments.chat --target=DIR --drafter=ngram < messages.txt
+
+The target needs a chat template. Each turn renders and prefills the whole conversation anew, so the
+template sees, and may rewrite, every turn; messages themselves are edited by nobody but the user.
+Ctrl-C ends an answer and keeps what was said, Ctrl-D ends the chat. From a pipe every line is a
+message. What is not a flag here is a field of --config (configs/chat.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+import specjax
+from experiments import asking, cli, loading
+from experiments.interrupts import Interrupt
+from experiments.writing import Said, open_console, show_stream
+from specjax.core.files import write_atomically
+from specjax.prompts import conversation_ids
+from specjax.view.text import Painter
+
+DEFAULT_CONFIG = asking.CONFIGS / "chat.py"
+PROMPT = "> "
+HELP = """/reset                          begins a new conversation
+/save FILE                      writes this one, as a line for --prompt_file or training
+/drafter NAME[:CHECKPOINT][:K]  goes on with another drafter
+/k N                            goes on with N guesses a cycle
+/quit                           ends, as Ctrl-D does
+//TEXT                          sends /TEXT
+Ctrl-C ends an answer and keeps what was said."""
+
+loading.define_flags()
+asking.define_flags(max_new_tokens=1024)
+_SEED = flags.DEFINE_integer("seed", 0, "Turn i, counted from 0, uses seed + i.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", str(DEFAULT_CONFIG), "Everything else; override fields with --config.field=value."
+)
+
+
+class Refused(Exception):
+    """What the user asked for and cannot have, in one line; the chat goes on."""
+
+
+@dataclasses.dataclass
+class Chat:
+    """A conversation, and what answers in it."""
+
+    target: specjax.Model
+    spec: Any
+    drafter: loading.Choice
+    request: dict[str, Any]  # arguments of `specjax.stream`
+    args: dict[str, Any]  # of the template
+    painter: Painter
+    messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    turns: int = 0
+    saved: Path | None = None  # the file that /save wrote, and may write again
+
+    def reset(self) -> None:
+        """Begins anew, with the system message if there is one."""
+        system = flags.FLAGS.system
+        self.messages = [] if system is None else [{"role": "system", "content": system}]
+
+    def answer(self, text: str) -> None:
+        """Shows and keeps the answer to a message.
+
+        Raises:
+          Refused: if there can be none; the message is not kept then.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        longest, most = self.target.config.max_position_embeddings, self.request["max_new_tokens"]
+        begin = time.perf_counter()
+        with Interrupt() as interrupt:
+            try:
+                ids = conversation_ids(
+                    self.target, messages, template_args=self.args, where="This conversation"
+                )
+                room = longest - len(ids)
+                if room < 1:
+                    raise Refused(
+                        f"The conversation has {len(ids)} tokens with this message, and the model "
+                        f"reads {longest} at most: /reset begins a new one."
+                    )
+                request = {**self.request, "max_new_tokens": min(most, room)}
+                seed = (_SEED.value + self.turns) % 2**32
+                pieces = specjax.stream(self.target, self.spec, [ids], seed=seed, **request)
+            except ValueError as error:
+                raise Refused(str(error)) from None
+            said = show_stream(pieces, self.target, self.painter, interrupt)
+        self.painter.write_line("")
+        self.messages = [*messages, {"role": "assistant", "content": said.text}]
+        self.turns += 1
+        wall = time.perf_counter() - begin
+        self.say(describe(said, wall))
+        self.say(f"{len(ids) + len(said.tokens)} of {longest} tokens{why(said, most, room)}\n")
+
+    def save(self, name: str) -> None:
+        """Writes the conversation as one line of JSON. Raises Refused if that cannot be."""
+        path = Path(name).expanduser()
+        if not name:
+            raise Refused("/save FILE: which file?")
+        if not any(m["role"] == "assistant" for m in self.messages):
+            raise Refused("Nothing was said yet.")
+        if path.exists() and path != self.saved:
+            raise Refused(f"{path} exists; name another file.")
+        try:
+            line = json.dumps({"messages": self.messages}, ensure_ascii=False)
+            write_atomically(path, line + "\n")
+        except OSError as error:
+            raise Refused(f"{path}: {error.strerror or error}.") from None
+        self.saved = path
+        self.say(f"{len(self.messages)} messages in {path}")
+
+    def change_drafter(self, asked: str) -> None:
+        """Goes on with another drafter. Raises Refused if there is none such."""
+        if asked:
+            try:
+                choice = loading.complete(*loading.parse(asked), asked=f" with /drafter {asked}")
+                spec = choice.load(self.target)
+                self.check(spec)
+            except (ValueError, OSError) as error:
+                raise Refused(str(error)) from None
+            self.drafter, self.spec = choice, spec
+        self.say(self.describe_drafter())
+
+    def change_k(self, asked: str) -> None:
+        """Goes on with another number of guesses. Raises Refused if the drafter cannot."""
+        if asked:
+            if not asked.isdecimal():
+                raise Refused(f"/k {asked}: a number of guesses a cycle, such as /k 4.")
+            if isinstance(self.spec, specjax.drafters.NoDraft):
+                raise Refused("The drafter none guesses nothing: /drafter NAME first.")
+            try:
+                spec = dataclasses.replace(self.spec, num_draft=int(asked))
+                self.check(spec)
+            except ValueError as error:
+                raise Refused(str(error)) from None
+            self.spec = spec
+        self.say(self.describe_drafter())
+
+    def check(self, spec: Any) -> None:
+        """Raises ValueError if ``spec`` cannot serve a first message of this chat."""
+        first = [*self.messages[:1], {"role": "user", "content": "Hello"}]
+        if self.messages and self.messages[0]["role"] != "system":
+            first = first[1:]
+        ids = conversation_ids(self.target, first, template_args=self.args, where="A first message")
+        room = self.target.config.max_position_embeddings - len(ids)
+        request = {name: value for name, value in self.request.items() if name != "chunk"}
+        request["max_new_tokens"] = min(request["max_new_tokens"], max(room, 1))
+        request.pop("cycles_per_call")
+        specjax.check(self.target, spec, [ids], seed=_SEED.value % 2**32, **request)
+
+    def describe_drafter(self) -> str:
+        bound = self.spec.bind(self.target, "one_hot")
+        name = getattr(self.spec, "name", self.drafter.name or "lm")
+        guesses = f" with {bound.num_draft} guesses a cycle" if bound.num_draft else ", no guesses"
+        return f"{name}{guesses}, for {self.target.name}"
+
+    def say(self, line: str) -> None:
+        self.painter.write_plain(line + "\n")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    console = open_console()
+    with contextlib.suppress(AttributeError):  # bytes that are no text are refused when sent
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    with cli.one_line_errors():
+        drafter = loading.chosen()
+        law = asking.read_config(_CONFIG.value, asking.Law, DEFAULT_CONFIG)
+        request = {**law.request(), "cycles_per_call": law.cycles_per_call}
+        args = asking.template_args()
+        target = loading.load_target()
+        try:
+            target.chat_template  # noqa: B018
+        except ValueError as error:
+            raise ValueError(
+                f"{error} To continue text there is experiments.generate; to chat, name with "
+                "--target a model that was trained on conversations."
+            ) from None
+        spec = drafter.load(target)
+        chat = Chat(target, spec, drafter, request, args, Painter(console))
+        chat.reset()
+        chat.check(spec)
+    chat.painter.write_line(chat.painter.legend())
+    chat.say(f"{chat.describe_drafter()}; /help lists the commands")
+    converse(chat, read_lines(chat))
+
+
+def converse(chat: Chat, lines: Iterator[str]) -> None:
+    """Answers messages and follows commands until there are no more."""
+    commands: dict[str, Callable[[str], None]] = {
+        "reset": lambda rest: chat.reset(),
+        "save": chat.save,
+        "drafter": chat.change_drafter,
+        "k": chat.change_k,
+        "help": lambda rest: chat.say(HELP),
+    }
+    for line in lines:
+        name, _, rest = line[1:].partition(" ")
+        try:
+            if not line.startswith("/") or line.startswith("//"):
+                chat.answer(line.removeprefix("/") if line.startswith("//") else line)
+            elif name == "quit":
+                return
+            elif name in commands:
+                commands[name](rest.strip())
+            else:
+                raise Refused(f"No command /{name}; /help lists them, and //{name} sends it.")
+        except Refused as refused:
+            chat.say(f"error: {' '.join(str(refused).split())}")
+
+
+def read_lines(chat: Chat) -> Iterator[str]:
+    """What the user enters, without empty lines."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - input() edits lines where this is loaded
+    while True:
+        try:
+            line = input(PROMPT if terminal else "")
+        except EOFError:
+            if terminal:
+                chat.painter.write_line("")
+            return
+        except KeyboardInterrupt:
+            if not terminal:
+                raise
+            chat.painter.write_line("\n(Ctrl-D or /quit ends the chat)")
+            continue
+        if not line.strip():
+            continue
+        if not terminal:  # the transcript shows what was asked
+            chat.painter.write_plain(f"{PROMPT}{line}\n")
+        yield line
+
+
+def describe(said: Said, wall: float) -> str:
+    """One line about an answer: tau, speed, and what is not in the speed; ``wall`` in seconds."""
+    if not said.cycles:
+        return "no token came"
+    committed, begin, end = len(said.tokens), said.cycles[0].begin, said.cycles[-1].end
+    parts = [
+        f"tau {committed / len(said.cycles):.2f} ({committed} tokens, {len(said.cycles)} passes)",
+        f"{committed / (end - begin):.1f} tokens/s",
+        f"prefill {begin:.2f} s",
+    ]
+    if wall - end > 0.5:
+        parts.append(f"compiling {wall - end:.1f} s, not in the speed")
+    return ", ".join(parts)
+
+
+def why(said: Said, most: int, room: int) -> str:
+    """Why an answer ended, where that is not of its own accord."""
+    if said.finish is None:
+        return "; stopped by Ctrl-C"
+    if said.finish == "stop":
+        return ""
+    if room <= most:
+        return "; the model reads no more: /reset begins a new conversation"
+    return f"; cut at --max_new_tokens={most}"
+
+
+if __name__ == "__main__":
+    cli.run(main)
