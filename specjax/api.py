@@ -85,7 +85,7 @@ def generate(
       target: from `specjax.load`.
       drafter: from `specjax.drafters`; None decodes plainly.
       prompts: one or several, each a string, token ids (a list or an array), what a tokenizer of
-        Transformers returns, or a conversation: a list of messages (docs/prompts.md).
+        Transformers returns, or a conversation: a list of messages (docs/inputs.md).
       max_new_tokens: the most tokens to add, one number or one a prompt.
       seed: one number or one a prompt. Prompt i of a single ``seed`` uses ``seed + i``; a row's
         text depends on its own seed and prompt only.

@@ -1,4 +1,4 @@
-"""Whatever is handed over as a prompt -> lists of token ids. docs/prompts.md has the table.
+"""Whatever is handed over as a prompt -> lists of token ids. docs/inputs.md has the table.
 
 One prompt is a string, a sequence or array of token ids, what a tokenizer of Transformers returns
 for one text, or a conversation (a list of messages). Several are a list of these, an array of two

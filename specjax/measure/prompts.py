@@ -1,4 +1,4 @@
-"""Prompt files: one prompt a line, as text or in JSON objects. docs/prompts.md has the table."""
+"""Prompt files: one prompt a line, as text or in JSON objects. docs/inputs.md has the table."""
 
 from __future__ import annotations
 
