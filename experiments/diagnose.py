@@ -23,9 +23,8 @@ from experiments import cli
 from specjax.api import check
 from specjax.bench import prompt_sets
 from specjax.bench.pair import explain_pair
-from specjax.bench.plan import load_spec, parse_drafter
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.measure import calibration, trace_file
-from specjax.measure.calibration import with_num_draft
 from specjax.measure.explain import Explanation
 from specjax.measure.explain_run import explain_run, explain_trace
 from specjax.prompts import prompt_ids
@@ -37,7 +36,7 @@ _PLAIN = flags.DEFINE_string("plain", None, "A trace file of plain decoding, to 
 _COSTS = flags.DEFINE_string("costs", None, "A file of costs, to go with --trace.")
 _TARGET = flags.DEFINE_string("target", "demo:target", "Checkpoint to measure.")
 _DRAFTER = flags.DEFINE_string(
-    "drafter", "demo:draft:5", "Checkpoint, or name of the registry, with :K behind it."
+    "drafter", "demo:draft:5", "NAME[:CHECKPOINT][:K], or CHECKPOINT[:K]."
 )
 _PROMPT_SET = flags.DEFINE_string("prompt_set", "builtin", "builtin, or NAME:PATH.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Prompts, decoded together.", lower_bound=1)
@@ -86,9 +85,7 @@ def measure() -> Explanation:
     questions = prompt_sets.load(_PROMPT_SET.value).questions
     texts = [q.turns[0] for q in prompt_sets.spread(questions, _BATCH.value)]
     target = specjax.load(_TARGET.value)
-    name, k = parse_drafter(_DRAFTER.value)
-    spec = load_spec(name, target)
-    spec = spec if k is None else with_num_draft(spec, k)
+    spec = as_spec(_DRAFTER.value, target)
     prompts = prompt_ids(target, texts)
     check(
         target,

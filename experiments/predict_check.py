@@ -24,15 +24,15 @@ from rich.table import Table
 import specjax
 from experiments import cli
 from specjax.bench import prompt_sets
-from specjax.bench.plan import load_spec, parse_drafter
 from specjax.bench.prediction import Check, PredictionCheck
+from specjax.checkpoint.drafters.named import parse
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import write_atomically
 from specjax.measure.calibration import describe_machine, describe_target
 from specjax.prompts import prompt_ids
 
 _TARGET = flags.DEFINE_string("target", "demo:target", "Checkpoint.")
-_DRAFTER = flags.DEFINE_string("drafter", "demo:draft", "Checkpoint, or name of the registry.")
+_DRAFTER = flags.DEFINE_string("drafter", "demo:draft", "NAME[:CHECKPOINT], or CHECKPOINT.")
 _KS = flags.DEFINE_list("ks", list(map(str, range(1, 17))), "Numbers of guesses.")
 _NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 4, "Of the built-in ones.", lower_bound=1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of every text.", lower_bound=1)
@@ -51,14 +51,14 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(f"--output={_OUTPUT.value} lies in no existing directory.")
         use_compile_cache(default_directory())
         target = specjax.load(_TARGET.value)
-        name, k = parse_drafter(_DRAFTER.value)
-        if k is not None:
+        said = parse(_DRAFTER.value)
+        if said.num_draft is not None:
             raise ValueError(f"--drafter={_DRAFTER.value}: its k is set by --ks.")
         questions = prompt_sets.load("builtin").questions
         texts = [q.turns[0] for q in prompt_sets.spread(questions, _NUM_PROMPTS.value)]
         check = PredictionCheck(
             target,
-            load_spec(name, target),
+            said.load(target),
             prompt_ids(target, texts),
             ks=[int(k) for k in _KS.value],
             max_new_tokens=_MAX_NEW_TOKENS.value,

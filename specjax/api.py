@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
-from specjax.drafters import NoDraft, Spec
+from specjax.drafters import Spec
 from specjax.measure.trace import Cycle, Trace
 from specjax.prompt_forms import is_array, is_list, scalar
 from specjax.prompts import Prompts, prompt_ids
@@ -64,7 +65,7 @@ class Piece:
 
 def generate(
     target: Model,
-    drafter: Spec | None,
+    drafter: Spec | str | None,
     prompts: Prompts,
     *,
     max_new_tokens: int | Sequence[int] = 128,
@@ -83,7 +84,8 @@ def generate(
 
     Args:
       target: from `specjax.load`.
-      drafter: from `specjax.drafters`; None decodes plainly.
+      drafter: from `specjax.drafters` or `specjax.load_drafter`; or its name as on the command
+        line, NAME[:CHECKPOINT][:K], such as "ngram:4" or "demo:dflash"; None decodes plainly.
       prompts: one or several, each a string, token ids (a list or an array), what a tokenizer of
         Transformers returns, or a conversation: a list of messages (docs/inputs.md).
       max_new_tokens: the most tokens to add, one number or one a prompt.
@@ -121,7 +123,9 @@ def generate(
     )
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
-    session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk, details=details)
+    session = Session(
+        target, as_spec(drafter, target), rows, rule=rule, chunk=chunk, details=details
+    )
     if stops:
         watch = StopStrings(target, stops, [row.prompt for row in rows])
         while not session.done.all():
@@ -158,7 +162,7 @@ def generate(
 
 def stream(
     target: Model,
-    drafter: Spec | None,
+    drafter: Spec | str | None,
     prompts: Prompts,
     *,
     max_new_tokens: int | Sequence[int] = 128,
@@ -190,13 +194,15 @@ def stream(
         template_args=template_args,
         tools=tools,
     )
-    session = Session(target, drafter or NoDraft(), rows, rule=rule, chunk=chunk, details=details)
+    session = Session(
+        target, as_spec(drafter, target), rows, rule=rule, chunk=chunk, details=details
+    )
     return _stream(target, session, rows, stops, cycles_per_call)
 
 
 def check(
     target: Model,
-    drafter: Spec | None,
+    drafter: Spec | str | None,
     prompts: Prompts,
     *,
     max_new_tokens: int | Sequence[int] = 128,
@@ -220,7 +226,7 @@ def check(
         template_args=template_args,
         tools=tools,
     )
-    check_requests(target, drafter or NoDraft(), rows, rule)
+    check_requests(target, as_spec(drafter, target), rows, rule)
 
 
 def _stream(

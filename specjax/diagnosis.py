@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from specjax.api import prepare
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.drafters.base import Spec
 from specjax.measure.trace import Trace
@@ -92,7 +93,7 @@ class DrafterReport:
 
 def check_drafter(
     target: Model,
-    drafter: Spec,
+    drafter: Spec | str,
     *,
     prompts: Prompts | None = None,
     cycles: int = 48,
@@ -101,7 +102,7 @@ def check_drafter(
 
     Args:
       target: from `specjax.load`.
-      drafter: from `specjax.load_drafter` or `specjax.drafters`.
+      drafter: from `specjax.load_drafter` or `specjax.drafters`, or its name.
       prompts: of the kind that it will be used on, in any form that `generate` takes; None: a few
         canned texts, or random tokens where the target has no tokenizer.
       cycles: how many to run, over all prompts together.
@@ -111,6 +112,7 @@ def check_drafter(
     """
     if not isinstance(cycles, int) or isinstance(cycles, bool) or cycles < 1:
         raise ValueError(f"cycles={cycles!r}: must be a whole number, at least 1.")
+    drafter = as_spec(drafter, target)
     texts, prompts = _prompts(target, prompts)
     trace, num_draft, tokens = _run(target, drafter, prompts, cycles)
     report = DrafterReport(

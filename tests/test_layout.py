@@ -30,6 +30,7 @@ MAY_IMPORT = {
         "decode",
         "verify",
         "drafters",
+        "checkpoint",
         "sampling",
         "models",
         "core",

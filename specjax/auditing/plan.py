@@ -54,7 +54,7 @@ def audit(
 
     Args:
       drafter: a spec; a function that makes one for a target (`specjax.Model`), where a drafter
-        depends on the vocabulary or the width; or the name of a registered drafter.
+        depends on the vocabulary or the width; or the name of a registered drafter, NAME[:K].
       rule: a `specjax.verify.Rule` or the name of one; None: the best for the drafter and the
         temperature, as `specjax.generate` takes it.
       num_draft: K; None: the drafter's own, 2 where it is made here.

@@ -14,6 +14,7 @@ import numpy as np
 from specjax import drafters, verify
 from specjax.auditing.laws import VOCAB
 from specjax.auditing.targets import random_drafter, random_model
+from specjax.checkpoint.drafters.named import EMBEDDED, parse
 from specjax.checkpoint.load import Model
 from specjax.core.keys import row_keys
 from specjax.core.types import KINDS
@@ -133,16 +134,7 @@ def make_spec(
     draft = random_model("qwen3", seed=9, vocab=VOCAB, layers=1, sharp=3.0)
     k = NUM_DRAFT if num_draft is None else num_draft
     if isinstance(drafter, str):
-        if drafter not in drafters.DRAFTERS:
-            raise ValueError(
-                f"No drafter {drafter!r}; there are {', '.join(sorted(drafters.DRAFTERS))}, and "
-                "your own: hand over its spec."
-            )
-        entry = drafters.DRAFTERS[drafter]
-        if entry.fresh is not None:
-            return random_drafter(drafter, k, target), []
-        model = draft if entry.needs_model else None
-        return drafters.make(drafter, model=model, num_draft=k), []
+        return _make_named(drafter, num_draft, target, draft)
     if inspect.isclass(drafter):
         raise ValueError(
             f"{drafter.__name__} is a class; hand over an instance, or a function that makes one "
@@ -187,6 +179,30 @@ def make_spec(
             "drafter for any target: specjax.audit(lambda target: ...)."
         ) from error
     return spec, []
+
+
+def _make_named(
+    text: str, num_draft: int | None, target: Model, draft: Model
+) -> tuple[Spec, list[str]]:
+    """A drafter of this library; a checkpoint that is named besides makes no difference."""
+    said = parse(text)
+    method = said.name
+    if method is None:
+        method = next((m for m, demo in EMBEDDED.items() if demo == said.checkpoint), None)
+    if method is None:
+        raise ValueError(
+            f"{text!r} is a checkpoint, and methods are audited: name that, NAME[:K], one of "
+            f"{', '.join(sorted(drafters.DRAFTERS))}; or hand over a spec of your own."
+        )
+    if said.num_draft is not None and num_draft not in (None, said.num_draft):
+        raise ValueError(f"{text!r} and num_draft={num_draft} say two things; leave one out.")
+    k = next((k for k in (num_draft, said.num_draft) if k is not None), NUM_DRAFT)
+    drafters.base.check_num_draft(k)
+    notes = ["audited as a method: checkpoints make no difference"] if said.checkpoint else []
+    entry = drafters.DRAFTERS[method]
+    if entry.fresh is not None:
+        return random_drafter(method, k, target), notes
+    return drafters.make(method, model=draft if entry.needs_model else None, num_draft=k), notes
 
 
 def _made_by(entry: drafters.Entry, spec: Any) -> bool:

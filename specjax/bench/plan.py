@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specjax import api, drafters
+from specjax import api
 from specjax.bench.curves import Curve
 from specjax.bench.rendering import Prompt
 from specjax.bench.synthetic import NOT_THE_MODELS, Forced
-from specjax.checkpoint.drafters.load import load_drafter
+from specjax.checkpoint.drafters.named import Named, parse
 from specjax.checkpoint.load import Model
-from specjax.drafters import DRAFTERS, NoDraft, Spec
+from specjax.drafters import NoDraft, Spec
 from specjax.session import check_requests
 from specjax.verify.base import Rule
 
@@ -27,7 +27,7 @@ from specjax.verify.base import Rule
 class Suite:
     """The settings of a run of `experiments.benchmark`, but those of its prompts."""
 
-    drafters: tuple[str, ...]  # checkpoints or names of the registry; :K behind one sets its k
+    drafters: tuple[str, ...]  # NAME[:CHECKPOINT][:K], each
     num_draft: tuple[int, ...] = ()  # for those without :K; none: what each was trained for
     rules: tuple[str, ...] = ()  # none: the best for each drafter and temperature
     temperatures: tuple[float, ...] = (0.0,)
@@ -109,11 +109,12 @@ def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
     """
     specs: dict[tuple[str, int], Spec] = {}
     for named in suite.drafters:
-        name, k = parse_drafter(named)
-        if name == "none":
+        said = parse(named)
+        if said.name == "none":
             raise ValueError("drafters holds none: plain decoding is part of every run.")
-        spec, name = load_spec(name, target), label_of(name)
-        for count in [k] if k else suite.num_draft or [None]:
+        said, k = dataclasses.replace(said, num_draft=None).complete(target.name), said.num_draft
+        spec, name = said.load(target), label_of(said)
+        for count in (suite.num_draft or (None,)) if k is None else (k,):
             try:
                 one = spec if count is None else dataclasses.replace(spec, num_draft=count)  # type: ignore[type-var]
                 bound = one.bind(target, "one_hot")
@@ -128,24 +129,10 @@ def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
     return specs
 
 
-def parse_drafter(named: str) -> tuple[str, int | None]:
-    """The name and k of ``NAME`` or ``NAME:K``."""
-    head, _, tail = named.rpartition(":")
-    return (head, int(tail)) if head and tail.isdecimal() else (named, None)
-
-
-def label_of(name: str) -> str:
+def label_of(said: Named) -> str:
     """What a drafter is called in results: of a local directory its last part."""
-    return Path(name).expanduser().resolve().name if Path(name).expanduser().exists() else name
-
-
-def load_spec(name: str, target: Model) -> Spec:
-    """The drafter that ``name`` means, with the k it was trained for."""
-    if name not in DRAFTERS:
-        return load_drafter(name, target)
-    if DRAFTERS[name].needs_model:
-        raise ValueError(f"Drafter {name!r} needs a checkpoint: name that instead.")
-    return drafters.make(name)
+    path = None if said.checkpoint is None else Path(said.checkpoint).expanduser()
+    return path.resolve().name if path and path.exists() else str(said.checkpoint or said.name)
 
 
 def expand(

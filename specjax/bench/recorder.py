@@ -21,6 +21,7 @@ import numpy as np
 from jax.extend.random import define_prng_impl
 
 from specjax.api import finish_reason, prepare
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.types import KINDS, Array, Proposal, Verdict
 from specjax.drafters import LM, NGram, Spec
@@ -63,7 +64,7 @@ class OneByOne(Greedy):
 
 def record(
     target: Model,
-    spec: Spec,
+    spec: Spec | str,
     prompts: Prompts,
     *,
     max_new_tokens: int | Sequence[int] = 128,
@@ -74,7 +75,7 @@ def record(
 
     Args:
       target: from `specjax.load`.
-      spec: the drafter, with the largest k that will be asked for.
+      spec: the drafter or its name, with the largest k that will be asked for.
       prompts: one or several, in any form that `generate` takes.
       max_new_tokens: one number or one a prompt.
       stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
@@ -92,6 +93,7 @@ def record(
     if batch < 1:
         raise ValueError(f"batch={batch}: must be at least 1.")
     rows, _ = prepare(target, prompts, max_new_tokens, 0, (), stop_token_ids, {"temperature": 1.0})
+    spec = as_spec(spec, target)
     check_requests(target, spec, rows, None)
     traces: list[Trace] = []
     beyond: list[list[int]] = []

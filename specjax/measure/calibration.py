@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.core.files import write_atomically
 from specjax.drafters import LMDrafter, NoDraft, Spec
 from specjax.drafters.eagle3 import Eagle3Drafter
@@ -179,7 +180,7 @@ def draft_calls(drafter: Any) -> int:
 
 def calibrate(
     target: Any,
-    spec: Spec | None,
+    spec: Spec | str | None,
     *,
     ks: Sequence[int] | None = None,
     batches: Sequence[int] = (1,),
@@ -197,8 +198,8 @@ def calibrate(
 
     Args:
       target: from `specjax.load`.
-      spec: the drafter; its num_draft is set to each k. None: only verification is measured, and a
-        draft costs nothing.
+      spec: the drafter or its name; its num_draft is set to each k. None: only verification is
+        measured, and a draft costs nothing.
       ks: numbers of guesses; None: `KS` and the drafter's own, up to the most it can guess.
       batches: rows decoded together.
       contexts: lengths of text, prompt included; each gets as many slots as in a session.
@@ -216,6 +217,7 @@ def calibrate(
     for name, values in (("batches", batches), ("contexts", contexts)):
         check_numbers(name, values)
     check_numbers("repeats and cycles", (repeats, cycles))
+    spec = None if spec is None else as_spec(spec, target)
     ks, slots = choose_ks(target, spec, ks), sorted({bucket(c) for c in contexts})
     check_fits(target, spec, ks, slots, temperature, rule)
     begin, cells = time.perf_counter(), [(b, s) for s in slots for b in sorted(set(batches))]
