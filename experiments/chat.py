@@ -29,6 +29,7 @@ import specjax
 from experiments import asking, cli, loading
 from experiments.interrupts import Interrupt
 from experiments.writing import Said, open_console, show_stream
+from specjax.checkpoint.drafters.named import Named
 from specjax.core.files import write_atomically
 from specjax.prompts import conversation_ids
 from specjax.view.text import Painter
@@ -61,7 +62,7 @@ class Chat:
 
     target: specjax.Model
     spec: Any
-    drafter: loading.Choice
+    drafter: Named
     request: dict[str, Any]  # arguments of `specjax.stream`
     args: dict[str, Any]  # of the template
     painter: Painter
@@ -129,7 +130,7 @@ class Chat:
         if asked:
             try:
                 choice = loading.complete(*loading.parse(asked), asked=f" with /drafter {asked}")
-                spec = choice.load(self.target)
+                spec = loading.load(choice, self.target)
                 self.check(spec)
             except (ValueError, OSError) as error:
                 raise Refused(str(error)) from None
@@ -191,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
                 f"{error} To continue text there is experiments.generate; to chat, name with "
                 "--target a model that was trained on conversations."
             ) from None
-        spec = drafter.load(target)
+        spec = loading.load(drafter, target)
         chat = Chat(target, spec, drafter, request, args, Painter(console))
         chat.reset()
         chat.check(spec)

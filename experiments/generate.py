@@ -36,6 +36,7 @@ from experiments.asking import Asked
 from experiments.interrupts import Interrupt
 from experiments.writing import Batch, generate_batch, open_console, stream_batch
 from specjax import api
+from specjax.checkpoint.drafters.named import Named
 from specjax.diagnosis import WARN_BELOW
 from specjax.measure import trace_file
 from specjax.measure.prompts import FilePrompt, read_prompts
@@ -106,7 +107,7 @@ class Job:
     """What was asked for, checked as far as it can be without the models."""
 
     asked: list[Asked]
-    drafter: loading.Choice
+    drafter: Named
     config: Config
     request: dict[str, Any]  # arguments of `specjax.generate`
     results: ResultFile | None
@@ -221,7 +222,7 @@ def check_places() -> None:
 def load(job: Job) -> Run:
     """The models, and the prompts as they read them, checked. Raises ValueError."""
     target = loading.load_target()
-    run = Run(job, target, job.drafter.load(target), [a.prompt(target) for a in job.asked])
+    run = Run(job, target, loading.load(job.drafter, target), [a.prompt(target) for a in job.asked])
     request = {name: value for name, value in job.request.items() if name != "chunk"}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

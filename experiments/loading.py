@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from absl import flags
 
 import specjax
+from specjax.checkpoint.drafters import named
 from specjax.drafters import DRAFTERS
 
 flags.disclaim_key_flags()  # they are those of the script that defines them
 
 LM_NUM_DRAFT = 4
 DEMO_DRAFTER = "ngram"  # the fastest on the demo target (docs/benchmarks.md)
-EMBEDDED = {
-    "lm": "demo:draft",
-    "dflash": "demo:dflash",
-    "eagle3": "demo:eagle3",
-    "medusa": "demo:medusa",
-}
 
 
 def define_flags() -> None:
@@ -54,40 +46,7 @@ def define_flags() -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A drafter as it was asked for, complete."""
-
-    name: str | None  # of the registry; None: whatever ``checkpoint`` holds
-    checkpoint: str | None  # None: it needs none
-    num_draft: int | None  # None: the drafter knows
-
-    def load(self, target: specjax.Model) -> Any:
-        """The drafter, ready to be handed to `specjax.generate`.
-
-        Raises:
-          ValueError: if there is none of that kind, or it does not fit.
-        """
-        if self.checkpoint is None:
-            assert self.name is not None
-            return specjax.drafters.make(self.name, num_draft=self.num_draft)
-        dtype = flags.FLAGS.dtype
-        spec: Any = specjax.load_drafter(
-            self.checkpoint, target, dtype=dtype, num_draft=self.num_draft
-        )
-        is_model = isinstance(spec, specjax.drafters.LM)
-        if self.name is not None and is_model != (self.name == "lm"):
-            kind = "a language model" if is_model else spec.name
-            raise ValueError(
-                f"{self.checkpoint} holds {kind}, not a {self.name} drafter; leave the name out, "
-                "or write that one."
-            )
-        if is_model or self.name is None:
-            return spec
-        return specjax.drafters.make(self.name, model=spec)
-
-
-def chosen() -> Choice:
+def chosen() -> named.Named:
     """What --drafter, --draft and --num_draft ask for, checked as far as it can be without models.
 
     Raises:
@@ -111,7 +70,7 @@ def chosen() -> Choice:
 
 def complete(
     name: str | None, checkpoint: str | None, num_draft: int | None, asked: str = ""
-) -> Choice:
+) -> named.Named:
     """Fills in what the registry and the demo know. Raises ValueError as `chosen` does."""
     target = flags.FLAGS.target
     if name is not None and not DRAFTERS[name].needs_model:
@@ -122,27 +81,26 @@ def complete(
         if name == "none" and num_draft is not None:
             raise ValueError(f"--num_draft={num_draft}: --drafter=none guesses nothing.")
     elif checkpoint is None:
-        if name not in EMBEDDED or target != "demo:target":
+        if name not in named.EMBEDDED or target != "demo:target":
             raise ValueError(
                 f"--target={target}{asked} needs a draft: name its checkpoint (NAME:CHECKPOINT, or "
                 "--draft), or use --drafter=ngram."
             )
-        checkpoint = EMBEDDED[name]
+        checkpoint = named.EMBEDDED[name]
     if num_draft is None and name in ("lm", "ngram"):
         num_draft = LM_NUM_DRAFT
-    return Choice(name, checkpoint, num_draft)
+    return named.Named(name, checkpoint, num_draft)
 
 
 def parse(text: str) -> tuple[str | None, str | None, int | None]:
     """NAME, CHECKPOINT and K of ``NAME[:CHECKPOINT][:K]`` or ``CHECKPOINT[:K]``."""
-    head, _, tail = text.rpartition(":")
-    text, num_draft = (head, int(tail)) if head and tail.isdecimal() else (text, None)
-    name, _, checkpoint = text.partition(":")
-    if name in DRAFTERS:
-        return name, checkpoint or None, num_draft
-    if ":" not in text and "/" not in text:
-        raise ValueError(f"No drafter {text!r}; there are {', '.join(sorted(DRAFTERS))}.")
-    return None, text, num_draft
+    said = named.parse(text)
+    return said.name, said.checkpoint, said.num_draft
+
+
+def load(choice: named.Named, target: specjax.Model) -> specjax.drafters.Spec:
+    """The drafter, in the dtype of --dtype. Raises ValueError as `Named.load` does."""
+    return choice.load(target, dtype=flags.FLAGS.dtype)
 
 
 def load_target() -> specjax.Model:
