@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub
 from absl import app, flags, logging
@@ -56,7 +56,7 @@ def one_line_errors() -> Iterator[None]:
         fail(str(error))
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Says what was wrong and exits."""
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)

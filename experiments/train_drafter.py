@@ -25,17 +25,17 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 import specjax
-from experiments import cli
-from experiments.progress import progress, tensorboard
+from experiments import cli, training
+from experiments.progress import tensorboard
 from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core.compile_cache import default_directory, use_compile_cache
-from specjax.core.files import write_atomically
+from specjax.core.files import read_json, write_atomically
 from specjax.core.sharding import parse_mesh, use_mesh
 from specjax.measure import trace_file
 from specjax.train import lm, loop
-from specjax.train.config import DrafterConfig
+from specjax.train.config import FREE, DrafterConfig, identity
 from specjax.train.data.batches import Batches, stack
 from specjax.train.data.jsonl import read_rows
 from specjax.train.data.rows import heldout_rows
@@ -66,7 +66,9 @@ def main(argv: Sequence[str]) -> None:
         loop.keep_freed_memory()
     with cli.one_line_errors():
         use_compile_cache(default_directory())
-    run(config, Path(_WORKDIR.value or ""), mesh, _EXPORT_DIR.value, only=_EXPORT_ONLY.value)
+        workdir = Path(_WORKDIR.value or "").expanduser()
+        training.take_places(workdir, _EXPORT_DIR.value)
+    run(config, workdir, mesh, _EXPORT_DIR.value, only=_EXPORT_ONLY.value)
 
 
 def run(
@@ -109,7 +111,7 @@ def run(
             raise ValueError("The held-out rows have no supervised token to compute a loss of.")
         prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
         specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
-        loop.claim(workdir, identity(config))
+        loop.claim(workdir, identity(config), FREE)
         optimizer, rate = make_optimizer(config)
         state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
     print(
@@ -124,42 +126,30 @@ def run(
         for i in range(0, max(len(held) // config.rows, 1) * config.rows, config.rows)
     ]
     evaluation = Evaluation(config, target, trainee, texts, batches, workdir / "trace.jsonl")
-    try:
-        with use_mesh(mesh):
-            if only:
-                state, _ = loop.Checkpoints(workdir / "checkpoints").restore(state)
-                print(json.dumps({"step": int(state.step), **evaluation(state)}), flush=True)
-            else:
-                with progress(config.steps, board, evaluated="measured_tau") as report:
-                    state = loop.fit(
-                        state,
-                        lm.make_step(trainee.objective, optimizer, seed=config.seed),
-                        data,
-                        steps=config.steps,
-                        workdir=workdir,
-                        target=target.net,
-                        tokens_per_step=config.accumulate * config.rows * config.data.seq_len,
-                        learning_rate=rate,
-                        evaluate=evaluation,
-                        log_every=config.log_every,
-                        eval_every=config.eval_every,
-                        checkpoint_every=config.checkpoint_every,
-                        report=report,
-                    )
-    except loop.SaveFailed as error:
-        cli.fail(str(error))
+    with use_mesh(mesh):
+        if only:
+            state = training.newest(workdir, state)
+            print(json.dumps({"step": int(state.step), **evaluation(state)}), flush=True)
+        else:
+            state = training.train(
+                config,
+                state,
+                lm.make_step(trainee.objective, optimizer, seed=config.seed),
+                data,
+                evaluated="measured_tau",
+                board=board,
+                workdir=workdir,
+                target=target.net,
+                tokens_per_step=config.accumulate * config.rows * config.data.seq_len,
+                learning_rate=rate,
+                evaluate=evaluation,
+            )
     if export_dir:
         try:
             save_drafter(trainee.specialise(state.params), export_dir, format=format, target=target)
         except (CheckpointError, ValueError) as error:
             cli.fail(f"--export_dir={export_dir}: {error}")
         print(f"exported to {export_dir}")
-
-
-def identity(config: DrafterConfig) -> dict[str, Any]:
-    """What must not change between a run and its resumption."""
-    fields = dataclasses.asdict(config)
-    return {k: v for k, v in fields.items() if k not in ("mesh", "tensorboard", "export_format")}
 
 
 def read_sources(config: DrafterConfig, target: specjax.Model) -> Sources:
@@ -225,7 +215,10 @@ def greedy_texts(
     """What the target writes behind the prompts, by plain decoding; kept in ``path``."""
     asked = {"prompts": prompts, "max_new_tokens": max_new_tokens}
     if path.is_file():
-        kept = json.loads(path.read_text())
+        try:
+            kept = read_json(path)
+        except ValueError:  # damaged: written again
+            kept = {}
         if all(kept.get(name) == value for name, value in asked.items()):
             return [GreedyText(p, t) for p, t in zip(prompts, kept["texts"], strict=True)]
     written = specjax.generate(target, None, prompts, max_new_tokens=max_new_tokens)

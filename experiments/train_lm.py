@@ -8,7 +8,6 @@ The same command resumes a run that was killed.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +20,14 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 from tokenizers import Tokenizer
 
-from experiments import cli
-from experiments.progress import progress, tensorboard
+from experiments import cli, training
+from experiments.progress import tensorboard
 from specjax.checkpoint import load
 from specjax.checkpoint.export import save_pretrained
 from specjax.core.sharding import axis_size, parse_mesh, use_mesh
 from specjax.train import lm, loop
 from specjax.train import tokenizer as bpe
-from specjax.train.config import LMConfig
+from specjax.train.config import FREE, LMConfig, identity
 from specjax.train.corpus import Corpus, load_corpus
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
@@ -47,8 +46,11 @@ def main(argv: Sequence[str]) -> None:
         mesh = parse_mesh(config.mesh)
     if jax.default_backend() == "cpu":
         loop.keep_freed_memory()
+    workdir = Path(_WORKDIR.value or "").expanduser()
+    with cli.one_line_errors():
+        training.take_places(workdir, _EXPORT_DIR.value)
     with use_mesh(mesh):
-        run(config, Path(_WORKDIR.value or ""), mesh)
+        run(config, workdir, mesh)
 
 
 def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
@@ -57,8 +59,7 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         board = tensorboard(workdir) if config.tensorboard else None
         corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
         print(f"corpus: {len(corpus.train)} files, hash {corpus.sha256}")
-        identity = {**dataclasses.asdict(config), "corpus_sha256": corpus.sha256}
-        loop.claim(workdir, {k: v for k, v in identity.items() if k not in ("mesh", "tensorboard")})
+        loop.claim(workdir, {**identity(config), "corpus_sha256": corpus.sha256}, FREE)
         tokens = _tokenizer(config, corpus, workdir)
         train = bpe.encode_documents(tokens, corpus.train.values())
         heldout = bpe.encode_documents(tokens, corpus.heldout.values())
@@ -93,25 +94,22 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         return float(np.sum(totals) / np.sum(weights))
 
     if _EXPORT_ONLY.value:
-        state, _ = loop.Checkpoints(workdir / "checkpoints").restore(state)
+        state = training.newest(workdir, state)
         print(f"step {int(state.step)}: held-out loss {heldout_loss(state):.4f} nats a token")
     else:
-        with progress(config.steps, board, evaluated="heldout_loss") as report:
-            state = loop.fit(
-                state,
-                lm.make_step(lm.make_objective(skeleton, distill=config.distill), optimizer),
-                loop.ByStep(batch),
-                steps=config.steps,
-                workdir=workdir,
-                target=teacher,
-                tokens_per_step=config.accumulate * config.rows * config.seq_len,
-                learning_rate=rate,
-                evaluate=lambda state: {"heldout_loss": heldout_loss(state)},
-                log_every=config.log_every,
-                eval_every=config.eval_every,
-                checkpoint_every=config.checkpoint_every,
-                report=report,
-            )
+        state = training.train(
+            config,
+            state,
+            lm.make_step(lm.make_objective(skeleton, distill=config.distill), optimizer),
+            loop.ByStep(batch),
+            evaluated="heldout_loss",
+            board=board,
+            workdir=workdir,
+            target=teacher,
+            tokens_per_step=config.accumulate * config.rows * config.seq_len,
+            learning_rate=rate,
+            evaluate=lambda state: {"heldout_loss": heldout_loss(state)},
+        )
         final = heldout_loss(state)
         letters = sum(len(text.encode()) for text in corpus.heldout.values())
         bits = final / math.log(2) * len(heldout) / letters

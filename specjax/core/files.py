@@ -6,6 +6,7 @@ new one. What two processes must not write at once is locked (`Lock`).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -50,6 +51,45 @@ def sync_directory(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def try_file(path: Path, flag: str) -> None:
+    """Raises ValueError, in one line, unless a file can be written at ``path``, named by a flag.
+
+    Called before any work starts: what took hours must not fail to be written.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a directory" if path.is_dir() else "lies in no existing directory"
+        raise ValueError(f"{flag}={path} {what}; name a file in an existing directory.")
+    _try_writing(path.parent, f"{flag}={path}")
+
+
+def try_directory(path: Path, flag: str) -> None:
+    """Makes a directory where there is none. Raises ValueError, in one line, unless files can be
+    written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file of that name or above it exists" if path.exists() else error.strerror
+        raise ValueError(f"{flag}={path} cannot be a directory: {reason}.") from None
+    _try_writing(path, f"{flag}={path}")
+
+
+def _try_writing(directory: Path, where: str) -> None:
+    trial = directory / f".trial-{os.getpid()}.tmp"
+    try:
+        try:
+            with trial.open("wb") as file:
+                file.write(b"x" * 4096)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{where}: nothing can be written there ({error.strerror}); make room, or name another "
+            "place."
+        ) from None
 
 
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
@@ -106,9 +146,9 @@ def parse_json(data: str | bytes, where: str) -> Any:
 class Lock:
     """Says that this process writes a file or directory; a second process is refused.
 
-    Beside PATH lies PATH.lock with host and process id of the holder. The system ends the lock of a
-    process that died. Where the file system does not tell other hosts of locks, a lock without a
-    sign of life for `STALE_AFTER` seconds is taken over.
+    Host and process id of the holder are in FILE.lock beside it, or in DIRECTORY/.lock. The system
+    ends the lock of a process that died. Where the file system does not tell other hosts of locks,
+    a lock without a sign of life for `STALE_AFTER` seconds is taken over.
     """
 
     def __init__(self, path: Path):
@@ -118,7 +158,7 @@ class Lock:
           ValueError: naming the holder, if another process has it.
           OSError: if no lock can be written there.
         """
-        self.path = path.with_name(path.name + ".lock")
+        self.path = path / ".lock" if path.is_dir() else path.with_name(path.name + ".lock")
         self._descriptor = _take(path, self.path)
         self._over = threading.Event()
         threading.Thread(target=self._live, daemon=True).start()
@@ -147,6 +187,11 @@ class Lock:
         while not self._over.wait(HEARTBEAT):
             with contextlib.suppress(OSError):
                 os.utime(self.path)
+
+
+def hold(path: Path) -> None:
+    """Locks ``path`` until the process ends. Raises as `Lock` does."""
+    atexit.register(Lock(path).release)
 
 
 def _take(path: Path, lock: Path) -> int:

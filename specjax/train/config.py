@@ -71,12 +71,23 @@ def check_schedule(config: LMConfig | DrafterConfig) -> None:
         raise ValueError(f"--config.optimizer={config.optimizer}: known: {', '.join(OPTIMIZERS)}")
     if not 0 <= config.warmup_steps < config.steps:
         raise ValueError(f"--config.warmup_steps={config.warmup_steps} must be below steps.")
-    for field in ("checkpoint_every", "eval_every"):
-        if getattr(config, field) % config.log_every:
-            raise ValueError(
-                f"--config.{field}={getattr(config, field)} must be a multiple of "
-                f"log_every={config.log_every}, so that no logged interval is cut by a resume."
-            )
+    if config.eval_every % config.log_every:
+        raise ValueError(
+            f"--config.eval_every={config.eval_every} must be a multiple of log_every="
+            f"{config.log_every}: what is evaluated is part of a record."
+        )
+
+
+# Settings that a run may be resumed with others of: what is trained does not depend on them.
+FREE = (
+    *("mesh", "tensorboard", "export_format"),
+    *("log_every", "eval_every", "checkpoint_every"),
+)
+
+
+def identity(config: LMConfig | DrafterConfig) -> dict[str, Any]:
+    """What must not change between a run and its resumption."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,25 +1,27 @@
-"""The training loop: checkpoints, metrics, resume.
+"""The training loop: steps, metrics, resume.
 
 What makes a resumed run the same run: a checkpoint holds the whole state, the position in the data
-included, and appears whole or not at all; and the metrics are cut back to the checkpoint.
+and the sums that no record holds yet included; and the metrics are cut back to the checkpoint.
 """
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
+from specjax.core.files import read_json, write_atomically
+from specjax.train.checkpoints import Checkpoints, SaveFailed
 from specjax.train.lm import Sums, TrainState
+from specjax.train.stopping import Stopped, Stopping
 
 Record = dict[str, Any]
 
@@ -55,102 +57,32 @@ class ByStep:
         self._step = state["step"]
 
 
-class SaveFailed(RuntimeError):
-    """A checkpoint could not be written, and the ones before it are whole. One line."""
-
-
-class Checkpoints:
-    """The last two training states under a directory."""
-
-    def __init__(self, directory: Path):
-        # Synchronous: the state is small, and it is donated to the next step.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
-        self._directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
-
-    def save(self, state: TrainState, data: Any) -> None:
-        """Writes to a temporary directory and renames it: a kill leaves the previous ones.
-
-        Args:
-          state: what is trained.
-          data: the position in the data, in JSON.
-
-        Raises:
-          SaveFailed: if the file system does not take it; nothing of it is left then.
-        """
-        step = int(state.step)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data)
-        )
-        try:
-            self._manager.save(step, args=items)
-        except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
-            self._remove_unfinished(step)
-            reason = " ".join(str(error).split())
-            raise SaveFailed(
-                f"The checkpoint of step {step} could not be written to {self._directory}: "
-                f"{reason[:300]}. Checkpoints before it are whole: make room and run the same "
-                "command again."
-            ) from error
-
-    def _remove_unfinished(self, step: int) -> None:
-        """Removes what a failed save left; its other writers may still be at work for a moment."""
-        for _ in range(50):
-            left = list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
-            if not left:
-                return
-            for path in left:
-                shutil.rmtree(path, ignore_errors=True)
-            time.sleep(0.02)
-
-    def restore(self, like: TrainState) -> tuple[TrainState, Any]:
-        """The newest complete state, placed as ``like`` is, and its position in the data.
-
-        ``like`` itself and None if there is none.
-        """
-        step = self._manager.latest_step()
-        if step is None:
-            return like, None
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like)
-        )
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=items)
-        return TrainState(**restored["state"]), restored["data"]
-
-    def close(self) -> None:
-        self._manager.close()
-
-
-def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-
-
 class MetricsLog:
     """One JSON object a line, in the order of the steps; lines past ``step`` are cut off."""
 
     def __init__(self, path: Path, step: int):
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:  # a kill in the middle of a line
-                    break
+        self._path, kept = path, []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                record = json.loads(line)
                 if record["step"] <= step:
                     kept.append(line + "\n")
-        whole = path.with_suffix(".tmp")
-        whole.write_text("".join(kept))
-        os.replace(whole, path)
+            except (ValueError, KeyError, TypeError):  # a kill in the middle of a line
+                break
+        write_atomically(path, "".join(kept))
         self._file = path.open("a")
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Raises SaveFailed if the file system does not take it."""
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise SaveFailed(
+                f"The record of step {record['step']} could not be written to {self._path}: "
+                f"{error.strerror}. Checkpoints before it are whole: make room and run the same "
+                "command again."
+            ) from error
 
     def sync(self) -> None:
         """Lines up to here are on disk; called before a checkpoint that lies past them."""
@@ -160,111 +92,185 @@ class MetricsLog:
         self._file.close()
 
 
+class Interval:
+    """The sums of the steps since the last record, also of those before a resume."""
+
+    def __init__(self, carried: Mapping[str, Any] | None):
+        """``carried`` is what `state` said when the run was saved."""
+        self._steps, self._sums = 0, dict[str, float]()
+        if carried:
+            self._steps, self._sums = carried["steps"], dict(carried["sums"])
+        self._parts: list[Sums] = []  # on the device until someone asks
+        self._began = time.perf_counter()
+
+    def add(self, sums: Sums) -> None:
+        self._parts.append(sums)
+
+    @property
+    def empty(self) -> bool:
+        return not self._parts and not self._steps
+
+    def state(self) -> Record | None:
+        """What a resumed run needs of it, in JSON."""
+        return (
+            None if self.empty else {"steps": self._steps + len(self._parts), "sums": self._add()}
+        )
+
+    def _add(self) -> dict[str, float]:
+        sums = dict(self._sums)
+        for part in jax.device_get(self._parts):
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return sums
+
+    def means(self, tokens_per_step: int) -> Record:
+        """The loss and the other sums, each over the sum of the weights, and the speed."""
+        sums = self._add()
+        weight = sums.pop("weight")
+        means = {name: total / weight if weight else float("nan") for name, total in sums.items()}
+        seconds = time.perf_counter() - self._began
+        rate = tokens_per_step * len(self._parts) / seconds
+        return {**means, "tokens_per_s": round(rate, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What happens at which step."""
+
+    steps: int
+    log_every: int
+    eval_every: int  # a multiple of log_every
+    checkpoint_every: int
+
+    def logs(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.steps
+
+    def evaluates(self, step: int) -> bool:
+        return step % self.eval_every == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        return step % self.checkpoint_every == 0 or step == self.steps
+
+
 def fit(
     state: TrainState,
     step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, Sums]],
     data: Data,
     *,
-    steps: int,
+    schedule: Schedule,
     workdir: Path,
     target: Any = None,
     tokens_per_step: int,
     learning_rate: Callable[[int], Any],
     evaluate: Callable[[TrainState], Record],
-    log_every: int,
-    eval_every: int,
-    checkpoint_every: int,
     report: Callable[[Record], None] = lambda record: None,
+    say: Callable[[str], None] = print,
 ) -> TrainState:
-    """Trains to ``steps``, from the newest checkpoint under ``workdir`` where there is one.
+    """Trains to the last step, from the newest checkpoint under ``workdir`` where there is one.
 
     Args:
       state: the freshly initialised state, placed on its devices.
       step_fn: from `lm.make_step`.
       data: batches for it, from the beginning.
+      schedule: the number of steps, and what is done at which.
       target: passed on to ``step_fn``.
       tokens_per_step: for the metrics.
       learning_rate: of a step, for the metrics.
       evaluate: figures of a state for the metrics.
       report: called with every record that is logged.
+      say: told in a line where the run goes on, and of damaged checkpoints.
 
     Returns:
-      The state after ``steps``. ``workdir/metrics.jsonl`` has a record every ``log_every`` steps:
-      step, loss and the objective's other sums (over their weight, since the last one), lr,
+      The state after the last step. ``workdir/metrics.jsonl`` has a record every ``log_every``
+      steps: step, loss and the objective's other sums (over their weight, since the last one), lr,
       tokens_per_s (training alone), and every ``eval_every`` steps and at the end what
-      ``evaluate`` returns.
+      ``evaluate`` returns; before them one of step 0, with what it returns for the fresh state.
 
     Raises:
+      Stopped: after a first Ctrl-C or SIGTERM, with the state saved.
       FloatingPointError: if the loss is not finite.
-      SaveFailed: if a checkpoint cannot be written.
+      SaveFailed: if a checkpoint or a record cannot be written.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state, position = checkpoints.restore(state)
-    if position is not None:
-        data.set_state(position)
-    done = int(state.step)
-    log = MetricsLog(workdir / "metrics.jsonl", done)
-    parts: list[Sums] = []
-    began = time.perf_counter()
+    checkpoints = Checkpoints(workdir / "checkpoints", say)
+    restored = checkpoints.restore(state)
+    state, step, resumed = restored.state, restored.step, restored.data is not None
+    interval = Interval(None)
+    if resumed:
+        data.set_state(restored.data["position"])
+        interval = Interval(restored.data["interval"])
+        done = "it is finished" if step == schedule.steps else f"going on to {schedule.steps}"
+        say(f"{workdir} holds step {step}, saved {restored.saved}; {done}")
+    log = MetricsLog(workdir / "metrics.jsonl", step if resumed else -1)
+
+    def save() -> None:
+        log.sync()
+        checkpoints.save(state, {"position": data.get_state(), "interval": interval.state()})
+
+    def note(record: Record) -> None:
+        log.write(record)
+        report(record)
+
     try:
-        for step in range(done + 1, steps + 1):
-            state, sums = step_fn(state, next(data), target)
-            parts.append(sums)
-            last = step == steps
-            if step % log_every and not last:
-                continue
-            means = _means(parts)
-            rate = tokens_per_step * len(parts) / (time.perf_counter() - began)
-            record: Record = {
-                "step": step,
-                **means,
-                "lr": float(learning_rate(step - 1)),
-                "tokens_per_s": round(rate, 1),
-            }
-            if not np.isfinite(record["loss"]):
-                raise FloatingPointError(
-                    f"step {step}: the loss is {record['loss']}; lower peak_lr."
-                )
-            if step % eval_every == 0 or last:
-                record |= evaluate(state)
-            log.write(record)
-            report(record)
-            if step % checkpoint_every == 0 or last:
-                log.sync()
-                checkpoints.save(state, data.get_state())
-            parts, began = [], time.perf_counter()
+        with Stopping() as stopping:
+            if not resumed:
+                note({"step": 0, **evaluate(state)})
+            while True:
+                if stopping.wanted(step):
+                    save()
+                    raise Stopped(
+                        f"step {step} of {schedule.steps} is saved; the same command goes on",
+                        stopping.signum or 0,
+                    )
+                if schedule.logs(step) and not interval.empty:
+                    record = {"step": step, **interval.means(tokens_per_step)}
+                    record["lr"] = float(learning_rate(step - 1))
+                    check_finite(record)
+                    if schedule.evaluates(step):
+                        record |= evaluate(state)
+                    note(record)
+                    interval = Interval(None)
+                if step and schedule.saves(step):
+                    save()
+                if step == schedule.steps:
+                    return state
+                state, sums = step_fn(state, next(data), target)
+                interval.add(sums)
+                step += 1
     finally:
         log.close()
         checkpoints.close()
-    return state
 
 
-def _means(parts: list[Sums]) -> Record:
-    """The loss and the other sums of some steps, each over the sum of the weights."""
-    host = jax.device_get(parts)
-    sums = {name: sum(float(part[name]) for part in host) for name in host[0]}
-    weight = sums.pop("weight")
-    return {name: total / weight if weight else float("nan") for name, total in sums.items()}
+def check_finite(record: Record) -> None:
+    """Raises FloatingPointError unless the loss is a number."""
+    if not np.isfinite(record["loss"]):
+        raise FloatingPointError(
+            f"step {record['step']}: the loss is {record['loss']}; lower peak_lr."
+        )
 
 
-def claim(workdir: Path, identity: Record) -> None:
+def claim(workdir: Path, identity: Record, free: Iterable[str] = ()) -> None:
     """Makes ``workdir`` this run's, or checks that it already is.
 
     Args:
-      identity: what must not change between a run and its resumption.
+      workdir: made where there is none.
+      identity: the run's settings.
+      free: those that may change between a run and its resumption.
 
     Raises:
-      ValueError: if the directory holds another run.
+      ValueError: if the directory holds another run, or its run.json is damaged.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "run.json"
     identity = json.loads(json.dumps(identity))
     if not path.exists():
-        path.with_suffix(".tmp").write_text(json.dumps(identity, indent=1) + "\n")
-        os.replace(path.with_suffix(".tmp"), path)
+        write_atomically(path, json.dumps(identity, indent=1) + "\n")
         return
-    before = json.loads(path.read_text())
-    changed = [k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k)]
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings; restore it, or begin anew.")
+    names = sorted({*before, *identity} - set(free))
+    changed = [k for k in names if before.get(k) != identity.get(k)]
     if changed:
         raise ValueError(
             f"--workdir={workdir} holds a run with another {', '.join(changed)}; "

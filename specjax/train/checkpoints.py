@@ -1,0 +1,182 @@
+"""The checkpoints of a training run: whole or not there, and checked before they are trusted.
+
+Orbax writes to a temporary directory and renames it, so a kill leaves the ones before. What it does
+not notice is a file that was cut or changed later; so beside the checkpoints lie the sums of their
+files, and one that differs is set aside for the one before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import shutil
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from specjax.core.files import read_json, write_atomically
+from specjax.train.lm import TrainState
+
+_CHUNK = 1 << 22  # bytes that are summed at a time
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written, and the ones before it are whole. One line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """Where a run goes on."""
+
+    state: TrainState
+    data: Any  # what `save` was given; None: there was no checkpoint
+    saved: str = ""  # when, local time
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+
+class Checkpoints:
+    """The last two training states under a directory."""
+
+    def __init__(self, directory: Path, say: Callable[[str], None] = print):
+        """``say`` is told, in one line, of a checkpoint that is damaged."""
+        self._directory, self._say = directory.absolute(), say
+        self._sums_path = self._directory.with_name(self._directory.name + ".sums.json")
+        self._open()
+
+    def _open(self) -> None:
+        # Synchronous: the state is donated to the next step.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, state: TrainState, data: Any) -> None:
+        """Writes to a temporary directory and renames it: a kill leaves the previous ones.
+
+        Args:
+          state: what is trained; a step that is saved already is left as it is.
+          data: what else a resumed run needs, in JSON.
+
+        Raises:
+          SaveFailed: if the file system does not take it; nothing of it is left then.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data)
+        )
+        try:
+            self._manager.save(step, args=items, force=True)
+            self._note_sums()
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+            self._remove_unfinished(step)
+            reason = " ".join(str(error).split())
+            raise SaveFailed(
+                f"The checkpoint of step {step} could not be written to {self._directory}: "
+                f"{reason[:300]}. Checkpoints before it are whole: make room and run the same "
+                "command again."
+            ) from error
+
+    def _note_sums(self) -> None:
+        """Notes the sums of the newest checkpoint, and forgets those of removed ones."""
+        known = self._sums()
+        steps = self._steps()
+        sums = {str(s): known.get(str(s)) or _sums(self._directory / str(s)) for s in steps}
+        write_atomically(self._sums_path, json.dumps(sums) + "\n")
+
+    def _sums(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            return dict(read_json(self._sums_path))
+        return {}
+
+    def _steps(self) -> list[int]:
+        """Of what lies there, newest first."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())[::-1]
+
+    def _remove_unfinished(self, step: int) -> None:
+        """Removes what a failed save left; its other writers may still be at work for a moment."""
+        for _ in range(50):
+            left = list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+            if not left:
+                return
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.02)
+
+    def restore(self, like: TrainState) -> Restored:
+        """The newest whole state, placed as ``like`` is; ``like`` itself if there is none.
+
+        Raises:
+          ValueError: in one line, if a checkpoint is undamaged but of another model.
+        """
+        sums = self._sums()
+        for step in self._steps():
+            path, expected = self._directory / str(step), sums.get(str(step))
+            if expected is not None and _sums(path) != expected:
+                self._set_aside(path, "its files are not those that were written")
+                continue
+            when = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+            try:
+                return dataclasses.replace(
+                    self._read(step, like), saved=when.isoformat(" ", "seconds")
+                )
+            except Exception as error:  # Orbax and tensorstore raise whatever they met
+                reason = " ".join(str(error).split())[:200]
+                if expected is not None:
+                    raise ValueError(
+                        f"{path} is whole, but holds no state of this run ({reason}); use another "
+                        "--workdir."
+                    ) from error
+                self._set_aside(path, reason)
+        return Restored(like, None)
+
+    def _read(self, step: int, like: TrainState) -> Restored:
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _as_dict(like)
+        )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=items)
+        return Restored(TrainState(**restored["state"]), restored["data"])
+
+    def _set_aside(self, path: Path, reason: str) -> None:
+        """Renames a damaged checkpoint, so that its step can be saved again."""
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        self._manager.close()
+        self._open()
+        self._say(f"The checkpoint {path} is damaged ({reason}): it is now {aside.name}.")
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _sums(directory: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file below a directory."""
+    found = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        size, crc = 0, 0
+        with path.open("rb") as file:
+            while piece := file.read(_CHUNK):
+                size, crc = size + len(piece), zlib.crc32(piece, crc)
+        found[path.relative_to(directory).as_posix()] = [size, crc]
+    return found
