@@ -29,7 +29,7 @@ import specjax
 from experiments import asking, cli, loading
 from experiments.interrupts import Interrupt
 from experiments.writing import Said, open_console, show_stream
-from specjax.checkpoint.drafters.named import Named
+from specjax.checkpoint.drafters.named import Named, parse
 from specjax.core.files import write_atomically
 from specjax.prompts import conversation_ids
 from specjax.view.text import Painter
@@ -129,7 +129,7 @@ class Chat:
         """Goes on with another drafter. Raises Refused if there is none such."""
         if asked:
             try:
-                choice = loading.complete(*loading.parse(asked), asked=f" with /drafter {asked}")
+                choice = loading.complete(parse(asked))
                 spec = loading.load(choice, self.target)
                 self.check(spec)
             except (ValueError, OSError) as error:

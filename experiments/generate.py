@@ -152,6 +152,8 @@ def main(argv: Sequence[str]) -> None:
     done = [batch for batch in batches if batch.trace is not None]
     if _TRACE.value is not None and done:
         save_trace(run, done, console)
+    elif _TRACE.value is not None:
+        say(console, f"No text was finished, so {_TRACE.value} is not written.")
     if interrupted:
         if records:
             summary(console, Report(records=records))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags
 
 import specjax
@@ -53,49 +55,24 @@ def chosen() -> named.Named:
       ValueError: on what does not fit together, and if a draft is needed.
     """
     given = flags.FLAGS.drafter
-    name, checkpoint, k = (None, None, None) if given is None else parse(given)
-    for flag, value, other in (
-        ("draft", flags.FLAGS.draft, checkpoint),
-        ("num_draft", flags.FLAGS.num_draft, k),
-    ):
-        if value is not None and other is not None:
+    said = named.Named(None) if given is None else named.parse(given)
+    for flag, field in (("draft", "checkpoint"), ("num_draft", "num_draft")):
+        value = flags.FLAGS[flag].value
+        if value is None:
+            continue
+        if getattr(said, field) is not None:
             raise ValueError(f"--{flag}={value} and --drafter={given} say it twice; leave one out.")
-    checkpoint = flags.FLAGS.draft if checkpoint is None else checkpoint
-    k = flags.FLAGS.num_draft if k is None else k
-    if name is None and checkpoint is None and flags.FLAGS.target == "demo:target":
-        name = DEMO_DRAFTER
-    asked = "" if given is None else f" with --drafter={given}"
-    return complete(name, checkpoint, k, asked)
+        said = dataclasses.replace(said, **{field: value})
+    if said.name is None and said.checkpoint is None and flags.FLAGS.target == named.DEMO:
+        said = dataclasses.replace(said, name=DEMO_DRAFTER)
+    return complete(said)
 
 
-def complete(
-    name: str | None, checkpoint: str | None, num_draft: int | None, asked: str = ""
-) -> named.Named:
-    """Fills in what the registry and the demo know. Raises ValueError as `chosen` does."""
-    target = flags.FLAGS.target
-    if name is not None and not DRAFTERS[name].needs_model:
-        if checkpoint is not None:
-            raise ValueError(
-                f"--draft={checkpoint}: --drafter={name} has no draft model; leave it out."
-            )
-        if name == "none" and num_draft is not None:
-            raise ValueError(f"--num_draft={num_draft}: --drafter=none guesses nothing.")
-    elif checkpoint is None:
-        if name not in named.EMBEDDED or target != "demo:target":
-            raise ValueError(
-                f"--target={target}{asked} needs a draft: name its checkpoint (NAME:CHECKPOINT, or "
-                "--draft), or use --drafter=ngram."
-            )
-        checkpoint = named.EMBEDDED[name]
-    if num_draft is None and name in ("lm", "ngram"):
-        num_draft = LM_NUM_DRAFT
-    return named.Named(name, checkpoint, num_draft)
-
-
-def parse(text: str) -> tuple[str | None, str | None, int | None]:
-    """NAME, CHECKPOINT and K of ``NAME[:CHECKPOINT][:K]`` or ``CHECKPOINT[:K]``."""
-    said = named.parse(text)
-    return said.name, said.checkpoint, said.num_draft
+def complete(said: named.Named) -> named.Named:
+    """With what the registry and the demo know. Raises ValueError as `Named.complete` does."""
+    if said.num_draft is None and said.name in ("lm", "ngram"):
+        said = dataclasses.replace(said, num_draft=LM_NUM_DRAFT)
+    return said.complete(flags.FLAGS.target)
 
 
 def load(choice: named.Named, target: specjax.Model) -> specjax.drafters.Spec:

@@ -211,7 +211,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "config of nothing": (("--config=/nowhere.py",), ("--config", "nowhere.py")),
     "positional": (("hello",), ("hello", "--name=value")),
     "both prompts": (("--prompt=a", "--prompt_file=b.txt"), ("--prompt_file", "leave one out")),
-    "no draft": (("--draft=", "--drafter=none", "--num_draft=2"), ("--draft", "leave it out")),
+    "no draft": (("--draft=x", "--drafter=ngram"), ("'x'", "leave it out")),
     "k without a drafter": (("--num_draft=0",), ("num_draft=0", "'none'")),
     "temperature": (("--temperature=-1",), ("temperature=-1.0", "0 is greedy")),
     "greedy rule": (("--temperature=1", "--rule=greedy"), ("greedy", "temperature=0")),
@@ -251,9 +251,9 @@ def test_flags(run: Cli, case: str) -> None:
 
 def test_target_without_draft(run: Cli) -> None:
     target = f"--target={run.target}"
-    complain_at(run, (target,), ("needs a draft", "--draft", "ngram"), models=False)
+    complain_at(run, (target,), ("needs a checkpoint", "NAME:CHECKPOINT", "ngram"), models=False)
     arguments = (target, "--drafter=none", "--num_draft=2")
-    complain_at(run, arguments, ("--num_draft=2", "guesses nothing"), models=False)
+    complain_at(run, arguments, ("num_draft=2", "guesses nothing"), models=False)
     complain_at(run, ("--target=nowhere", "--drafter=none"), ("'nowhere'",), models=False)
 
 

@@ -102,7 +102,7 @@ def test_what_cannot_be_is_one_line_and_the_chat_goes_on(run: Run, tmp_path: Pat
         "/k many": "/k many: a number",
         "/k 0": "num_draft=0",
         "/drafter magic": "No drafter 'magic'; there are",
-        "/drafter lm": "needs a draft",
+        "/drafter lm": "write lm:CHECKPOINT",
         f"/drafter lm:{tmp_path}": "has no config.json",
         "/save": "which file?",
         f"/save {tmp_path}/x.jsonl": "Nothing was said yet",

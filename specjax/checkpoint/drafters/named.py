@@ -53,8 +53,8 @@ class Named:
         if target == DEMO and self.name in EMBEDDED:
             return dataclasses.replace(self, checkpoint=EMBEDDED[self.name])
         raise ValueError(
-            f"Drafter {self.name or ''} for {target} needs a checkpoint: write "
-            f"{self.name or 'NAME'}:CHECKPOINT, or use ngram."
+            f"{f'Drafter {self.name}' if self.name else 'A drafter'} for {target} needs a "
+            f"checkpoint: write {self.name or 'NAME'}:CHECKPOINT, or use ngram."
         )
 
     def load(self, target: Model, *, dtype: Any = None) -> Spec:
