@@ -175,6 +175,11 @@ def _asked(prompt: FilePrompt, chat: bool, system: str | None, args: dict[str, A
         record = {"messages": list(prompt.messages)}
         record |= {"tools": list(prompt.tools)} if prompt.tools else {}
         messages = [dict(m) for m in prompt.messages]
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{prompt.where} ends in what the assistant said, so there is nothing to answer; "
+            "remove that message (experiments.regenerate answers such lines anew)."
+        )
     if system is not None:
         if messages[0].get("role") == "system":
             raise ValueError(f"{prompt.where} has a system message of its own; leave --system out.")

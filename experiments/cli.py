@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from specjax.checkpoint.load import DEMO
 
 def run(main: Callable[[Sequence[str]], Any]) -> None:
     """`app.run` for a main without positional arguments."""
+    warnings.formatwarning = one_line_warning
     try:
         app.run(main, flags_parser=parse)
     except KeyboardInterrupt:
@@ -43,6 +45,19 @@ def parse(argv: Sequence[str]) -> list[str]:
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value.")
     return rest
+
+
+def one_line_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """What is meant for users without the place in the code; other warnings as Python has them."""
+    if not issubclass(category, UserWarning):
+        return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    return f"note: {' '.join(str(message).split())}\n"
 
 
 @contextlib.contextmanager

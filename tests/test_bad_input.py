@@ -271,6 +271,10 @@ PROMPT_FILES: dict[str, tuple[str, bytes | None, tuple[str, ...]]] = {
     "no messages": ("p.jsonl", b'{"messages": []}\n', ("line 1", "messages is empty")),
     "messages of text": ("p.jsonl", b'{"messages": ["a"]}\n', ("line 1", "list of objects")),
     "no role": ("p.jsonl", b'{"messages": [{"content": "a"}]}\n', ("line 1, message 1", "role")),
+    "answered already": (
+        *("p.jsonl", b'{"messages": [{"role": "assistant", "content": "a"}]}\n'),
+        ("line 1", "nothing to answer"),
+    ),
     "tools of text": ("p.jsonl", b'{"prompt": "a", "tools": [{}]}\n', ("line 1", "tools")),
     "nested": ("p.jsonl", b"[" * 100_000, ("line 1", "nested too deeply")),
     "half a pair": ("p.jsonl", b'{"prompt": "\\ud800"}\n', ("line 1", "ud800", "replace_bad_text")),

@@ -27,6 +27,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from specjax.core.files import parse_json, read_bytes
+from specjax.measure.prompts import whole_text
+
 BUILTIN = Path(__file__).parent / "builtin_prompts.json"
 BUILTIN_SHA256 = "a93bf35e02e5491480fbfce2f49a827ca74ed7d58c4439f995eb6ee9be81026a"
 
@@ -186,7 +189,7 @@ def load(named: str) -> PromptSet:
 
 def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such prompt file; check the path.") from None
     except OSError as error:
@@ -209,7 +212,8 @@ def _parse(name: str, data: bytes, path: str) -> tuple[Question, ...]:
         # Not `splitlines`: a text may hold U+2028 and the like.
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert the file.") from None
+        at = f"line {data.count(bytes([10]), 0, error.start) + 1}: not UTF-8 at byte {error.start}"
+        raise ValueError(f"{path}, {at} of the file; convert it.") from None
     reader, found = SETS[name], []
     while lines and not lines[-1].strip():
         lines.pop()
@@ -220,13 +224,11 @@ def _parse(name: str, data: bytes, path: str) -> tuple[Question, ...]:
                 raise ValueError(f"{where}: empty; remove the line.")
             found.append(Question(str(number), "", (line.removesuffix("\r"),)))
             continue
+        value = whole_text(parse_json(line, where), where)
         try:
-            value = json.loads(line)
             if not isinstance(value, dict):
                 raise _Wrong("not a JSON object")
             question = reader(value)
-        except ValueError:
-            raise ValueError(f"{where}: not JSON, so no line of {name}.") from None
         except _Wrong as wrong:
             raise ValueError(f"{where}: {wrong}, so no line of {name}.") from None
         if question is not None:

@@ -67,8 +67,8 @@ def _decode(line: bytes, where: str, replace: bool) -> str:
         return line.decode("utf-8", errors="replace" if replace else "strict")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{where}: not UTF-8 at byte {error.start} of the line; convert the file, or set "
-            "--config.replace_bad_text."
+            f"{where}: not UTF-8 at byte {error.start} of the line; convert the file "
+            "(--config.replace_bad_text puts U+FFFD there)."
         ) from None
 
 
@@ -92,7 +92,7 @@ def _read_object(line: str, where: str, replace: bool) -> FilePrompt:
         what = 'both "prompt" and "messages"' if given else 'no field "prompt" or "messages"'
         raise ValueError(f"{where}: {what}; write {EXAMPLE}.")
     read = {
-        name: _whole(value.get(name), f"{where}, {name}", replace) for name in (*given, "tools")
+        name: whole_text(value.get(name), f"{where}, {name}", replace) for name in (*given, "tools")
     }
     if given == ["prompt"]:
         if not isinstance(read["prompt"], str):
@@ -113,8 +113,12 @@ def _read_object(line: str, where: str, replace: bool) -> FilePrompt:
     return FilePrompt(where, messages=messages, tools=read["tools"] or None)
 
 
-def _whole(value: Any, where: str, replace: bool) -> Any:
-    """A JSON value without halves of surrogate pairs, which JSON can spell and text cannot hold."""
+def whole_text(value: Any, where: str, replace: bool = False) -> Any:
+    """A JSON value without halves of surrogate pairs, which JSON can spell and text cannot hold.
+
+    Raises:
+      ValueError: in one line that begins with ``where``, unless they are to be replaced.
+    """
     if isinstance(value, str):
         found = _SURROGATE.search(value)
         if found is None:
@@ -123,10 +127,11 @@ def _whole(value: Any, where: str, replace: bool) -> Any:
             return _SURROGATE.sub("\ufffd", value)
         raise ValueError(
             f"{where}: \\u{ord(found[0]):04x} is half of a surrogate pair, which no text can hold; "
-            "write the whole character, or set --config.replace_bad_text."
+            "write the whole character (--config.replace_bad_text of generate puts U+FFFD there)."
         )
     if isinstance(value, list):
-        return [_whole(entry, where, replace) for entry in value]
+        return [whole_text(entry, where, replace) for entry in value]
     if isinstance(value, dict):
-        return {_whole(k, where, replace): _whole(v, where, replace) for k, v in value.items()}
+        pairs = ([whole_text(part, where, replace) for part in pair] for pair in value.items())
+        return {key: entry for key, entry in pairs}
     return value
