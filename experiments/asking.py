@@ -13,6 +13,7 @@ from absl import flags
 import specjax
 from specjax.core.assignments import read_assignments
 from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.limits import check_count
 from specjax.measure.prompts import FilePrompt
 from specjax.prompts import conversation_ids, conversation_text
 from specjax.verify import RULES
@@ -93,8 +94,7 @@ def read_config(value: Any, kind: type[AnyLaw], default: Path) -> AnyLaw:
         raise ValueError(f"--config {what} {name!r}; start from a copy of {default}.")
     config = kind(**given)
     for name in ("batch_size", "cycles_per_call", "repeats", "chunk"):
-        if getattr(config, name, 1) < 1:
-            raise ValueError(f"--config.{name}={getattr(config, name)}: must be at least 1.")
+        check_count(f"--config.{name}", getattr(config, name, 1))
     if config.compilation_cache == "auto":
         try:  # a convenience that nobody asked for must not end the run
             use_compile_cache(default_directory())

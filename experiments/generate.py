@@ -225,10 +225,12 @@ def load(job: Job) -> Run:
     """The models, and the prompts as they read them, checked. Raises ValueError."""
     target = loading.load_target()
     run = Run(job, target, loading.load(job.drafter, target), [a.prompt(target) for a in job.asked])
-    request = {name: value for name, value in job.request.items() if name != "chunk"}
+    together = 1 if _STREAM.value else job.config.batch_size
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        specjax.check(target, run.spec, run.prompts, seed=_SEED.value, **request)
+        specjax.check(
+            target, run.spec, run.prompts, seed=_SEED.value, batch_size=together, **job.request
+        )
     for warning in caught:
         plain = issubclass(warning.category, PlainTextWarning)
         told = f"{target.name} was trained on conversations; --chat uses its chat template."

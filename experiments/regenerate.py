@@ -48,7 +48,9 @@ def main(argv: Sequence[str]) -> None:
         output = ResultFile(_OUTPUT.value or "", settings, [{"prompt": text} for text in said])
         options = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
         limits = {"max_new_tokens": config.max_new_tokens}
-        specjax.check(target, None, prompts, seed=config.seed, **limits, **options)
+        specjax.check(
+            target, None, prompts, seed=config.seed, batch_size=config.batch, **limits, **options
+        )
     written, num_tokens, seconds = len(output.records), 0, 0.0
     while written < len(prompts):
         batch = prompts[written : written + config.batch]

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.drafters import Spec
+from specjax.limits import check_count, check_memory
 from specjax.measure.trace import Cycle, Trace
-from specjax.prompt_forms import is_array, is_list, scalar
-from specjax.prompts import Prompts, prompt_ids
+from specjax.prompts import Prompts
 from specjax.recording import complete, complete_row
-from specjax.sampling import Options
+from specjax.request import prepare
 from specjax.session import CHUNKS, Row, Session, check_requests
-from specjax.stopping import StopStrings, held_back, read_stops, special_ids
+from specjax.stopping import StopStrings, held_back
 from specjax.text import Reader, new_text
 from specjax.verify.base import Rule
 
@@ -181,8 +178,7 @@ def stream(
 
     With stop strings, text that could be the beginning of one is held back until it is decided.
     """
-    if cycles_per_call < 1:
-        raise ValueError(f"cycles_per_call={cycles_per_call}: must be at least 1.")
+    check_count("cycles_per_call", cycles_per_call)
     rows, stops = prepare(
         target,
         prompts,
@@ -212,9 +208,14 @@ def check(
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     template_args: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    chunk: int = CHUNKS[-1],
+    batch_size: int | None = None,
     **options: Any,
 ) -> None:
-    """Raises the ValueError that `generate` would raise, without generating anything."""
+    """Raises the ValueError that `generate` would raise, without generating anything.
+
+    ``batch_size`` is how many of the prompts will be decoded together; None: all.
+    """
     rows, _ = prepare(
         target,
         prompts,
@@ -226,7 +227,9 @@ def check(
         template_args=template_args,
         tools=tools,
     )
-    check_requests(target, as_spec(drafter, target), rows, rule)
+    check_count("chunk", chunk)
+    bound, _ = check_requests(target, as_spec(drafter, target), rows, rule)
+    check_memory(target, bound, [len(r.prompt) + r.max_new_tokens for r in rows], batch_size)
 
 
 def _stream(
@@ -279,70 +282,3 @@ def _stream(
 
 def finish_reason(row: Row, tokens: Sequence[int]) -> str:
     return "stop" if tokens and tokens[-1] in row.stop_token_ids else "length"
-
-
-def prepare(
-    target: Model,
-    prompts: Prompts,
-    max_new_tokens: int | Sequence[int],
-    seed: int | Sequence[int],
-    stop: str | Sequence[str],
-    stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None,
-    options: Mapping[str, Any],
-    *,
-    template_args: Mapping[str, Any] | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> tuple[list[Row], list[str]]:
-    """Spreads what was given over the prompts. Raises ValueError on what does not fit together."""
-    encoded = prompt_ids(target, prompts, template_args=template_args, tools=tools)
-    num = len(encoded)
-    fields = {f.name for f in dataclasses.fields(Options)}
-    for name in options:
-        if name not in fields:
-            raise ValueError(f"Unknown option {name!r}; there are {', '.join(sorted(fields))}.")
-    columns = {name: spread(name, value, num) for name, value in options.items()}
-    seeds = spread("seed", seed, num)
-    if isinstance(seed, numbers.Integral):
-        seed = int(seed)
-        seeds = [(seed + i) % 2**32 if seed >= 0 else seed for i in range(num)]
-    limits = spread("max_new_tokens", max_new_tokens, num)
-    if stop_token_ids is None:
-        stop_ids: list[Any] = [target.stop_token_ids] * num
-    elif len(stop_token_ids) and not isinstance(stop_token_ids[0], numbers.Integral):
-        stop_ids = spread("stop_token_ids", stop_token_ids, num)
-    else:
-        stop_ids = [stop_token_ids] * num
-    stops = read_stops(target, stop)
-    ending = special_ids(target, stops)
-    rows = [
-        Row(
-            prompt=encoded[i],
-            options=Options(**{name: column[i] for name, column in columns.items()}),
-            seed=seeds[i],
-            max_new_tokens=limits[i],
-            stop_token_ids=(*stop_ids[i], *ending),
-        )
-        for i in range(num)
-    ]
-    return rows, stops
-
-
-def spread(name: str, value: Any, num: int) -> list[Any]:
-    """One value for all prompts, or one for each: a list, a tuple or an array."""
-    if is_array(value):
-        if tuple(value.shape) == ():
-            return [value.item()] * num
-        value = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        if value.ndim != 1:
-            raise ValueError(
-                f"{name} is an array of {value.ndim} dimensions: give one value for all prompts, "
-                "or one each."
-            )
-        value = value.tolist()
-    if is_list(value):
-        if len(value) != num:
-            raise ValueError(
-                f"{name} has {len(value)} values for {num} prompts; give one for all, or one each."
-            )
-        return [scalar(v) for v in value]
-    return [value] * num

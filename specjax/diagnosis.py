@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from specjax.api import prepare
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.drafters.base import Spec
@@ -24,6 +23,7 @@ from specjax.models.drafts.eagle3 import Eagle3Config
 from specjax.models.drafts.medusa import MedusaConfig
 from specjax.models.frozen import Frozen
 from specjax.prompts import Prompts
+from specjax.request import prepare
 from specjax.session import Session
 
 WARN_BELOW = 1.5  # tau; a sound drafter reaches it on nearly any text

@@ -9,6 +9,7 @@ prefix it stands behind, guesses included.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from specjax.core.types import Array, pytree, static
 
 # Below this temperature a row is greedy: dividing logits by less overflows float32.
 GREEDY_BELOW = 1e-5
+FLOAT32, INT32 = float(np.finfo(np.float32).max), int(np.iinfo(np.int32).max)
+_LOGIT = 1e4  # larger than those of any model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,47 +39,86 @@ class Options:
     frequency_penalty: float = 0.0  # subtracted once per occurrence in the output so far
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
-    def check(self, vocab_size: int) -> None:
-        """Raises ValueError, in one line, on a value out of its range."""
+    def check(self, vocab_size: int, max_new_tokens: int = 1) -> None:
+        """Raises ValueError, in one line, on a value out of its range.
+
+        ``max_new_tokens`` is how often a token can occur, which the frequency penalty multiplies.
+        """
 
         def need(ok: bool, name: str, rule: str) -> None:
             if not ok:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be {rule}.")
+                raise ValueError(f"{name}={_show(getattr(self, name))}: must be {rule}.")
 
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "logit_bias":
                 need(isinstance(value, Mapping), field.name, "a mapping {token id: bias}")
             else:
-                need(isinstance(value, int | float | np.number), field.name, "a number")
-        need(0 <= self.temperature < np.inf, "temperature", "a finite number >= 0 (0 is greedy)")
+                need(_is_number(value), field.name, "a number")
         need(
-            0 <= self.top_k < np.inf and self.top_k == int(self.top_k),
+            0 <= self.temperature <= FLOAT32,
+            "temperature",
+            f"a finite number >= 0 (0 is greedy) and at most {FLOAT32:.6g}",
+        )
+        need(
+            0 <= self.top_k <= INT32 and self.top_k == int(self.top_k),
             "top_k",
-            "an integer >= 0 (0 switches it off)",
+            f"an integer >= 0 (0 switches it off) and at most {INT32}",
         )
         need(0 < self.top_p <= 1, "top_p", "in (0, 1] (1 switches it off)")
         need(0 <= self.min_p <= 1, "min_p", "in [0, 1] (0 switches it off)")
         need(
-            0 < self.repetition_penalty < np.inf,
+            1 / FLOAT32 <= self.repetition_penalty <= FLOAT32,
             "repetition_penalty",
-            "a finite number > 0 (1 switches it off)",
+            f"a finite number > 0 (1 switches it off) and at most {FLOAT32:.6g}",
         )
         for name in ("presence_penalty", "frequency_penalty"):
-            need(bool(np.isfinite(getattr(self, name))), name, "a finite number (0: off)")
+            need(
+                -FLOAT32 <= getattr(self, name) <= FLOAT32,
+                name,
+                f"a finite number (0: off), at most {FLOAT32:.6g} either way",
+            )
+        self._check_bias(vocab_size)
+        self._check_reach(max_new_tokens)
+
+    def _check_bias(self, vocab_size: int) -> None:
         for token, bias in self.logit_bias.items():
             if not isinstance(token, int | np.integer) or not 0 <= token < vocab_size:
                 raise ValueError(
-                    f"logit_bias names token {token!r}, but the vocabulary has ids 0 to "
+                    f"logit_bias names token {_show(token)}, but the vocabulary has ids 0 to "
                     f"{vocab_size - 1}."
                 )
-            if not isinstance(bias, int | float | np.number) or not bias < np.inf:
+            if not _is_number(bias) or not (bias == -np.inf or -FLOAT32 <= bias <= FLOAT32):
                 raise ValueError(
-                    f"logit_bias of token {token} is {bias!r}: must be a number < infinity "
-                    "(-inf forbids the token)."
+                    f"logit_bias of token {token} is {_show(bias)}: must be a number, at most "
+                    f"{FLOAT32:.6g} either way (-inf forbids the token)."
                 )
         if sum(b == -np.inf for b in self.logit_bias.values()) >= vocab_size:
             raise ValueError("logit_bias forbids every token; leave at least one.")
+
+    def _check_reach(self, max_new_tokens: int) -> None:
+        """Each option may fit into float32, and what they make of a logit together may not."""
+        bias = max((abs(float(b)) for b in self.logit_bias.values() if b != -np.inf), default=0.0)
+        factor = max(float(self.repetition_penalty), 1 / float(self.repetition_penalty))
+        reach = (_LOGIT + bias) * factor + abs(float(self.presence_penalty))
+        reach += abs(float(self.frequency_penalty)) * max_new_tokens
+        divisor = float(self.temperature)
+        reach /= divisor if GREEDY_BELOW <= divisor < 1 else 1
+        if reach > FLOAT32:
+            raise ValueError(
+                f"logit_bias, penalties and temperature take a logit to {reach:.2g} in "
+                f"{max_new_tokens} tokens, beyond float32 ({FLOAT32:.2g}); make them at least "
+                f"{reach / FLOAT32:.2g} times smaller together."
+            )
+
+
+def _show(value: Any) -> str:
+    """In a few characters: an integer may have thousands."""
+    return reprlib.repr(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 @pytree

@@ -8,7 +8,6 @@ bucket size is compiled once.
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +21,11 @@ from specjax.core.keys import row_keys
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.sharding import use_mesh
 from specjax.drafters.base import Drafter, Spec
+from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
 from specjax.measure.trace import Call, Trace
 from specjax.sampling import GREEDY_BELOW, Counts, Options, make_sampling
 
-MIN_SLOTS = 256
 CHUNKS = (16, 64, 256)  # widths of a prefill pass: prompts of any length compile these alone
-_UNLIMITED = np.iinfo(np.int32).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +80,9 @@ class Session:
         self._calls: list[Call] = []
         warn_of_slow_updates()
         self.target, self.spec, self.num_rows = target, drafter, len(rows)
-        if not isinstance(chunk, numbers.Integral) or chunk < 1:
-            raise ValueError(f"chunk={chunk!r}: must be a whole number of tokens, at least 1.")
+        check_count("chunk", chunk)
         self.drafter, self.rule = check_requests(target, drafter, rows, rule)
+        check_memory(target, self.drafter, [len(r.prompt) + r.max_new_tokens for r in rows])
         k = self.drafter.num_draft
         shards = 1 if target.mesh is None else target.mesh.shape["data"]
         padding = [dataclasses.replace(rows[0], prompt=rows[0].prompt[:1])] * (-len(rows) % shards)
@@ -93,7 +91,8 @@ class Session:
         self.prompt_lengths = np.asarray([len(r.prompt) for r in rows], np.int32)
         limit = self.prompt_lengths + np.asarray([r.max_new_tokens for r in rows], np.int32)
         self._needed = int(limit.max()) + k + 1
-        self._chunks = plan_chunks(int(self.prompt_lengths.max()) - 1, chunk)
+        longest = int(self.prompt_lengths.max())
+        self._chunks = plan_chunks(longest - 1, min(int(chunk), bucket(longest)))
         fed = sum(width for _, width in self._chunks)
         slots = bucket(max(fed, min(self._needed, int(self.prompt_lengths.max()) + k + 1)))
 
@@ -163,7 +162,7 @@ class Session:
                     self.rule,
                     self.request,
                     self.state,
-                    jnp.int32(_UNLIMITED if max_cycles is None else max_cycles),
+                    jnp.int32(LARGEST if max_cycles is None else max_cycles),
                 )
                 self._note_call(begin)
                 if not self._make_room() or max_cycles is not None:
@@ -255,7 +254,9 @@ def check_requests(
     """
     for i, row in enumerate(rows):
         check_row(target, row, i)
-    return choose(target, spec, rows, rule)
+    drafter, found = choose(target, spec, rows, rule)
+    check_guesses(target, drafter.num_draft)
+    return drafter, found
 
 
 def check_row(target: Any, row: Row, index: int) -> None:
@@ -276,10 +277,12 @@ def check_row(target: Any, row: Row, index: int) -> None:
         raise ValueError(
             f"max_new_tokens={row.max_new_tokens!r}: must be a whole number, at least 1."
         )
-    if len(row.prompt) + row.max_new_tokens > longest:
+    room = longest - len(row.prompt)
+    if row.max_new_tokens > room:
         raise ValueError(
             f"{where} has {len(row.prompt)} tokens, and with max_new_tokens={row.max_new_tokens} "
-            f"the text would exceed the model's limit of {longest}; shorten one of the two."
+            f"the text would exceed the model's limit of {longest}; shorten one of the two"
+            + (f": at most {room} new tokens fit." if room > 0 else ".")
         )
     for token in row.stop_token_ids:
         if not is_integer(token) or not 0 <= token < vocab:
@@ -289,11 +292,7 @@ def check_row(target: Any, row: Row, index: int) -> None:
             )
     if not is_integer(row.seed) or not 0 <= row.seed < 2**32:
         raise ValueError(f"seed={row.seed!r}: must be an integer from 0 to 2**32 - 1.")
-    row.options.check(vocab)
-
-
-def is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    row.options.check(vocab, row.max_new_tokens)
 
 
 def plan_chunks(num_tokens: int, widest: int = CHUNKS[-1]) -> list[tuple[int, int]]:
@@ -306,11 +305,3 @@ def plan_chunks(num_tokens: int, widest: int = CHUNKS[-1]) -> list[tuple[int, in
     if num_tokens > start:
         chunks.append((start, next(c for c in widths if c >= num_tokens - start)))
     return chunks
-
-
-def bucket(slots: int) -> int:
-    """The smallest power of two, from `MIN_SLOTS` on, that holds ``slots``."""
-    size = MIN_SLOTS
-    while size < slots:
-        size *= 2
-    return size

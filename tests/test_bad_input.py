@@ -16,7 +16,7 @@ from test_generate_cli import Cli
 from tiny_checkpoint import TEXT, write_tiny
 
 import specjax
-from specjax import verify
+from specjax import limits, verify
 from specjax.drafters import LM, NGram
 
 NAN = float("nan")
@@ -92,6 +92,31 @@ REQUESTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "greedy rule at T>0": ({"rule": "greedy", "temperature": 1.0}, ("greedy", "temperature=0")),
     "host_loop with stop": ({"host_loop": True, "stop": "x"}, ("host_loop", "leave one")),
     "chunk 0": ({"chunk": 0}, ("chunk=0", "at least 1")),
+    "huge chunk": ({"chunk": 2**31}, ("chunk=2147483648", "at most 2147483647")),
+    "huge top_k": ({"top_k": 2**31}, ("top_k=2147483648", "at most 2147483647")),
+    "very huge top_k": ({"top_k": 10**400}, ("top_k=1000", "at most 2147483647")),
+    "huge temperature": ({"temperature": 1e39}, (r"temperature=1e\+39", r"at most 3\.4")),
+    "huge bias": ({"logit_bias": {5: 1e39}}, ("token 5", r"1e\+39", r"at most 3\.4")),
+    "huge negative bias": ({"logit_bias": {5: -1e39}}, ("token 5", "-inf forbids")),
+    "infinite bias": ({"logit_bias": {5: np.inf}}, ("token 5", "inf")),
+    "very huge bias": ({"logit_bias": {5: 10**400}}, ("token 5", r"at most 3\.4")),
+    "huge frequency_penalty": ({"frequency_penalty": 1e39}, ("frequency_penalty=1e", r"3\.4")),
+    "huge presence_penalty": ({"presence_penalty": -(10**400)}, ("presence_penalty=-1000", "3.4")),
+    "huge repetition_penalty": ({"repetition_penalty": 1e39}, ("repetition_penalty=1e", "3.4")),
+    "tiny repetition_penalty": ({"repetition_penalty": 1e-46}, ("repetition_penalty=1e-46",)),
+    "huge together": (
+        {"logit_bias": {5: 3e38}, "temperature": 0.5},
+        ("logit_bias, penalties and temperature", r"6e\+38", "smaller"),
+    ),
+    "huge in many tokens": (
+        {"frequency_penalty": -1e37, "max_new_tokens": 128},
+        ("penalties", "128 tokens", r"3\.8 times smaller"),
+    ),
+    "a boolean": ({"temperature": True}, ("temperature=True", "a number")),
+    "huge max_new_tokens": ({"max_new_tokens": 2**40}, ("at most 252 new tokens",)),
+    "huge stop id": ({"stop_token_ids": [2**31]}, ("stop_token_ids holds 2147483648",)),
+    "stop ids in words": ({"stop_token_ids": "ab"}, ("stop_token_ids is a str", "a list")),
+    "an option of two dimensions": ({"top_p": np.ones((1, 1))}, ("top_p", "2 dimensions")),
 }
 
 
@@ -126,6 +151,11 @@ def test_stream(models: Models) -> None:
         lambda: specjax.stream(models["target"], None, "x", cycles_per_call=0),
         *("cycles_per_call=0", "at least 1"),
     )
+    for bad in (2**31, 1.5):
+        complain(
+            lambda bad=bad: specjax.stream(models["target"], None, "x", cycles_per_call=bad),
+            *(f"cycles_per_call={bad}", "at most 2147483647"),
+        )
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, True])
@@ -133,6 +163,34 @@ def test_num_draft(models: Models, k: Any) -> None:
     words = (f"num_draft={k!r}", "at least 1", "'none'")
     complain(lambda: specjax.generate(models["target"], LM(models["draft"], k), "x"), *words)
     complain(lambda: NGram(k), *words)
+
+
+@pytest.mark.parametrize("k", [256, 100000])
+def test_more_guesses_than_any_text_has_tokens(models: Models, k: int) -> None:
+    words = (f"num_draft={k}", "limited to 256 tokens", "at most 255")
+    for drafter in (NGram(k), LM(models["draft"], k), f"ngram:{k}"):
+        complain(lambda drafter=drafter: specjax.generate(models["target"], drafter, "x"), *words)
+        complain(lambda drafter=drafter: specjax.check(models["target"], drafter, "x"), *words)
+
+
+def test_more_rows_than_fit(models: Models, monkeypatch: Any) -> None:
+    """Refused before they are laid out, with how many would fit."""
+    target = models["target"]
+    prompts = [[1]] * 50_000
+    words = ("50000 rows of up to 256 tokens", "GiB are free", r"at most \d+ together")
+    monkeypatch.setattr(limits, "free_memory", lambda mesh: 2**29)
+    complain(lambda: specjax.check(target, None, prompts, max_new_tokens=8), *words)
+    specjax.check(target, None, prompts, max_new_tokens=8, batch_size=4)
+    with pytest.raises(ValueError) as caught:
+        specjax.generate(target, NGram(3), prompts, max_new_tokens=100)
+    most = int(re.search(r"at most (\d+)", str(caught.value)).group(1))  # type: ignore[union-attr]
+    bound, lengths = NGram(3).bind(target, "one_hot"), [200] * 50_000
+    limits.check_memory(target, bound, lengths, most)
+    complain(lambda: limits.check_memory(target, bound, lengths, most + 1), "at most")
+    monkeypatch.setattr(limits, "free_memory", lambda mesh: 1000)
+    complain(lambda: specjax.generate(target, None, [1]), "1 rows", "shorter texts")
+    monkeypatch.undo()
+    assert 2**20 < (limits.free_memory(None) or 0) < 2**50
 
 
 def test_drafts_that_do_not_fit(models: Models) -> None:
@@ -216,6 +274,13 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "temperature": (("--temperature=-1",), ("temperature=-1.0", "0 is greedy")),
     "greedy rule": (("--temperature=1", "--rule=greedy"), ("greedy", "temperature=0")),
     "bias": (("--config.logit_bias=3",), ("logit_bias='3'", "ID:BIAS")),
+    "huge top_k": (("--config.top_k=2147483648",), ("top_k=2147483648", "at most")),
+    "huge bias": (("--config.logit_bias=5:1e39",), ("token 5", "1e+39")),
+    "huge cycles_per_call": (
+        ("--stream", "--config.cycles_per_call=2147483648"),
+        ("cycles_per_call=2147483648", "at most 2147483647"),
+    ),
+    "huge k": (("--num_draft=100000",), ("num_draft=100000", "at most 255")),
     "batch size": (("--config.batch_size=0",), ("batch_size=0", "at least 1")),
     "mesh": (("--mesh=rows:2",), ("--mesh=rows:2", "data:2,model:4")),
     "stream to a file": (("--stream", "--output=x.jsonl"), ("--stream and --output", "leave one")),

@@ -216,3 +216,20 @@ CONVERSATIONS = {
         *(83, 198),
     ],
 }
+
+
+def test_options_as_arrays(plain: specjax.Model) -> None:
+    """One a prompt, or without dimensions one for all."""
+    prompts, size = ["def", "area"], {"max_new_tokens": 6}
+
+    def tokens(**options: Any) -> list[list[int]]:
+        return specjax.generate(plain, "ngram:2", prompts, **{**size, **options}).tokens
+
+    said = tokens(temperature=[0.0, 0.8], seed=[1, 2], stop_token_ids=[[3], [4]], top_k=[5, 6])
+    for kind in (np.array, jnp.array, tuple):
+        options = {"temperature": kind([0.0, 0.8]), "seed": kind([1, 2]), "top_k": kind([5, 6])}
+        assert tokens(**options, stop_token_ids=kind([[3], [4]])) == said
+    one = tokens(temperature=0.5, seed=7, stop_token_ids=[3], max_new_tokens=5)
+    alone = {"temperature": np.array(0.5), "seed": jnp.array(7), "max_new_tokens": np.int64(5)}
+    assert tokens(**alone, stop_token_ids=np.array(3)) == one
+    assert tokens(logit_bias={5: np.array(1e4)}) == tokens(logit_bias=[{5: 1e4}, {5: 1e4}])

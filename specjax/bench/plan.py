@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specjax import api
 from specjax.bench.curves import Curve
 from specjax.bench.rendering import Prompt
 from specjax.bench.synthetic import NOT_THE_MODELS, Forced
 from specjax.checkpoint.drafters.named import Named, parse
 from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
+from specjax.limits import check_memory
+from specjax.request import prepare
 from specjax.session import check_requests
 from specjax.verify.base import Rule
 
@@ -176,7 +177,9 @@ def _cases(
     settings = suite.request(temperature)
 
     def case(label: str, spec: Spec, rule: str | None, curve: Curve | None = None) -> Case:
-        verifier, kind, k = _check(target, spec, rule, prompts, settings, suite.seed, label)
+        verifier, kind, k = _check(
+            target, spec, rule, prompts, settings, suite.seed, label, max(suite.batches)
+        )
         if curve is not None:
             verifier = Forced(verifier, curve.survival(k))
         return Case(
@@ -211,9 +214,10 @@ def _check(
     settings: Mapping[str, Any],
     seed: int,
     label: str,
+    batch: int,
 ) -> tuple[Rule, str, int]:
     """(rule, kind of guesses, k). Raises ValueError, in one line that names the drafter."""
-    rows, _ = api.prepare(
+    rows, _ = prepare(
         target,
         [list(p.tokens) for p in prompts],
         settings["max_new_tokens"],
@@ -224,6 +228,7 @@ def _check(
     )
     try:
         bound, found = check_requests(target, spec, rows, rule)
+        check_memory(target, bound, [len(r.prompt) + r.max_new_tokens for r in rows], batch)
     except ValueError as error:
         where = f"Drafter {label} at temperature {settings['temperature']:g}"
         raise ValueError(f"{where}: {error}") from None

@@ -15,11 +15,11 @@ from typing import Any
 from specjax import api
 from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
+from specjax.limits import MIN_SLOTS, bucket
 from specjax.measure import metrics
 from specjax.measure.calibration import Cell, check_fits, with_num_draft
 from specjax.measure.cost_model import Costs, predict, survival_of
 from specjax.measure.trace import Trace
-from specjax.session import MIN_SLOTS, bucket
 
 Progress = Callable[[float, str], None]  # (share that is done, what comes now)
 

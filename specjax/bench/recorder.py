@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import define_prng_impl
 
-from specjax.api import finish_reason, prepare
+from specjax.api import finish_reason
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.types import KINDS, Array, Proposal, Verdict
@@ -30,6 +30,7 @@ from specjax.drafters.medusa import Medusa
 from specjax.measure.trace import Trace
 from specjax.prompts import Prompts
 from specjax.recording import complete
+from specjax.request import prepare
 from specjax.session import Row, Session, check_requests
 from specjax.verify.base import VerifyKeys
 from specjax.verify.greedy import Greedy, GreedyLaw

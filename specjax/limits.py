@@ -1,0 +1,142 @@
+"""What fits: numbers into the device's integers, guesses into the model, rows into memory.
+
+Asked before anything is allocated, so that the answer is one line instead of a process that is
+killed.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import decode
+from specjax.core.sharding import use_mesh
+
+LARGEST = int(np.iinfo(np.int32).max)  # the device counts in int32
+MIN_SLOTS = 256
+_SPARE = 8  # an estimate this far below what there is needs no exact one
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises ValueError, in one line, unless it is a whole number from 1 to `LARGEST`."""
+    if not is_integer(value) or not 1 <= value <= LARGEST:
+        raise ValueError(
+            f"{name}={value!r}: must be a whole number, at least 1, at most {LARGEST}."
+        )
+
+
+def bucket(slots: int) -> int:
+    """The smallest power of two, from `MIN_SLOTS` on, that holds ``slots``."""
+    size = MIN_SLOTS
+    while size < slots:
+        size *= 2
+    return size
+
+
+def check_guesses(target: Any, num_draft: int) -> None:
+    """Raises ValueError if a block of ``num_draft`` guesses is longer than any text."""
+    longest = target.config.max_position_embeddings
+    if num_draft >= longest:
+        raise ValueError(
+            f"num_draft={num_draft}: the texts of {target.name} are limited to {longest} tokens; "
+            f"guess at most {longest - 1} a cycle."
+        )
+
+
+def check_memory(
+    target: Any, drafter: Any, lengths: Sequence[int], batch: int | None = None
+) -> None:
+    """Raises ValueError if the caches of a batch are larger than the memory that is free.
+
+    Args:
+      target: a `specjax.Model`.
+      drafter: bound to it.
+      lengths: how long each row's text may become, prompt included.
+      batch: rows that are decoded together; None: all.
+    """
+    rows = len(lengths) if batch is None else min(batch, len(lengths))
+    if target.mesh is not None:
+        rows += -rows % target.mesh.shape["data"]
+    slots, free = bucket(max(lengths) + drafter.num_draft + 1), free_memory(target.mesh)
+    if free is None or rows * _roughly(target, drafter, slots) * _SPARE < free:
+        return
+    needed = functools.partial(_needed, target, drafter, slots=slots)
+    if needed(rows) <= free:
+        return
+    fit = math.floor(rows * free / needed(rows))
+    k = drafter.num_draft
+    words = f"{rows} rows of up to {slots} tokens" + (f" with num_draft={k}" if k else "")
+    todo = f"decode at most {fit} together" if fit else "ask for shorter texts, or fewer guesses"
+    raise ValueError(
+        f"{words} need about {_gigabytes(needed(rows))} of memory beside the weights, and "
+        f"{_gigabytes(free)} are free: {todo}."
+    )
+
+
+def free_memory(mesh: Any) -> int | None:
+    """Bytes that can still be allocated where the target is; None if that cannot be known."""
+    devices = [jax.devices()[0]] if mesh is None else list(mesh.local_devices)
+    if devices[0].platform == "cpu":
+        return _host_memory()
+    stats = [device.memory_stats() or {} for device in devices]
+    if not all("bytes_limit" in s for s in stats):
+        return None
+    return sum(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
+
+
+def _host_memory() -> int | None:
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:")]
+        limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+        found += [int(limit.read_text())] if limit.is_file() else []
+    except (OSError, ValueError, IndexError):  # "max": no limit
+        pass
+    if not found and hasattr(os, "sysconf"):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=None)
+
+
+def _roughly(target: Any, drafter: Any, slots: int) -> int:
+    """Bytes of one row, by the target's sizes alone."""
+    c, k = target.config, drafter.num_draft
+    cache = 2 * c.num_layers * slots * c.num_kv_heads * c.kv_repeat * c.head_dim * 4
+    return cache + slots * (k + 4) * 4 + 3 * (k + 1) * c.vocab_size * 4
+
+
+def _needed(target: Any, drafter: Any, rows: int, *, slots: int) -> int:
+    """Bytes of the state of ``rows`` rows as they grow to ``slots``, and of one block's laws."""
+
+    def of(tree: Any) -> int:
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    def state(slots: int) -> int:
+        shape = jax.ShapeDtypeStruct
+        one = (shape((rows, slots), jnp.int32), shape((rows,), jnp.int32), shape((rows,), bool))
+        init = functools.partial(decode.init_state, counts=None)
+        with use_mesh(target.mesh):
+            return of(jax.eval_shape(init, target.net, drafter, *one))
+
+    # While a state grows, the one of half the size is still there. Of a block there are logits, the
+    # law that is drawn from, and the draft's.
+    before = state(slots // 2) if slots > MIN_SLOTS else 0
+    laws = 3 * rows * (drafter.num_draft + 1) * target.config.vocab_size * 4
+    return state(slots) + before + laws
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
