@@ -36,6 +36,11 @@ class Output:
     compile_seconds: float  # what the first call of a shape spent on its programs
     rule: str
 
+    def __repr__(self) -> str:
+        size = f"{len(self.text)} texts, {sum(map(len, self.tokens))} tokens"
+        speed = f"tau {self.tau:.2f}, {self.tokens_per_second:.0f} tokens/s"
+        return f"Output({size}, {speed}, rule {self.rule})"
+
     @property
     def tau(self) -> float:
         """Committed tokens per target pass, the target's own token included."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from tiny_checkpoint import write_tiny
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+import specjax
 from specjax.checkpoint import CheckpointError
 from specjax.checkpoint.llama2c_tokenizer import Llama2cTokenizer, load_llama2c_tokenizer
+from specjax.checkpoint.load import EndTokenWarning
 from specjax.checkpoint.tokenizer import HfTokenizer, load_tokenizer
 
 TEXT = 'Lily said "hé", 日本語 🙂 and\nleft.'
@@ -138,3 +143,31 @@ def test_llama2c_file(tmp_path: Path) -> None:
         path.write_bytes((struct.pack("<i", 6) + body)[:-cut])
         with pytest.raises(CheckpointError, match=r"truncated|pieces"):
             load_llama2c_tokenizer(path, len(pieces))
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "stops", "said"),
+    [
+        (None, None, (0,), "id 0, ends a text\\."),
+        (None, {"temperature": 1.0}, (0,), "id 0, ends a text\\."),
+        (5, None, (5, 0), "id 0, ends a text as well"),
+        (0, None, (0,), None),
+        (None, {"eos_token_id": [7]}, (7,), None),
+        (5, {"eos_token_id": 1}, (1,), None),
+    ],
+)
+def test_the_tokenizers_own_end_token(
+    tmp_path: Path, config: Any, generation: Any, stops: tuple[int, ...], said: str | None
+) -> None:
+    """It counts where generation_config.json names none, and a line says so."""
+    directory = write_tiny(tmp_path / "t")
+    raw = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**raw, "eos_token_id": config}))
+    if generation is not None:
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert specjax.load(directory).stop_token_ids == stops
+    assert [w.category for w in caught] == [EndTokenWarning] * bool(said)
+    if said:
+        assert re.search(said, str(caught[0].message))

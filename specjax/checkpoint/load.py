@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ EMBEDDED = ("target", "draft", "dflash", "eagle3", "medusa")  # a model, and dra
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+class EndTokenWarning(UserWarning):
+    """A checkpoint does not say what ends a text, but its tokenizer does."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A loaded checkpoint. A host object: only ``net`` is handed to compiled functions."""
@@ -42,6 +47,9 @@ class Model:
     name: str
     dtype: np.dtype  # of the weights, float32 or bfloat16
     directory: Path | None = None  # where its files are, those of the chat template among them
+
+    def __repr__(self) -> str:
+        return f"Model({self.name}: {self.net!r})"
 
     @property
     def config(self) -> DecoderConfig:
@@ -123,7 +131,24 @@ def _load_directory(
     tokenizer = load_tokenizer(directory)
     net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype, replicate=replicate)
     bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
+    if tokenizer and generation.get("eos_token_id") in (None, []):
+        stop_ids = _with_end_token(directory, stop_ids, tokenizer.eos_id, net.config.vocab_size)
     return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype, directory)
+
+
+def _with_end_token(
+    directory: Path, stop_ids: tuple[int, ...], eos_id: int | None, vocab_size: int
+) -> tuple[int, ...]:
+    """With the tokenizer's own end token, where generation_config.json names none."""
+    if eos_id is None or eos_id in stop_ids or eos_id >= vocab_size:
+        return stop_ids
+    warnings.warn(
+        f"{directory}: generation_config.json names no end token, so the tokenizer's own, "
+        f"id {eos_id}, ends a text" + (" as well." if stop_ids else "."),
+        EndTokenWarning,
+        stacklevel=4,
+    )
+    return (*stop_ids, eos_id)
 
 
 def _load_file(path: Path, *, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool) -> Model:

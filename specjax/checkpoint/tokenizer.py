@@ -71,11 +71,12 @@ class HfTokenizer:
         bos_id: int | None,
         adds_bos: bool,
         pad_id: int | None = None,
+        eos_id: int | None = None,
     ):
         """``directory`` is where it was read."""
         self._inner, self._directory = inner, directory
         self._adds_bos = adds_bos
-        self.bos_id, self.pad_id = bos_id, pad_id
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self.vocab_size = max(inner.get_vocab().values(), default=-1) + 1
         added = inner.get_added_tokens_decoder()
         self.special_tokens: Mapping[str, int] = {
@@ -152,11 +153,21 @@ def load_tokenizer(directory: Path) -> HfTokenizer | None:
         token = token.get("content") if isinstance(token, dict) else token
         return None if token is None else str(token)
 
-    token, pad = text_of("bos_token"), text_of("pad_token")
+    def id_of(name: str) -> int | None:
+        text = text_of(name)
+        return None if text is None else inner.token_to_id(text)
+
+    token = text_of("bos_token")
     bos_id = None if token is None else inner.token_to_id(token)
     if token is not None and bos_id is None:
         raise CheckpointError(f"{settings_path}: bos_token {token!r} is not in tokenizer.json.")
     said = settings.get("add_bos_token")
     adds_bos = bos_id is not None and (first == bos_id if said is None else bool(said))
-    pad_id = None if pad is None else inner.token_to_id(pad)  # only passed on when it is exported
-    return HfTokenizer(inner, directory=directory, bos_id=bos_id, adds_bos=adds_bos, pad_id=pad_id)
+    return HfTokenizer(
+        inner,
+        directory=directory,
+        bos_id=bos_id,
+        adds_bos=adds_bos,
+        pad_id=id_of("pad_token"),  # only passed on when it is exported
+        eos_id=id_of("eos_token"),
+    )

@@ -20,9 +20,25 @@ def static(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
+def one_line(value: Any) -> str:
+    """The repr of a dataclass on one line: of arrays their type and shape alone."""
+    fields = (f"{f.name}={_brief(getattr(value, f.name))}" for f in dataclasses.fields(value))
+    return f"{type(value).__name__}({', '.join(fields)})"
+
+
+def _brief(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple) and any(hasattr(v, "dtype") for v in value):
+        return f"({', '.join(map(_brief, value))})"
+    return repr(value)
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def pytree(cls: type[T]) -> type[T]:
     """A frozen dataclass that is a pytree; fields made with ``static()`` are not leaves."""
+    if "__repr__" not in cls.__dict__:
+        cls.__repr__ = one_line  # type: ignore[assignment, method-assign]
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 

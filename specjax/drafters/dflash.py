@@ -21,7 +21,7 @@ from flax import nnx
 
 from specjax.core import sharding
 from specjax.core.cache import Cache
-from specjax.core.types import Array, Proposal, pytree, static
+from specjax.core.types import Array, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_num_draft
 from specjax.drafters.drawing import draw_all, onto_target
 from specjax.models.config import DecoderConfig
@@ -46,6 +46,8 @@ class DFlash:
     num_draft: int | None = None
     target_ids: Array | None = None
     name: str = "dflash"
+
+    __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> DFlashDrafter:
         """The drafter for ``target``; its guesses are deterministic whatever ``kind`` says.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import sharding
-from specjax.core.types import Array, Proposal, pytree
+from specjax.core.types import Array, Proposal, one_line, pytree
 from specjax.drafters.base import Context, check_kind
 from specjax.drafters.dflash import (
     DFlashDrafter,
@@ -40,6 +40,8 @@ class DFlash2:
     kind: str | None = None
     target_ids: Array | None = None
     name: str = "dflash2"
+
+    __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> DFlash2Drafter:
         """The drafter for ``target``. Raises ValueError if the two do not fit."""

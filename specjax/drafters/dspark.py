@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from specjax.core import sharding
 from specjax.core.cache import Cache
-from specjax.core.types import Array, Proposal, pytree
+from specjax.core.types import Array, Proposal, one_line, pytree
 from specjax.drafters.base import Context, check_kind
 from specjax.drafters.dflash import (
     DFlashDrafter,
@@ -44,6 +44,8 @@ class DSpark:
     kind: str | None = None
     target_ids: Array | None = None
     name: str = "dspark"
+
+    __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> DSparkDrafter:
         """The drafter for ``target``. Raises ValueError if the two do not fit."""

@@ -25,7 +25,7 @@ from flax import nnx
 from specjax.core import sharding
 from specjax.core.cache import Block, Cache
 from specjax.core.sharding import constrain
-from specjax.core.types import Array, Proposal, pytree, static
+from specjax.core.types import Array, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import count_guess, draw, onto_target
 from specjax.models.config import DecoderConfig
@@ -53,6 +53,8 @@ class Eagle3:
     kind: str | None = None
     target_ids: Array | None = None
     name: str = "eagle3"
+
+    __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> Eagle3Drafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.cache import Block, Cache
-from specjax.core.types import KINDS, Array, Proposal, pytree, static
+from specjax.core.types import KINDS, Array, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_num_draft
 from specjax.drafters.drawing import count_guess, draw
 from specjax.models.layers.attention import causal
@@ -43,6 +43,8 @@ class LM:
     model: Any
     num_draft: int = 5
     kind: str | None = None
+
+    __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> LMDrafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.

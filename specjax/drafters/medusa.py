@@ -18,7 +18,7 @@ from flax import nnx
 
 from specjax.core import sharding
 from specjax.core.sharding import constrain
-from specjax.core.types import Array, Proposal, pytree, static
+from specjax.core.types import Array, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import draw_all
 from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
@@ -40,6 +40,8 @@ class Medusa:
     num_draft: int | None = None
     kind: str | None = None
     name: str = "medusa"
+
+    __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> MedusaDrafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.

@@ -120,6 +120,10 @@ class Trace:
             rows.append(tuple(cycles))
         return cls(tuple(rows))
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.rows)} rows, {self.num_cycles} cycles, {self.num_committed} tokens"
+        return f"Trace({counts}, tau {self.tau:.2f})"
+
     def __iter__(self) -> Iterator[Cycle]:
         for row in self.rows:
             yield from row

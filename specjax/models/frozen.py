@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
+import jax
 from flax import nnx
 
 from specjax.core import sharding
@@ -27,6 +29,23 @@ class Frozen:
     def of(cls, module: Any) -> Frozen:
         graphdef, params = nnx.split(module)
         return cls(params=params, graphdef=graphdef, config=module.config)
+
+    def __repr__(self) -> str:
+        """Kind, sizes, dtype and devices, on one line."""
+        leaves = [x for x in jax.tree.leaves(self.params) if hasattr(x, "shape")]
+        sizes = getattr(self.config, "backbone", self.config)
+        kind = type(self.config).__name__.removesuffix("Config")
+        kind = getattr(self.config, "model_type", kind.lower())
+        dtypes = sorted({str(x.dtype) for x in leaves})
+        parts = [
+            f"{sizes.num_layers} layers of {sizes.hidden_size}",
+            f"{sizes.vocab_size} tokens",
+            f"{_rounded(sum(math.prod(x.shape) for x in leaves))} parameters",
+            *dtypes,
+            *_devices(leaves),
+            *(["replicated"] if self.replicated else []),
+        ]
+        return f"{kind}({', '.join(parts)})"
 
     @property
     def module(self) -> Any:
@@ -61,3 +80,21 @@ class Frozen:
         with sharding.replicated(self.replicated):
             cache = self.module.init_cache(rows, slots)
         return dataclasses.replace(cache, kv_axis=None) if self.replicated else cache
+
+
+def _rounded(number: int) -> str:
+    """12.3M"""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _devices(leaves: list[Any]) -> list[str]:
+    """Where they are, such as "cpu:0" or "8 tpu devices"; nothing while they are traced."""
+    placed = (x for x in leaves if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer))
+    found: set[Any] = {device for x in placed for device in x.sharding.device_set}
+    if len(found) == 1:
+        (device,) = found
+        return [f"{device.platform}:{device.id}"]
+    return [f"{len(found)} {min(d.platform for d in found)} devices"] if found else []
