@@ -19,6 +19,7 @@ from specjax import decode, verify
 from specjax.core.compiles import Stopwatch
 from specjax.core.keys import row_keys
 from specjax.core.platform import warn_of_slow_updates
+from specjax.core.program import Program
 from specjax.core.sharding import use_mesh
 from specjax.drafters.base import Drafter, Spec
 from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
@@ -78,6 +79,8 @@ class Session:
         """
         self.clock = Stopwatch()
         self._calls: list[Call] = []
+        self._was_new = False  # the program of the last call
+        self._asked: set[tuple[Program, int]] = set()
         warn_of_slow_updates()
         self.target, self.spec, self.num_rows = target, drafter, len(rows)
         check_count("chunk", chunk)
@@ -152,9 +155,14 @@ class Session:
         return self.state.tokens.shape[1]
 
     def advance(self, max_cycles: int | None = None) -> None:
-        """Runs cycles on the device: until every row is done, or at most ``max_cycles``."""
+        """Runs cycles on the device: until every row is done, or at most ``max_cycles``.
+
+        A new program runs one cycle first, in a call of its own.
+        """
+        left = LARGEST if max_cycles is None else max_cycles
         with use_mesh(self.target.mesh):
             while True:
+                new = self._is_new(decode.run_program)
                 begin = self.clock.seconds
                 self.state = decode.run_program(
                     self.target.net,
@@ -162,10 +170,11 @@ class Session:
                     self.rule,
                     self.request,
                     self.state,
-                    jnp.int32(LARGEST if max_cycles is None else max_cycles),
+                    jnp.int32(1 if new else left),
                 )
-                self._note_call(begin)
-                if not self._make_room() or max_cycles is not None:
+                self._note_call(begin, new)
+                left -= new and max_cycles is not None
+                if not ((self._make_room() and max_cycles is None) or (new and left)):
                     return
 
     def advance_by_host(self) -> None:
@@ -177,17 +186,38 @@ class Session:
         with use_mesh(self.target.mesh):
             while not self.done.all():
                 self._make_room()
+                new = self._is_new(decode.cycle_program)
                 begin = self.clock.seconds
                 self.state = decode.cycle_program(
                     self.target.net, self.drafter, self.rule, self.request, self.state
                 )
-                self._note_call(begin)
+                self._note_call(begin, new)
 
-    def _note_call(self, begin: float) -> None:
-        """Waits for the device, and notes how long the call took and how many cycles it ran."""
+    def _is_new(self, program: Program) -> bool:
+        """Whether no session has run it with such a batch; within one only the slots change."""
+        if (program, self.num_slots) in self._asked:
+            return False
+        self._asked.add((program, self.num_slots))
+        return program.is_new(self.rule, self.target.net, self.drafter, self.request, self.state)
+
+    def _note_call(self, begin: float, new: bool) -> None:
+        """Waits for the device, and notes how long the call took and how many cycles it ran.
+
+        Those of a ``new`` program are slower than all others will be: they count as long as the
+        ones after them.
+        """
         self.clock.leave_out_compiling(begin)
         ran = int(self.state.num_cycles) - sum(call.cycles for call in self._calls)
-        self._calls.append(Call(begin, self.clock.seconds, ran))
+        end = self.clock.seconds
+        if self._was_new and not new and ran:
+            last = self._calls[-1]
+            slower = (last.end - last.begin) - (end - begin) / ran * last.cycles
+            if slower > 0:
+                self.clock.leave_out(slower)
+                self._calls[-1] = dataclasses.replace(last, end=last.end - slower)
+                begin, end = begin - slower, end - slower
+        self._calls.append(Call(begin, end, ran))
+        self._was_new = new
 
     def _make_room(self) -> bool:
         """Grows the slots if the next block does not fit; whether it did."""

@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from pathlib import Path
+from unittest import mock
 
 import checks
 import jax
@@ -16,7 +17,8 @@ import tiny
 
 import specjax
 from specjax.measure import trace_file
-from specjax.measure.trace import Cycle, Detail, Text, Trace
+from specjax.measure.trace import Call, Cycle, Detail, Text, Trace
+from specjax.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,21 @@ def test_compiling_is_no_decoding() -> None:
     assert first.seconds + first.compile_seconds <= wall
     assert first.trace.rows[0][-1].end <= first.seconds
     assert first.tokens_per_second == pytest.approx(20 / first.seconds)
+
+
+def test_the_first_run_of_a_program_counts_as_the_next_one() -> None:
+    """XLA prepares parts of a program when they are first reached: that is no decoding either."""
+    clock = mock.Mock(seconds=0.2)
+    session = mock.Mock(_calls=[], _was_new=False, clock=clock)
+    session.state.num_cycles = 1
+    Session._note_call(session, 0.0, True)
+    assert session._calls == [Call(0.0, 0.2, 1)]
+    clock.seconds, session.state.num_cycles = 0.24, 5
+    Session._note_call(session, 0.2, False)
+    first, second = session._calls
+    assert (first.begin, first.end, first.cycles) == (0.0, pytest.approx(0.01), 1)
+    assert (second.begin, second.end, second.cycles) == pytest.approx((0.01, 0.05, 4))
+    clock.leave_out.assert_called_once_with(pytest.approx(0.19))
 
 
 def test_a_stop_string_cuts_the_trace() -> None:

@@ -65,7 +65,11 @@ class Stopwatch:
         """Since this was made, without what was left out."""
         return time.perf_counter() - self._began - self.compiling
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes back so many."""
+        self.compiling += seconds
+
     def leave_out_compiling(self, since: float) -> None:
         """Leaves out the time from ``since``, on this clock, until a program was last compiled."""
         last = getattr(_counter().here, "last", -math.inf)
-        self.compiling += max(last - self._began - self.compiling - since, 0.0)
+        self.leave_out(max(last - self._began - self.compiling - since, 0.0))

@@ -27,6 +27,7 @@ class Program:
     def __init__(self, function: Callable[..., Any], **kwargs: Any):
         """Takes what `jax.jit` takes."""
         self._function, self._kwargs = function, kwargs
+        self._met: set[Any] = set()  # structures and shapes of arguments
 
     @functools.cached_property
     def _jitted(self) -> Any:
@@ -35,6 +36,19 @@ class Program:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._jitted(*args, **kwargs)
+
+    def is_new(self, *args: Any) -> bool:
+        """Whether this is the first time that it meets arguments of such structure and shapes.
+
+        The first run is slow, even once it is compiled: XLA prepares parts of a program when they
+        are first reached. Arguments that are no trees of arrays must be hashable.
+        """
+        leaves, structure = jax.tree.flatten(args)
+        shapes = [(x.shape, x.dtype) if hasattr(x, "dtype") else x for x in leaves]
+        key = structure, tuple(shapes)
+        new = key not in self._met
+        self._met.add(key)
+        return new
 
     def __getattr__(self, name: str) -> Any:
         """``lower``, ``trace`` and the rest of what a jitted function has."""
