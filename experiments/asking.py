@@ -13,9 +13,10 @@ from absl import flags
 import specjax
 from specjax.core.assignments import read_assignments
 from specjax.core.compile_cache import default_directory, use_compile_cache
-from specjax.limits import check_count
+from specjax.limits import LARGEST, check_count
 from specjax.measure.prompts import FilePrompt
 from specjax.prompts import conversation_ids, conversation_text
+from specjax.sampling import Options
 from specjax.verify import RULES
 
 flags.disclaim_key_flags()  # they are those of the script that defines them
@@ -57,8 +58,12 @@ class Law:
     compilation_cache: str
 
     def request(self) -> dict[str, Any]:
-        """Arguments of `specjax.generate`, those of flags included."""
-        return {
+        """Arguments of `specjax.generate`, those of flags included.
+
+        Raises:
+          ValueError: on an option out of its range, as far as that can be told without a target.
+        """
+        request = {
             "max_new_tokens": flags.FLAGS.max_new_tokens,
             "rule": flags.FLAGS.rule,
             "temperature": flags.FLAGS.temperature,
@@ -73,6 +78,9 @@ class Law:
             "stop_token_ids": self.stop_token_ids,
             "chunk": self.chunk,
         }
+        law = {f.name: request[f.name] for f in dataclasses.fields(Options)}
+        Options(**law).check(LARGEST, request["max_new_tokens"])
+        return request
 
 
 AnyLaw = TypeVar("AnyLaw", bound=Law)

@@ -76,10 +76,14 @@ def check_memory(
     needed = functools.partial(_needed, target, drafter, slots=slots)
     if needed(rows) <= free:
         return
-    fit = math.floor(rows * free / needed(rows))
-    k = drafter.num_draft
+    fit, k = math.floor(rows * free / needed(rows)), drafter.num_draft
+    # What a guess adds is mostly its laws.
+    fewer = k - math.ceil((needed(1) - free) / _laws(target, 1, 1))
     words = f"{rows} rows of up to {slots} tokens" + (f" with num_draft={k}" if k else "")
-    todo = f"decode at most {fit} together" if fit else "ask for shorter texts, or fewer guesses"
+    if fit:
+        todo = f"decode at most {fit} together"
+    else:
+        todo = f"guess about {fewer} a cycle at most" if fewer > 0 else "ask for shorter texts"
     raise ValueError(
         f"{words} need about {_gigabytes(needed(rows))} of memory beside the weights, and "
         f"{_gigabytes(free)} are free: {todo}."
@@ -89,12 +93,15 @@ def check_memory(
 def free_memory(mesh: Any) -> int | None:
     """Bytes that can still be allocated where the target is; None if that cannot be known."""
     devices = [jax.devices()[0]] if mesh is None else list(mesh.local_devices)
-    if devices[0].platform == "cpu":
-        return _host_memory()
+    # Other processes are taken to have as much.
+    share = 1 if mesh is None else mesh.devices.size // max(len(devices), 1)
+    if not devices or devices[0].platform == "cpu":
+        host = _host_memory()
+        return None if host is None else host * share
     stats = [device.memory_stats() or {} for device in devices]
     if not all("bytes_limit" in s for s in stats):
         return None
-    return sum(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
+    return share * sum(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
 
 
 def _host_memory() -> int | None:
@@ -115,7 +122,7 @@ def _roughly(target: Any, drafter: Any, slots: int) -> int:
     """Bytes of one row, by the target's sizes alone."""
     c, k = target.config, drafter.num_draft
     cache = 2 * c.num_layers * slots * c.num_kv_heads * c.kv_repeat * c.head_dim * 4
-    return cache + slots * (k + 4) * 4 + 3 * (k + 1) * c.vocab_size * 4
+    return cache + slots * (k + 4) * 4 + _laws(target, 1, k + 1)
 
 
 def _needed(target: Any, drafter: Any, rows: int, *, slots: int) -> int:
@@ -131,11 +138,14 @@ def _needed(target: Any, drafter: Any, rows: int, *, slots: int) -> int:
         with use_mesh(target.mesh):
             return of(jax.eval_shape(init, target.net, drafter, *one))
 
-    # While a state grows, the one of half the size is still there. Of a block there are logits, the
-    # law that is drawn from, and the draft's.
+    # While a state grows, the one of half the size is still there.
     before = state(slots // 2) if slots > MIN_SLOTS else 0
-    laws = 3 * rows * (drafter.num_draft + 1) * target.config.vocab_size * 4
-    return state(slots) + before + laws
+    return state(slots) + before + _laws(target, rows, drafter.num_draft + 1)
+
+
+def _laws(target: Any, rows: int, width: int) -> int:
+    """Bytes of the logits of a block, the law that is drawn from, and the draft's."""
+    return 3 * rows * width * target.config.vocab_size * 4
 
 
 def _gigabytes(size: float) -> str:

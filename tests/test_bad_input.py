@@ -189,6 +189,11 @@ def test_more_rows_than_fit(models: Models, monkeypatch: Any) -> None:
     complain(lambda: limits.check_memory(target, bound, lengths, most + 1), "at most")
     monkeypatch.setattr(limits, "free_memory", lambda mesh: 1000)
     complain(lambda: specjax.generate(target, None, [1]), "1 rows", "shorter texts")
+    monkeypatch.setattr(limits, "free_memory", lambda mesh: 2**19)
+    complain(
+        lambda: specjax.generate(target, NGram(200), [1], max_new_tokens=8),
+        *("num_draft=200", r"guess about \d\d a cycle at most"),
+    )
     monkeypatch.undo()
     assert 2**20 < (limits.free_memory(None) or 0) < 2**50
 
@@ -365,9 +370,11 @@ def test_output_of_something_else(run: Cli, tmp_path: Path) -> None:
     assert output.read_text() == "notes"
 
     output.unlink()  # begins anew, and fails later on, for another reason
-    complain_at(run, (*arguments, "--top_p=0"), ("top_p=0.0",))
-    assert json.loads(sidecar.read_text())["top_p"] == 0.0
+    complain_at(run, (*arguments, "--max_new_tokens=999"), ("limit of 256",))
+    assert json.loads(sidecar.read_text())["max_new_tokens"] == 999
     output.write_text('{"prompt": "x"}\nnotes\n')
-    complain_at(run, (*arguments, "--top_p=0"), ("line 2", "not a result"))
+    complain_at(run, (*arguments, "--max_new_tokens=999"), ("line 2", "not a result"))
     output.write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
-    complain_at(run, (*arguments, "--top_p=0"), ("line 2", "1 prompts only", "another --output"))
+    complain_at(
+        run, (*arguments, "--max_new_tokens=999"), ("line 2", "1 prompts only", "another --output")
+    )

@@ -96,6 +96,13 @@ def test_a_special_token(tmp_path: Path) -> None:
         specjax.check(target, None, "def", stop=["<|endoftext|>\n"])
 
 
+def test_a_special_token_of_a_reference(shared: Path) -> None:
+    target = specjax.load(shared / "parity/llama3")
+    request: dict[str, Any] = {"logit_bias": {347: 1e4}, "max_new_tokens": 12}
+    out = specjax.generate(target, None, "abc", stop=["<|eot_id|>"], stop_token_ids=(), **request)
+    assert (out.tokens, out.finish, out.text) == ([[347]], ["stop"], [""])
+
+
 def test_stops_that_are_none(tmp_path: Path) -> None:
     target = specjax.load(write_tiny(tmp_path / "t"))
     check = lambda stop: specjax.check(target, None, "def", stop=stop)

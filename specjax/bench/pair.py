@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from specjax import api
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
 from specjax.measure import metrics
@@ -18,7 +19,7 @@ Progress = Callable[[float, str], None]  # (share that is done, what comes now)
 
 def explain_pair(
     target: Model,
-    spec: Spec,
+    spec: Spec | str,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 128,
@@ -34,7 +35,7 @@ def explain_pair(
 
     Args:
       target: from `specjax.load`.
-      spec: the drafter.
+      spec: the drafter, or its name.
       prompts: token ids.
       max_new_tokens: of every text.
       temperature: of sampling; 0: greedy.
@@ -45,6 +46,7 @@ def explain_pair(
     Raises:
       ValueError: in one line, on what cannot be served or calibrated.
     """
+    spec = as_spec(spec, target)
     k = spec.bind(target, "one_hot").num_draft
     ks = sorted({j for j in choose_ks(target, spec, None) if j <= 2 * k} | {k})
     batch, longest = len(prompts), max(map(len, prompts), default=0) + max_new_tokens
