@@ -37,7 +37,7 @@ from specjax.view.text import Painter
 DEFAULT_CONFIG = asking.CONFIGS / "chat.py"
 PROMPT = "> "
 HELP = """/reset                          begins a new conversation
-/save FILE                      writes this one, as a line for --prompt_file or training
+/save FILE                      writes this one, as a line of training data
 /drafter NAME[:CHECKPOINT][:K]  goes on with another drafter
 /k N                            goes on with N guesses a cycle
 /quit                           ends, as Ctrl-D does

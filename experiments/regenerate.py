@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -127,9 +128,7 @@ def _from_lines(
                 raise ValueError(f"{where}: prompt must be text, not empty.")
             yield speech.document(value["prompt"]).tolist()
             continue
-        if "prompt" in value:
-            value = {"prompt": value["prompt"], "response": value.get("response", "-")}
-        messages = read_messages(value, where)
+        messages = read_messages(_answered(value), where)
         while messages[-1]["role"] == "assistant":
             messages = messages[:-1]
             if not messages:
@@ -142,6 +141,17 @@ def _from_lines(
             messages = [{"role": "system", "content": config.system}, *messages]
         tools = value.get("tools") or None
         yield conversation_ids(target, messages, template_args=variables, tools=tools, where=where)
+
+
+def _answered(value: dict[str, Any]) -> dict[str, Any]:
+    """The line with a response at its end, which training data must have and a prompt need not."""
+    if "prompt" in value:
+        return {"prompt": value["prompt"], "response": value.get("response", "-")}
+    name = "messages" if "messages" in value else "conversations"
+    said = value.get(name)
+    if not isinstance(said, list) or not said or not isinstance(said[-1], dict):
+        return value
+    return {**value, name: [*said, {"role": "assistant", "content": "-"}]}
 
 
 def _from_texts(config: config_dict.ConfigDict, speech: Speech, path: Path) -> list[list[int]]:

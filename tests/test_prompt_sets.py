@@ -247,6 +247,7 @@ def test_prompts_of_regenerate(tmp_path: Path) -> None:
         {"messages": said},
         {"prompt": "y" * 250},
         {"messages": said, "tools": [{"name": "clock"}]},
+        {"messages": said[:1]},
         {"prompt": "z"},
         {"prompt": "never read"},
     ]
@@ -256,14 +257,14 @@ def test_prompts_of_regenerate(tmp_path: Path) -> None:
     assert target.tokenizer is not None
     with script("regenerate") as regenerate:
         config = importlib.import_module("configs.regenerate").get_config()
-        config.update({"prompts": str(path), "chat": True, "num_prompts": 3, "system": "s"})
+        config.update({"prompts": str(path), "chat": True, "num_prompts": 4, "system": "s"})
         config.update({"max_new_tokens": 16, "template_args": ("think=false",)})
         prompts = regenerate.read_prompts(config, target)
         path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[2])))
         with pytest.raises(ValueError, match="no prompt of at most 240 tokens"):
             regenerate.read_prompts(config, target)
     texts = [target.tokenizer.decode(p) for p in prompts]
-    assert texts == ["False<s><a>", "False[clock]<s><a>", "False<s><z>"]
+    assert texts == ["False<s><a>", "False[clock]<s><a>", "False<s><a>", "False<s><z>"]
 
 
 def test_passages_end_with_text_before_the_middle() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from specjax.core.files import parse_json, read_bytes
 
-EXAMPLE = '{"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
+CONVERSATION = '{"messages": [{"role": "user", "content": "..."}]}'
+EXAMPLE = '{"prompt": "..."} or ' + CONVERSATION
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -96,7 +98,9 @@ def _read_object(line: str, where: str, replace: bool) -> FilePrompt:
     }
     if given == ["prompt"]:
         if not isinstance(read["prompt"], str):
-            raise ValueError(f"{where}: prompt is {read['prompt']!r}, not text in quotes.")
+            told = reprlib.repr(read["prompt"])
+            hint = "; a conversation is " + CONVERSATION if isinstance(read["prompt"], list) else ""
+            raise ValueError(f"{where}: prompt is {told}, not text in quotes{hint}.")
         if read["tools"]:
             raise ValueError(f'{where}: tools are for "messages", and this is a "prompt".')
         return FilePrompt(where, read["prompt"])
