@@ -66,14 +66,13 @@ class Chat:
     request: dict[str, Any]  # arguments of `specjax.stream`
     args: dict[str, Any]  # of the template
     painter: Painter
-    messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    messages: list[dict[str, str]]
     turns: int = 0
     saved: Path | None = None  # the file that /save wrote, and may write again
 
     def reset(self) -> None:
         """Begins anew, with the system message if there is one."""
-        system = flags.FLAGS.system
-        self.messages = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = beginning()
 
     def answer(self, text: str) -> None:
         """Shows and keeps the answer to a message.
@@ -154,15 +153,13 @@ class Chat:
 
     def check(self, spec: Any) -> None:
         """Raises ValueError if ``spec`` cannot serve a first message of this chat."""
-        first = [*self.messages[:1], {"role": "user", "content": "Hello"}]
-        if self.messages and self.messages[0]["role"] != "system":
-            first = first[1:]
+        first = [*beginning(), {"role": "user", "content": "Hello"}]
         ids = conversation_ids(self.target, first, template_args=self.args, where="A first message")
         room = self.target.config.max_position_embeddings - len(ids)
         request = {name: value for name, value in self.request.items() if name != "chunk"}
         request["max_new_tokens"] = min(request["max_new_tokens"], max(room, 1))
         request.pop("cycles_per_call")
-        specjax.check(self.target, spec, [ids], seed=_SEED.value % 2**32, **request)
+        specjax.check(self.target, spec, [ids], seed=_SEED.value, **request)
 
     def describe_drafter(self) -> str:
         bound = self.spec.bind(self.target, "one_hot")
@@ -172,6 +169,12 @@ class Chat:
 
     def say(self, line: str) -> None:
         self.painter.write_plain(line + "\n")
+
+
+def beginning() -> list[dict[str, str]]:
+    """The messages of a new conversation."""
+    system = flags.FLAGS.system
+    return [] if system is None else [{"role": "system", "content": system}]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -193,8 +196,7 @@ def main(argv: Sequence[str]) -> None:
                 "--target a model that was trained on conversations."
             ) from None
         spec = loading.load(drafter, target)
-        chat = Chat(target, spec, drafter, request, args, Painter(console))
-        chat.reset()
+        chat = Chat(target, spec, drafter, request, args, Painter(console), beginning())
         chat.check(spec)
     chat.painter.write_line(chat.painter.legend())
     chat.say(f"{chat.describe_drafter()}; /help lists the commands")
@@ -223,6 +225,8 @@ def converse(chat: Chat, lines: Iterator[str]) -> None:
                 raise Refused(f"No command /{name}; /help lists them, and //{name} sends it.")
         except Refused as refused:
             chat.say(f"error: {' '.join(str(refused).split())}")
+        except KeyboardInterrupt:  # a second one, which did not wait for the device
+            chat.say("\nstopped; neither this message nor its answer is kept")
 
 
 def read_lines(chat: Chat) -> Iterator[str]:
