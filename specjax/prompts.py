@@ -158,7 +158,7 @@ def _note_plain_text(target: Model, text: str, index: int) -> None:
         return
     try:
         target.chat_template  # noqa: B018
-    except ValueError:
+    except (ValueError, OSError):
         return
     _plain.add(target)
     warnings.warn(

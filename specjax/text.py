@@ -19,7 +19,7 @@ Span = tuple[int, str]  # the index of a new token, characters that it completes
 _UNFINISHED = "\ufffd"
 # Tokens behind which a decoder has forgotten what was before: no character is longer than 4 bytes.
 _ENOUGH = 8
-_WINDOW = 16
+_WINDOW, _TAIL = 16, 64
 
 
 def new_text(tokenizer: Tokenizer | None, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -65,8 +65,12 @@ class Reader:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._special = frozenset(tokenizer.special_tokens.values()) if skip_special_tokens else ()
         self._count = 0  # new tokens so far
-        self._ids = list(map(int, prompt))  # the window
-        self._ids = self._ids[self._context() :]
+        self._ids = [int(i) for i in prompt[-_TAIL:]]  # the window
+        begin = self._context()
+        if begin == 0 and len(prompt) > _TAIL:  # no place to begin in the last ones
+            self._ids = [int(i) for i in prompt]
+            begin = self._context()
+        self._ids = self._ids[begin:]
         self._prompt = self._decode(self._ids)  # its text in the window
         self._given = 0  # characters of the window's text that were handed out
         self._held = self._prompt.endswith(_UNFINISHED)  # whether the last one may still change

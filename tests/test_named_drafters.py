@@ -68,7 +68,7 @@ def test_loaded_for_the_demo() -> None:
     assert isinstance(spec, LM) and spec.num_draft == 3 and spec.model.name == "demo:draft"
     assert isinstance(as_spec("dflash", target), DFlash)
     complain(lambda: as_spec("dflash:demo:eagle3", target), "DFlash|block", "Eagle3")
-    complain(lambda: as_spec("eagle3:demo:draft", target), "a language model, not a eagle3")
+    complain(lambda: as_spec("eagle3:demo:draft", target), "a language model, which is not eagle3")
     complain(lambda: as_spec(target, target), "is a model", "LM")  # type: ignore[arg-type]
     complain(lambda: as_spec(NGram, target), "a class")  # type: ignore[arg-type]
     complain(lambda: as_spec(3, target), "an? int is no drafter")  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ class Named:
         if isinstance(spec, LM) != (said.name == "lm"):
             kind = "a language model" if isinstance(spec, LM) else getattr(spec, "name", "another")
             raise ValueError(
-                f"{said.checkpoint} holds {kind}, not a {said.name} drafter; leave the name out."
+                f"{said.checkpoint} holds {kind}, which is not {said.name}; leave the name out."
             )
         return spec if said.name == "lm" else drafters.make(said.name, model=spec)
 
