@@ -232,9 +232,13 @@ class Session:
 
     def finish(self, rows: Sequence[int]) -> None:
         """Marks rows as done, where the host found a stop string."""
+        if not rows:
+            return
         done = np.array(self.state.done)
         done[list(rows)] = True
-        self.state = dataclasses.replace(self.state, done=jnp.asarray(done))
+        # Placed as it was: elsewhere on a mesh, and the cycles would be another program.
+        done = jax.device_put(done, self.state.done.sharding)
+        self.state = dataclasses.replace(self.state, done=done)
 
     def new_tokens(self) -> list[list[int]]:
         """The committed tokens of each row behind its prompt."""
