@@ -87,5 +87,5 @@ def model_directory(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path if path.is_dir() else path.parent
-    patterns = ["chat_template.jinja", "tokenizer_config.json"]
+    patterns = ["chat_template.*", "tokenizer_config.json", "special_tokens_map.json"]
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))

@@ -1,22 +1,32 @@
 """Conversations rendered by the target's own chat template, as Transformers renders them.
 
-Templates are programs of a checkpoint, so they run in jinja2's sandbox: they cannot reach Python's
-internals, files or modules.
+Templates are programs of a checkpoint, so they run in a sandbox (`checkpoint.sandbox`): they cannot
+reach Python's internals, files or modules, and time and output are bounded.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
+import jinja2.meta
+from jinja2 import nodes
 
-Message = dict[str, str]  # role, content
+from specjax.checkpoint import sandbox
+from specjax.core.files import read_json, read_text
+
+Message = dict[str, Any]  # role, content, and whatever else the template reads
+
+# A message's reasoning goes by several names; Transformers gives templates those that they read.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+# What is not a template's own variable.
+_GIVEN = ("messages", "add_generation_prompt", "raise_exception", "strftime_now", "range")
+_PROBE = "a5f0 probe"
 
 
 class _Generation(jinja2.ext.Extension):
@@ -24,89 +34,284 @@ class _Generation(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A scope of its own, as in Transformers.
+        return nodes.CallBlock(self.call_method("_say"), [], [], body).set_lineno(line)
+
+    def _say(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
 class ChatTemplate:
-    """A conversation as the text that the target was trained to see."""
+    """A conversation as the text that the target was trained to see.
 
-    def __init__(self, source: str, special: dict[str, str], *, where: str):
-        """``special`` holds the texts of ``bos_token`` and its like.
+    Attributes:
+      mentions: every name that the template could read of a message: ``m.name``, ``m["name"]``,
+        and whatever else it has as a text of its own, such as roles.
+      variables: what it reads besides messages, such as ``tools`` and ``enable_thinking``.
+    """
+
+    mentions: frozenset[str]
+    variables: frozenset[str]
+
+    def __init__(
+        self,
+        source: str,
+        special: Mapping[str, str],
+        *,
+        where: str,
+        tool_use: str | None = None,
+    ):
+        """A template from its text.
+
+        Args:
+          source: the template.
+          special: the texts of ``bos_token`` and its like.
+          where: what it is, for messages.
+          tool_use: another one, for conversations with tools.
 
         Raises:
-          ValueError: if ``source`` is not a template; ``where`` says what it is.
+          ValueError: if one of them is not a template.
         """
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        self._where, self._special = where, dict(special)
+        environment = sandbox.Environment(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_Generation, "jinja2.ext.loopcontrols"],
         )
-        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        self._where, self._special = where, special
+        environment.globals["strftime_now"] = _now
+        sources = [source] if tool_use is None else [source, tool_use]
+        for text in sources:
+            if len(text) > sandbox.SOURCE:
+                raise ValueError(f"{where}: {len(text):,} characters are too many for a template.")
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ValueError(f"{where}: not a chat template: {error}.") from None
+            compiled = sandbox.within_bounds(
+                lambda: [environment.from_string(text) for text in sources]
+            )
+            trees = [environment.parse(text) for text in sources]
+            read = [jinja2.meta.find_undeclared_variables(tree) for tree in trees]
+        except Exception as error:  # a template may break its compiler in any way
+            raise ValueError(f"{where}: not a chat template: {_said(error)}") from None
+        self._template, self._with_tools = compiled[0], compiled[-1]
+        self.mentions = frozenset(name for tree in trees for name in _names(tree))
+        variables = frozenset().union(*read) | ({"tools"} if tool_use is not None else set())
+        self.variables = variables - {*_GIVEN, *self._special}
 
     @classmethod
     def load(cls, directory: Path) -> ChatTemplate:
-        """The template of a Hugging Face directory: chat_template.jinja or tokenizer_config.json.
+        """The template of a Hugging Face directory.
+
+        It is in chat_template.jinja (with others in additional_chat_templates/), in
+        tokenizer_config.json, or in a processor's chat_template.json. Of several by name it is
+        ``default``, and ``tool_use`` where there are tools.
 
         Raises:
-          ValueError: if it has none.
+          ValueError: if it has none, or a file of it is damaged.
         """
-        settings: dict[str, Any] = {}
-        path = directory / "tokenizer_config.json"
-        if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        own = directory / "chat_template.jinja"
-        source = settings.get("chat_template")
-        if own.is_file():
-            path, source = own, own.read_text(encoding="utf-8")
-        if isinstance(source, list):  # several by name
-            named = {entry["name"]: entry["template"] for entry in source}
-            source = named.get("default")
-        if not isinstance(source, str):
+        settings = _settings(directory / "tokenizer_config.json")
+        where, found = _sources(directory, settings)
+        if "default" not in found:
+            if found:
+                raise ValueError(
+                    f"{where}: templates named {', '.join(sorted(found))}, and none is the default."
+                )
             raise ValueError(
                 f"{directory} has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json): use plain text, rows of tokens, or a target that holds "
                 "conversations."
             )
         special = {}
-        for name, token in settings.items():
+        for name, token in {**_settings(directory / "special_tokens_map.json"), **settings}.items():
             if name.endswith("_token"):
                 token = token.get("content") if isinstance(token, dict) else token
                 if isinstance(token, str):
                     special[name] = token
-        return cls(source, special, where=str(path))
+        return cls(found["default"], special, where=where, tool_use=found.get("tool_use"))
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False, **variables: Any) -> str:
         """The text of a conversation, with ``prompt`` begun for the next response.
 
-        ``variables`` are what a template reads besides, such as ``enable_thinking``.
+        ``variables`` are what a template reads besides, such as ``tools`` and ``enable_thinking``.
+        As in Transformers, a field of a message that is None is as if it were not there. Content
+        given as a list of texts is joined where the template reads a text alone, and the other way
+        round.
 
         Raises:
-          ValueError: if the template refuses it.
+          ValueError: if the template refuses it, fails, or asks for too much time or text.
         """
+        shown = [_plain(m) for m in self._fitted(messages)]
+        return self._render(shown, prompt, variables)
+
+    def looked_at(self, messages: Sequence[Message], **variables: Any) -> list[frozenset[str]]:
+        """Of each message, the names that the template asks for while it renders them."""
+        seen: list[set[str]] = [set() for _ in messages]
+        fitted = zip(self._fitted(messages), seen, strict=True)
+        shown: list[Message] = [_Watched(_plain(message), into) for message, into in fitted]
+        self._render(shown, False, variables)
+        return [
+            frozenset(s) | (set(REASONING) if s.intersection(REASONING) else set()) for s in seen
+        ]
+
+    def _render(self, shown: list[Message], prompt: bool, variables: Mapping[str, Any]) -> str:
+        chosen = self._template if variables.get("tools") is None else self._with_tools
+        given: dict[str, Any] = {"tools": None, "documents": None, **self._special, **variables}
         try:
-            return self._template.render(
-                **self._special,
-                **variables,
-                messages=list(messages),
-                add_generation_prompt=prompt,
+            return sandbox.within_bounds(
+                lambda: chosen.render(given, messages=shown, add_generation_prompt=prompt)
             )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise ValueError(f"{self._where} refuses it: {error}") from None
+        except Exception as error:  # whatever a program may raise
+            raise ValueError(f"{self._where} refuses it: {_said(error)}") from None
+
+    def _fitted(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """The messages, their content in the form that the template reads."""
+        for message in messages:
+            content = message.get("content")
+            if isinstance(content, list):
+                _check_parts(content)
+                if not self._takes_parts:
+                    message = {**message, "content": "".join(p["text"] for p in content)}
+            elif content and not self._takes_text and self._takes_parts:
+                message = {**message, "content": [{"type": "text", "text": content}]}
+            yield message
+
+    @functools.cached_property
+    def _takes_text(self) -> bool:
+        return _PROBE in self._try(_PROBE)
+
+    @functools.cached_property
+    def _takes_parts(self) -> bool:
+        said = self._try([{"type": "text", "text": _PROBE}])
+        return _PROBE in said and "'text'" not in said and '"text"' not in said
+
+    def _try(self, content: Any) -> str:
+        try:
+            return self._render([{"role": "user", "content": content}], False, {})
+        except ValueError:
+            return ""
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: not a JSON object.")
+    return settings
+
+
+def _sources(directory: Path, settings: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Where the templates are, and they by name."""
+    own, others = directory / "chat_template.jinja", directory / "additional_chat_templates"
+    found = {"default": read_text(own)} if own.exists() else {}
+    if others.is_dir():
+        found |= {path.stem: read_text(path) for path in sorted(others.glob("*.jinja"))}
+    if found:
+        return str(own if own.exists() else others), found
+    path, source = directory / "tokenizer_config.json", settings.get("chat_template")
+    if source is None:
+        path = directory / "chat_template.json"
+        source = _settings(path).get("chat_template")
+    if isinstance(source, list):  # several by name
+        whole = all(isinstance(e, dict) and {"name", "template"} <= e.keys() for e in source)
+        source = {e["name"]: e["template"] for e in source} if whole else {}
+    if source is None:
+        return str(path), {}
+    named = source if isinstance(source, dict) else {"default": source}
+    if not named or not all(isinstance(text, str) for text in named.values()):
+        raise ValueError(f"{path}: chat_template is neither a text nor texts by name.")
+    return str(path), named
+
+
+def _names(tree: nodes.Node) -> Iterator[str]:
+    """Everything in a template that may name a field."""
+    for attribute in tree.find_all(nodes.Getattr):
+        yield attribute.attr
+    for constant in tree.find_all(nodes.Const):
+        if isinstance(text := constant.as_const(), str):
+            yield text
+
+
+def _plain(message: Message) -> Message:
+    """What Transformers shows of a message."""
+    shown = {name: value for name, value in message.items() if value is not None}
+    for name in REASONING:
+        if name in shown:
+            return {"thinking": shown[name], **shown, "reasoning_content": shown[name]}
+    return shown
+
+
+def _check_parts(parts: Iterable[Any]) -> None:
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"a content part of type {kind!r}: only text can be read.")
+
+
+class _Watched(dict[str, Any]):
+    """A message that notes what is asked of it."""
+
+    def __init__(self, fields: Message, seen: set[str]):
+        super().__init__(fields)
+        self._seen = seen
+
+    def _all(self) -> None:
+        self._seen.update(dict.keys(self))
+
+    def __getitem__(self, name: str) -> Any:
+        self._seen.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self._seen.add(str(name))
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._seen.add(name)
+        return super().get(name, default)
+
+    def keys(self) -> Any:
+        self._all()
+        return super().keys()
+
+    def items(self) -> Any:
+        self._all()
+        return super().items()
+
+    def values(self) -> Any:
+        self._all()
+        return super().values()
+
+    def copy(self) -> Any:
+        self._all()
+        return super().copy()
+
+    def __iter__(self) -> Iterator[str]:
+        self._all()
+        return super().__iter__()
+
+    def __repr__(self) -> str:
+        self._all()
+        return super().__repr__()
 
 
 def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    raise jinja2.TemplateError(str(message)[:1000])
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # jinja2's own filter escapes what HTML could read.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _now(form: str) -> str:
+    if len(form) > 1000:
+        raise sandbox.TooMuch("it asks for a date in more than 1000 characters")
+    return datetime.datetime.now().strftime(form)
+
+
+def _said(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, RecursionError):
+        return "it calls itself, or nests, without end"
+    said = " ".join(str(error).split())[:500]
+    if isinstance(error, (jinja2.TemplateError, sandbox.TooMuch)):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
