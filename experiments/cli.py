@@ -3,31 +3,136 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import huggingface_hub
+import jax
 from absl import app, flags, logging
 
 from specjax.checkpoint.load import DEMO
+from specjax.core import hosts, launch
+from specjax.core.cluster import find_place
+
+_stderr: IO[str] | None = None  # where errors go when nothing else is printed
+_PLACE = ("coordinator", "num_processes", "process_id")  # flags that say which process this is
 
 
-def run(main: Callable[[Sequence[str]], Any]) -> None:
-    """`app.run` for a main without positional arguments."""
+class Refused(SystemExit):
+    """The end of a script that was given what it cannot use."""
+
+    def __init__(self, message: str):
+        super().__init__(2)
+        self.message = message
+
+
+def run(
+    main: Callable[[Sequence[str]], Any], *, several: bool = False, survives_sigterm: bool = False
+) -> None:
+    """`app.run` for a main without positional arguments.
+
+    Args:
+      main: what the script does.
+      several: whether it can be run by several processes together.
+      survives_sigterm: whether several processes stop by themselves after SIGTERM
+        (`train.stopping`).
+    """
     warnings.formatwarning = one_line_warning
+    define_flags()
+
+    def start(argv: Sequence[str]) -> list[str]:
+        rest = parse(argv)
+        with one_line_errors():
+            join(argv, several=several, survives_sigterm=survives_sigterm)
+        return rest
+
     try:
-        app.run(main, flags_parser=parse)
+        app.run(main, flags_parser=start)
+    except SystemExit as end:
+        if launch.joined():
+            end_together(end)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         # JAX may crash when Python is torn down under a program of its own that still runs.
-        os._exit(130)
+        launch.fail("interrupted", 130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if launch.joined():
+            launch.fail("its output is not read any more", 1)
         sys.exit(1)
+    except Exception as error:
+        if not launch.joined():
+            raise
+        traceback.print_exc(file=_stderr)
+        launch.fail(f"{type(error).__name__}: {hosts.message_of(error)[:500]}", 1)
+
+
+def define_flags() -> None:
+    """The flags that every script has. Repeated calls change nothing."""
+    if "coordinator" in flags.FLAGS:
+        return
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT where process 0 of several listens, or auto: ask the cluster that JAX "
+        "recognises. Not needed under Slurm's srun, Open MPI 4 and on Cloud TPU in Kubernetes.",
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes run this together; 1: alone.")
+    flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+
+
+def join(argv: Sequence[str], *, several: bool, survives_sigterm: bool) -> None:
+    """Makes this process one of several where it was started so; 0 is the one that prints.
+
+    Raises:
+      ValueError: in one line, if the processes do not come together, or the script is for one.
+    """
+    global _stderr
+    coordinator, num_processes, process_id = (flags.FLAGS[name].value for name in _PLACE)
+    if not several:
+        if num_processes != 1 and {coordinator, num_processes, process_id} != {None}:
+            raise ValueError(
+                f"experiments.{Path(argv[0]).stem} runs as one process: leave --coordinator, "
+                "--num_processes and --process_id out."
+            )
+        return
+    place = find_place(coordinator, num_processes, process_id, os.environ)
+    if place is None:
+        return
+    told = {"command line": shared_arguments(argv), "version of JAX": jax.__version__}
+    if place.process_id:
+        _stderr = sys.stderr
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 until the end
+        os.dup2(sys.stdout.fileno(), 1)  # what libraries print, too
+    launch.join(place, told, survives_sigterm=survives_sigterm)
+
+
+def shared_arguments(argv: Sequence[str]) -> list[str]:
+    """What all processes are given alike, in an order of its own."""
+    kept, own = [], False
+    for before, argument in itertools.pairwise(argv):
+        follows = own and "=" not in before  # the value of --process_id 1
+        name = argument.split("=")[0].lstrip("-")
+        own = argument.startswith("-") and name in _PLACE
+        if not own and not follows:
+            kept.append(argument)
+    return sorted(kept)
+
+
+def end_together(end: SystemExit) -> NoReturn:
+    """The end of one of several processes: with the others if all went well, else at once."""
+    if not end.code:
+        launch.leave()
+        raise end
+    message = getattr(end, "message", f"ended with status {end.code}")
+    launch.fail(message, end.code if isinstance(end.code, int) else 1)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -73,8 +178,9 @@ def one_line_errors() -> Iterator[None]:
 
 def fail(message: str) -> NoReturn:
     """Says what was wrong and exits."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    message = " ".join(message.split())
+    print(f"error: {message}\n", end="", file=_stderr or sys.stderr, flush=True)  # in one piece
+    raise Refused(message)
 
 
 def model_directory(name: str) -> Path:

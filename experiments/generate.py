@@ -37,10 +37,11 @@ from experiments.interrupts import Interrupt
 from experiments.writing import Batch, generate_batch, open_console, stream_batch
 from specjax import api
 from specjax.checkpoint.drafters.named import Named
+from specjax.core import hosts
 from specjax.diagnosis import WARN_BELOW
 from specjax.measure import trace_file
 from specjax.measure.prompts import FilePrompt, read_prompts
-from specjax.measure.results import ResultFile
+from specjax.measure.results import ResultFile, open_results
 from specjax.measure.speed import compare, first_difference
 from specjax.prompts import PlainTextWarning
 from specjax.sampling import GREEDY_BELOW
@@ -185,6 +186,7 @@ def read_job() -> Job:
     else:
         text = DEFAULT_PROMPT if _PROMPT.value is None else _PROMPT.value
         prompts = [FilePrompt("--prompt", text)]
+    hosts.check_alike("the prompts", [dataclasses.asdict(p) for p in prompts])
     asked = asking.ask(prompts, chat=_CHAT.value)
     request, results = config.request(), None
     if _OUTPUT.value is not None:
@@ -201,7 +203,7 @@ def read_job() -> Job:
             "num_draft": drafter.num_draft,
             "batch_size": config.batch_size,
         }
-        results = ResultFile(_OUTPUT.value, settings, [a.record for a in asked])
+        results = open_results(_OUTPUT.value, settings, [a.record for a in asked])
     return Job(asked, drafter, config, request, results)
 
 
@@ -278,7 +280,8 @@ def write(
 def save_trace(run: Run, batches: list[Batch], console: Console) -> None:
     """Writes --trace, and says which prompts it is about where those are not all."""
     path, first = _TRACE.value or "", batches[0].rows.start
-    trace_file.save(specjax.Trace.join([b.trace for b in batches if b.trace]), path)
+    trace = specjax.Trace.join([b.trace for b in batches if b.trace])
+    hosts.first_writes("trace", lambda: trace_file.save(trace, path))
     if first:
         say(
             console,
@@ -344,4 +347,4 @@ def say(console: Console, line: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True)

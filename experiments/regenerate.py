@@ -20,9 +20,10 @@ from ml_collections import config_dict, config_flags
 
 import specjax
 from experiments import cli
+from specjax.core import hosts
 from specjax.core.assignments import assign
 from specjax.core.compile_cache import default_directory, use_compile_cache
-from specjax.measure.results import ResultFile
+from specjax.measure.results import open_results
 from specjax.prompts import conversation_ids
 from specjax.train.data.jsonl import objects, read_messages, token_row
 from specjax.train.data.text import Speech, default_cache, encode, read_texts
@@ -45,8 +46,9 @@ def main(argv: Sequence[str]) -> None:
         settings = {k: v for k, v in config.to_dict().items() if k not in ("batch", "mesh")}
         for name in ("system", "template_args"):  # None as where there was no such field
             settings[name] = settings[name] or None
+        hosts.check_alike("the prompts", prompts)
         said = [spell(target, p) for p in prompts]
-        output = ResultFile(_OUTPUT.value or "", settings, [{"prompt": text} for text in said])
+        output = open_results(_OUTPUT.value or "", settings, [{"prompt": text} for text in said])
         options = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
         limits = {"max_new_tokens": config.max_new_tokens}
         specjax.check(
@@ -170,4 +172,4 @@ def _from_texts(config: config_dict.ConfigDict, speech: Speech, path: Path) -> l
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True)

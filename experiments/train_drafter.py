@@ -286,4 +286,4 @@ class Evaluation:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True, survives_sigterm=True)

@@ -139,4 +139,4 @@ def _tokenizer(config: LMConfig, corpus: Corpus, workdir: Path) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True, survives_sigterm=True)

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import decode, verify
+from specjax.core import hosts
 from specjax.core.compiles import Stopwatch
 from specjax.core.keys import row_keys
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
-from specjax.core.sharding import use_mesh
+from specjax.core.sharding import check_mesh, use_mesh
 from specjax.drafters.base import Drafter, Spec
 from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
 from specjax.measure.trace import Call, Trace
@@ -77,6 +78,7 @@ class Session:
         Raises:
           ValueError: in one line, on a request that cannot be served exactly or at all.
         """
+        check_mesh(target.mesh)
         self.clock = Stopwatch()
         self._calls: list[Call] = []
         self._was_new = False  # the program of the last call
@@ -148,7 +150,7 @@ class Session:
     @property
     def done(self) -> np.ndarray:
         """[B] bool."""
-        return np.asarray(self.state.done)[: self.num_rows]
+        return hosts.fetch(self.state.done)[: self.num_rows]
 
     @property
     def num_slots(self) -> int:
@@ -207,7 +209,7 @@ class Session:
         ones after them.
         """
         self.clock.leave_out_compiling(begin)
-        ran = int(self.state.num_cycles) - sum(call.cycles for call in self._calls)
+        ran = int(hosts.fetch(self.state.num_cycles)) - sum(call.cycles for call in self._calls)
         end = self.clock.seconds
         if self._was_new and not new and ran:
             last = self._calls[-1]
@@ -221,7 +223,7 @@ class Session:
 
     def _make_room(self) -> bool:
         """Grows the slots if the next block does not fit; whether it did."""
-        length = int(np.asarray(self.state.length).max())
+        length = int(hosts.fetch(self.state.length).max())
         fits = length + self.drafter.num_draft + 1 <= self.num_slots
         if fits or self.done.all():
             return False
@@ -234,24 +236,22 @@ class Session:
         """Marks rows as done, where the host found a stop string."""
         if not rows:
             return
-        done = np.array(self.state.done)
+        done = hosts.fetch(self.state.done).copy()
         done[list(rows)] = True
         # Placed as it was: elsewhere on a mesh, and the cycles would be another program.
-        done = jax.device_put(done, self.state.done.sharding)
-        self.state = dataclasses.replace(self.state, done=done)
+        self.state = dataclasses.replace(self.state, done=hosts.placed_like(done, self.state.done))
 
     def new_tokens(self) -> list[list[int]]:
         """The committed tokens of each row behind its prompt."""
-        tokens, length = np.asarray(self.state.tokens), np.asarray(self.state.length)
+        tokens, length = hosts.fetch((self.state.tokens, self.state.length))
         return [
             tokens[b, self.prompt_lengths[b] : length[b]].tolist() for b in range(self.num_rows)
         ]
 
     def trace(self) -> Trace:
         """The cycles so far, with their times."""
-        return Trace.from_device(
-            self.state.trace, self.state.tokens, self.num_rows, tuple(self._calls)
-        )
+        trace, tokens = hosts.fetch((self.state.trace, self.state.tokens))
+        return Trace.from_device(trace, tokens, self.num_rows, tuple(self._calls))
 
 
 def choose(

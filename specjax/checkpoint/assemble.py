@@ -208,7 +208,7 @@ def _place(
                 slices[key] = on_host(index)
             return slices[key]
 
-        array = jax.make_array_from_callback(tensor.shape, placement, one_device)
+        array = jax.make_array_from_callback(tensor.shape, placement, one_device, dtype=dtype)
     # Transfers are asynchronous: waiting keeps no more than this tensor in host memory.
     return array.block_until_ready()
 

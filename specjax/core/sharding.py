@@ -19,6 +19,8 @@ from collections.abc import Iterator
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from specjax.core import hosts
+
 Array = jax.Array
 
 # Logical axis -> mesh axis. An axis that is not named here is replicated.
@@ -53,9 +55,12 @@ def parse_mesh(spec: str) -> Mesh | None:
     """Builds the mesh that a flag such as ``data:2,model:4`` names; "" is no mesh.
 
     Raises:
-      ValueError: on an unknown axis, a size below one, or more devices than there are.
+      ValueError: on an unknown axis, a size below one, or more devices than there are; with several
+        processes also on any mesh that does not have all their devices.
     """
-    return make_mesh(**mesh_sizes(spec)) if spec else None
+    mesh = make_mesh(**mesh_sizes(spec)) if spec else None
+    check_mesh(mesh)
+    return mesh
 
 
 def mesh_sizes(spec: str) -> dict[str, int]:
@@ -81,9 +86,15 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
     """A mesh of ``data`` x ``model`` devices, the first ones there are.
 
     Raises:
-      ValueError: if there are fewer devices than that.
+      ValueError: if there are fewer devices than that, or several processes with more.
     """
     need, have = data * model, jax.device_count()
+    if hosts.count() > 1 and need != have:
+        raise ValueError(
+            f"A mesh of data:{data},model:{model} has {need} devices, but {hosts.count()} "
+            f"processes have {have} together, and a mesh needs all of them: write "
+            f"--mesh={_of_all(data, model)}."
+        )
     if need > have:
         raise ValueError(
             f"A mesh of data:{data},model:{model} needs {need} devices, but JAX sees {have} "
@@ -96,6 +107,23 @@ def make_mesh(data: int = 1, model: int = 1) -> Mesh:
         axis_types=(AxisType.Auto, AxisType.Auto),
         devices=jax.devices()[:need],
     )
+
+
+def check_mesh(mesh: Mesh | None) -> None:
+    """Raises ValueError where several processes have no mesh, or one without all their devices."""
+    if hosts.count() > 1 and (mesh is None or mesh.devices.size != jax.device_count()):
+        raise ValueError(
+            f"{hosts.count()} processes need a mesh of all their {jax.device_count()} devices, or "
+            f"each would do the same work alone: write --mesh={_of_all(1, 1)}."
+        )
+
+
+def _of_all(data: int, model: int) -> str:
+    """A mesh of all devices, as much like the one that was asked for as can be."""
+    have = jax.device_count()
+    if have % model:
+        model = have // data if have % data == 0 else 1
+    return f"data:{have // model},model:{model}"
 
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specjax.core import hosts
 from specjax.core.files import write_atomically
 
 ABOUT = ("prompt", "messages", "tools")  # the fields that say what a line is about
@@ -104,6 +105,37 @@ class ResultFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Followed(ResultFile):
+    """The same file on a process that is not the first: the lines, and never the file."""
+
+    def __init__(self, path: str | Path, records: list[dict[str, Any]]):
+        self.path, self.records = Path(path).expanduser(), records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+
+    def close(self) -> None:
+        pass
+
+
+def open_results(
+    path: str | Path, settings: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]
+) -> ResultFile:
+    """A `ResultFile` that process 0 writes; all of several processes plan after what it holds.
+
+    Raises:
+      ValueError, OSError: as `ResultFile`, on every process.
+    """
+    opened: list[ResultFile] = []
+
+    def begin() -> list[dict[str, Any]]:
+        opened.append(ResultFile(path, settings, prompts))
+        return opened[0].records
+
+    records = hosts.from_first(f"results of {path}", begin)
+    return opened[0] if opened else Followed(path, records)
 
 
 def shorten(text: str, length: int = 40) -> str:

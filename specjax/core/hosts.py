@@ -1,0 +1,166 @@
+"""What several processes of one run say to one another; with one process, all of it is free.
+
+Every process runs the same program on the same arguments. Process 0 reads and writes the files of a
+run; what it finds there reaches the others by `from_first`, and they wait for it at a `barrier`.
+Both go through JAX's coordination service, not through devices: they have time limits, and they
+work while devices compute. `launch` starts the processes and ends them together.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed  # the client of the coordination service has no public name
+from jax.experimental import multihost_utils
+
+PATIENCE = 24 * 3600.0  # seconds; a process that dies ends the others long before (`launch`)
+_PIECE = 1 << 20  # characters of a value sent at a time
+
+_calls: collections.Counter[str] = collections.Counter()
+
+
+def count() -> int:
+    """The number of processes. Starts no backend where there is one."""
+    return 1 if _client() is None else jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this is the process that reads, writes and prints."""
+    return _client() is None or distributed.global_state.process_id == 0
+
+
+def fetch(tree: Any) -> Any:
+    """The arrays of a pytree as NumPy arrays, whole on every process.
+
+    An array that is spread over processes is gathered by a device program: all processes have to
+    ask for the same arrays in the same order.
+    """
+
+    def whole(x: Any) -> np.ndarray:
+        spread = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+        return multihost_utils.process_allgather(x, tiled=True) if spread else np.asarray(x)
+
+    return jax.tree.map(whole, tree)
+
+
+def placed_like(value: np.ndarray, like: jax.Array) -> jax.Array:
+    """``value``, the same on every process, where ``like`` is: programs do not compile anew."""
+    return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
+
+
+def from_first(name: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns on process 0, on every process.
+
+    Args:
+      name: what this is; all processes call with the same names, each name equally often.
+      make: called on process 0 alone; returns a JSON value. With one process it may be anything.
+
+    Raises:
+      ValueError, OSError: what ``make`` raised; a ValueError of the same text on the others.
+    """
+    client = _client()
+    if client is None:
+        return make()
+    key = _key(name)
+    if not is_first():
+        answer = json.loads(_read(client, key))
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["value"]
+    try:
+        value = make()
+    except (ValueError, OSError) as error:
+        _write(client, key, json.dumps({"error": message_of(error)}))
+        raise
+    _write(client, key, json.dumps({"value": value}))
+    return value
+
+
+def first_writes(name: str, write: Callable[[], Any]) -> None:
+    """Process 0 calls ``write``; the others wait until it has, and raise what it raised.
+
+    Raises:
+      ValueError, OSError: as `from_first`.
+    """
+
+    def and_return_nothing() -> None:
+        write()
+
+    from_first(name, and_return_nothing)
+
+
+def check_alike(name: str, value: Any) -> None:
+    """Sees that ``value``, of JSON, is on every process what it is on process 0.
+
+    Raises:
+      ValueError: naming what differs, on a process that has another one.
+    """
+    if count() == 1:
+        return
+    sum = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    if from_first(f"sum of {name}", lambda: sum) != sum:
+        raise ValueError(
+            f"{name}: process {distributed.global_state.process_id} has read something else than "
+            "process 0; give all the same files."
+        )
+
+
+def barrier(name: str, timeout: float = PATIENCE) -> None:
+    """Waits until every process is here.
+
+    Args:
+      name: what this is; all processes call with the same names, each name equally often.
+      timeout: seconds.
+
+    Raises:
+      RuntimeError: if one is not here in time.
+    """
+    client = _client()
+    if client is not None:
+        client.wait_at_barrier(_key(name), int(timeout * 1000))
+
+
+def check_joined() -> None:
+    """Raises ValueError where JAX sees other processes that this one cannot talk to."""
+    if _client() is None and jax.process_count() > 1:
+        raise ValueError(
+            f"JAX sees {jax.process_count()} processes, but they were not started together; give "
+            "--coordinator=auto, or call jax.distributed.initialize() first."
+        )
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    return " ".join(str(error).split())
+
+
+def _client() -> Any:
+    """The client of the coordination service; None with one process."""
+    state = distributed.global_state
+    return None if state.num_processes == 1 else state.client
+
+
+def _key(name: str) -> str:
+    _calls[name] += 1
+    return f"specjax/{name}/{_calls[name]}"
+
+
+def _write(client: Any, key: str, text: str) -> None:
+    pieces = [text[i : i + _PIECE] for i in range(0, len(text), _PIECE)]
+    for i, piece in enumerate(pieces):
+        client.key_value_set(f"{key}/{i}", piece)
+    client.key_value_set(f"{key}/pieces", str(len(pieces)))
+
+
+def _read(client: Any, key: str) -> str:
+    wait = int(PATIENCE * 1000)
+    num = int(client.blocking_key_value_get(f"{key}/pieces", wait))
+    return "".join(client.blocking_key_value_get(f"{key}/{i}", wait) for i in range(num))
