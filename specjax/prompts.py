@@ -7,6 +7,7 @@ dimensions, or what such a tokenizer returns for several texts.
 
 from __future__ import annotations
 
+import difflib
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from specjax.checkpoint.chat import REASONING
 from specjax.checkpoint.load import Model
 from specjax.prompt_forms import check_text, is_conversation, is_list, show, split, type_name
 
@@ -25,6 +27,7 @@ Prompts = str | Sequence[Any] | Mapping[str, Any] | np.ndarray | Any
 # What a template is given by other means.
 _GIVEN = ("messages", "add_generation_prompt", "tools", "documents")
 _plain: weakref.WeakSet[Model] = weakref.WeakSet()  # targets that plain text was noted for
+_unread: weakref.WeakKeyDictionary[Model, set[str]] = weakref.WeakKeyDictionary()  # noted
 
 
 class PlainTextWarning(UserWarning):
@@ -117,9 +120,44 @@ def conversation_text(
         )
     try:
         template = target.chat_template
-        return template.render([dict(m) for m in messages], prompt=True, **variables)
+        text = template.render([dict(m) for m in messages], prompt=True, **variables)
     except ValueError as error:
         raise ValueError(f"{where} is a conversation: {error}") from None
+    note_unread(target, template_args or {}, messages, tools=bool(tools))
+    return text
+
+
+def note_unread(
+    target: Model,
+    template_args: Mapping[str, Any],
+    messages: Conversation = (),
+    *,
+    tools: bool = False,
+) -> None:
+    """Says, once, what the target's template was given and does not read.
+
+    It changes nothing then, as in Transformers; a misspelt name does not either.
+    """
+    template = target.chat_template
+    reads, mentions = template.variables, set(template.mentions)
+    mentions |= {"role", "content", *(REASONING if mentions.intersection(REASONING) else ())}
+    unread = []
+    for name in sorted(set(template_args) - reads):
+        near = difflib.get_close_matches(name, reads, 1)
+        unread.append(name + (f" (did you mean {near[0]}?)" if near else ""))
+    if tools and "tools" not in reads:
+        unread.append("tools")
+    given = {name for m in messages for name, value in m.items() if value is not None}
+    unread += [f"{name} of a message" for name in sorted(given - mentions)]
+    told = _unread.setdefault(target, set())
+    new = [what for what in unread if what not in told]
+    told.update(new)
+    if new:
+        warnings.warn(
+            f"the chat template of {target.name} does not read {', '.join(new)}: left out.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _variables(template_args: Any, tools: Any, where: str) -> dict[str, Any]:

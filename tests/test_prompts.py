@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,24 @@ def test_plain_text_for_a_chat_target_is_noted_once(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prompt_ids(specjax.load(write_tiny(tmp_path / "plain")), "def")
+
+
+def test_what_the_template_does_not_read_is_noted_once(tmp_path: Path) -> None:
+    directory = write_tiny(tmp_path / "chat")
+    (directory / "chat_template.jinja").write_text(re.sub("{% if tools .*?endif %}", "", TEMPLATE))
+    target = specjax.load(directory)
+    said = [{**HI[0], "name": "Ann", "audio": None}]
+    args = {"moood": "angry", "x": 1}
+    with pytest.warns(UserWarning) as caught:
+        ids = conversation_ids(target, said, template_args=args, tools=[{"name": "clock"}])
+    (warning,) = caught
+    assert "does not read moood (did you mean mood?), x, tools, name of a message" in str(
+        warning.message
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert conversation_ids(target, said, template_args=args) == ids
+        conversation_ids(target, HI, template_args={"mood": "angry"})
 
 
 def test_conversations_of_the_references(shared: Path) -> None:

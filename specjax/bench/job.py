@@ -19,6 +19,7 @@ from specjax.checkpoint.load import Model, load
 from specjax.core.assignments import assign
 from specjax.drafters import Spec
 from specjax.measure.calibration import describe_target
+from specjax.prompts import note_unread
 
 MODES = ("measure", "synthetic", "replay", "predict")
 # Of the config, what results do not depend on.
@@ -89,6 +90,8 @@ def prepare(config: Mapping[str, Any], store: Store) -> Job:
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer.json, so it reads no prompts.")
     chat = target.chat_template if how.template == "chat" else None
+    if chat is not None:
+        note_unread(target, variables)
     specs = plan.load_specs(suite, target)
 
     def expand(prompts: Sequence[Prompt]) -> list[Group]:
