@@ -163,7 +163,12 @@ def main(argv: Sequence[str]) -> None:
     if _PROFILE_DIR.value is not None:
         profile(_PROFILE_DIR.value, run, batches[0])
         say(console, f"profile of one generation in {_PROFILE_DIR.value}")
-    summary(console, measure(run, batches, records))
+    try:
+        report = measure(run, batches, records)
+    except KeyboardInterrupt:  # in the comparison: what is known is said
+        summary(console, Report(records=records))
+        raise
+    summary(console, report)
     committed = [c[2] for record in records for c in record["cycles"]]
     if hasattr(run.spec, "net") or hasattr(run.spec, "model"):  # trained: then near 1 has a cause
         doubt(sum(committed) / len(committed), len(committed), run)
