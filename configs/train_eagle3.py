@@ -29,9 +29,16 @@ def get_config() -> config_dict.ConfigDict:
             # .json: a corpus manifest; .jsonl: conversations, or what experiments.regenerate wrote;
             # anything else: plain text.
             "train": ("configs/stdlib_files.json",),
-            "heldout": (),  # with a manifest: its own held-out files
+            "heldout": (),  # (): a manifest's own, and a share of any other file
             "seq_len": 256,
             "allow_mismatch": False,
+            "heldout_share": 0.05,  # of files that are no manifests, where heldout names none
+            # Conversations (docs/inputs.md): "all" in one row, "each" response in a row of its own,
+            # or the "last"; "": all, or each where the template rewrites earlier turns.
+            "turns": "",
+            "ignore": (),  # fields of lines and messages to leave out; others must be read
+            "bad_lines": "stop",  # or "skip" lines that cannot be used
+            "replace_bad_text": False,  # U+FFFD for what is no character
         },
         eval={
             "rows": 32,

@@ -27,7 +27,6 @@ from ml_collections import config_flags
 import specjax
 from experiments import cli, training
 from experiments.progress import tensorboard
-from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core.compile_cache import default_directory, use_compile_cache
@@ -153,9 +152,9 @@ def run(
 
 
 def read_sources(config: DrafterConfig, target: specjax.Model) -> Sources:
-    """The run's data, tokenised."""
+    """The run's data, tokenised; what is to be said of it is printed."""
     speech = Speech.of(target)
-    return Sources(
+    sources = Sources(
         config.data.train,
         config.data.heldout,
         seq_len=config.data.seq_len,
@@ -163,12 +162,17 @@ def read_sources(config: DrafterConfig, target: specjax.Model) -> Sources:
         read_jsonl=lambda path: read_rows(
             path,
             speech,
-            lambda: ChatTemplate.load(cli.model_directory(config.target)),
+            lambda: target.chat_template,
             seq_len=config.data.seq_len,
+            reading=config.data.reading,
         ),
         allow_mismatch=config.data.allow_mismatch,
+        heldout_share=config.data.heldout_share,
         cache=default_cache(),
     )
+    for note in sources.notes:
+        print(f"data: {note}", flush=True)
+    return sources
 
 
 def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from specjax.train.data.jsonl import Reading
 from specjax.train.lm import OPTIMIZERS
 from specjax.train.objectives import KINDS
 
@@ -96,15 +97,30 @@ class DataConfig:
     any other file plain text."""
 
     train: tuple[str, ...]
-    heldout: tuple[str, ...]  # (): the held-out texts of the manifests in ``train``
+    heldout: tuple[str, ...]  # (): a manifest's held-out texts, and a share of other files
     seq_len: int  # tokens a row; longer conversations are cut
     allow_mismatch: bool = False  # of a manifest: train on this Python's files as they are
+    heldout_share: float = 0.05  # of text and .jsonl files, where ``heldout`` names none
+    turns: str = ""  # how a conversation becomes rows: `train.data.jsonl.Reading`
+    ignore: tuple[str, ...] = ()  # fields of conversations that are left out
+    bad_lines: str = "stop"  # what a line that cannot be used does: end the run, or "skip"
+    replace_bad_text: bool = False  # what is no character in a line becomes U+FFFD
 
     def __post_init__(self) -> None:
         if not self.train:
             raise ValueError("--config.data.train names no file to train on.")
         if self.seq_len < 2:
             raise ValueError(f"--config.data.seq_len={self.seq_len} must be at least 2.")
+        if not 0 < self.heldout_share < 1:
+            raise ValueError(
+                f"--config.data.heldout_share={self.heldout_share} must lie between 0 and 1."
+            )
+        _ = self.reading
+
+    @property
+    def reading(self) -> Reading:
+        """How lines of .jsonl files are read."""
+        return Reading(self.turns, self.ignore, self.bad_lines, self.replace_bad_text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +173,8 @@ class DrafterConfig:
     def of(cls, raw: Mapping[str, Any]) -> DrafterConfig:
         """Reads the plain dict of an `ml_collections` config."""
         data, evaluation = dict(raw["data"]), raw["eval"]
-        data |= {name: tuple(data[name]) for name in ("train", "heldout")}
+        listed = [name for name in ("train", "heldout", "ignore") if name in data]
+        data |= {name: tuple(data[name]) for name in listed}
         return cls(**{**raw, "data": DataConfig(**data), "eval": EvalConfig(**evaluation)})
 
     def __post_init__(self) -> None:

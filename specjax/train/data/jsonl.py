@@ -7,38 +7,84 @@ A line is one of
     {"prompt": "...", "response": "..."}
     {"tokens": [..], "prompt_tokens": 17}
 
-The first three go through the target's chat template, and the responses alone are supervised. The
-last, which `experiments.regenerate` writes, is taken as it is: text that is tokenised again may
-come back as other tokens than the target wrote.
+(docs/inputs.md has all of it). The first three go through the target's chat template, and the
+responses alone are supervised. The last, which `experiments.regenerate` writes, is taken as it is:
+text that is tokenised again may come back as other tokens than the target wrote.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from specjax.checkpoint.chat import ChatTemplate, Message
+from specjax.checkpoint.chat import ChatTemplate
+from specjax.train.data.conversation import Conversation, read_conversation, read_messages
+from specjax.train.data.lines import POLICIES, BadLines, objects, parse_line, read_lines
 from specjax.train.data.rows import Fixed, Row
 from specjax.train.data.text import Speech
+from specjax.train.data.turns import TURNS, Speaker
 
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-}
+__all__ = ["Line", "Lines", "Reading", "objects", "read_messages", "read_rows", "token_row"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How lines are read."""
+
+    turns: str = ""  # see `turns.Speaker.rows`
+    ignore: tuple[str, ...] = ()  # fields, of lines and messages, that are left out
+    bad_lines: str = "stop"  # or "skip": leave them out, and say so
+    replace_bad_text: bool = False  # what is no character becomes U+FFFD
+
+    def __post_init__(self) -> None:
+        for field, known in (("turns", TURNS), ("bad_lines", POLICIES)):
+            if getattr(self, field) not in known:
+                names = ", ".join(name or "''" for name in known)
+                raise ValueError(f"--config.data.{field}={getattr(self, field)!r}: known: {names}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """The rows of one line, which stay together when some are held out."""
+
+    num: int  # counted from 1
+    rows: tuple[Row, ...]
+
+    @property
+    def digest(self) -> str:
+        """The same for lines that become the same rows."""
+        whole = hashlib.sha256()
+        for row in self.rows:
+            whole.update(row.tokens.tobytes() + row.supervised.tobytes() + b"|")
+        return whole.hexdigest()
+
+
+class Lines(Fixed):
+    """The rows of a file.
+
+    Attributes:
+      lines: they by line.
+      notes: what a user should know of the file, a line each.
+    """
+
+    def __init__(self, lines: Sequence[Line], notes: Sequence[str]):
+        super().__init__([row for line in lines for row in line.rows])
+        self.lines, self.notes = tuple(lines), tuple(notes)
 
 
 def read_rows(
-    path: Path, speech: Speech, template: Callable[[], ChatTemplate], *, seq_len: int
-) -> Fixed:
+    path: Path,
+    speech: Speech,
+    template: Callable[[], ChatTemplate],
+    *,
+    seq_len: int,
+    reading: Reading | None = None,
+) -> Lines:
     """The rows of a file, each cut to ``seq_len`` tokens.
 
     Args:
@@ -46,53 +92,46 @@ def read_rows(
       speech: of the target.
       template: loads its chat template; called for the first conversation, if there is one.
       seq_len: rows whose responses all lie behind this are left out.
+      reading: how; None: the defaults.
 
     Raises:
-      ValueError: naming file and line, on what is not such a line, on empty responses, and on a
-        file none of whose rows has a supervised token.
+      ValueError: naming file and line, on what is not such a line, on empty responses, on fields
+        that the template does not read, and on a file none of whose rows has a supervised token.
     """
-    rows: list[Row] = []
-    chat: ChatTemplate | None = None
-    num = 0
-    for where, value in objects(path):
+    reading = reading or Reading()
+    bad = BadLines(reading.bad_lines, path)
+    reader = _Reader(speech, template, reading)
+    lines: list[Line] = []
+    num = num_rows = short = 0
+    for where, raw in read_lines(path):
         num += 1
-        if "tokens" in value:
-            row = token_row(value, speech, where)
-        else:
-            chat = chat or template()
-            row = conversation_row(read_messages(value, where), speech, chat, where)
-        row = Row(row.tokens[:seq_len], row.supervised[:seq_len])
-        if row.supervised[1:].any():
-            rows.append(row)
+        try:
+            value = parse_line(raw, where, replace=reading.replace_bad_text)
+            rows = reader.rows(value, where)
+        except ValueError as error:
+            bad.add(error)
+            continue
+        cut = [Row(row.tokens[:seq_len], row.supervised[:seq_len]) for row in rows]
+        kept = tuple(row for row in cut if row.supervised[1:].any())
+        num_rows, short = num_rows + len(rows), short + len(rows) - len(kept)
+        if kept:
+            lines.append(Line(int(where.rsplit(" ", 1)[1]), kept))
     if not num:
         raise ValueError(f"{path} is empty: there is nothing to train on.")
-    if not rows:
+    if bad.num == num:
+        raise ValueError(f"No line can be used. {bad.notes(num)[0]}.")
+    if not lines:
         raise ValueError(
             f"{path}: no supervised token within the first seq_len={seq_len} tokens of any of its "
-            f"{num} rows; raise --config.data.seq_len."
+            f"{num_rows} rows; raise --config.data.seq_len."
         )
-    return Fixed(rows)
-
-
-def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each line is, and its object. Raises ValueError on what is not one."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; check the path.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert the file.") from None
-    for i, line in enumerate(text.split("\n")):
-        where = f"{path}, line {i + 1}"
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{where}: not JSON.") from None
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: not an object.")
-        yield where, value
+    notes = bad.notes(num) + [f"{path}: {note}" for note in reader.notes()]
+    if short:
+        notes.append(
+            f"{path}: {short} of {num_rows} rows have no response within the first "
+            f"seq_len={seq_len} tokens and are left out"
+        )
+    return Lines(lines, notes)
 
 
 def token_row(value: dict[str, Any], speech: Speech, where: str) -> Row:
@@ -114,80 +153,103 @@ def token_row(value: dict[str, Any], speech: Speech, where: str) -> Row:
     return Row(np.array(tokens, np.int32), np.arange(len(tokens)) >= begin)
 
 
-def read_messages(value: dict[str, Any], where: str) -> list[Message]:
-    """The conversation of one line, in the roles of chat templates. Raises ValueError."""
-    if "messages" in value or "conversations" in value:
-        name = "messages" if "messages" in value else "conversations"
-        said = value[name]
-        if not isinstance(said, list) or not said:
-            raise ValueError(f"{where}: {name} must be a list of messages, not empty.")
-        messages = [_message(m, f"{where}, message {i + 1}") for i, m in enumerate(said)]
-    elif "prompt" in value and "response" in value:
-        pairs = (
-            {"role": "user", "content": value["prompt"]},
-            {
-                "role": "assistant",
-                "content": value["response"],
-            },
-        )
-        messages = [_message(m, where) for m in pairs]
-    else:
-        raise ValueError(
-            f'{where}: neither "messages", "conversations", "prompt" and "response", nor "tokens".'
-        )
-    if not any(m["role"] == "assistant" for m in messages):
-        raise ValueError(f"{where}: no response of the assistant, so nothing to train on.")
-    return messages
+class _Reader:
+    """Reads the lines of one file, and remembers what to say about it."""
+
+    def __init__(self, speech: Speech, template: Callable[[], ChatTemplate], reading: Reading):
+        self._speech, self._template, self._reading = speech, template, reading
+        self._chat: ChatTemplate | None = None
+        self._written: set[str] = set()  # roles that the template is known to write
+        self._passed: dict[str, list[str]] = {}  # field -> messages where nobody looks at it
+
+    def rows(self, value: dict[str, Any], where: str) -> list[Row]:
+        """Raises ValueError."""
+        if "tokens" in value:
+            return [token_row(value, self._speech, where)]
+        chat = self._chat = self._chat or self._template()
+        speaker = Speaker(self._speech, chat)
+        ignore = self._reading.ignore
+        talk = read_conversation(value, where, roles=chat.mentions, ignore=ignore)
+        if not any(talk.supervised):
+            raise ValueError(f"{where}: every response has weight 0, so nothing to train on.")
+        try:
+            variables = self._variables(talk, chat)
+            rows = speaker.rows(talk, variables, self._reading.turns)
+            self._check(talk, [num for num, _ in rows], variables, chat, where)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        return [row for _, row in rows]
+
+    def notes(self) -> list[str]:
+        return [
+            f"{name} of {len(places)} messages is not looked at by the chat template where it "
+            f"stands (first: {places[0]})"
+            for name, places in self._passed.items()
+        ]
+
+    def _variables(self, talk: Conversation, chat: ChatTemplate) -> dict[str, Any]:
+        """What the line has for the template besides messages."""
+        fields = dict(talk.fields)
+        more = fields.pop("chat_template_kwargs", {})
+        if not isinstance(more, dict):
+            raise ValueError("chat_template_kwargs is not an object.")
+        fields |= more
+        for name in fields:
+            if name not in chat.variables:
+                raise ValueError(_unread(name))
+        return fields
+
+    def _check(
+        self,
+        talk: Conversation,
+        sizes: list[int],
+        variables: dict[str, Any],
+        chat: ChatTemplate,
+        where: str,
+    ) -> None:
+        """Raises ValueError if the template leaves out what a message says."""
+        num = max(sizes)
+        seen: list[set[str]] = [set() for _ in range(num)]
+        for size in sizes:
+            looked = chat.looked_at(talk.messages[:size], **variables)
+            for found, names in zip(seen, looked, strict=False):
+                found |= names
+        for i, found in enumerate(seen):
+            message, place = talk.messages[i], talk.places[i]
+            for name in [k for k, v in message.items() if v not in (None, "", [], {})]:
+                if name in found or name == "role":
+                    continue
+                if name not in chat.mentions or name == "content":
+                    raise ValueError(f"{place}: {_unread(name)}")
+                self._passed.setdefault(name, []).append(f"{where}, {place}")
+            self._try_role(talk.messages[:num], i, place, variables, chat)
+
+    def _try_role(
+        self,
+        messages: list[Any],
+        i: int,
+        place: str,
+        variables: dict[str, Any],
+        chat: ChatTemplate,
+    ) -> None:
+        """Once a role: whether its messages are written at all. Raises ValueError if not."""
+        role = messages[i]["role"]
+        if role in ("user", "assistant") or role in self._written or not messages[i]["content"]:
+            return
+        self._written.add(role)
+        try:
+            without = chat.render([*messages[:i], *messages[i + 1 :]], **variables)
+        except ValueError:  # it is missed
+            return
+        if without == chat.render(messages, **variables):
+            self._written.discard(role)
+            raise ValueError(
+                f"{place}: the chat template writes nothing of a message of role {role!r}."
+            )
 
 
-def _message(value: Any, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: not an object.")
-    role = value.get("role", value.get("from"))
-    content = value.get("content", value.get("value"))
-    if role not in _ROLES:
-        raise ValueError(f"{where}: role {role!r} is not one of {', '.join(sorted(_ROLES))}.")
-    if not isinstance(content, str):
-        raise ValueError(f"{where}: the content is {type(content).__name__}, not text.")
-    role = _ROLES[role]
-    if role == "assistant" and not content.strip():
-        raise ValueError(f"{where}: the response is empty; remove the conversation.")
-    return {"role": role, "content": content}
-
-
-def conversation_row(
-    messages: list[Message], speech: Speech, chat: ChatTemplate, where: str
-) -> Row:
-    """The tokens of a conversation, its responses supervised.
-
-    What a response is, is found by rendering the conversation up to it and with it: what the second
-    has more than the first, up to and with a token that ends the response.
-
-    Raises:
-      ValueError: if the tokens of the first are not a prefix of the second's.
-    """
-    if speech.tokenizer is None:
-        raise ValueError("The target has no tokenizer.json: conversations cannot be read for it.")
-
-    def tokens(messages: list[Message], *, prompt: bool = False) -> list[int]:
-        return speech.tokenizer.encode(chat.render(messages, prompt=prompt), add_bos=False)
-
-    try:
-        whole = tokens(messages)
-        supervised = np.zeros(len(whole), bool)
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before, after = tokens(messages[:i], prompt=True), tokens(messages[: i + 1])
-            if after[: len(before)] != before or whole[: len(after)] != after:
-                raise ValueError(
-                    f"the tokens before message {i + 1} change once it follows (the chat template "
-                    "rewrites earlier turns, or a token reaches across the boundary), so those of "
-                    "the response cannot be told apart; end the line with its only response."
-                )
-            end = len(after)
-            stops = [j for j in range(len(before), end) if after[j] in speech.stop_token_ids]
-            supervised[len(before) : stops[0] + 1 if stops else end] = True
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    return Row(np.array(whole, np.int32), supervised)
+def _unread(name: str) -> str:
+    return (
+        f"nobody reads {name}: the target's chat template does not ask for it; remove it, or leave "
+        f"it out with --config.data.ignore='(\"{name}\",)'."
+    )

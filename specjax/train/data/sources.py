@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from specjax.train.data.rows import Joined, Row, Rows, Windows
+from specjax.train.data.holdout import split_lines, split_text
+from specjax.train.data.jsonl import Line, Lines
+from specjax.train.data.rows import Fixed, Joined, Row, Rows, Windows
 from specjax.train.data.text import Speech, encode, read_texts
 
 # Reads the rows of one .jsonl file.
-ReadJsonl = Callable[[Path], Rows]
+ReadJsonl = Callable[[Path], Lines]
 
 
 class Sources:
@@ -21,11 +23,13 @@ class Sources:
       train: rows of at most ``seq_len`` tokens.
       heldout: the same, of texts that are not trained on.
       num_tokens: of the plain text to train on.
+      notes: what a user should know of them, a line each.
     """
 
     train: Rows
     heldout: Rows
     num_tokens: int
+    notes: list[str]
 
     def __init__(
         self,
@@ -36,45 +40,79 @@ class Sources:
         speech: Speech,
         read_jsonl: ReadJsonl,
         allow_mismatch: bool = False,
+        heldout_share: float = 0.05,
         cache: Path | None = None,
     ):
         """Reads everything.
 
+        Where ``heldout`` names no file, a manifest's own held-out texts are held out, and of any
+        other file ``heldout_share``.
+
         Raises:
-          ValueError: on a file that is missing or holds no training data, on text shorter than a
-            window, and where nothing is held out.
+          ValueError: on a file that is missing or holds no training data, and on text shorter than
+            a window, or too short to hold some of it out.
         """
         self._documents: list[np.ndarray] = []  # held out, plain text
         self._dialogues: list[Rows] = []  # held out, from .jsonl
-        self.num_tokens = 0
+        self._speech, self._seq_len, self._cache = speech, seq_len, cache
+        self._allow_mismatch = allow_mismatch
+        self.num_tokens, self.notes = 0, []
+        files: list[tuple[str, Lines]] = []
         parts: list[Rows] = []
         for name in train:
             if Path(name).suffix == ".jsonl":
-                parts.append(read_jsonl(Path(name).expanduser()))
-                continue
-            texts, kept = read_texts(name, allow_mismatch=allow_mismatch)
-            stream = np.concatenate(encode(speech, texts, cache=cache))
-            self.num_tokens += len(stream)
-            parts.append(Windows(stream, seq_len, where=name))
-            if not heldout:
-                self._documents += encode(speech, kept, cache=cache)
+                files.append((name, self._lines(name, read_jsonl)))
+            else:
+                parts.append(self._text(name, None if heldout else heldout_share))
+        if files and not heldout:
+            kept, held, notes = split_lines(files, heldout_share)
+            parts += [_rows(lines) for lines in kept if lines]
+            self._dialogues += [_rows(lines) for lines in held if lines]
+            self.notes += notes
+        else:
+            parts += [lines for _, lines in files]
         for name in heldout:
+            if name in train and Path(name).suffix != ".json":
+                self.notes.append(f"{name} is both trained on and held out")
             if Path(name).suffix == ".jsonl":
-                self._dialogues.append(read_jsonl(Path(name).expanduser()))
+                self._dialogues.append(self._lines(name, read_jsonl))
                 continue
-            texts, kept = read_texts(name, allow_mismatch=allow_mismatch)
-            self._documents += encode(speech, kept or texts, cache=cache)
-        if not self._documents and not self._dialogues:
-            raise ValueError(
-                "Nothing is held out: name files that are not trained on in --config.data.heldout "
-                "(a corpus manifest has held-out texts of its own)."
-            )
+            texts, own = read_texts(name, allow_mismatch=allow_mismatch)
+            self._documents += self._encode(own or texts)
         self.train = Joined(parts)
-        held = list(self._dialogues)
+        held_rows = list(self._dialogues)
         if self._documents:
             whole = np.concatenate(self._documents)
-            held.append(Windows(whole, seq_len, where="the held-out text"))
-        self.heldout = Joined(held)
+            held_rows.append(Windows(whole, seq_len, where="the held-out text"))
+        self.heldout = Joined(held_rows)
+
+    def _lines(self, name: str, read_jsonl: ReadJsonl) -> Lines:
+        lines = read_jsonl(Path(name).expanduser())
+        self.notes += lines.notes
+        return lines
+
+    def _text(self, name: str, share: float | None) -> Rows:
+        """What is trained on of one text or manifest; ``share`` of a text is held out."""
+        texts, own = read_texts(name, allow_mismatch=self._allow_mismatch)
+        documents = self._encode(texts)
+        if share is not None and own:
+            self._documents += self._encode(own)
+        elif share is not None:
+            documents, held, note = split_text(
+                np.concatenate(documents),
+                share,
+                seq_len=self._seq_len,
+                separator=self._speech.separator,
+                where=name,
+            )
+            self._documents += held
+            self.notes.append(note)
+        stream = np.concatenate(documents)
+        self.num_tokens += len(stream)
+        return Windows(stream, self._seq_len, where=name)
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return encode(self._speech, texts, cache=self._cache, say=self.notes.append)
 
     def prompts(self, num: int, num_tokens: int) -> list[list[int]]:
         """``num`` held-out prompts: the beginnings of dialogues, and pieces of ``num_tokens``.
@@ -94,9 +132,14 @@ class Sources:
         if len(found) < num:
             raise ValueError(
                 f"The held-out texts yield {len(found)} prompts of --config.eval.prompts={num}; "
-                "lower it, or hold out more (texts twice as long as eval.prompt_tokens)."
+                "lower it, or hold out more (--config.data.heldout_share; texts twice as "
+                "long as eval.prompt_tokens)."
             )
         return found
+
+
+def _rows(lines: Sequence[Line]) -> Rows:
+    return Fixed([row for line in lines for row in line.rows])
 
 
 def _before_response(row: Row) -> list[int]:

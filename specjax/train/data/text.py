@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from specjax.core.files import read_bytes, read_text, write_atomically
 from specjax.train.corpus import load_corpus
 
 
@@ -55,39 +57,59 @@ def read_texts(path: str | Path, *, allow_mismatch: bool = False) -> tuple[list[
     if path.suffix == ".json":
         corpus = load_corpus(path, allow_mismatch=allow_mismatch)
         return list(corpus.train.values()), list(corpus.heldout.values())
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path}: no such file to train on; check the path.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert the file.") from None
+    text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path} is empty: there is nothing to train on.")
     return [text], []
 
 
-def encode(speech: Speech, texts: Sequence[str], *, cache: Path | None) -> list[np.ndarray]:
-    """The documents' tokens. ``cache`` keeps them: tokenising a corpus takes minutes."""
+def encode(
+    speech: Speech,
+    texts: Sequence[str],
+    *,
+    cache: Path | None,
+    say: Callable[[str], None] | None = None,
+) -> list[np.ndarray]:
+    """The documents' tokens.
+
+    ``cache`` is a directory that keeps them: tokenising a corpus takes minutes. What is damaged
+    there is made again, and ``say`` is told (None: stderr).
+    """
     if cache is None or speech.tokenizer is None:
         return [speech.document(text) for text in texts]
     said = [speech.tokenizer.fingerprint(), str(speech.separator)]
-    path = cache / f"{_digest([*said, *texts])}.npz"
-    if path.is_file():
-        try:
-            with np.load(path) as kept:
-                return np.split(kept["tokens"], kept["ends"][:-1])
-        except (OSError, ValueError, KeyError):  # damaged: made again
-            pass
-    documents = [speech.document(text) for text in texts]
-    ends = np.cumsum([len(d) for d in documents])
+    path = cache / f"{_digest([*said, *texts])}.tokens"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, suffix=".tmp", delete=False) as file:
-            np.savez(file, tokens=np.concatenate(documents), ends=ends)
-        os.replace(file.name, path)
-    except OSError:  # a cache that cannot be written is none
+        return _unpack(read_bytes(path), len(texts))
+    except FileNotFoundError:
         pass
+    except (OSError, ValueError) as error:
+        note = f"{path}: a damaged token cache ({error}); it is made again"
+        say(note) if say else print(note, file=sys.stderr, flush=True)
+    documents = [speech.document(text) for text in texts]
+    # A cache that cannot be written is none.
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _pack(documents))
     return documents
+
+
+def _pack(documents: Sequence[np.ndarray]) -> bytes:
+    """The hash of what follows, the documents' ends as int64, and their tokens as int32."""
+    ends = np.cumsum([len(d) for d in documents], dtype="<i8")
+    content = ends.tobytes() + np.concatenate(documents).astype("<i4").tobytes()
+    return hashlib.sha256(content).digest() + content
+
+
+def _unpack(data: bytes, num: int) -> list[np.ndarray]:
+    """Raises ValueError if it is not what `_pack` made of ``num`` documents."""
+    content = data[32:]
+    if hashlib.sha256(content).digest() != data[:32] or len(content) < 8 * num:
+        raise ValueError(f"{len(data)} bytes that do not add up")
+    ends = np.frombuffer(content[: 8 * num], "<i8")
+    return np.split(np.frombuffer(content[8 * num :], "<i4").astype(np.int32), ends[:-1])
 
 
 def default_cache() -> Path:
