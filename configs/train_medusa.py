@@ -36,6 +36,7 @@ def get_config() -> config_dict.ConfigDict:
             "ignore": (),  # fields of lines and messages to leave out; others must be read
             "bad_lines": "stop",  # or "skip" lines that cannot be used
             "replace_bad_text": False,  # U+FFFD for what is no character
+            "template_args": (),  # such as ("enable_thinking=false",)
         },
         eval={
             "rows": 32,

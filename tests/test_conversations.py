@@ -186,6 +186,35 @@ def test_variables_of_a_line_reach_the_template(tmp_path, speech):
     assert last_of(tmp_path / "a.jsonl", speech, source, line)[0].startswith("short1[user]")
 
 
+def test_templates_whose_prompt_begins_thoughts(tmp_path, speech):
+    source = PLAIN.replace(
+        "[assistant]{% endif %}", "[assistant]{{ '' if plain else '<' }}{% endif %}"
+    )
+    talk = {"messages": [user("q"), told("a")]}
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(ValueError, match=r"cannot be told apart; .*template_args"):
+        read(path, speech, source, talk)
+    for found in (
+        last_of(path, speech, source, talk, template_args={"plain": True}),
+        last_of(path, speech, source, {**talk, "chat_template_kwargs": {"plain": True}}),
+    ):
+        assert found[1] == f"a{END}"
+    thought = {"messages": [user("q"), told("a", reasoning_content="hm")]}
+    assert last_of(path, speech, source, thought)[1] == f"hm>a{END}"
+    with pytest.raises(ValueError, match="nobody reads plane"):
+        read(path, speech, source, talk, template_args={"plane": True})
+
+
+def test_a_response_to_nothing(tmp_path, speech):
+    source = "{{ messages[0].role[:0] }}" + PLAIN
+    talk = {"messages": [told("hi"), user("q"), told("a")]}
+    with pytest.raises(ValueError, match=r"message 1 is a response to nothing .* weight 0"):
+        read(tmp_path / "a.jsonl", speech, source, talk)
+    talk["messages"][0]["weight"] = 0
+    assert last_of(tmp_path / "a.jsonl", speech, source, talk)[1] == f"a{END}"
+    assert last_of(tmp_path / "a.jsonl", speech, PLAIN, talk)[1] == f"a{END}"
+
+
 IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
 
 
@@ -241,7 +270,7 @@ def test_what_a_template_passes_over_is_said(tmp_path, speech):
     with pytest.raises(ValueError, match=r"message 2: the chat template writes nothing .*'tool'"):
         read(tmp_path / "a.jsonl", speech, looks, line)
     whole = "{{ messages | tojson }}"  # everything reaches the text, but nothing can be told apart
-    with pytest.raises(ValueError, match="cannot be told apart"):
+    with pytest.raises(ValueError, match=r"cannot be told apart"):
         read(tmp_path / "a.jsonl", speech, whole, {"messages": [user("q", mood=1), told("a")]})
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from specjax.core.assignments import assign
 from specjax.train.data.jsonl import Reading
 from specjax.train.lm import OPTIMIZERS
 from specjax.train.objectives import KINDS
@@ -105,6 +106,7 @@ class DataConfig:
     ignore: tuple[str, ...] = ()  # fields of conversations that are left out
     bad_lines: str = "stop"  # what a line that cannot be used does: end the run, or "skip"
     replace_bad_text: bool = False  # what is no character in a line becomes U+FFFD
+    template_args: tuple[str, ...] = ()  # "name=value", what chat templates are given besides
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -120,7 +122,8 @@ class DataConfig:
     @property
     def reading(self) -> Reading:
         """How lines of .jsonl files are read."""
-        return Reading(self.turns, self.ignore, self.bad_lines, self.replace_bad_text)
+        arguments = assign(self.template_args, "--config.data.template_args")
+        return Reading(self.turns, self.ignore, self.bad_lines, self.replace_bad_text, arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +176,7 @@ class DrafterConfig:
     def of(cls, raw: Mapping[str, Any]) -> DrafterConfig:
         """Reads the plain dict of an `ml_collections` config."""
         data, evaluation = dict(raw["data"]), raw["eval"]
-        listed = [name for name in ("train", "heldout", "ignore") if name in data]
+        listed = [name for name in ("train", "heldout", "ignore", "template_args") if name in data]
         data |= {name: tuple(data[name]) for name in listed}
         return cls(**{**raw, "data": DataConfig(**data), "eval": EvalConfig(**evaluation)})
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Reading:
     ignore: tuple[str, ...] = ()  # fields, of lines and messages, that are left out
     bad_lines: str = "stop"  # or "skip": leave them out, and say so
     replace_bad_text: bool = False  # what is no character becomes U+FFFD
+    # What the template is given besides; a line's own fields go before.
+    template_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for field, known in (("turns", TURNS), ("bad_lines", POLICIES)):
@@ -193,7 +195,7 @@ class _Reader:
         more = fields.pop("chat_template_kwargs", {})
         if not isinstance(more, dict):
             raise ValueError("chat_template_kwargs is not an object.")
-        fields |= more
+        fields = {**self._reading.template_args, **fields, **more}
         for name in fields:
             if name not in chat.variables:
                 raise ValueError(_unread(name))

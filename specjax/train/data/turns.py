@@ -14,6 +14,12 @@ from specjax.train.data.text import Speech
 # "": all, or each where the template rewrites earlier turns.
 TURNS = ("", "all", "last", "each")
 
+_SEVERAL = "--config.data.turns=each makes it several rows."
+_ALONE = (
+    "where its prompt begins thoughts that the data does not have, "
+    "--config.data.template_args='(\"enable_thinking=false\",)' may tell the template so."
+)
+
 
 class Rewritten(ValueError):
     """The template writes a turn otherwise once others follow it."""
@@ -65,17 +71,28 @@ class Speaker:
         whole = self._tokens(messages, variables)
         supervised = np.zeros(len(whole), bool)
         for i in responses:
-            before = self._tokens(messages[:i], variables, prompt=True)
+            before = self._before(messages[:i], variables, talk.places[i])
             after = whole if i + 1 == num else self._tokens(messages[: i + 1], variables)
             if after[: len(before)] != before or whole[: len(after)] != after:
                 raise Rewritten(
                     f"the tokens before {talk.places[i]} change once it follows (the chat template "
                     "rewrites earlier turns, or a token reaches across the boundary), so those of "
-                    "the response cannot be told apart"
-                    + ("." if i + 1 == num else "; --config.data.turns=each makes it several rows.")
+                    f"the response cannot be told apart; {_ALONE if i + 1 == num else _SEVERAL}"
                 )
             supervised[len(before) : self._end(after, len(before))] = True
         return num, Row(np.array(whole, np.int32), supervised)
+
+    def _before(self, messages: list[Message], variables: dict[str, Any], place: str) -> list[int]:
+        """The prompt of the response at ``place``."""
+        try:
+            return self._tokens(messages, variables, prompt=True)
+        except ValueError as error:
+            if messages:
+                raise
+            raise ValueError(
+                f"{place} is a response to nothing ({error}); begin with a user's message, or give "
+                "it weight 0."
+            ) from None
 
     def _tokens(
         self, messages: list[Message], variables: dict[str, Any], *, prompt: bool = False
