@@ -38,6 +38,8 @@ from specjax.bench.curves import parse_curve
 from specjax.bench.store import Record, Store, write_json
 from specjax.bench.summary import summarise
 from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.measure import predicted
+from specjax.view import escape, headline
 from specjax.view.tables import table
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
@@ -85,9 +87,12 @@ def run_cases(
     config: dict[str, Any],
     report: Callable[[str, float, float], None],
 ) -> None:
+    others = environment.Others()
     measure.measure(
         prepared.target, prepared.suite, prepared.groups, prepared.prompts, store, report
     )
+    run = store.read_run()
+    store.write_run({**run, "others": [*run.get("others", []), *others.cores()]})
     if config["calibrate"]:
         costing.calibrate(
             prepared,
@@ -121,29 +126,22 @@ def compare(console: Console, directories: Sequence[str]) -> None:
 
 
 def show(console: Console, summary: Record) -> None:
+    """What results.md and report.html say, too: the pooled row first."""
+    for line in headline.of_summary(summary):
+        console.print(escape.rich(line), soft_wrap=True)
     console.print(table(summary))
     ratios = [
-        (case["name"], case["predicted"]["measured_over_predicted"])
+        (case["name"], told.measured_over_predicted)
         for case in summary["cases"]
-        if case["predicted"] and case["predicted"]["measured_over_predicted"] is not None
+        if (told := predicted.read(case)) and told.measured_over_predicted is not None
     ]
     if ratios:
         console.print("measured over predicted speedup:")
         for name, ratio in ratios:
-            console.print(f"  {ratio:.2f}  {name}", soft_wrap=True)
-    for case in summary["cases"]:
-        compared = case["compare"] or {}
-        if compared.get("first_diff"):
-            request, token = compared["first_diff"]
-            margin = compared.get("margin_at_diff")
-            told = "" if margin is None else f", where the target preferred it by {margin:.3g}"
-            console.print(
-                f"{case['name']}: {compared['exact_match']:.0%} of the texts are plain decoding's; "
-                f"request {request} leaves it at token {token}{told}.",
-                soft_wrap=True,
-            )
+            console.print(f"  {ratio:.2f}  {escape.rich(name)}", soft_wrap=True)
     for line in outputs.remarks(summary):
-        console.print(line, soft_wrap=True, style="bold red" * line.startswith("Not valid"))
+        style = "bold red" * line.startswith("Not valid")
+        console.print(escape.rich(line), soft_wrap=True, style=style)
 
 
 def predict(console: Console, store: Store, config: dict[str, Any]) -> None:

@@ -16,7 +16,9 @@ import numpy as np
 
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
+from specjax.core.family import Family
 from specjax.drafters.base import Spec
+from specjax.drafters.family import family_of
 from specjax.measure.trace import Trace
 from specjax.models.drafts.dflash import DFlashConfig
 from specjax.models.drafts.eagle3 import Eagle3Config
@@ -60,6 +62,8 @@ class DrafterReport:
     cycles: int
     tau: float
     survival: tuple[float, ...]  # P(accepted >= i), i = 1..K
+    guessed: float = 1.0  # share of the cycles in which there was a guess
+    family: Family = Family.OWN
     trials: tuple[Trial, ...] = ()  # run where tau is near 1
     causes: tuple[str, ...] = ()  # in order of likelihood; empty where all is well
 
@@ -123,6 +127,8 @@ def check_drafter(
         cycles=trace.num_cycles,
         tau=trace.tau,
         survival=tuple(trace.survival()),
+        guessed=sum(bool(c.proposed) for c in trace) / max(trace.num_cycles, 1),
+        family=family_of(drafter),
     )
     if report.passed or num_draft == 0:
         return report
@@ -232,6 +238,9 @@ def _causes(
         return f" (tried: {', '.join(got)})" if got else ""
 
     config = getattr(getattr(drafter, "net", None), "config", None)
+    if report.family is not Family.TRAINED:
+        yield from _causes_of_others(report)
+        return
     yield (
         f"Another target: it must be the very checkpoint, and the same fine-tune, that "
         f"{target.name} is; sizes that agree do not show that."
@@ -278,13 +287,34 @@ def _causes(
             "Heads in another order, or trained on states before the final norm: they are read as "
             "guessing 2, 3, .. tokens ahead from the state after it."
         )
-    if config is None and hasattr(drafter, "model"):
-        yield "A draft that was never trained like the target, or is far too small for it."
     yield (
         f"The prompts: {report.texts}, without a chat template. A drafter trained on chats, on "
         "thinking or on none, accepts little elsewhere: give prompts=[...] of the kind it will see."
     )
     yield "Another domain or language than it was trained on."
+
+
+def _causes_of_others(report: DrafterReport) -> Iterator[str]:
+    """Of drafters that read nothing of a target, so that nothing can have been misread."""
+    if report.family is Family.LOOKUP:
+        yield (
+            f"The texts: {report.texts}. Prompt lookup guesses what stands in the text already, "
+            f"and had something to guess in {report.guessed:.0%} of the cycles: give prompts=[...] "
+            "of the kind it will see, such as edits, summaries or long code."
+        )
+        return
+    if report.family is Family.MODEL:
+        yield "A draft that was never trained like the target, or is far too small for it."
+    else:
+        yield (
+            "A state that went wrong, which verification hides: specjax.audit compares its guesses "
+            "with those of a fresh one."
+        )
+        yield "Guesses for other positions: the first is for the token behind the pending one."
+    yield (
+        f"The prompts: {report.texts}, without a chat template: give prompts=[...] of the kind it "
+        "will see."
+    )
 
 
 def _mask(target: Model, config: DFlashConfig) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from specjax.checkpoint.load import Model
+from specjax.drafters.family import family_of
 from specjax.measure.trace import Cycle, Text, Trace
 from specjax.session import Row, Session
 from specjax.text import Reader, token_text
@@ -72,6 +73,7 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "target": target.name,
         "drafter": getattr(session.spec, "name", type(session.spec).__name__.lower()),
+        "family": str(family_of(session.spec)),
         "rule": session.rule.name,
         "kind": drafter.kind,
         "num_draft": drafter.num_draft,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specjax.measure import metrics, trace_file
-from specjax.measure.calibration import Calibration
-from specjax.measure.cost_model import Costs, predict, survival_of
+from specjax.bench import environment
+from specjax.bench.store import Store, append
+from specjax.bench.summary import summarise
+from specjax.measure.calibration import Calibration, describe_machine
+from specjax.measure.cost_model import Costs
 from specjax.measure.trace import Cycle, Detail, Text, Trace
 
 # Generated text that would break a page, a table or a terminal if it were let.
@@ -138,75 +139,79 @@ def costs() -> Costs:
     )
 
 
-def case(name: str, trace: Trace, plain_trace: Trace, *, batch: int = 1) -> dict[str, Any]:
-    """A case of metrics.json."""
-    k = trace.setup["num_draft"]
-    figures = metrics.figures(trace)
-    made: dict[str, Any] = {
-        "name": name,
-        "prompt_set": "made",
-        "drafter": "dflash" if k else "none",
-        "num_draft": k,
-        "rule": "greedy",
-        "temperature": 0.0,
-        "batch": batch,
-        "mode": "measure",
-        "plain": f"plain_b{batch}",
-        "kind": "one_hot",
-        "metrics": figures,
-        "intervals": metrics.with_intervals(trace, resamples=20),
-        "compare": None,
-        "predicted": None,
-        "per_category": metrics.by_category(trace),
-    }
-    if k:
-        made["compare"] = metrics.compare(trace, plain_trace, resamples=20)
-        ks = list(range(1, k + 1))
-        curve = predict(survival_of(figures["accept_hist"], k), costs(), ks)
-        speedup = figures["tau"] / costs().total(k)
-        made["predicted"] = {
-            "speedup": speedup,
-            "measured_over_predicted": made["compare"]["speedup"] / speedup,
-            "best_k": curve.best_k,
-            "ks": ks,
-            "speedup_by_k": list(curve.speedup),
-            "single_alpha_by_k": list(curve.single_alpha_speedup),
-            "context": 64,
-            "plain_step_ms": 1.2,
-        }
-    return made
+def result_directory(path: Path, *, prompts: str = "ab" * 32, compiles: int = 0) -> Path:
+    """What a benchmark leaves: two k at two batch sizes, and plain decoding.
 
-
-def result_directory(path: Path, *, prompts: str = "ab" * 32, **run: Any) -> Path:
-    """What a benchmark leaves: two k at two batch sizes, and plain decoding."""
-    cases = []
+    Only traces, times and costs are made up: the summary is what the benchmark makes of them, and
+    `test_benchmark` compares the fields with those of a real run.
+    """
+    store, cases, calibrated = Store(path), [], []
     for batch, slower in ((1, 1.0), (2, 1.5)):
-        base = plain(step=0.0012 * slower)
-        base = dataclasses.replace(base, setup={**base.setup, "batch": batch})
-        runs = {f"plain_b{batch}": base}
+        runs = {(0, "none"): plain(step=0.0012 * slower)}
         for k, hits in ((4, HITS), (2, (2, 0, 1, 2, 2, 1, 2, 2))):
-            made = speculative(hits, k=k, step=0.0018 * slower**1.2)
-            runs[f"dflash_k{k}_b{batch}"] = dataclasses.replace(
-                made, setup={**made.setup, "batch": batch}
+            runs[k, "dflash"] = speculative(hits, k=k, step=0.0018 * slower**1.2)
+        for (k, drafter), trace in runs.items():
+            name = f"dflash_k{k}_b{batch}" if k else f"plain_b{batch}"
+            cases.append(
+                {
+                    "name": name,
+                    "prompt_set": "made",
+                    "drafter": drafter,
+                    "num_draft": k,
+                    "rule": "greedy",
+                    "temperature": 0.0,
+                    "batch": batch,
+                    "mode": "measure",
+                    "plain": f"plain_b{batch}",
+                    "kind": "one_hot",
+                    "family": "trained" if k else "none",
+                }
             )
-        for name, trace in runs.items():
-            cases.append(case(name, trace, base, batch=batch))
-            (path / "cases" / name).mkdir(parents=True)
-            trace_file.save(trace, path / "cases" / name / "trace.jsonl")
-    record = {
-        "run": {
-            "target": {"name": "demo:target"},
-            "device": "cpu cpu",
-            "dtype": "float32",
-            "versions": {"jax": "0.10.2"},
-            "prompts_sha256": prompts,
-            "num_prompts": 2,
-            "valid": True,
-            "invalid_because": [],
-            **run,
-        },
-        "cases": cases,
-    }
-    (path / "metrics.json").write_text(json.dumps(record))
-    Calibration({"device": "cpu"}, {"name": "demo:target"}, (costs(),)).save(path / "costs.json")
+            store.complete(name, dataclasses.replace(trace, setup={**trace.setup, "batch": batch}))
+            append(store.case(name) / "results.jsonl", _line(trace, compiles))
+            store.write_warmup(name, 1, 0.5)
+        for slots in (256, 512):
+            calibrated.append(dataclasses.replace(costs(), batch=batch, context=slots))
+    store.write_run(_run(prompts, cases))
+    target = {"name": "demo:target"}
+    Calibration(describe_machine(), target, tuple(calibrated)).save(path / "costs.json")
+    summarise(store)
     return path
+
+
+def _line(trace: Trace, compiles: int) -> dict[str, Any]:
+    """Of results.jsonl: one generation."""
+    return {
+        "batch": 0,
+        "prompts": [f"made/{b}" for b in range(len(trace.rows))],
+        "seconds": max(row[-1].end for row in trace.rows),
+        "prefill_seconds": 0.01,
+        "tokens": [sum(c.committed for c in row) for row in trace.rows],
+        "compiles": compiles,
+        "tokens_sha256": "0" * 64,
+        "repeat": 0,
+        "order": 0,
+    }
+
+
+def _run(prompts: str, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """run.json."""
+    return {
+        "config": {"seed": 0},
+        "mode": "measure",
+        **environment.describe(),
+        "load": [0.0],
+        "target": {"name": "demo:target"},
+        "dtype": "float32",
+        "prompts_sha256": prompts,
+        "prompt_sets": {"made": "cd" * 32},
+        "num_prompts": 2,
+        "left_out": 0,
+        "template": "none",
+        "system": "",
+        "thinking": {},
+        "turns": 1,
+        "cases": cases,
+        "valid": None,
+        "invalid_because": [],
+    }

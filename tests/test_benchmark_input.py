@@ -28,6 +28,7 @@ from specjax.bench.stops import parse_stop
 from specjax.bench.synthetic import Forced
 from specjax.core.compiles import Compiles
 from specjax.core.types import Proposal
+from specjax.measure.predicted import Predicted
 from specjax.verify.base import VerifyKeys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,7 +243,7 @@ def test_from_the_command_line(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").read_bytes() == report
     both = (f"--compare={tmp_path / 'run'},{tmp_path / 'run'}", f"--workdir={tmp_path / 'both'}")
     status, out, _ = run(*both, config=False)
-    assert status == 0 and out.count("plain decoding") == 2
+    assert status == 0 and out.count("\n  plain decoding") == 2
     assert (tmp_path / "both" / "report.html").exists() and (tmp_path / "both/results.md").exists()
     assert run(*both[:1], f"--workdir={tmp_path / 'run'}", config=False)[0] == 2
     _, out, _ = run(
@@ -265,11 +266,16 @@ def stored(tmp_path: Path) -> Path:
         "mode": "measure",
         "metrics": {"tau": 2.5, "survival": [0.8, 0.7], "tpot_ms": 2.0},
         "compare": {"speedup": 1.5, "speedup_interval": [1.4, 1.6]},
-        "predicted": {
-            "speedup": 1.6,
-            "measured_over_predicted": 0.9375,
-            "single_alpha_speedup": 1.8,
-        },
+        "predicted": Predicted(
+            speedup=1.6,
+            measured_over_predicted=0.9375,
+            single_alpha_speedup=1.8,
+            best_k=4,
+            context=256,
+            plain_step_ms=2.0,
+            **dict.fromkeys(("cost_draft", "cost_verify", "cost_rest"), 0.5),
+            **dict.fromkeys(("share_draft", "share_verify", "share_rest"), 0.3),
+        ).record(),
     }
     run = {
         "invalid_because": [],
@@ -300,7 +306,7 @@ def test_documents_are_made_of_results(tmp_path: Path) -> None:
     )
     assert made.startswith("# A\n") and made.endswith("b 2.3 c\n")
     assert "| ngram | 4 | greedy |" in made and "other" not in made and "ffffffffffffffff" in made
-    assert "The machine was not idle (load 3.5 before): times are rough." in made
+    assert "Busy machine: the machine was not idle (load 3.5 before): times are rough." in made
     rows = render("<!-- rows: device.json rows k,ms:.1f -->", results)
     assert rows == "| k | ms |\n| --- | --- |\n| 1 | 2.3 |\n| 2 |  |"
     predictions = render("<!-- predictions: demo drafter=ngram -->", results)

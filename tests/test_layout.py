@@ -43,8 +43,11 @@ MAY_IMPORT = {
     "prompts": ("prompt_forms", "checkpoint"),
     "text": ("checkpoint",),
     "stopping": ("text", "prompt_forms", "checkpoint"),
-    "recording": ("session", "text", "checkpoint", "measure.trace"),
-    "diagnosis": ("request", "prompts", "session", "checkpoint", "drafters", "models", "measure"),
+    "recording": ("session", "text", "checkpoint", "drafters", "measure.trace"),
+    "diagnosis": (
+        *("request", "prompts", "session", "checkpoint"),
+        *("drafters", "models", "measure", "core"),
+    ),
     "auditing": (
         *("session", "decode", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),

@@ -28,7 +28,7 @@ from experiments import cli
 from specjax.measure import metrics, trace_file
 from specjax.measure.cost_model import predict
 from specjax.measure.trace import BONUS, CORRECTION, Trace
-from specjax.view import figures, palette, race_still, svg, tables
+from specjax.view import escape, figures, palette, race_still, svg, tables
 from specjax.view.heat import by_class, rolling_tau
 from specjax.view.html import CLASSES
 from specjax.view.palette import DARK, LIGHT
@@ -228,10 +228,10 @@ def test_tables_agree_in_every_format() -> None:
     markdown = specjax.table(traces, "markdown").splitlines()
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in markdown if line.startswith("|")]
     assert len({len(r) for r in rows}) == 1 and len(rows) == 4
-    assert rows[3][0].strip() == r"d\|f_l"
+    assert rows[3][0].strip() == r"d\|f\_l"
     assert rows[3][3].strip().startswith(f"**{tau:.2f} [") and f"{speedup:.2f}x" in rows[3][6]
     latex = specjax.table(traces, "latex")
-    assert r"d|f\_l" in latex and rf"\textbf{{{tau:.2f} [" in latex
+    assert r"d\textbar{}f\_l" in latex and rf"\textbf{{{tau:.2f} [" in latex
     body_lines = [
         line for line in latex.splitlines() if line.endswith(r"\\") and "multi" not in line
     ]
@@ -248,7 +248,7 @@ def test_tables_agree_in_every_format() -> None:
 
 
 def test_a_forced_acceptance_is_never_the_best() -> None:
-    ours = made_traces.case("a", TRACE, PLAIN)
+    ours = tables.cases_of({"plain": PLAIN, "a": TRACE})[1]
     forced = {**ours, "name": "b", "mode": "synthetic"}
     best = {**forced, "metrics": {**forced["metrics"], "tau": 9.0}}
     (group,) = tables.groups([ours, best])
@@ -272,6 +272,7 @@ def test_figures_hold_the_numbers() -> None:
     runs = {4: TRACE, 2: made_traces.speculative((2, 0, 1, 2, 2, 1, 2, 2), k=2)}
     ax = drawn(lambda ax: specjax.plot_speedup(runs, PLAIN, prediction=curve, ax=ax))
     lines = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
+    assert len(curve.speedup) == 4
     assert lines["predicted"] == list(curve.speedup)
     assert lines["single alpha"] == list(curve.single_alpha_speedup)
     want = [metrics.compare(runs[k], PLAIN)["speedup"] for k in (2, 4)]
@@ -282,6 +283,28 @@ def test_figures_hold_the_numbers() -> None:
     )
     assert [t.get_text() for t in ax.texts] == [str(c.committed) for c in TRACE.rows[0]]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["draft", "verify", "plain"]
+    free = dataclasses.replace(made_traces.costs(), draft=dict.fromkeys(range(1, 9), 0.01))
+    ax = drawn(lambda ax: specjax.plot_timeline(TRACE, costs=free, ax=ax))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["cycle"]  # no row that looks empty
+    many = dataclasses.replace(
+        TRACE, rows=(tuple(dataclasses.replace(c, committed=12) for c in TRACE.rows[0] * 40),)
+    )
+    many = dataclasses.replace(
+        many,
+        rows=(
+            tuple(
+                dataclasses.replace(c, begin=0.01 * j, end=0.01 * (j + 1))
+                for j, c in enumerate(many.rows[0])
+            ),
+        ),
+    )
+    with figures.style():
+        figure = Figure()
+        ax = specjax.plot_timeline(many, cycles=240, ax=figure.add_subplot())
+        figure.draw_without_rendering()
+        boxes = sorted((t.get_window_extent().x0, t.get_window_extent().x1) for t in ax.texts)
+    assert 20 < len(boxes) < 240
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(boxes))  # digits apart
 
     ax = drawn(lambda ax: specjax.plot_heat(TRACE, ax=ax), dark=True)
     written = "".join(t.get_text() for t in ax.texts).replace("\\$", "$")
@@ -345,10 +368,10 @@ def test_the_race_stands_still_and_runs(tmp_path: Path) -> None:
 
 def test_reports_of_directories_and_of_traces(tmp_path: Path) -> None:
     """That of the directory is written with all figures, the others as pages alone."""
-    a = made_traces.result_directory(tmp_path / "a", valid=False, invalid_because=["<it> lied"])
+    a = made_traces.result_directory(tmp_path / "a", compiles=1)
     whole = write_report(a).read_text()
     Reader(whole)
-    assert "&lt;it&gt; lied" in whole and "These numbers are not valid" in whole
+    assert "1 programs were compiled behind" in whole and "These numbers are not valid" in whole
     assert "Speedup if one factor were perfect" in whole  # explained in words
     assert all(key in whole for key in metrics.METRICS)
     assert {p.suffix for p in (a / "figures").iterdir()} == {".png", ".svg"}
@@ -360,6 +383,40 @@ def test_reports_of_directories_and_of_traces(tmp_path: Path) -> None:
         write_report([a, c])
     alone = page(from_traces({"plain": PLAIN, "dflash": TRACE}), [])
     assert "2.00x" in alone and "Race" in alone
+
+
+HOSTILE = "=cmd|' /C'!A0\n`x` <b>*[a](http://x)*</b> \x1b[31m[red]"
+
+
+def test_names_are_shown_and_never_obeyed() -> None:
+    """In every format: a name that is a formula, markup, HTML, or steers a terminal."""
+    ours = tables.cases_of({"plain": PLAIN, "a": TRACE})[1]
+    case = {**ours, "name": "-1+1", "drafter": HOSTILE, "prompt_set": "\t@sum", "rule": "1.5"}
+    (row,) = csv.DictReader(io.StringIO(specjax.table([case], "csv")))
+    assert row["name"] == "'-1+1" and row["drafter"] == f"'{HOSTILE}"
+    assert row["prompt_set"] == "'\t@sum" and row["rule"] == "1.5"
+    assert float(row["speedup"]) == case["compare"]["speedup"]
+    lines = [x for x in specjax.table([case], "markdown").splitlines() if x.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {
+        len(tables.filled(tables.groups([case]))) + 1
+    }
+    assert r"\`x\` \<b>\*[a\](http://x)\*\</b>" in lines[-1] and "\x1b" not in lines[-1]
+    latex = specjax.table([case], "latex")
+    assert "textless{}b" in latex and latex.count("\n") == 8
+    page = specjax.table([case], "html")
+    assert "&lt;b&gt;" in page and "<b>*" not in page
+    out = io.StringIO()
+    Console(file=out, width=200).print(specjax.table([case]))
+    assert "[red]" in out.getvalue() and "\x1b" not in out.getvalue()
+
+
+def test_numbers_stay_numbers() -> None:
+    for number in (-1.5, 0, True, None):
+        assert escape.csv_cell(number) is number
+    for text in ("=1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", " =1", "\uff1d1", "a\tb"[1:]):
+        assert escape.csv_cell(text) == "'" + text
+    for text in ("a=1", "1-2", "demo:dflash", ""):
+        assert escape.csv_cell(text) == text
 
 
 @pytest.mark.parametrize(

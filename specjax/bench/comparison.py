@@ -31,4 +31,8 @@ def compare(directories: Sequence[str | Path]) -> Record:
                 told = difference(field, runs[0], run, who=str(directory))
                 raise ValueError(f"{directories[0]} and {directory} are not comparable: {told}.")
     result = read_results(directories)
-    return {"run": dict(result.run), "cases": list(result.cases)}
+    return {
+        "run": dict(result.run),
+        "pooled": list(result.pooled),
+        "cases": list(result.cases),
+    }

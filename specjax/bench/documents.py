@@ -21,6 +21,8 @@ from typing import Any
 
 from specjax.bench.outputs import remarks
 from specjax.bench.store import read_json
+from specjax.measure import predicted
+from specjax.view import escape
 from specjax.view.tables import table
 
 _LINE = re.compile(r"<!-- (results|predictions|rows): (.*) -->")
@@ -54,7 +56,8 @@ def render(template: str, results: Path) -> str:
 def results_table(words: Sequence[str], results: Path) -> str:
     """The comparison table of a run, and its remarks."""
     summary, cases = _chosen(words, results)
-    below = "".join(f"{line}  \n" for line in remarks(summary))
+    beside = remarks({**summary, "cases": cases, "pooled": ()})
+    below = "".join(f"{escape.markdown(line)}  \n" for line in beside)
     return f"{table(cases, 'markdown')}\n{below}"
 
 
@@ -68,12 +71,12 @@ def predictions_table(words: Sequence[str], results: Path) -> str:
             "T": f"{case['temperature']:g}",
             "batch": case["batch"],
             "measured": f"{case['compare']['speedup']:.2f}x",
-            "predicted": f"{case['predicted']['speedup']:.2f}x",
-            "measured / predicted": f"{case['predicted']['measured_over_predicted']:.2f}",
-            "by one alpha": f"{case['predicted']['single_alpha_speedup']:.2f}x",
+            "predicted": f"{told.speedup:.2f}x",
+            "measured / predicted": f"{told.measured_over_predicted:.2f}",
+            "by one alpha": f"{told.single_alpha_speedup:.2f}x",
         }
         for case in cases
-        if case.get("predicted") and case["predicted"]["measured_over_predicted"] is not None
+        if (told := predicted.read(case)) and told.measured_over_predicted is not None
     ]
     if not rows:
         raise ValueError(f"{words[0]} has no case with a prediction.")
@@ -105,7 +108,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str
             raise ValueError(f"no row has the column {name!r}.")
     lines = ["| " + " | ".join(name for name, _ in columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
-        cells = [show(row.get(name), form) for name, form in columns]
+        cells = [escape.markdown(show(row.get(name), form)) for name, form in columns]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,33 @@ def load() -> list[float]:
         return [round(os.getloadavg()[0], 2)]
     except (AttributeError, OSError):
         return []
+
+
+class Others:
+    """How many cores processes other than this one have kept busy since it was made."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def cores(self) -> list[float]:
+        """One number, or [] where the system does not say."""
+        now = self._now()
+        if self._start is None or now is None or now[0] <= self._start[0]:
+            return []
+        seconds, busy = (b - a for a, b in zip(self._start, now))
+        return [round(max(busy / seconds, 0.0), 2)]
+
+    @staticmethod
+    def _now() -> tuple[float, float] | None:
+        """(a clock, seconds of processor time that others have used)."""
+        try:
+            first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+            ticks = [int(x) for x in first[1:9]]  # user, nice, system, idle, iowait, irq, ..
+            hertz = os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError):
+            return None
+        used = (sum(ticks) - ticks[3] - ticks[4]) / hertz
+        return time.monotonic(), used - sum(os.times()[:4])
 
 
 def _version(package: str) -> str:

@@ -10,6 +10,7 @@ from specjax.bench.curves import Curve
 from specjax.bench.store import Record
 from specjax.bench.summary import load_costs
 from specjax.measure.cost_model import Costs, predict
+from specjax.view import escape
 
 
 def forecast(costs: str | Path, curves: Sequence[Curve]) -> list[Record]:
@@ -56,7 +57,8 @@ def markdown(records: Sequence[Record]) -> str:
     """A table of each record: k, tau, speedup, what a single alpha would have said."""
     blocks = []
     for r in records:
-        title = f"{r['source']}; {r['drafter'] or 'no draft'}, {r['rule']}, T={r['temperature']:g}"
+        named = f"{r['source']}; {r['drafter'] or 'no draft'}, {r['rule']}"
+        title = f"{escape.markdown(named)}, T={r['temperature']:g}"
         lines = [f"**{title}, batch {r['batch']}, {r['context']} slots**", ""]
         lines += ["| k | tau | cost, plain steps | speedup | by one alpha | tokens/s |"]
         lines += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]

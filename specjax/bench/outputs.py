@@ -7,20 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from specjax.bench.store import Store
-from specjax.bench.synthetic import NOT_THE_MODELS
 from specjax.core.files import write_atomically
 from specjax.measure import aiperf
+from specjax.view import escape, headline, marks
 from specjax.view.report import write_report
-from specjax.view.tables import is_synthetic, table
-
-BUSY = 0.5  # processes of others, on average, from where times are not to be trusted
-
-# Suffix -> (format of the table, what begins a remark; None: the file holds figures alone).
-_FILES: dict[str, tuple[str, str | None]] = {
-    "csv": ("csv", None),
-    "md": ("markdown", "> "),
-    "tex": ("latex", "% "),
-}
+from specjax.view.tables import table
 
 
 def write(store: Store, summary: Mapping[str, Any]) -> None:
@@ -46,30 +37,26 @@ def write_comparison(
 
 
 def tables(path: Path, summary: Mapping[str, Any]) -> None:
-    """results.csv, .md and .tex."""
-    for suffix, (form, sign) in _FILES.items():
-        head = "" if sign is None else "".join(f"{sign}{line}\n" for line in remarks(summary))
-        body = str(table(summary, form))
-        write_atomically(path / f"results.{suffix}", head + "\n" * bool(head) + body)
+    """results.csv, .md and .tex: what the run says first, what must stand beside it, the table."""
+    first, beside = headline.of_summary(summary), remarks(summary)
+    told = [*(escape.markdown(line) + "\n\n" for line in first)]
+    told += [f"> {escape.markdown(line)}  \n" for line in beside]
+    comments = "".join(f"% {escape.one_line(line)}\n" for line in [*first, *beside])
+    for suffix, text in (
+        ("csv", table(summary, "csv")),
+        ("md", "".join(told) + "\n" + table(summary, "markdown")),
+        ("tex", comments + "\n" + table(summary, "latex")),
+    ):
+        write_atomically(path / f"results.{suffix}", text)
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """What must stand beside every table of a run."""
-    run = summary["run"]
-    lines = [f"Not valid: {reason}" for reason in run["invalid_because"]]
-    if any(map(is_synthetic, summary["cases"])):
-        lines.append(f"Synthetic: {NOT_THE_MODELS}.")
-    if run["mode"] == "replay":
-        lines.append("Replayed from recorded greedy texts: tau is exact, times were not measured.")
-    busy, timed = max(run.get("load", ()), default=0.0), run["mode"] != "replay"
-    if busy > BUSY and timed:
-        lines.append(f"The machine was not idle (load {busy:g} before): times are rough.")
+    """What must stand beside every table of a run: its marks, and what it was."""
+    run, cases = summary["run"], [*(summary.get("pooled") or ()), *summary["cases"]]
     thinking = f", {run['thinking']}" if run["thinking"] else ""
     prompts = f"{run['num_prompts']} prompts of {', '.join(run['prompt_sets'])}"
-    if run["left_out"]:
-        prompts += f" ({run['left_out']} longer ones were left out)"
-    lines.append(
+    return [
+        *marks.lines(marks.marks(run, cases)),
         f"{run['target']['name']} in {run['dtype']} on {run['device']}; {prompts}, template "
-        f"{run['template']}{thinking}, SHA-256 {run['prompts_sha256'][:16]}."
-    )
-    return lines
+        f"{run['template']}{thinking}, SHA-256 {run['prompts_sha256'][:16]}.",
+    ]

@@ -9,6 +9,7 @@ from specjax import api
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
+from specjax.drafters.family import family_of
 from specjax.measure import metrics
 from specjax.measure.calibration import Calibration, calibrate, choose_ks, drafter_name
 from specjax.measure.explain import Explanation, explain
@@ -92,5 +93,6 @@ def explain_pair(
         speedup=statistics.median(ratios),
         device=str(known.machine["device"]),
         single=costs[1],
+        family=family_of(spec),
     )
     return found, known

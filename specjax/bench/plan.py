@@ -18,6 +18,7 @@ from specjax.bench.synthetic import NOT_THE_MODELS, Forced
 from specjax.checkpoint.drafters.named import Named, parse
 from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
+from specjax.drafters.family import family_of
 from specjax.limits import check_memory
 from specjax.request import prepare
 from specjax.session import check_requests
@@ -87,6 +88,7 @@ class Case:
         record = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden
         }
+        record["family"] = str(family_of(self.spec))
         if self.curve is not None:
             record["synthetic"] = {**self.curve.record(self.num_draft), "note": NOT_THE_MODELS}
         return record

@@ -15,6 +15,7 @@ from specjax.bench.stops import parse_stop
 from specjax.bench.store import Record, Store, write_json
 from specjax.bench.summary import chosen_by_category, load_costs, predicted
 from specjax.measure import metrics, replay, trace_file
+from specjax.measure.pooled import pool
 from specjax.measure.trace import Trace
 
 Report = Callable[[str, int, int], None]
@@ -116,7 +117,7 @@ def score(store: Store) -> Record:
                 cases.append(case)
     run |= {"valid": True, "invalid_because": []}
     store.write_run(run)
-    summary = {"run": run, "cases": cases}
+    summary = {"run": run, "pooled": pool(cases, store.trace), "cases": cases}
     write_json(store.path / "metrics.json", summary)
     return summary
 
@@ -138,6 +139,7 @@ def _case(source: Trace, k: int, label: str) -> Record:
         "rule": f"greedy {label}".strip(),
         "temperature": 0.0,
         "mode": "replay",
+        "family": setup.get("family"),
         "compare": None,
         "predicted": None,
     }

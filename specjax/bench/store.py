@@ -71,6 +71,7 @@ class Store:
             commits = before.get("git", [])
             run["git"] = commits + [c for c in run.get("git", []) if c not in commits]
             run["load"] = before.get("load", []) + run.get("load", [])
+            run["others"] = before.get("others", [])
         elif self.path.exists() and any(p.name != "answers.jsonl" for p in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no benchmark run; use another.")
         self.path.mkdir(parents=True, exist_ok=True)

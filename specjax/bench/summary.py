@@ -12,7 +12,9 @@ from specjax.bench.exactness import SUSPICIOUS
 from specjax.bench.store import Record, Store, read_json, write_json
 from specjax.measure import calibration, metrics
 from specjax.measure.calibration import Calibration
-from specjax.measure.cost_model import Costs, costs_at, predict, survival_of
+from specjax.measure.cost_model import costs_at
+from specjax.measure.pooled import pool
+from specjax.measure.predicted import Predicted
 from specjax.measure.trace import Trace
 from specjax.session import bucket, plan_chunks
 
@@ -38,7 +40,7 @@ def summarise(store: Store) -> Record:
     because = invalid_because(store, run, cases)
     run |= {"valid": not because, "invalid_because": because}
     store.write_run(run)
-    summary = {"run": run, "cases": cases}
+    summary = {"run": run, "pooled": pool(cases, store.trace), "cases": cases}
     write_json(store.path / "metrics.json", summary)
     return summary
 
@@ -128,11 +130,7 @@ def predicted(
     trace: Trace,
     compared: Mapping[str, Any] | None,
 ) -> Record | None:
-    """What the cost model says to the measured acceptance; None where costs are not known.
-
-    speedup is tau / cost of a cycle, with the measured tau: tokens that were cut off at the end of
-    a text count neither here nor there.
-    """
+    """What the cost model says to the measured acceptance; None where costs are not known."""
     fit = [
         c
         for c in costs.costs
@@ -147,32 +145,8 @@ def predicted(
     at = costs_at(fit, batch=case["batch"], context=slots)
     if k not in at.verify:
         return None
-    survival = survival_of(figures["accept_hist"], k)
-    ks = [i for i in at.ks if i <= k]
-    curve = predict(survival, at, ks, alpha=figures["alpha_hat"])
-    speedup = figures["tau"] / at.total(k)
     measured = None if compared is None else compared["speedup"]
-    return {
-        "speedup": speedup,
-        "measured_over_predicted": None if measured is None else measured / speedup,
-        "single_alpha_speedup": curve.single_alpha_speedup[curve.ks.index(k)],
-        "best_k": curve.best_k,
-        "context": slots,
-        **_parts(at, k),
-    }
-
-
-def _parts(costs: Costs, k: int) -> Record:
-    whole = costs.total(k)
-    return {
-        "plain_step_ms": 1e3 * costs.plain_s,
-        "cost_draft": costs.c,
-        "cost_verify": costs.verify_at(k),
-        "cost_rest": costs.rest_at(k),
-        "share_draft": costs.draft_at(k) / whole,
-        "share_verify": costs.verify_at(k) / whole,
-        "share_rest": costs.rest_at(k) / whole,
-    }
+    return Predicted.of(figures, at, k, measured).record()
 
 
 def mean_slots(trace: Trace, k: int) -> int:

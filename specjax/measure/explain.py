@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from specjax.core.family import Family, parse_family
+from specjax.measure.advice import TAU_NEAR_1, against_draft, against_rejection, near_1
 from specjax.measure.cost_model import (
     Costs,
     Prediction,
@@ -18,11 +20,11 @@ from specjax.measure.cost_model import (
     predict,
     survival_of,
 )
+from specjax.measure.predicted import NEGATIVE_OVERHEAD
 
 DRAFT, ACCEPTANCE, VERIFICATION, OVERHEAD = "draft", "acceptance", "verification", "overhead"
 _WORTH = 1.1  # a gain below this is not called a limit
 _HUNT_BELOW = 0.9  # measured over predicted
-_TAU_NEAR_1 = 1.5
 _FREE = 1.15  # verification up to here counts as free
 
 
@@ -107,6 +109,7 @@ def explain(
     device: str = "",
     experts: int | None = None,
     single: Costs | None = None,
+    family: str | None = None,
 ) -> Explanation:
     """Names what limits a run, and what each factor would bring.
 
@@ -118,6 +121,8 @@ def explain(
       device: as in a trace's setup, "cpu cpu" or "gpu NVIDIA H100"; "": unknown.
       experts: of a mixture-of-experts target; None: dense or unknown.
       single: costs at batch 1, to tell what the batch does to verification.
+      family: of the drafter, one of `Family`, which decides what can be advised; None: by the name
+        that the costs have for it.
 
     Raises:
       ValueError: in one line, on a run without guesses, or where k exceeds what was calibrated.
@@ -146,7 +151,19 @@ def explain(
     now = tau / cost
     overhead = cost - draft - verify
     situation = _Situation(
-        figures, costs, k, tau, survival, draft, verify, overhead, rest, device, experts, single
+        figures=figures,
+        costs=costs,
+        k=k,
+        tau=tau,
+        survival=survival,
+        draft=draft,
+        verify=verify,
+        overhead=overhead,
+        rest=rest,
+        device=device,
+        experts=experts,
+        single=single,
+        family=parse_family(family, costs.drafter),
     )
     # Where a cycle was measured to take less than its parts apart, each part did.
     scale = cost / (draft + verify + max(overhead, 0.0))
@@ -194,6 +211,7 @@ class _Situation:
     device: str
     experts: int | None
     single: Costs | None
+    family: Family
 
     @property
     def calls(self) -> int:
@@ -207,16 +225,12 @@ def _says_draft(s: _Situation, then: float, best: Prediction) -> tuple[str, tupl
             f"{s.calls} draft passes follow each other, {s.draft / s.calls:.2f} plain steps each, "
             f"{s.draft:.2f} a cycle. A free draft would bring {then:.2f}."
         )
-        advice = [
-            "a smaller draft, or one with fewer layers: depth costs more than width here",
-            "a drafter that guesses a block in one pass (dflash, medusa), or prompt lookup (ngram)",
-        ]
     else:
+        what = "looking up" if s.family is Family.LOOKUP else "its one pass"
         why = (
-            f"its one pass takes {s.draft:.2f} plain steps a cycle. A free draft would bring "
-            f"{then:.2f}."
+            f"{what} takes {s.draft:.2f} plain steps a cycle. A free draft would bring {then:.2f}."
         )
-        advice = ["a smaller drafter (fewer layers, a reduced vocabulary)"]
+    advice = against_draft(s.family, s.calls)
     if best.best_k not in (0, s.k):
         advice.append(f"k = {best.best_k}, for which {best.best_speedup:.2f} is predicted")
     return why, tuple(advice)
@@ -228,12 +242,9 @@ def _says_acceptance(s: _Situation, then: float, best: Prediction) -> tuple[str,
         f"{s.survival[0]:.0%} of the cycles, all {s.k} in {s.survival[-1]:.0%}. If every guess "
         f"were accepted, speedup would be {then:.2f}."
     )
-    advice = []
-    if s.tau < _TAU_NEAR_1 and s.k > 1:
-        advice.append("specjax.check_drafter: a tau near 1 mostly means a drafter that is misread")
+    advice = against_rejection(s.family, s.tau < TAU_NEAR_1 and s.k > 1)
     if best.best_k not in (0, s.k):
         advice.append(f"k = {best.best_k}, for which {best.best_speedup:.2f} is predicted")
-    advice.append("a drafter trained longer, on responses of this very target (regenerate)")
     return why, tuple(advice)
 
 
@@ -318,8 +329,10 @@ def _hints(
             f"Measured over predicted is {now / predicted:.2f}, below {_HUNT_BELOW}: there is "
             "overhead to hunt that the calibrated cycle does not have."
         )
-    if s.tau < _TAU_NEAR_1 and s.k > 1:
-        yield f"tau is {s.tau:.2f}, near 1: specjax.check_drafter looks for the reason."
+    if s.overhead < 0:
+        yield f"The overhead is negative ({s.overhead:.2f} plain steps): {NEGATIVE_OVERHEAD}"
+    if s.tau < TAU_NEAR_1 and s.k > 1:
+        yield near_1(s.family, s.tau)
     if s.costs.batch > 1 and s.verify > _FREE:
         yield f"Verification is not free at batch {s.costs.batch}: v({s.k}) = {s.verify:.2f}."
     if best.best_k == s.k:

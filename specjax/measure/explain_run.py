@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specjax.measure import calibration
+from specjax.measure import calibration, predicted
 from specjax.measure.calibration import Calibration
 from specjax.measure.cost_model import Costs, costs_at
 from specjax.measure.explain import Explanation, explain
@@ -56,7 +56,8 @@ def _explain_case(case: Mapping[str, Any], known: Calibration, device: str) -> E
     if not fit:
         raise ValueError(f"costs.json knows nothing of {wanted}.")
     slots = [c.context for c in fit]
-    context = (case.get("predicted") or {}).get("context", min(slots))
+    told = predicted.read(case)
+    context = min(slots) if told is None else told.context
     speedup = (case.get("compare") or {}).get("speedup")
     return explain(
         case["metrics"],
@@ -64,6 +65,7 @@ def _explain_case(case: Mapping[str, Any], known: Calibration, device: str) -> E
         speedup=speedup,
         device=device,
         single=_at_batch_1(fit, context),
+        family=case.get("family"),
     )
 
 
@@ -101,7 +103,13 @@ def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) 
         temperature=options.get("temperature") if isinstance(options, Mapping) else None,
     )
     speedup = None if plain is None else compare(trace, plain)["speedup"]
-    return explain(found, costs, speedup=speedup, device=str(setup.get("device", "")))
+    return explain(
+        found,
+        costs,
+        speedup=speedup,
+        device=str(setup.get("device", "")),
+        family=setup.get("family"),
+    )
 
 
 def _at_batch_1(fit: list[Costs], context: int) -> Costs | None:

@@ -25,7 +25,8 @@ from specjax.measure.trace import Cycle, Text, Trace
 
 Figures = dict[str, Any]
 
-# key -> (unit, what it is). The last block is not of one trace: the benchmark measures it.
+# key -> (unit, what it is), as the columns of results.csv have it (of lists with _1, _2, .. added).
+# The last block is not of one trace: the benchmark measures it.
 METRICS: dict[str, tuple[str, str]] = {
     "tau": ("tokens/pass", "committed tokens per target pass, the target's own included; pooled"),
     "tau_macro": ("tokens/pass", "mean over requests of each one's tau (as DFlash and NVIDIA)"),
@@ -60,13 +61,20 @@ METRICS: dict[str, tuple[str, str]] = {
     "exact_match": ("fraction", "requests whose tokens are all those of plain decoding"),
     "first_diff": ("index", "[request, token] of the earliest token that differs"),
     "same_lengths": ("", "whether each request has as many tokens as under plain decoding"),
-    "speedup_predicted": ("ratio", "tau / the cost of a cycle in plain steps, calibrated"),
-    "cost_draft": ("ratio", "c: one draft call over a plain step"),
-    "cost_verify": ("ratio", "v(k): verifying k guesses over a plain step"),
-    "cost_rest": ("ratio", "what a cycle costs beyond draft and verify, over a plain step"),
-    "share_draft": ("fraction", "of a cycle's time"),
-    "share_verify": ("fraction", "of a cycle's time"),
-    "share_rest": ("fraction", "of a cycle's time"),
+    "predicted_speedup": ("ratio", "tau / the cost of a cycle in plain steps, calibrated"),
+    "predicted_measured_over_predicted": ("ratio", "of speedups; below 0.9 is overhead to hunt"),
+    "predicted_single_alpha_speedup": ("ratio", "what alpha_hat alone would say, with these costs"),
+    "predicted_best_k": ("guesses", "of all k up to this one; 0: plain decoding is as fast"),
+    "predicted_cost_draft": ("ratio", "c: one draft call over a plain step"),
+    "predicted_cost_verify": ("ratio", "v(k): verifying k guesses over a plain step"),
+    "predicted_cost_rest": (
+        "ratio",
+        "of a calibrated cycle beyond draft and verify, as cost_draft",
+    ),
+    "predicted_overhead": ("ratio", "the same of the measured cycle; below 0: something is rough"),
+    "predicted_share_draft": ("fraction", "of a cycle's time"),
+    "predicted_share_verify": ("fraction", "of a cycle's time"),
+    "predicted_share_rest": ("fraction", "of a cycle's time"),
     "compile_s": ("s", "spent compiling"),
     "compiles_after_warmup": ("count", "programs compiled while measuring: must be 0"),
     "peak_bytes": ("bytes", "of device memory, both models and caches"),
@@ -132,6 +140,18 @@ def with_intervals(trace: Trace, *, resamples: int = 1000, seed: int = 0) -> dic
       ValueError: if ``resamples`` is below 1.
     """
     most = max((len(c.proposed) for c in trace), default=0)
+    above, below = sums(trace, most)
+    tau, rate, tpot, *survival = ratio_intervals(above, below, resamples=resamples, seed=seed)
+    return {"tau": tau, "accept_rate": rate, "survival": survival, "tpot_ms": tpot}
+
+
+def sums(trace: Trace, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """What each request adds to the numerators and denominators of pooled figures.
+
+    Returns:
+      Two of [N, 3 + most]: of tau, accept_rate, tpot_ms (NaN above where times are unknown), and
+      survival at 1 to ``most`` guesses.
+    """
     above, below = [], []
     for row, seconds in zip(trace.rows, decode_seconds(trace), strict=True):
         tokens, time = sum(c.committed for c in row), math.nan if seconds is None else seconds
@@ -139,13 +159,10 @@ def with_intervals(trace: Trace, *, resamples: int = 1000, seed: int = 0) -> dic
         above.append([tokens, sum(hits), 1e3 * time, *_at_least(hits, most)])
         below.append([len(row), sum(ks), tokens, *_at_least(ks, most)])
     shape = (len(trace.rows), 3 + most)
-    tau, rate, tpot, *survival = ratio_intervals(
+    return (
         np.asarray(above, np.float64).reshape(shape),
         np.asarray(below, np.float64).reshape(shape),
-        resamples=resamples,
-        seed=seed,
     )
-    return {"tau": tau, "accept_rate": rate, "survival": survival, "tpot_ms": tpot}
 
 
 def compare(ours: Trace, plain: Trace, *, resamples: int = 1000, seed: int = 0) -> Figures:
@@ -180,7 +197,7 @@ def compare(ours: Trace, plain: Trace, *, resamples: int = 1000, seed: int = 0) 
     lengths = np.asarray([len(t) for side in texts for t in side], np.float64)
     if len(ours.rows) and all(t is not None for t in times) and (lengths > 0).all():
         seconds = np.asarray(times, np.float64).reshape(2, -1)
-        speed = _speedup(seconds, lengths.reshape(2, -1), resamples, seed)
+        speed = speedup(seconds, lengths.reshape(2, -1), resamples=resamples, seed=seed)
     same = [a == b for a, b in zip(*texts, strict=True)]
     diffs = [(_first_diff(a, b), i) for i, (a, b) in enumerate(zip(*texts)) if a != b]
     decided = _same_law_same_text(ours, plain)
@@ -224,8 +241,10 @@ def check_comparable(ours: Trace, plain: Trace) -> None:
             )
 
 
-def _speedup(seconds: np.ndarray, lengths: np.ndarray, resamples: int, seed: int) -> Figures:
-    """``seconds`` and ``lengths`` [2, N]: of our requests, and of plain decoding."""
+def speedup(
+    seconds: np.ndarray, lengths: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> Figures:
+    """Pooled and mean, with intervals, of ``seconds`` and ``lengths`` [2, N]: ours, and plain."""
     columns = np.concatenate([seconds, lengths, np.ones((1, seconds.shape[1]))]).T
     logs = np.diff(np.log(seconds / lengths), axis=0).T  # plain over ours, of each request
     columns = np.concatenate([columns, logs], axis=1)  # [N, 6]

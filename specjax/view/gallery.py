@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specjax.measure.cost_model import Costs, Prediction
+from specjax.measure import predicted
+from specjax.measure.cost_model import Costs, costs_at
 from specjax.view import figures as draw
 from specjax.view.acceptance import MOST_GROUPS, categories
+from specjax.view.cases import Case, method_of, series_name, setting_key, setting_of, speedup_of
 from specjax.view.heat import by_class, heat_size
 from specjax.view.palette import MARKERS
-from specjax.view.result import Case, Result
+from specjax.view.result import Result
 from specjax.view.style import quietly, style
-from specjax.view.tables import method_of, speedup_of
+from specjax.view.timeline import seen_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +49,6 @@ def pictures(result: Result) -> list[Picture]:
     return made
 
 
-def series_name(case: Case) -> str:
-    """A case by drafter and k, without what its neighbours share."""
-    return f"{method_of(case)}, k = {case.get('num_draft')}"
-
-
-def _setting(case: Case) -> tuple[object, ...]:
-    return tuple(case.get(k) for k in ("prompt_set", "temperature", "batch"))
-
-
-def _told(case: Case) -> str:
-    """The setting in words."""
-    parts = [str(case["prompt_set"])] if case.get("prompt_set") else []
-    if case.get("temperature") is not None:
-        parts.append(f"T = {case['temperature']:g}")
-    if case.get("batch") is not None:
-        parts.append(f"batch {case['batch']}")
-    return ", ".join(parts)
-
-
 def _speedups(result: Result) -> list[Picture]:
     """Speedup against k, of each drafter and setting that was measured at two k or more."""
     made: list[Picture] = []
@@ -73,7 +56,7 @@ def _speedups(result: Result) -> list[Picture]:
     groups: dict[tuple[object, ...], list[Case]] = {}
     for case in result.cases:
         if speedup_of(case) is not None:
-            key = (*_setting(case), method_of(case), case.get("rule"))
+            key = (*setting_key(case), method_of(case), case.get("rule"))
             groups.setdefault(key, []).append(case)
     for group in groups.values():
         cases = sorted(group, key=lambda c: c["num_draft"])
@@ -84,17 +67,21 @@ def _speedups(result: Result) -> list[Picture]:
             for c in cases
             for low, high in [c["compare"].get("speedup_interval") or (None, None)]
         ]
-        prediction = _prediction(cases[-1])
-        head = f"{method_of(cases[0])}, rule {cases[0].get('rule')}, {_told(cases[0])}"
+        told = predicted.read(cases[-1])
+        prediction = None if told is None else told.curve
+        ranged = any(p.low is not None for p in points)
+        interval = ", with 95 % bootstrap intervals over requests" * ranged
+        head = f"{method_of(cases[0])}, rule {cases[0].get('rule')}, {setting_of(cases[0])}"
         made.append(
             Picture(
                 f"speedup_{len(made) + 1}",
                 f"Speedup against k: {head}",
-                "Dots are measured, with 95 % bootstrap intervals over requests. "
+                f"Dots are measured{interval}. "
                 + (
-                    "The solid line is predicted from the survival curve and the calibrated costs, "
-                    "the dashed one from a single alpha with the same costs; tau is what the "
-                    "speedup would be if drafting and verifying cost nothing."
+                    "The solid line is predicted from the survival curve of the largest k, cut off "
+                    "at smaller ones, and the calibrated costs; the dashed one from a single alpha "
+                    "with the same costs. tau is what the speedup would be if drafting and "
+                    "verifying cost nothing."
                     if prediction
                     else "tau is what the speedup would be if guesses cost nothing."
                 ),
@@ -104,33 +91,6 @@ def _speedups(result: Result) -> list[Picture]:
             )
         )
     return made
-
-
-def _prediction(case: Case) -> Prediction | None:
-    """The curve that metrics.json has of the largest k."""
-    found = case.get("predicted")
-    if not found or len(found.get("ks") or ()) < 2:
-        return None
-    survival = [s or 0.0 for s in case["metrics"]["survival"]]
-    ks = tuple(found["ks"])
-    tau = tuple(1 + sum(survival[:k]) for k in ks)
-    single = tuple(found["single_alpha_by_k"])
-    speedup = tuple(found["speedup_by_k"])
-    cost = tuple(t / s for t, s in zip(tau, speedup))
-    step = found["plain_step_ms"] / 1e3
-    return Prediction(
-        batch=case["batch"],
-        context=found["context"],
-        ks=ks,
-        tau=tau,
-        cost=cost,
-        speedup=speedup,
-        tokens_per_s=tuple(case["batch"] * s / step for s in speedup),
-        alpha=case["metrics"]["alpha_hat"],
-        single_alpha_speedup=single,
-        best_k=found["best_k"],
-        single_alpha_best_k=ks[single.index(max(single))],
-    )
 
 
 def _frontier(result: Result) -> list[Picture]:
@@ -157,7 +117,7 @@ def _frontier(result: Result) -> list[Picture]:
         made.append(
             Picture(
                 f"frontier_{len(made) + 1}",
-                f"Throughput against speed: {_told({**cases[0], 'batch': None})}",
+                f"Throughput against speed: {setting_of({**cases[0], 'batch': None})}",
                 "Each dot is a batch size: how fast each user's text comes, and how many tokens a "
                 "second all of them get (batch times that, while all rows are at work). Up and to "
                 f"the right is better.{' The five fastest settings.' * (len(wanted) == 5)}",
@@ -175,7 +135,9 @@ def _acceptance(result: Result) -> list[Picture]:
     alike = [
         c
         for c in result.cases
-        if c["drafter"] != "none" and _setting(c) == _setting(best) and c["name"] in result.traces
+        if c["drafter"] != "none"
+        and setting_key(c) == setting_key(best)
+        and c["name"] in result.traces
     ]
     # Of each drafter and rule the best k; then the best of those.
     alike.sort(key=lambda c: -(speedup_of(c) or c["metrics"]["tau"] or 0.0))
@@ -189,7 +151,7 @@ def _acceptance(result: Result) -> list[Picture]:
     made = [
         Picture(
             "acceptance",
-            f"Acceptance by position: {_told(best)}",
+            f"Acceptance by position: {setting_of(best)}",
             "Bars: survival, the share of target passes that accepted at least so many guesses. "
             "Dots: conditional, the same of those that accepted the guess before. Vertical lines: "
             "95 % bootstrap intervals over requests.",
@@ -225,12 +187,15 @@ def _of_one(result: Result, best: Case) -> Sequence[Picture]:
     theirs = result.traces.get(plain["name"]) if plain is not None else None
     if all(c.end == c.end for c in trace.rows[row]):
         costs = costs_of(result, best)
-        lanes = 1 + (costs is not None) + (theirs is not None)
-        told = (
-            "Each cycle's recorded time is divided into drafting and verifying as calibrated."
-            if costs is not None
-            else "A compiled loop does not tell how a cycle divides: see the calibration for that."
-        )
+        drafts = seen_share(costs, int(best.get("num_draft") or 0)) > 0
+        lanes = 1 + drafts + (theirs is not None)
+        told = "A compiled loop does not tell how a cycle divides: see the calibration for that."
+        if costs is not None:
+            told = "Drafting takes too little of a cycle to be drawn."
+        if drafts:
+            told = (
+                "Each cycle's recorded time is divided into drafting and verifying as calibrated."
+            )
         made.append(
             Picture(
                 "timeline",
@@ -270,10 +235,10 @@ def longest_row(rows: Sequence[Sequence[object]]) -> int:
 
 
 def costs_of(result: Result, case: Case) -> Costs | None:
-    """Of this case's cycles, if they were calibrated; of the nearest length of the caches."""
+    """Of this case's cycles, if they were calibrated; at the length that its prediction is for."""
     if result.costs is None:
         return None
-    k = case.get("num_draft")
+    k, told = case.get("num_draft"), predicted.read(case)
     fit = [
         c
         for c in result.costs.costs
@@ -283,5 +248,6 @@ def costs_of(result: Result, case: Case) -> Costs | None:
         and k in c.draft
         and k in c.verify
     ]
-    slots = (case.get("predicted") or {}).get("context", 0)
-    return min(fit, key=lambda c: abs(c.context - slots), default=None)
+    if not fit or told is None:
+        return min(fit, key=lambda c: c.context, default=None)
+    return costs_at(fit, batch=case["batch"], context=told.context)

@@ -12,22 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from specjax.core.files import write_atomically
+from specjax.measure import predicted
 from specjax.measure.explain import explain
 from specjax.measure.metrics import METRICS
 from specjax.measure.trace import Trace
-from specjax.view.gallery import Picture, costs_of, longest_row, pictures, series_name
+from specjax.view import marks
+from specjax.view.cases import (
+    best_of,
+    is_plain,
+    is_synthetic,
+    series_name,
+    setting_key,
+    setting_of,
+    speedup_of,
+)
+from specjax.view.gallery import Picture, costs_of, longest_row, pictures
+from specjax.view.headline import headline
 from specjax.view.html import SCRIPT, STYLE, coloured, document, legend
 from specjax.view.palette import MONO
 from specjax.view.race import check_race, race
-from specjax.view.result import (
-    Case,
-    Result,
-    from_traces,
-    read_results,
-    reasons,
-)
+from specjax.view.result import Result, from_traces, read_results
 from specjax.view.style import save, to_svg
-from specjax.view.tables import is_synthetic, speedup_of, table
+from specjax.view.tables import table
 
 TEXTS_SHOWN = 3
 
@@ -133,10 +139,11 @@ def page(result: Result, drawn: Sequence[tuple[Picture, str]]) -> str:
     figures = "".join(_figure(picture, svg) for picture, svg in drawn)
     parts = [
         f"<header><h1>{html.escape(title)}</h1>{_subtitle(result)}</header>",
-        _banners(result),
-        _explanation(result),
+        _lead(result),
+        _banner(result),
         _tiles(result),
         f"<h2>Comparison</h2>{_table(result)}",
+        _why(result),
         f"<h2>Figures</h2>{figures}" if figures else "",
         _race(result),
         _texts(result),
@@ -157,58 +164,38 @@ def _subtitle(result: Result) -> str:
     return f'<p class="sub">{html.escape(" · ".join(parts))}</p>' if parts else ""
 
 
-def _banners(result: Result) -> str:
-    made = ""
-    because = reasons(result.run)
-    if because:
-        made += _banner("These numbers are not valid.", because)
-    if result.synthetic:
-        names = [c["name"] for c in result.cases if is_synthetic(c)]
-        made += _banner(
-            "Acceptance was forced: the text is not the model's.",
-            [
-                f"{len(names)} of {len(result.cases)} cases price a system without its drafter: "
-                f"{', '.join(names[:3])}{' and others' * (len(names) > 3)}. Their speed is real, "
-                "their acceptance was chosen, and their text means nothing."
-            ],
-        )
-    return made
+def _lead(result: Result) -> str:
+    """What the run says first; the best cell comes behind the pooled row."""
+    first, *more = headline(result.cases, result.pooled)
+    below = "".join(f"<p>{html.escape(line)}</p>" for line in more)
+    return f'<p class="lead">{html.escape(first)}</p>{below}'
 
 
-def _banner(head: str, lines: Sequence[str]) -> str:
-    told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+def _banner(result: Result) -> str:
+    found = marks.marks(result.run, [*result.pooled, *result.cases])
+    if not found:
+        return ""
+    kinds = {mark.kind for mark in found}
+    head = "What to know before these numbers are used:"
+    if marks.Kind.SYNTHETIC in kinds:
+        head = "Acceptance was forced: the text is not the model's."
+    if marks.Kind.INVALID in kinds:
+        head = "These numbers are not valid."
+    told = "".join(f"<p>{html.escape(line)}</p>" for line in marks.lines(found))
     return f'<div class="banner" role="note"><p><b>{html.escape(head)}</b></p>{told}</div>'
 
 
-def _explanation(result: Result) -> str:
-    """The result in a sentence, and why it is so where costs were calibrated."""
+def _why(result: Result) -> str:
+    """Why the best cell is as fast as it is, where costs were calibrated."""
     best = result.best
-    if best is None:
-        return '<p class="lead">Plain decoding alone: nothing was guessed.</p>'
-    found, speedup = best["metrics"], speedup_of(best)
-    name = html.escape(series_name(best))
-    if speedup is None:
-        lead = f"{name} commits <b>{found['tau']:.2f}</b> tokens per target pass; no speed was "
-        lead += "compared with plain decoding."
-    else:
-        ends = (best.get("compare") or {}).get("speedup_interval")
-        told = "" if ends is None else f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})"
-        how = "faster than" if speedup >= 1 else "which is slower than"
-        lead = (
-            f"The best case, {name}, decodes at <b>{speedup:.2f}x</b> the speed of plain "
-            f"decoding{told}{'' if speedup >= 1 else ', ' + how + ' not to speculate'}: each "
-            f"target pass commits {found['tau']:.2f} tokens on average, its own included."
-        )
-    return f'<p class="lead">{lead}</p>{_why(result, best)}'
-
-
-def _why(result: Result, best: Case) -> str:
-    costs = costs_of(result, best)
-    if costs is None:
+    costs = None if best is None else costs_of(result, best)
+    if best is None or costs is None:
         return ""
-    device = str(result.run.get("device", ""))
+    device, kind = str(result.run.get("device", "")), best.get("family")
     try:
-        told = explain(best["metrics"], costs, speedup=speedup_of(best), device=device).text
+        told = explain(
+            best["metrics"], costs, speedup=speedup_of(best), device=device, family=kind
+        ).text
     except ValueError as error:  # not all that it needs was calibrated
         return f'<p class="cap">{html.escape(f"Not explained: {error}")}</p>'
     made, items = "", ""
@@ -219,41 +206,49 @@ def _why(result: Result, best: Case) -> str:
         made += f"<ul>{items}</ul>" if items else ""
         made += f"<p>{html.escape(line)}</p>" if line else ""
         items = ""
-    return f'<div class="why">{made}</div>'
+    head = f"Why {series_name(best)} is as fast as it is ({setting_of(best)}, the best cell)"
+    return f'<h2>{html.escape(head)}</h2><div class="why">{made}</div>'
 
 
 def _tiles(result: Result) -> str:
-    best = result.best
-    if best is None:
+    """The figures of the row that the page begins with."""
+    rows = result.pooled or result.cases
+    row = best_of(rows)
+    if row is None or (not result.pooled and len({setting_key(c) for c in rows}) > 1):
         return ""
-    found, speedup = best["metrics"], speedup_of(best)
-    plain = result.plain_of(best)
+    found, speedup, told = row["metrics"], speedup_of(row), predicted.read(row)
+    plain = next((c for c in rows if is_plain(c)), None)
     tiles = []
     if speedup is not None:
         tiles.append((f"{speedup:.2f}x", "speedup over plain decoding, prefill left out"))
     tiles.append((f"{found['tau']:.2f}", "tau: committed tokens per target pass, its own included"))
     if found.get("tpot_ms"):
-        per = f"tokens/s a row; plain {1e3 / plain['metrics']['tpot_ms']:,.0f}" if plain else ""
-        tiles.append((f"{1e3 / found['tpot_ms']:,.0f}", per or "tokens/s a row"))
-    ratio = (best.get("predicted") or {}).get("measured_over_predicted")
-    if ratio is not None:
-        tiles.append((f"{ratio:.2f}", "measured over predicted speedup; below 0.9 is overhead"))
-    exact = (best.get("compare") or {}).get("exact_match")
+        per = "tokens/s a row"
+        if plain is not None and plain["metrics"].get("tpot_ms"):
+            per += f"; plain {1e3 / plain['metrics']['tpot_ms']:,.0f}"
+        tiles.append((f"{1e3 / found['tpot_ms']:,.0f}", per))
+    if told is not None and told.measured_over_predicted is not None:
+        ratio = f"{told.measured_over_predicted:.2f}"
+        tiles.append((ratio, "measured over predicted speedup; below 0.9 is overhead"))
+    exact = (row.get("compare") or {}).get("exact_match")
     if exact is not None:
         tiles.append((f"{exact:.0%}", "of the texts equal plain decoding's, token for token"))
     cells = "".join(
         f'<div class="tile"><b>{html.escape(b)}</b><span>{html.escape(s)}</span></div>'
         for b, s in tiles
     )
-    return f'<div class="tiles">{cells}</div>'
+    name = html.escape(series_name(row))
+    return f'<p class="cap">{name}, over all prompts:</p><div class="tiles">{cells}</div>'
 
 
 def _table(result: Result) -> str:
+    everything = {"pooled": result.pooled, "cases": result.cases}
     return (
-        f'<div class="wide">{table(result.cases, "html")}</div>'
+        f'<div class="wide">{table(everything, "html")}</div>'
         '<p class="cap">tau: committed tokens per target pass, the target\'s own included, pooled. '
         "Speedup: ratio of times per token, pooled, prefill left out. In brackets: 95 % bootstrap "
-        "intervals over requests. Bold: the best of its group. tokens/s: of each user.</p>"
+        "intervals over requests (of pooled rows: over prompts). Bold: the best of its group. "
+        "tokens/s: of each user.</p>"
     )
 
 
@@ -280,7 +275,7 @@ def _race(result: Result) -> str:
         return ""
     return (
         "<h2>Race</h2><p>Both on one clock, replayed from the recorded time of every cycle; "
-        f"prefill is part of it. Request {row}.</p>{race(ours, theirs, row).body}"
+        f"prefill is part of it. Request {row} of the best cell.</p>{race(ours, theirs, row).body}"
     )
 
 
@@ -293,8 +288,8 @@ def _texts(result: Result) -> str:
     texts = "".join(f'<div class="row">{coloured(trace, r, label=True)}</div>' for r in rows)
     note = " The acceptance was forced: this is not the model's text." * is_synthetic(best)
     return (
-        f"<h2>Text</h2><p>Of {html.escape(series_name(best))}. Point at a token for its "
-        f"probabilities, rank and time.{note}</p>{legend()}{texts}"
+        f"<h2>Text</h2><p>Of the best cell, {html.escape(series_name(best))}. Point at a token for "
+        f"its probabilities, rank and time.{note}</p>{legend()}{texts}"
     )
 
 
@@ -335,7 +330,7 @@ def _definitions() -> str:
         for key, (unit, what) in METRICS.items()
     )
     return (
-        "<h2>Definitions</h2><p>Every figure of metrics.json and results.csv. A cycle drafts k "
+        "<h2>Definitions</h2><p>As the columns of results.csv have them. A cycle drafts k "
         "guesses, has the target verify them in one pass, and commits the accepted ones and one "
         f"token of the target's own.</p><dl>{rows}</dl>"
     )

@@ -11,10 +11,11 @@ from typing import Any
 from specjax.measure import trace_file
 from specjax.measure.calibration import Calibration
 from specjax.measure.calibration import load as load_costs
+from specjax.measure.pooled import pool
 from specjax.measure.trace import Trace
-from specjax.view.tables import cases_of, fair, is_synthetic, speedup_of
-
-Case = Mapping[str, Any]
+from specjax.view import marks
+from specjax.view.cases import Case, best_of
+from specjax.view.tables import cases_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +26,12 @@ class Result:
     cases: tuple[Case, ...]
     traces: Mapping[str, Trace]  # of a case by its name; whatever was there
     costs: Calibration | None = None
+    pooled: tuple[Case, ...] = ()  # `measure.pooled` of the cases
 
     @property
     def best(self) -> Case | None:
         """The fastest case that guesses and whose text is the model's; by tau without times."""
-        able = [c for c in self.cases if fair(c)] or [
-            c for c in self.cases if c["drafter"] != "none"
-        ]
-        return max(
-            able,
-            key=lambda c: (speedup_of(c) or 0.0, c["metrics"]["tau"] or 0.0),
-            default=None,
-        )
+        return best_of(self.cases)
 
     def plain_of(self, case: Case) -> Case | None:
         """Plain decoding of the same prompts, as ``case`` was compared with it."""
@@ -48,10 +43,6 @@ class Result:
             if other["drafter"] == "none" and same:
                 return other
         return None
-
-    @property
-    def synthetic(self) -> bool:
-        return any(is_synthetic(c) for c in self.cases)
 
 
 def read_result(directory: str | Path) -> Result:
@@ -72,8 +63,15 @@ def read_result(directory: str | Path) -> Result:
     files = {c["name"]: path / "cases" / c["name"] / "trace.jsonl" for c in cases}
     traces = {name: trace_file.load(f) for name, f in files.items() if f.exists()}
     costs = path / "costs.json"
+    pooled = metrics.get("pooled")
+    if pooled is None and len(traces) == len(cases):  # of an older version
+        pooled = pool(cases, traces.__getitem__)
     return Result(
-        run, tuple(cases), traces, load_costs(costs, elsewhere=True) if costs.exists() else None
+        run,
+        tuple(cases),
+        traces,
+        load_costs(costs, elsewhere=True) if costs.exists() else None,
+        tuple(pooled or ()),
     )
 
 
@@ -101,17 +99,23 @@ def read_results(directories: Sequence[str | Path]) -> Result:
         names = [str(d) for d in directories]
     cases: list[Case] = []
     traces: dict[str, Trace] = {}
+    pooled: list[Case] = []
     for name, result in zip(names, results):
+        pooled += [{**row, **_of_run(row, name)} for row in result.pooled]
         for case in result.cases:
-            full = f"{name}/{case['name']}"
             plain = {"plain": f"{name}/{case['plain']}"} if "plain" in case else {}
-            shown = "none" if case["drafter"] == "none" else f"{case['drafter']} ({name})"
-            cases.append({**case, "name": full, "run": name, "drafter": shown, **plain})
+            cases.append({**case, **_of_run(case, name), **plain})
             if case["name"] in result.traces:
-                traces[full] = result.traces[case["name"]]
-    because = [f"{n}: {b}" for n, r in zip(names, results) for b in reasons(r.run)]
+                traces[f"{name}/{case['name']}"] = result.traces[case["name"]]
+    because = [f"{n}: {b}" for n, r in zip(names, results) for b in marks.reasons(r.run)]
     run = {**results[0].run, "runs": names, "valid": not because, "invalid_because": because}
-    return Result(run, tuple(cases), traces)
+    return Result(run, tuple(cases), traces, pooled=tuple(pooled))
+
+
+def _of_run(case: Case, name: str) -> dict[str, str]:
+    """What a case is called beside those of other runs."""
+    shown = "none" if case["drafter"] == "none" else f"{case['drafter']} ({name})"
+    return {"name": f"{name}/{case['name']}", "run": name, "drafter": shown}
 
 
 def from_traces(traces: Mapping[str, Trace]) -> Result:
@@ -126,14 +130,6 @@ def from_traces(traces: Mapping[str, Trace]) -> Result:
     keys = ("target", "dtype", "device", "versions")
     run = {key: setup[key] for key in keys if key in setup}
     return Result(run, tuple(cases_of(traces)), dict(traces))
-
-
-def reasons(run: Mapping[str, Any]) -> list[str]:
-    """Why the numbers of a run may not be used; empty: they may."""
-    found = list(run.get("invalid_because") or ())
-    if not found and run.get("valid") is False:
-        found = ["the run is marked invalid, without a reason."]
-    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def plot_speedup(
             "o",
             color=palette.ink,
             zorder=4,
-            label="measured, 95 % interval",
+            label=f"measured{', 95 % interval' * any(p.low is not None for p in points)}",
         )
         best = max(points, key=lambda p: p.speedup)
         ax.plot(

@@ -6,17 +6,32 @@ import csv
 import dataclasses
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions
 from rich.table import Table as RichTable
 
+from specjax.measure import predicted
 from specjax.measure.metrics import compare, figures, with_intervals
 from specjax.measure.trace import Trace
+from specjax.view import escape, marks
+from specjax.view.cases import (
+    Case,
+    fair,
+    interval_of,
+    is_plain,
+    method_of,
+    setting_key,
+    setting_of,
+    speedup_of,
+    tau_of,
+)
 
-Cases = Sequence[Mapping[str, Any]]
+Cases = Sequence[Case]
 SURVIVAL_SHOWN = 4  # positions
+WIDE = 120  # characters of a terminal, from where all columns are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +44,18 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Cases that can be compared: one prompt set, temperature and batch size."""
+    """Cases that can be compared: of one prompt set, temperature and batch size, or pooled."""
 
     title: str
     rows: tuple[tuple[Cell, ...], ...]
 
 
 # Those that no case has anything for are left out.
-COLUMNS = ("method", "k", "rule", "tau", "survival 1..4", "tokens/s", "speedup", "predicted")
-NUMERIC = (False, True, False, True, True, True, True, True)
+COLUMNS = (
+    *("method", "k", "rule", "tau", "survival 1..4", "tokens/s", "speedup", "predicted"),
+    "marks",
+)
+NUMERIC = (False, True, False, True, True, True, True, True, False)
 
 
 def table(measured: Mapping[str, Any] | Cases, format: str = "rich") -> Any:
@@ -47,7 +65,8 @@ def table(measured: Mapping[str, Any] | Cases, format: str = "rich") -> Any:
     of times per token to plain decoding of the same prompts, prefill left out, with its 95 %
     bootstrap interval over requests. The best tau and speedup of each group (prompt set,
     temperature, batch size) are bold, forced acceptance ("synthetic") never is. tokens/s is that of
-    each user.
+    each user. Pooled rows come first: each method over all that was asked. The marks are those of
+    `specjax.view.marks`.
 
     Args:
       measured: metrics.json of a benchmark, its "cases", or name -> `Trace`, where the one that
@@ -74,7 +93,7 @@ def _cases(measured: Mapping[str, Any] | Cases) -> Cases:
     if not isinstance(measured, Mapping):
         return measured
     if "cases" in measured:
-        return measured["cases"]
+        return [*(measured.get("pooled") or ()), *measured["cases"]]
     traces = {name: t for name, t in measured.items() if isinstance(t, Trace)}
     if len(traces) < len(measured):
         raise ValueError('A table is made of metrics.json, of its "cases", or of named traces.')
@@ -112,64 +131,24 @@ def filled(several: Sequence[Group]) -> list[int]:
 
 def groups(cases: Cases) -> list[Group]:
     """The cases as rows of text, grouped by what can be compared."""
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    found: dict[tuple[Any, ...], list[Case]] = {}
     for case in cases:
-        found.setdefault(
-            tuple(case.get(key) for key in ("prompt_set", "temperature", "batch")), []
-        ).append(case)
+        found.setdefault((case.get("over") is None, *setting_key(case)), []).append(case)
     made = []
-    for (prompts, temperature, batch), members in found.items():
-        parts = [str(prompts)] if prompts else []
-        parts += [] if temperature is None else [f"T = {temperature:g}"]
-        parts += [] if batch is None else [f"batch {batch}"]
+    for members in found.values():
         top = {
             key: max((v for c in members if (v := value(c)) is not None and fair(c)), default=None)
-            for key, value in (("tau", _tau), ("speedup", speedup_of))
+            for key, value in (("tau", tau_of), ("speedup", speedup_of))
         }
-        rows = tuple(_row(c, top) for c in members)
-        made.append(Group(", ".join(parts), rows))
+        made.append(Group(setting_of(members[0]), tuple(_row(c, top) for c in members)))
     return made
 
 
-def fair(case: Mapping[str, Any]) -> bool:
-    """Whether a case competes for the best: it guesses, and its acceptance was not forced."""
-    return case["drafter"] != "none" and not is_synthetic(case)
-
-
-def is_synthetic(case: Mapping[str, Any]) -> bool:
-    """Whether the text is not the model's; plain decoding beside such cases is."""
-    forced = case.get("mode") == "synthetic" or bool(case.get("synthetic"))
-    return forced and case["drafter"] != "none"
-
-
-def _tau(case: Mapping[str, Any]) -> float | None:
-    return case["metrics"].get("tau")
-
-
-def speedup_of(case: Mapping[str, Any]) -> float | None:
-    """Over plain decoding; None where it was not compared, or has no times."""
-    return (case.get("compare") or {}).get("speedup")
-
-
-def method_of(case: Mapping[str, Any]) -> str:
-    """What a reader calls the case."""
-    if case["drafter"] == "none":
-        return "plain decoding"
-    notes = [str(case["stop_rule"])] if case.get("stop_rule") else []
-    if is_synthetic(case):
-        tau = (case.get("synthetic") or {}).get("tau")
-        notes.append("synthetic" if tau is None else f"synthetic, tau {tau:.3g}")
-    return str(case["drafter"]) + (f" ({', '.join(notes)})" if notes else "")
-
-
-def _row(case: Mapping[str, Any], top: Mapping[str, float | None]) -> tuple[Cell, ...]:
+def _row(case: Case, top: Mapping[str, float | None]) -> tuple[Cell, ...]:
     found, intervals = case["metrics"], case.get("intervals") or {}
-    tau, speedup = _tau(case), speedup_of(case)
-    plain = case["drafter"] == "none"
+    tau, speedup, plain = tau_of(case), speedup_of(case), is_plain(case)
     survival = [s for s in found.get("survival") or () if s is not None][:SURVIVAL_SHOWN]
-    predicted = case.get("predicted") or {}
-    compared = case.get("compare") or {}
-    tpot = found.get("tpot_ms")
+    told, tpot = predicted.read(case), found.get("tpot_ms")
     return (
         Cell(method_of(case)),
         Cell("" if plain else str(case.get("num_draft", ""))),
@@ -181,10 +160,11 @@ def _row(case: Mapping[str, Any], top: Mapping[str, float | None]) -> tuple[Cell
         Cell(" ".join(f"{s:.2f}" for s in survival)),
         Cell("" if not tpot else f"{1e3 / tpot:,.0f}"),
         Cell(
-            "1" if plain else _ranged(speedup, compared.get("speedup_interval"), "x"),
+            "1" if plain else _ranged(speedup, interval_of(case), "x"),
             fair(case) and speedup is not None and speedup == top["speedup"],
         ),
-        Cell(_ranged(predicted.get("speedup"), None, "x")),
+        Cell(_ranged(None if told is None else told.speedup, None, "x")),
+        Cell(marks.words(case)),
     )
 
 
@@ -194,24 +174,39 @@ def _ranged(value: float | None, ends: Sequence[float] | None, unit: str = "") -
     return f"{value:.2f}{unit}" + ("" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]")
 
 
-def _rich(cases: Cases) -> RichTable:
-    several = groups(cases)
-    kept = filled(several)
-    made = RichTable(header_style="bold", box=SIMPLE_HEAD)
-    for i in kept:
-        made.add_column(COLUMNS[i], justify="right" if NUMERIC[i] else "left", no_wrap=i == 0)
-    for group in several:
-        if group.title:
-            made.add_row(f"[dim]{_plain_markup(group.title)}[/dim]")
-        for row in group.rows:
-            texts = [(_plain_markup(row[i].text), row[i].best) for i in kept]
-            made.add_row(*(f"[bold]{text}[/bold]" if best else text for text, best in texts))
-        made.add_section()
-    return made
+@dataclasses.dataclass(frozen=True)
+class _Rich:
+    """A table a group, on a console: columns alike where it is wide enough, else wrapped."""
+
+    groups: Sequence[Group]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        kept = filled(self.groups)
+        if options.max_width < WIDE:
+            kept = [i for i in kept if COLUMNS[i] not in ("survival 1..4", "tokens/s")]
+        rows = [row for group in self.groups for row in group.rows]
+        widths = [max(len(COLUMNS[i]), *(len(row[i].text) for row in rows)) for i in kept]
+        numbers = sum(w for i, w in zip(kept, widths) if COLUMNS[i] != "marks")
+        fits = numbers + 3 * len(kept) + 20 <= options.max_width  # 20: for marks, which may wrap
+        for group in self.groups:
+            title = escape.rich(group.title) if group.title else None
+            made = RichTable(title=title, title_justify="left", title_style="dim", box=SIMPLE_HEAD)
+            for i, width in zip(kept, widths):
+                made.add_column(
+                    COLUMNS[i],
+                    justify="right" if NUMERIC[i] else "left",
+                    overflow="fold",
+                    no_wrap=i == 0,
+                    min_width=width if fits and COLUMNS[i] != "marks" else None,
+                )
+            for row in group.rows:
+                texts = [(escape.rich(row[i].text), row[i].best) for i in kept]
+                made.add_row(*(f"[bold]{text}[/bold]" if best else text for text, best in texts))
+            yield made
 
 
-def _plain_markup(text: str) -> str:
-    return text.replace("[", r"\[")
+def _rich(cases: Cases) -> _Rich:
+    return _Rich(groups(cases))
 
 
 def _markdown(cases: Cases) -> str:
@@ -220,30 +215,14 @@ def _markdown(cases: Cases) -> str:
     rule = " | ".join("---:" if NUMERIC[i] else "---" for i in kept)
     blocks = []
     for group in several:
-        lines = [f"**{_pipes(group.title)}**\n"] if group.title else []
+        lines = [f"**{escape.markdown(group.title)}**\n"] if group.title else []
         lines += [f"| {' | '.join(COLUMNS[i] for i in kept)} |", f"| {rule} |"]
         for row in group.rows:
-            cells = [row[i] for i in kept]
-            texts = [f"**{_pipes(c.text)}**" if c.best else _pipes(c.text) for c in cells]
+            cells = [(escape.markdown(row[i].text), row[i].best) for i in kept]
+            texts = [f"**{text}**" if best else text for text, best in cells]
             lines.append(f"| {' | '.join(texts)} |")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
-
-
-def _pipes(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", r"\|").replace("\n", " ")
-
-
-_TEX = {
-    **{c: "\\" + c for c in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in text)
 
 
 def _latex(cases: Cases) -> str:
@@ -251,15 +230,15 @@ def _latex(cases: Cases) -> str:
     kept = filled(several)
     columns = "".join("r" if NUMERIC[i] else "l" for i in kept)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    lines.append(" & ".join(_tex(COLUMNS[i]) for i in kept) + r" \\")
+    lines.append(" & ".join(escape.tex(COLUMNS[i]) for i in kept) + r" \\")
     for group in several:
         lines.append(r"\midrule")
         if group.title:
-            title = rf"\emph{{{_tex(group.title)}}}"
+            title = rf"\emph{{{escape.tex(group.title)}}}"
             lines.append(rf"\multicolumn{{{len(kept)}}}{{l}}{{{title}}} \\")
         for row in group.rows:
-            cells = [row[i] for i in kept]
-            texts = [rf"\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text) for c in cells]
+            cells = [(escape.tex(row[i].text), row[i].best) for i in kept]
+            texts = [rf"\textbf{{{text}}}" if best else text for text, best in cells]
             lines.append(" & ".join(texts) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -268,7 +247,7 @@ def _html(cases: Cases) -> str:
     several = groups(cases)
     kept = filled(several)
     kinds = ["num" if right else "" for right in NUMERIC]
-    head = "".join(f'<th class="{kinds[i]}">{COLUMNS[i]}</th>' for i in kept)
+    head = "".join(f'<th class="{kinds[i]}">{html.escape(COLUMNS[i])}</th>' for i in kept)
     parts = []
     for group in several:
         if group.title:
@@ -290,17 +269,16 @@ def _html_cell(cell: Cell) -> str:
 def _csv(cases: Cases) -> str:
     """A line a case, a column a figure; lists are spread: survival_1, survival_2, ..."""
     records = []
+    fields = ("name", "prompt_set", "drafter", "num_draft", "rule", "temperature", "batch", "mode")
     for case in cases:
-        record = {
-            key: case[key]
-            for key in ("name", "prompt_set", "drafter", "num_draft", "rule", "temperature")
-            if key in case
-        }
-        record |= {key: case[key] for key in ("batch", "mode") if key in case}
+        record = {key: case[key] for key in fields if key in case}
+        if case.get("over") is not None:
+            record["prompt_set"] = setting_of(case)
         for key in ("metrics", "compare", "predicted"):
             _spread(record, "predicted_" if key == "predicted" else "", case.get(key) or {})
         _spread(record, "interval_", case.get("intervals") or {})
-        records.append(record)
+        record["marks"] = marks.words(case)
+        records.append({k: escape.csv_cell(v) for k, v in record.items()})
     buffer = io.StringIO()
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(buffer, names, lineterminator="\n")

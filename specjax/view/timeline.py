@@ -15,6 +15,9 @@ from specjax.view.style import canvas, legend_above
 from specjax.view.tokens import check_row
 
 LANE = 0.62  # height of a block
+_SEEN = 0.05  # share of a cycle from where drafting is wide enough to be seen
+_DIGIT, _GAP = 0.62, 2.0  # of the font's size, and points between two numbers
+_SIZES = (8.0, 7.0, 6.0)  # of the numbers, in points
 
 
 def plot_timeline(
@@ -53,7 +56,7 @@ def plot_timeline(
         )
     if any(math.isnan(c.begin) or math.isnan(c.end) for c in shown):
         raise ValueError(f"Row {row} has cycles without times, so there is no clock to draw.")
-    share = 0.0 if costs is None else draft_share(costs, max(len(c.proposed) for c in shown))
+    share = seen_share(costs, max(len(c.proposed) for c in shown))
     lanes = ["draft", "verify"] if share else ["cycle"]
     start = shown[0].begin
     with canvas(ax, (6.4, 1.5 + 0.45 * (len(lanes) + (plain is not None)))) as (ax, palette):
@@ -71,10 +74,20 @@ def plot_timeline(
         ax.set_yticks(range(len(lanes)), lanes)
         ax.tick_params(axis="y", length=0, labelcolor=palette.ink)
         ax.set_xlim(0, last)
+        middles = [(1e3 * (c.end - (1 - share) * (c.end - c.begin) / 2 - start)) for c in shown]
+        _numbers(
+            ax, palette, middles, [f"{c.committed}" for c in shown], 1.0 * bool(share) - LANE / 2
+        )
         ax.set_xlabel(f"ms since cycle {first + 1} began")
         ax.spines["left"].set_visible(False)
         legend_above(ax, handles=_keys(palette, bool(share), plain is not None))
     return ax
+
+
+def seen_share(costs: Costs | None, k: int) -> float:
+    """`draft_share`; 0 where it is unknown, or too little for a row that would look empty."""
+    share = 0.0 if costs is None or not k else draft_share(costs, k)
+    return share if share >= _SEEN else 0.0
 
 
 def draft_share(costs: Costs, k: int) -> float:
@@ -116,16 +129,38 @@ def _block(
             hatch="///",
         )
     )
-    ax.annotate(
-        f"{cycle.committed}",
-        ((begin + end) / 2, top),
-        (0, 2),
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        fontsize=8,
-        color=palette.ink,
-    )
+
+
+def _numbers(
+    ax: Axes, palette: Palette, middles: Sequence[float], texts: Sequence[str], top: float
+) -> None:
+    """Writes ``texts`` above the blocks, as large as they fit; those that never do are left out."""
+    width = 72 * ax.bbox.width / ax.figure.dpi
+    points = [width * x / ax.get_xlim()[1] for x in middles]
+
+    def room(size: float) -> list[int]:
+        """Those that do not touch the one before."""
+        kept: list[int] = []
+        end = -math.inf
+        for i, (at, text) in enumerate(zip(points, texts)):
+            half = _DIGIT * size * len(text) / 2
+            if at - half >= end:
+                kept.append(i)
+                end = at + half + _GAP
+        return kept
+
+    size = next((s for s in _SIZES if len(room(s)) == len(texts)), _SIZES[-1])
+    for i in room(size):
+        ax.annotate(
+            texts[i],
+            (middles[i], top),
+            (0, 2),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=size,
+            color=palette.ink,
+        )
 
 
 def _plain_lane(
