@@ -197,6 +197,11 @@ def test_what_a_template_reads():
     found = template(source)
     assert {"content", "role", "tool_calls"} <= found.mentions and "name" not in found.mentions
     assert found.variables == {"enable_thinking"}
+    inner = (
+        "{% if not tools is defined %}{% set tools = none %}{% endif %}{% for m in messages %}"
+        "{% if m.x %}{% set content = m.x %}{% endif %}{{ content }}{% endfor %}{{ tools }}"
+    )
+    assert template(inner).variables == {"tools"}
     answered = [*ASKED, {"role": "assistant", "content": "x", "tool_calls": [CALL], "name": "n"}]
     first, second = found.looked_at([{**ASKED[0], "tool_calls": [CALL]}, answered[1]])
     assert "tool_calls" not in first and "tool_calls" in second and "name" not in second

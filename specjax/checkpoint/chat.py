@@ -98,7 +98,8 @@ class ChatTemplate:
         self._template, self._with_tools = compiled[0], compiled[-1]
         self.mentions = frozenset(name for tree in trees for name in _names(tree))
         variables = frozenset().union(*read) | ({"tools"} if tool_use is not None else set())
-        self.variables = variables - {*_GIVEN, *self._special}
+        own = {name for tree in trees for name in _locals(tree)}
+        self.variables = variables - {*_GIVEN, *self._special} - own
 
     @classmethod
     def load(cls, directory: Path) -> ChatTemplate:
@@ -232,6 +233,14 @@ def _names(tree: nodes.Node) -> Iterator[str]:
     for constant in tree.find_all(nodes.Const):
         if isinstance(text := constant.as_const(), str):
             yield text
+
+
+def _locals(tree: nodes.Node) -> Iterator[str]:
+    """What a template sets in its loops and macros, its own even where jinja2 cannot tell."""
+    for block in tree.find_all((nodes.For, nodes.Macro)):
+        for name in block.find_all(nodes.Name):
+            if name.ctx in ("store", "param"):
+                yield name.name
 
 
 def _plain(message: Message) -> Message:
