@@ -202,6 +202,11 @@ def test_what_a_template_reads():
         "{% if m.x %}{% set content = m.x %}{% endif %}{{ content }}{% endfor %}{{ tools }}"
     )
     assert template(inner).variables == {"tools"}
+    macro = (
+        "{% macro say(tools) %}{% if effort is not defined %}{% set effort = 'low' %}{% endif %}"
+        "{{ effort }}{{ tools }}{% endmacro %}{{ say(tools) }}"
+    )
+    assert template(macro).variables == {"tools", "effort"}
     answered = [*ASKED, {"role": "assistant", "content": "x", "tool_calls": [CALL], "name": "n"}]
     first, second = found.looked_at([{**ASKED[0], "tool_calls": [CALL]}, answered[1]])
     assert "tool_calls" not in first and "tool_calls" in second and "name" not in second

@@ -236,10 +236,18 @@ def _names(tree: nodes.Node) -> Iterator[str]:
 
 
 def _locals(tree: nodes.Node) -> Iterator[str]:
-    """What a template sets in its loops and macros, its own even where jinja2 cannot tell."""
-    for block in tree.find_all((nodes.For, nodes.Macro)):
-        for name in block.find_all(nodes.Name):
-            if name.ctx in ("store", "param"):
+    """What a template sets in its loops, its own even where jinja2 cannot tell.
+
+    Not what it asks whether it is defined: there it sets what nobody gave.
+    """
+    asked = {
+        test.node.name
+        for test in tree.find_all(nodes.Test)
+        if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name)
+    }
+    for loop in tree.find_all(nodes.For):
+        for name in loop.find_all(nodes.Name):
+            if name.ctx == "store" and name.name not in asked:
                 yield name.name
 
 
