@@ -49,7 +49,7 @@ _ALPHA = flags.DEFINE_float(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the texts; the verdict is the same in every run.")
 _CHECKS = flags.DEFINE_list("checks", None, f"Some of {', '.join(CHECKS)}. Default: all.")
-_OUTPUT = flags.DEFINE_string("output", None, "A .json file for the report.")
+_OUTPUT = cli.define_file("output", "A .json file for the report.", ending=".json")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,7 +59,6 @@ def main(argv: Sequence[str]) -> None:
         print(check, flush=True)
 
     with cli.one_line_errors():
-        output = _output(_OUTPUT.value)
         plan = prepare(
             _named(_DRAFTER.value, "drafter"),
             _named(_RULE.value, "rule"),
@@ -71,18 +70,9 @@ def main(argv: Sequence[str]) -> None:
         )
     report = plan.run(show)
     print(report.ending)
-    if output is not None:
-        write_atomically(output, json.dumps(report.to_json(), indent=2) + "\n")
+    if _OUTPUT.value:
+        write_atomically(Path(_OUTPUT.value), json.dumps(report.to_json(), indent=2) + "\n")
     sys.exit(0 if report.passed else 1)
-
-
-def _output(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    path = Path(name).expanduser()
-    if path.suffix != ".json" or path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--output={name}: must be a .json file in an existing directory.")
-    return path
 
 
 def _named(text: str | None, flag: str) -> Any:

@@ -38,6 +38,7 @@ from specjax.bench.curves import parse_curve
 from specjax.bench.store import Record, Store, write_json
 from specjax.bench.summary import summarise
 from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.core.files import write_atomically
 from specjax.measure import predicted
 from specjax.view import escape, headline
 from specjax.view.tables import table
@@ -62,12 +63,15 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError("Where to? Set --workdir.")
         store = Store(_WORKDIR.value)
         if _REPORT_ONLY.value:
+            store.read_run()
+            store.take()
             return finish(console, store)
         if _CONFIG.value is None:
             raise ValueError("What to measure? Set --config, such as configs/benchmark.py.")
         config = _CONFIG.value.to_dict()
         if config["mode"] == "predict":
             return predict(console, store, config)
+        store.look()
         if config["compilation_cache"]:
             named = config["compilation_cache"]
             use_compile_cache(default_directory() if named == "default" else named)
@@ -121,6 +125,7 @@ def compare(console: Console, directories: Sequence[str]) -> None:
         place = Store(_WORKDIR.value)
         if place.run_path.exists():
             raise ValueError(f"{place.path} holds a run of its own; use another --workdir.")
+        place.take()
         outputs.write_comparison(directories, summary, place.path)
     show(console, summary)
 
@@ -149,12 +154,12 @@ def predict(console: Console, store: Store, config: dict[str, Any]) -> None:
     if not config["costs"]:
         raise ValueError("mode=predict needs costs: costs.json, or a run that has one.")
     found = forecast.forecast(config["costs"], [parse_curve(c) for c in config["curves"]])
-    path, ours = store.path, ("forecast.json", "forecast.md")
+    path, ours = store.path, ("forecast.json", "forecast.md", ".lock")
     if path.exists() and any(p.name not in ours for p in path.iterdir()):
         raise ValueError(f"{path} holds something else; use another --workdir.")
-    path.mkdir(parents=True, exist_ok=True)
+    store.take()
     write_json(path / "forecast.json", found)
-    (path / "forecast.md").write_text(forecast.markdown(found), encoding="utf-8")
+    write_atomically(path / "forecast.md", forecast.markdown(found))
     console.print(forecast.markdown(found), soft_wrap=True, markup=False)
 
 

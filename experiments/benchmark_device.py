@@ -57,9 +57,9 @@ _COPY_MIB = flags.DEFINE_integer(
     "copy_mib", None, "Size of the buffer copied. Default: 4096, on a CPU 128.", lower_bound=1
 )
 _MINUTES = flags.DEFINE_float("minutes", 7.0, "After these, no further part is begun.", 0.0)
-_PROFILE_DIR = flags.DEFINE_string("profile_dir", None, "A trace of one plain call goes there.")
-_HLO_DIR = flags.DEFINE_string("hlo_dir", None, "The optimised programs go there.")
-_OUTPUT = flags.DEFINE_string("output", None, "A .json file for everything that was measured.")
+_PROFILE_DIR = cli.define_directory("profile_dir", "A trace of one plain call goes there.")
+_HLO_DIR = cli.define_directory("hlo_dir", "The optimised programs go there.")
+_OUTPUT = cli.define_file("output", "A .json file for everything that was measured.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -76,8 +76,6 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(f"--slots={_SLOTS.value}: too few for {widest} guesses a cycle.")
         if _SHAPE.value.startswith("llama-3.1-") and jax.default_backend() == "cpu":
             raise ValueError(f"--shape={_SHAPE.value} on a CPU: try the script with --shape=tiny.")
-        if _OUTPUT.value is not None and not Path(_OUTPUT.value).absolute().parent.is_dir():
-            raise ValueError(f"--output={_OUTPUT.value} lies in no existing directory.")
     bench = Bench()
     for name, part in bench.parts():
         bench.run(name, part)

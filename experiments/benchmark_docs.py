@@ -20,7 +20,7 @@ from specjax.core.files import write_atomically
 
 _TEMPLATE = flags.DEFINE_string("template", "docs/benchmarks.in.md", "What to fill in.")
 _RESULTS = flags.DEFINE_string("results", "docs/results", "Where the numbers are.")
-_OUTPUT = flags.DEFINE_string("output", "docs/benchmarks.md", "The document.")
+_OUTPUT = cli.define_file("output", "The document.", default="docs/benchmarks.md")
 _CHECK = flags.DEFINE_boolean("check", False, "Writes nothing, and says whether it would.")
 
 

@@ -92,7 +92,7 @@ _ONE_PROCESS = flags.DEFINE_boolean(
     "one_process", False, "Both frameworks in this process, to see what sharing it costs."
 )
 _CACHE = flags.DEFINE_string("compilation_cache", "", "A directory; empty: compile every time.")
-_OUTPUT = flags.DEFINE_string("output", None, "A .json file for everything that was measured.")
+_OUTPUT = cli.define_file("output", "A .json file for everything that was measured.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -219,8 +219,6 @@ def check_flags() -> None:
     unknown = [d for d in _DTYPES.value if d not in ("float32", "bfloat16")]
     if unknown or not _DTYPES.value:
         raise ValueError(f"--dtypes={','.join(_DTYPES.value)}: float32, bfloat16 or both.")
-    if _OUTPUT.value is not None and not Path(_OUTPUT.value).parent.is_dir():
-        raise ValueError(f"--output={_OUTPUT.value} lies in no existing directory.")
 
 
 def pin_threads(threads: int) -> None:

@@ -54,7 +54,7 @@ _ROWS = flags.DEFINE_integer("rows", 1, "Texts a step.", 1)
 _SEQ_LEN = flags.DEFINE_integer("seq_len", 1024, "Tokens of a text.", 64)
 _TIME = flags.DEFINE_boolean("time", False, "Run each step too, on random weights.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Timed steps; the median counts.", 1)
-_OUTPUT = flags.DEFINE_string("output", None, "A .json file for the figures.")
+_OUTPUT = cli.define_file("output", "A .json file for the figures.")
 
 
 def main(argv: Sequence[str]) -> None:

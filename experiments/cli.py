@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import sys
@@ -19,9 +20,39 @@ from absl import app, flags, logging
 from specjax.checkpoint.load import DEMO
 from specjax.core import hosts, launch
 from specjax.core.cluster import find_place
+from specjax.core.files import take_directory, take_file
 
 _stderr: IO[str] | None = None  # where errors go when nothing else is printed
 _PLACE = ("coordinator", "num_processes", "process_id")  # flags that say which process this is
+# What a file system says when it takes no more.
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+
+
+def define_file(name: str, help: str, *, ending: str = "", default: str | None = None) -> Any:
+    """A flag for a file that is written at the end: tried and locked before anything else."""
+    holder = flags.DEFINE_string(name, default, help)
+    flags.FLAGS[name].place = ("file", ending)  # type: ignore[attr-defined]
+    return holder
+
+
+def define_directory(name: str, help: str) -> Any:
+    """The same for a directory."""
+    holder = flags.DEFINE_string(name, None, help)
+    flags.FLAGS[name].place = ("directory", "")  # type: ignore[attr-defined]
+    return holder
+
+
+def take_places() -> None:
+    """Raises ValueError, in one line, if what a flag names cannot be written."""
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        kind, ending = getattr(flag, "place", ("", ""))
+        if not kind or not flag.value:
+            continue
+        if not flag.value.endswith(ending):
+            raise ValueError(f"--{name}={flag.value}: must end in {ending}.")
+        take = take_file if kind == "file" else take_directory
+        flag.value = str(take(flag.value, f"--{name}"))
 
 
 class Refused(SystemExit):
@@ -47,9 +78,10 @@ def run(
     define_flags()
 
     def start(argv: Sequence[str]) -> list[str]:
-        rest = parse(argv)
+        rest = read_flags(argv)
         with one_line_errors():
             join(argv, several=several, survives_sigterm=survives_sigterm)
+            hosts.first_writes("places", take_places)
         return rest
 
     try:
@@ -68,6 +100,14 @@ def run(
             launch.fail("its output is not read any more", 1)
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
+            told = (
+                f"{error.filename2 or error.filename or 'a file'} could not be written: "
+                f"{error.strerror}. What was done before is kept: make room, and run the same "
+                "command again."
+            )
+            print(f"error: {told}", file=_stderr or sys.stderr, flush=True)
+            launch.fail(told, 2) if launch.joined() else sys.exit(2)
         if not launch.joined():
             raise
         traceback.print_exc(file=_stderr)
@@ -136,6 +176,14 @@ def end_together(end: SystemExit) -> NoReturn:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
+    """Sets the flags from a command line and takes the places they name, or exits with one line."""
+    rest = read_flags(argv)
+    with one_line_errors():
+        take_places()
+    return rest
+
+
+def read_flags(argv: Sequence[str]) -> list[str]:
     """Sets the flags from a command line, or exits with one line."""
     logging.set_verbosity(logging.WARNING)  # JAX informs about every backend it does not find
     with one_line_errors():

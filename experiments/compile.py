@@ -40,8 +40,8 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", "local", "A TPU slice, such as v5e:2x4 or v5p:2x2x4; local: what JAX sees here."
 )
 _MESH = flags.DEFINE_string("mesh", "", "Its devices, such as data:1,model:8.")
-_OUTPUT = flags.DEFINE_string("output", None, "A .json file for the report.")
-_HLO_DIR = flags.DEFINE_string("hlo_dir", None, "The optimised programs go there.")
+_OUTPUT = cli.define_file("output", "A .json file for the report.")
+_HLO_DIR = cli.define_directory("hlo_dir", "The optimised programs go there.")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", str(DEFAULT_CONFIG), "What to compile; override with --config.field=value."
 )
@@ -51,9 +51,6 @@ def main(argv: Sequence[str]) -> None:
     del argv
     console = Console(highlight=False)
     with cli.one_line_errors():
-        for path in (_OUTPUT.value, _HLO_DIR.value):
-            if path is not None and not Path(path).absolute().parent.is_dir():
-                raise ValueError(f"{path} lies in no existing directory.")
         setup = read_setup()
         if _TOPOLOGY.value != "local":  # a TPU that is here is not needed, and may be in use
             jax.config.update("jax_platforms", "cpu")
@@ -87,7 +84,6 @@ def progress(console: Console, compiled: Compiled) -> None:
 def keep(name: str, text: str) -> None:
     if _HLO_DIR.value is not None:
         directory = Path(_HLO_DIR.value)
-        directory.mkdir(exist_ok=True)
         write_atomically(directory / f"{name.replace(' ', '_')}.txt", text)
 
 

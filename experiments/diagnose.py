@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -44,7 +43,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 96, "Of every text.", l
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling; 0: greedy.")
 _RULE = flags.DEFINE_string("rule", None, "Of verification; default: the best.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds; medians count.", lower_bound=1)
-_SAVE_COSTS = flags.DEFINE_string("save_costs", None, "Where measured costs go (.json).")
+_SAVE_COSTS = cli.define_file("save_costs", "Where measured costs go (.json).")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,8 +79,6 @@ def explain_stored() -> Explanation:
 
 def measure() -> Explanation:
     """Loads, decodes, calibrates."""
-    if _SAVE_COSTS.value is not None and not Path(_SAVE_COSTS.value).absolute().parent.is_dir():
-        raise ValueError(f"--save_costs={_SAVE_COSTS.value} lies in no existing directory.")
     questions = prompt_sets.load(_PROMPT_SET.value).questions
     texts = [q.turns[0] for q in prompt_sets.spread(questions, _BATCH.value)]
     target = specjax.load(_TARGET.value)

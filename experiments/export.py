@@ -20,7 +20,7 @@ from absl import flags
 
 import specjax
 from experiments import cli
-from specjax.checkpoint.drafters.export import FORMATS, save_drafter
+from specjax.checkpoint.drafters.export import FORMATS, save_drafter, take_export
 from specjax.checkpoint.drafters.source import PICKLES, read_source
 from specjax.checkpoint.export import named_tensors
 from specjax.checkpoint.load import download, locate
@@ -42,11 +42,12 @@ _VERIFIER = flags.DEFINE_string(
 def main(argv: Sequence[str]) -> None:
     del argv
     with cli.one_line_errors():
+        output = take_export(_OUTPUT.value, "--output")
         target = specjax.load(_TARGET.value)
         path = _find(_CHECKPOINT.value)
         # Read without loss, written as it was.
         drafter = specjax.load_drafter(path, target, dtype="float32")
-        output, dtype = Path(_OUTPUT.value), _DTYPE.value or _stored(path)
+        dtype = _DTYPE.value or _stored(path)
         save_drafter(
             drafter, output, format=_FORMAT.value, target=target, dtype=dtype, verifier=_verifier()
         )

@@ -77,13 +77,13 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "A .jsonl file for the texts, a line a prompt, instead of the terminal."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Prompt i uses seed + i.")
-_TRACE = flags.DEFINE_string(
+_TRACE = cli.define_file(
     "trace",
-    None,
     "A .jsonl file for every cycle of this run; its clock stands still while programs compile.",
+    ending=".jsonl",
 )
-_PROFILE_DIR = flags.DEFINE_string(
-    "profile_dir", None, "A profile (xprof) of one generation, all compiled, goes there."
+_PROFILE_DIR = cli.define_directory(
+    "profile_dir", "A profile (xprof) of one generation, all compiled, goes there."
 )
 _STREAM = flags.DEFINE_boolean("stream", False, "Print as it comes, one prompt after the other.")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -134,7 +134,14 @@ def main(argv: Sequence[str]) -> None:
     console = open_console()
     with cli.one_line_errors():
         job = read_job()
-        num = len(job.asked)
+    with contextlib.closing(job.results) if job.results else contextlib.nullcontext():
+        generate(job, console)
+
+
+def generate(job: Job, console: Console) -> None:
+    """Everything that a job asks for."""
+    num = len(job.asked)
+    with cli.one_line_errors():
         left = range(len(job.results.records) if job.results else 0, num)
         if job.results and not left:
             say(console, f"{job.results.path} is complete: {num} prompts.")
@@ -151,9 +158,8 @@ def main(argv: Sequence[str]) -> None:
     ]
     records, interrupted = decode_all(run, batches, console)
     done = [batch for batch in batches if batch.trace is not None]
-    if _TRACE.value is not None and done:
-        save_trace(run, done, console)
-    elif _TRACE.value is not None:
+    saved = _TRACE.value is None or bool(done and save_trace(run, done, console))
+    if _TRACE.value is not None and not done:
         say(console, f"No text was finished, so {_TRACE.value} is not written.")
     if interrupted:
         if records:
@@ -172,6 +178,8 @@ def main(argv: Sequence[str]) -> None:
     committed = [c[2] for record in records for c in record["cycles"]]
     if hasattr(run.spec, "net") or hasattr(run.spec, "model"):  # trained: then near 1 has a cause
         doubt(sum(committed) / len(committed), len(committed), run)
+    if not saved:
+        sys.exit(1)
 
 
 def read_job() -> Job:
@@ -218,12 +226,8 @@ def check_places() -> None:
         raise ValueError("--prompt and --prompt_file are both given; leave one out.")
     if _STREAM.value and _OUTPUT.value is not None:
         raise ValueError("--stream and --output exclude each other; leave one out.")
-    if _PROFILE_DIR.value is not None and Path(_PROFILE_DIR.value).is_file():
-        raise ValueError(f"--profile_dir={_PROFILE_DIR.value} is a file; name a directory.")
-    if _TRACE.value is not None:
-        trace_file.check_place(_TRACE.value)
-        if _TRACE.value in (_OUTPUT.value, _PROMPT_FILE.value):
-            raise ValueError(f"--trace={_TRACE.value} is a file of another flag; use its own.")
+    if _TRACE.value is not None and _TRACE.value in (_OUTPUT.value, _PROMPT_FILE.value):
+        raise ValueError(f"--trace={_TRACE.value} is a file of another flag; use its own.")
     if _OUTPUT.value is not None and Path(_OUTPUT.value).suffix != ".jsonl":
         raise ValueError(f"--output={_OUTPUT.value}: must end in .jsonl.")
 
@@ -282,17 +286,23 @@ def write(
     return generate_batch(batch, run.target, run.spec, shown, arguments, asked, size)
 
 
-def save_trace(run: Run, batches: list[Batch], console: Console) -> None:
-    """Writes --trace, and says which prompts it is about where those are not all."""
+def save_trace(run: Run, batches: list[Batch], console: Console) -> bool:
+    """Writes --trace, and says which prompts it is about where not all. False: it could not."""
     path, first = _TRACE.value or "", batches[0].rows.start
     trace = specjax.Trace.join([b.trace for b in batches if b.trace])
-    hosts.first_writes("trace", lambda: trace_file.save(trace, path))
+    try:
+        hosts.first_writes("trace", lambda: trace_file.save(trace, path))
+    except (OSError, ValueError) as error:  # the texts are there all the same, and their figures
+        told = hosts.message_of(error)
+        print(f"error: --trace={path} was not written: {told}", file=sys.stderr)
+        return False
     if first:
         say(
             console,
             f"{path} holds the traces of prompts {first + 1} to {len(run.prompts)}: those before "
             "were done by an earlier run.",
         )
+    return True
 
 
 def profile(directory: str, run: Run, batch: Batch) -> None:

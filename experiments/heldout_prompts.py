@@ -25,7 +25,7 @@ _MANIFEST = flags.DEFINE_string(
 )
 _LINES = flags.DEFINE_integer("lines", 12, "Of each file, at most so many.", lower_bound=1)
 _PROMPTS = flags.DEFINE_integer("prompts", 0, "How many, 0: one a file.", lower_bound=0)
-_OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write.")
+_OUTPUT = cli.define_file("output", "The .jsonl file to write.", ending=".jsonl")
 flags.mark_flag_as_required("output")
 
 LEAST_CHARACTERS = 80
@@ -35,8 +35,6 @@ def main(argv: Sequence[str]) -> None:
     del argv
     with cli.one_line_errors():
         path = Path(_OUTPUT.value or "").expanduser()
-        if path.suffix != ".jsonl" or not path.absolute().parent.is_dir():
-            raise ValueError(f"--output={path}: must be a .jsonl file in an existing directory.")
         found = passages(load_corpus(_MANIFEST.value).heldout, _LINES.value)
         if len(found) < max(_PROMPTS.value, 1):
             raise ValueError(

@@ -38,7 +38,7 @@ _NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 4, "Of the built-in ones.", l
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Of every text.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Medians over them count.", lower_bound=1)
 _WITHIN = flags.DEFINE_float("within", 0.1, "Largest distance of measured / predicted from 1.")
-_OUTPUT = flags.DEFINE_string("output", None, "A .json file; written anew after every round.")
+_OUTPUT = cli.define_file("output", "A .json file; written anew after every round.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,8 +47,6 @@ def main(argv: Sequence[str]) -> None:
     with cli.one_line_errors():
         if not all(k.isdecimal() and int(k) for k in _KS.value):
             raise ValueError(f"--ks={','.join(_KS.value)}: must be positive integers.")
-        if _OUTPUT.value is not None and not Path(_OUTPUT.value).absolute().parent.is_dir():
-            raise ValueError(f"--output={_OUTPUT.value} lies in no existing directory.")
         use_compile_cache(default_directory())
         target = specjax.load(_TARGET.value)
         said = parse(_DRAFTER.value)

@@ -24,8 +24,8 @@ _RUN = flags.DEFINE_multi_string(
 )
 _TRACE = flags.DEFINE_multi_string("trace", None, "Trace file of speculation; several, compared.")
 _PLAIN = flags.DEFINE_string("plain", None, "Trace file of plain decoding of the same prompts.")
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Directory to write to. Default: the first --run; needed with --trace."
+_OUTPUT = cli.define_directory(
+    "output", "Directory to write to. Default: the first --run; needed with --trace."
 )
 
 

@@ -27,7 +27,7 @@ from ml_collections import config_flags
 import specjax
 from experiments import cli, training
 from experiments.progress import tensorboard
-from specjax.checkpoint.drafters.export import formats_of, save_drafter
+from specjax.checkpoint.drafters.export import formats_of, save_drafter, take_export
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import read_json, write_atomically
@@ -46,9 +46,7 @@ from specjax.train.narrow import narrowed
 from specjax.train.objectives import KINDS
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Checkpoints, metrics.jsonl, trace.jsonl, run.json."
-)
+_WORKDIR = cli.define_directory("workdir", "Checkpoints, metrics.jsonl, trace.jsonl, run.json.")
 _EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where the trained drafter is written.")
 _EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "Export the newest checkpoint as it is.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -65,9 +63,9 @@ def main(argv: Sequence[str]) -> None:
         loop.keep_freed_memory()
     with cli.one_line_errors():
         use_compile_cache(default_directory())
-        workdir = Path(_WORKDIR.value or "").expanduser()
-        training.take_places(workdir, _EXPORT_DIR.value)
-    run(config, workdir, mesh, _EXPORT_DIR.value, only=_EXPORT_ONLY.value)
+        if _EXPORT_DIR.value:
+            take_export(_EXPORT_DIR.value, "--export_dir")
+    run(config, Path(_WORKDIR.value or ""), mesh, _EXPORT_DIR.value, only=_EXPORT_ONLY.value)
 
 
 def run(

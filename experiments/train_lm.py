@@ -31,8 +31,8 @@ from specjax.train.config import FREE, LMConfig, identity
 from specjax.train.corpus import Corpus, load_corpus
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints, metrics.jsonl, tokenizer, run.json.")
-_EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where the trained model is written.")
+_WORKDIR = cli.define_directory("workdir", "Checkpoints, metrics.jsonl, tokenizer, run.json.")
+_EXPORT_DIR = cli.define_directory("export_dir", "Where the trained model is written.")
 _EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "Export the newest checkpoint as it is.")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -46,11 +46,8 @@ def main(argv: Sequence[str]) -> None:
         mesh = parse_mesh(config.mesh)
     if jax.default_backend() == "cpu":
         loop.keep_freed_memory()
-    workdir = Path(_WORKDIR.value or "").expanduser()
-    with cli.one_line_errors():
-        training.take_places(workdir, _EXPORT_DIR.value)
     with use_mesh(mesh):
-        run(config, workdir, mesh)
+        run(config, Path(_WORKDIR.value or ""), mesh)
 
 
 def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:

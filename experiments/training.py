@@ -11,24 +11,10 @@ from typing import Any
 
 from experiments import cli
 from experiments.progress import progress
-from specjax.core.files import hold, try_directory
 from specjax.train import lm, loop
 from specjax.train.config import DrafterConfig, LMConfig
 
 RESUMABLE = 42  # exit status of a run that SIGTERM ended, saved: start it again
-
-
-def take_places(workdir: Path, export_dir: str | None) -> None:
-    """Sees that both directories can be written, and that no other process writes them till we end.
-
-    Raises:
-      ValueError: in one line, if not.
-    """
-    for flag, path in (("--workdir", workdir), ("--export_dir", export_dir)):
-        if path:
-            directory = Path(path).expanduser()
-            try_directory(directory, flag)
-            hold(directory)
 
 
 def train(

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import tiny
-from absl import flags
 from absl.testing import flagsaver
 from made_traces import costs, plain, result_directory, speculative
 from scripts import script
 
+from experiments import cli
 from specjax.bench.pair import explain_pair
 from specjax.bench.prediction import PredictionCheck
 from specjax.measure import metrics, trace_file
@@ -27,7 +27,7 @@ TARGET = {"name": "demo:target"}
 
 def run_script(*arguments: str) -> None:
     with script("diagnose") as module, flagsaver.flagsaver():
-        flags.FLAGS(["diagnose", *arguments])
+        cli.parse(["diagnose", *arguments])
         module.main(["diagnose"])
 
 

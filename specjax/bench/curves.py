@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from specjax.bench.store import read_json
+from specjax.core.files import read_text
 from specjax.measure.cost_model import survival_of
 
 
@@ -95,10 +96,10 @@ def parse_curve(text: str) -> Curve:
 
 def _golden(path: Path, wanted: list[str]) -> Curve:
     try:
-        table: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table: Any = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file of acceptance lengths; check the path.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as YAML: {said}.") from None
     names = [path.stem]

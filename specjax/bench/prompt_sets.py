@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from specjax.core.files import parse_json, read_bytes
 from specjax.measure.prompts import whole_text
 
 BUILTIN = Path(__file__).parent / "builtin_prompts.json"
+_MOST_BYTES = 1 << 30  # of a decompressed file
 BUILTIN_SHA256 = "a93bf35e02e5491480fbfce2f49a827ca74ed7d58c4439f995eb6ee9be81026a"
 
 
@@ -202,9 +204,13 @@ def _read(path: Path) -> bytes:
     if data[:2] != b"\x1f\x8b":
         return data
     try:
-        return gzip.decompress(data)
+        with gzip.open(io.BytesIO(data)) as file:
+            whole = file.read(_MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error):
         raise ValueError(f"{path}: damaged gzip; download it again.") from None
+    if len(whole) > _MOST_BYTES:
+        raise ValueError(f"{path}: more than {_MOST_BYTES:,} bytes when decompressed.")
+    return whole
 
 
 def _parse(name: str, data: bytes, path: str) -> tuple[Question, ...]:

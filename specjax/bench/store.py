@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from specjax.bench.rendering import Prompt
-from specjax.core.files import write_atomically
+from specjax.core.files import hold, parse_json, read_bytes, try_directory, write_atomically
 from specjax.measure import trace_file
 from specjax.measure.results import shorten
 from specjax.measure.trace import Trace
 
 Record = dict[str, Any]
+# What a run that was killed at any moment may have written before run.json.
+_BEFORE = ("answers.jsonl", "prompts.jsonl", ".lock", "prompts.jsonl.tmp", "run.json.tmp")
 # Of run.json: a run goes on only where these are what they were.
 FIXED = ("config", "prompts_sha256", "target", "machine", "versions")
 
@@ -43,7 +45,7 @@ class Store:
         """run.json. Raises ValueError if there is none."""
         try:
             run = read_json(self.run_path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{self.path} holds no benchmark run: run.json is missing.") from None
         if not isinstance(run, dict) or any(field not in run for field in FIXED):
             raise ValueError(f"{self.run_path} is not of a benchmark run.")
@@ -52,8 +54,28 @@ class Store:
     def write_run(self, run: Mapping[str, Any]) -> None:
         write_json(self.run_path, run)
 
+    def look(self) -> None:
+        """Sees, before any work, that the directory can be written, and that nobody else does.
+
+        Raises:
+          ValueError: in one line, if not.
+        """
+        if self.path.exists():
+            return self.take()
+        above = next(p for p in self.path.absolute().parents if p.exists())
+        try_directory(above, "--workdir")
+
+    def take(self) -> None:
+        """Makes the directory, and keeps other processes from writing it till this one ends.
+
+        Raises:
+          ValueError: in one line, if it cannot be written, or another process does.
+        """
+        try_directory(self.path, "--workdir")
+        hold(self.path, inside=True)
+
     def begin(self, run: Record, prompts: Iterable[Prompt]) -> Record:
-        """Opens a directory for the run, or continues it. Returns run.json as it is now.
+        """Opens the directory for the run, or continues it. Returns run.json as it is now.
 
         Raises:
           ValueError: if the directory holds another run.
@@ -72,9 +94,9 @@ class Store:
             run["git"] = commits + [c for c in run.get("git", []) if c not in commits]
             run["load"] = before.get("load", []) + run.get("load", [])
             run["others"] = before.get("others", [])
-        elif self.path.exists() and any(p.name != "answers.jsonl" for p in self.path.iterdir()):
+        elif self.path.exists() and any(p.name not in _BEFORE for p in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no benchmark run; use another.")
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.take()
         lines = [
             {"id": p.id, "category": p.category, "text": p.text, "num_tokens": len(p.tokens)}
             for p in prompts
@@ -89,7 +111,7 @@ class Store:
         return {(r["id"], r["prompt"]): r["answer"] for r in records}
 
     def add_answer(self, prompt: Prompt, answer: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.take()
         record = {"id": prompt.id, "prompt": prompt.text, "answer": answer}
         append(self.path / "answers.jsonl", record)
 
@@ -168,10 +190,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Raises ValueError, in one line, if the file holds no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is damaged: not JSON.") from None
+    return parse_json(read_bytes(path), f"{path} is damaged")
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -190,12 +209,12 @@ def read_lines(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    data = path.read_bytes()
+    data = read_bytes(path)
     whole = data[: data.rfind(b"\n") + 1]
     records = []
     for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line, "line")
             if not isinstance(record, dict):
                 raise ValueError("not an object")
         except ValueError:

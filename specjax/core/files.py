@@ -67,11 +67,12 @@ def try_file(path: Path, flag: str) -> None:
 def try_directory(path: Path, flag: str) -> None:
     """Makes a directory where there is none. Raises ValueError, in one line, unless files can be
     written into it."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{flag}={path} is a file; name a directory.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "a file of that name or above it exists" if path.exists() else error.strerror
-        raise ValueError(f"{flag}={path} cannot be a directory: {reason}.") from None
+        raise ValueError(f"{flag}={path} cannot be made: {error.strerror}.") from None
     _try_writing(path, f"{flag}={path}")
 
 
@@ -104,10 +105,11 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
       OSError: if it cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe does not wait
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is not an ordinary file; name one.")
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not an ordinary file; name one.")
         if limit is not None and status.st_size > limit:
             raise ValueError(f"{path}: {status.st_size:,} bytes are more than its kind may have.")
         return file.read()
@@ -146,19 +148,23 @@ def parse_json(data: str | bytes, where: str) -> Any:
 class Lock:
     """Says that this process writes a file or directory; a second process is refused.
 
-    Host and process id of the holder are in FILE.lock beside it, or in DIRECTORY/.lock. The system
-    ends the lock of a process that died. Where the file system does not tell other hosts of locks,
-    a lock without a sign of life for `STALE_AFTER` seconds is taken over.
+    Host and process id of the holder are in PATH.lock beside it, or in PATH/.lock. The system ends
+    the lock of a process that died. Where the file system does not tell other hosts of locks, a
+    lock without a sign of life for `STALE_AFTER` seconds is taken over.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, inside: bool = False):
         """Takes the lock.
+
+        Args:
+          path: what is locked; need not exist.
+          inside: of a directory that exists, and keeps its identity while it is written.
 
         Raises:
           ValueError: naming the holder, if another process has it.
           OSError: if no lock can be written there.
         """
-        self.path = path / ".lock" if path.is_dir() else path.with_name(path.name + ".lock")
+        self.path = path / ".lock" if inside else path.with_name(path.name + ".lock")
         self._descriptor = _take(path, self.path)
         self._over = threading.Event()
         threading.Thread(target=self._live, daemon=True).start()
@@ -189,9 +195,44 @@ class Lock:
                 os.utime(self.path)
 
 
-def hold(path: Path) -> None:
-    """Locks ``path`` until the process ends. Raises as `Lock` does."""
-    atexit.register(Lock(path).release)
+_held: dict[Path, Lock] = {}  # until the process ends
+
+
+def take_file(path: str | Path, flag: str) -> Path:
+    """A file that a flag names, to be written when the work is done.
+
+    It is tried now, and locked till the process ends. Raises ValueError, in one line.
+    """
+    path = Path(path).expanduser()
+    try_file(path, flag)
+    hold(path)
+    return path
+
+
+def take_directory(path: str | Path, flag: str) -> Path:
+    """A directory that a flag names, made where there is none.
+
+    It is tried now, and locked till the process ends. Raises ValueError, in one line.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        atexit.register(_remove_if_empty, path)  # where bad input ends the process early
+    try_directory(path, flag)
+    hold(path, inside=True)
+    return path
+
+
+def _remove_if_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def hold(path: Path, *, inside: bool = False) -> None:
+    """Locks ``path`` until the process ends, and only once. Raises as `Lock` does."""
+    key = path.resolve()
+    if key not in _held:
+        _held[key] = Lock(path, inside=inside)
+        atexit.register(_held[key].release)
 
 
 def _take(path: Path, lock: Path) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from specjax.checkpoint.drafters.named import as_spec
-from specjax.core.files import write_atomically
+from specjax.core.files import read_json, write_atomically
 from specjax.drafters import LMDrafter, NoDraft, Spec
 from specjax.drafters.eagle3 import Eagle3Drafter
 from specjax.measure.cost_model import Costs, costs_at
@@ -95,7 +95,7 @@ def load(path: str | Path, *, elsewhere: bool = False) -> Calibration:
     """
     path = Path(path).expanduser()
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file of costs; check the path.") from None
     except (OSError, ValueError) as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specjax.core.files import read_json
 from specjax.measure import calibration, predicted
 from specjax.measure.calibration import Calibration
 from specjax.measure.cost_model import Costs, costs_at
@@ -24,7 +24,7 @@ def explain_run(directory: str | Path) -> dict[str, Explanation | str]:
     directory = Path(directory).expanduser()
     path = directory / "metrics.json"
     try:
-        summary = json.loads(path.read_bytes())
+        summary = read_json(path)
         device = str(summary["run"]["device"])
         cases = [case for case in summary["cases"] if case["drafter"] != "none"]
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from specjax.core import hosts
-from specjax.core.files import write_atomically
+from specjax.core.files import Lock, parse_json, read_bytes, read_json, try_file, write_atomically
 
 ABOUT = ("prompt", "messages", "tools")  # the fields that say what a line is about
 
@@ -32,16 +32,23 @@ class ResultFile:
           prompts: line i has the fields of prompt i, which say what it is about; JSON values.
 
         Raises:
-          ValueError: in one line, if the file is not the beginning of this run's results.
+          ValueError: in one line, if the file is not the beginning of this run's results, or
+            another process is writing it.
           OSError: if it cannot be read or written.
         """
         self.path = Path(path).expanduser()
         self._sidecar = self.path.with_name(self.path.name + ".settings.json")
         settings = json.loads(json.dumps(settings))
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            what = "is a directory" if self.path.is_dir() else "lies in no existing directory"
-            raise ValueError(f"--output={path} {what}; name a file in an existing directory.")
-        data = self.path.read_bytes() if self.path.exists() else b""
+        try_file(self.path, "--output")
+        self._lock = Lock(self.path)
+        try:
+            self._open(settings, prompts)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, settings: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -> None:
+        data = read_bytes(self.path) if self.path.exists() else b""
         if data:
             self._compare_settings(settings)
         whole = data[: data.rfind(b"\n") + 1]
@@ -54,7 +61,7 @@ class ResultFile:
 
     def _compare_settings(self, settings: Mapping[str, Any]) -> None:
         try:
-            before = json.loads(self._sidecar.read_bytes())
+            before = read_json(self._sidecar)
             if not isinstance(before, dict):
                 raise ValueError("not an object")
         except (FileNotFoundError, ValueError):
@@ -74,7 +81,7 @@ class ResultFile:
         for i, line in enumerate(data.split(b"\n")[:-1]):
             where = f"{self.path}, line {i + 1}"
             try:
-                record = json.loads(line)
+                record = parse_json(line, where)
                 if not isinstance(record, dict) or not record.keys() & set(ABOUT):
                     raise ValueError("no record")
             except ValueError:
@@ -104,7 +111,9 @@ class ResultFile:
         self.records.append(dict(record))
 
     def close(self) -> None:
+        """Closes the file, which another process may write now."""
         self._file.close()
+        self._lock.release()
 
 
 class Followed(ResultFile):

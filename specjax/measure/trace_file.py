@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from specjax.core.files import write_atomically
+from specjax.core.files import parse_json, read_text, write_atomically
 from specjax.measure.trace import Cycle, Detail, Text, Trace
 
 VERSION = 1
+_MOST_ROWS = 1_000_000  # that are believed of a file
 
 
 def save(trace: Trace, path: str | Path) -> None:
@@ -36,16 +37,6 @@ def save(trace: Trace, path: str | Path) -> None:
     path = Path(path).expanduser()
     lines = (json.dumps(record, ensure_ascii=False) for record in records(trace))
     write_atomically(path, "".join(line + "\n" for line in lines))
-
-
-def check_place(path: str | Path, flag: str = "--trace") -> None:
-    """Raises ValueError, in one line, unless ``path`` can hold a trace; to be called first."""
-    path = Path(path).expanduser()
-    if path.suffix != ".jsonl":
-        raise ValueError(f"{flag}={path}: must end in .jsonl.")
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a directory" if path.is_dir() else "lies in no existing directory"
-        raise ValueError(f"{flag}={path} {what}; name a file in an existing directory.")
 
 
 def records(trace: Trace) -> Iterator[dict[str, Any]]:
@@ -104,10 +95,10 @@ def load(path: str | Path) -> Trace:
     """
     path = Path(path).expanduser()
     try:
-        data = path.read_text(encoding="utf-8")
+        data = read_text(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such trace; check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a trace: {error}.") from None
     return parse(data, str(path))
 
@@ -139,7 +130,8 @@ def parse(data: str, where: str) -> Trace:
         if kind not in readers:
             raise ValueError(f"{where}, line {i}: unknown type {kind!r}.")
         try:
-            value, request = readers[kind](record), int(record["request"])
+            value = readers[kind](record)
+            request = _whole(record["request"], most=_MOST_ROWS - 1)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{where}, line {i}: not a {kind} of a trace ({error}).") from None
         if isinstance(value, Text):
@@ -160,13 +152,17 @@ def parse(data: str, where: str) -> Trace:
             f"{where} was cut: it holds {len(texts)} texts and {num} cycles, and {told}; make it "
             "again."
         )
-    rows += [[]] * (int(end.get("rows", len(rows))) - len(rows))
+    try:
+        announced = _whole(end.get("rows", len(rows)), most=_MOST_ROWS)
+    except ValueError as error:
+        raise ValueError(f"{where}, last line: rows: {error}.") from None
+    rows += [[]] * (announced - len(rows))
     return Trace(tuple(map(tuple, rows)), tuple(texts), head.get("setup", {}))
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse_json(line, where)
     except ValueError:
         raise ValueError(f"{where}: not JSON; the file was cut or is no trace.") from None
     if not isinstance(value, dict):
@@ -175,37 +171,61 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def _text(record: Mapping[str, Any]) -> Text:
+    finish = record["finish"]
     return Text(
-        prompt_tokens=tuple(record["prompt_tokens"]),
-        seed=record["seed"],
-        finish=record["finish"],
-        prompt=record["prompt"],
-        pieces=tuple(record["pieces"]),
-        guesses={int(token): piece for token, piece in record["guesses"].items()},
-        category=record["category"],
+        prompt_tokens=_tokens(record["prompt_tokens"]),
+        seed=_whole(record["seed"]),
+        finish=None if finish is None else _string(finish),
+        prompt=_string(record["prompt"]),
+        pieces=tuple(map(_string, record["pieces"])),
+        guesses={int(token): _string(piece) for token, piece in record["guesses"].items()},
+        category=_string(record["category"]),
         prefilled=_number(record["prefilled"]),
     )
 
 
 def _cycle(record: Mapping[str, Any]) -> Cycle:
+    proposed, emitted = _tokens(record["draft_ids"]), _tokens(record["emitted_ids"])
+    accepted = _whole(record["accepted"], most=len(proposed))
+    committed = _whole(record["committed"], most=accepted + 1)
+    if len(emitted) not in (0, committed):
+        raise ValueError(f"{len(emitted)} emitted_ids of {committed} committed")
     detail = None
     if "p_target" in record:
         detail = Detail(
-            p=tuple(record["p_target"]),
-            q=tuple(record["q_draft"]),
-            rank=tuple(record["rank"]),
-            p_emitted=tuple(record["p_emitted"]),
+            p=_numbers(record["p_target"]),
+            q=_numbers(record["q_draft"]),
+            rank=tuple(map(_whole, record["rank"])),
+            p_emitted=_numbers(record["p_emitted"]),
         )
     return Cycle(
-        position=record["pos"],
-        proposed=tuple(record["draft_ids"]),
-        accepted=record["accepted"],
-        committed=record["committed"],
-        emitted=tuple(record["emitted_ids"]),
+        position=_whole(record["pos"]),
+        proposed=proposed,
+        accepted=accepted,
+        committed=committed,
+        emitted=emitted,
         detail=detail,
         begin=_number(record["begin"]),
         end=_number(record["end"]),
     )
+
+
+def _whole(value: Any, most: int = 2**32 - 1) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is not a whole number from 0 to {most}")
+    return value
+
+
+def _tokens(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{values!r} is not a list of token ids")
+    return tuple(map(_whole, values))
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
 
 
 def _seconds(value: float) -> float | None:
@@ -213,8 +233,17 @@ def _seconds(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 7)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _number(value: Any) -> float:
+    """A finite number; null is NaN: not known."""
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(map(_number, values))
 
 
 def _short(values: tuple[float, ...]) -> list[float]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specjax.core.files import read_json
 from specjax.measure import trace_file
 from specjax.measure.calibration import Calibration
 from specjax.measure.calibration import load as load_costs
@@ -134,7 +134,7 @@ def from_traces(traces: Mapping[str, Trace]) -> Result:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except FileNotFoundError:
         raise ValueError(
             f"{path}: no such file; name the directory of a complete benchmark."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 
+from specjax.core.files import parse_json, read_text
 from specjax.view.style import canvas, grid, legend_above
 
 # Panel -> fields of the records that it shows, with their names there.
@@ -29,13 +29,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     if path.is_dir():
         path = path / "metrics.jsonl"
     try:
-        data = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = read_text(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as metrics of a run: {error}.") from None
     records = []
     for i, line in enumerate(data.split("\n")[:-1]):
         try:
-            record = json.loads(line)
+            record = parse_json(line, "line")
             int(record["step"])
         except (ValueError, TypeError, KeyError):
             raise ValueError(f"{path}, line {i + 1}: no record of a training run.") from None

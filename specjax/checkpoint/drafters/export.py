@@ -22,6 +22,7 @@ from specjax.checkpoint.drafters.layouts import Layout
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.checkpoint.export import named_tensors, save_pretrained
+from specjax.core.files import hold, try_directory
 from specjax.core.types import KINDS
 from specjax.models.drafts.dflash import DFlashConfig
 from specjax.models.drafts.eagle3 import Eagle3Config
@@ -163,6 +164,18 @@ def _write(directory: Path, write: Callable[[Path], None]) -> None:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{directory}: cannot be written: {reason}.") from error
+
+
+def take_export(path: str | Path, flag: str) -> Path:
+    """A directory that a flag names and `save_drafter` will replace: looked at now, and locked till
+    the process ends. Raises ValueError, in one line, on one that would lose something."""
+    path = Path(path).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{flag}={path} is a file; name a directory to write the drafter to.")
+    _refuse_strangers(path)
+    try_directory(path.parent, flag)
+    hold(path)
+    return path
 
 
 def _refuse_strangers(directory: Path) -> None:

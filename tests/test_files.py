@@ -1,0 +1,169 @@
+"""Files that two processes want, that are damaged, or that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from made_traces import speculative
+
+from specjax.bench.store import Store
+from specjax.core import files
+from specjax.measure import trace_file
+from specjax.measure.results import ResultFile
+
+ROOT = Path(__file__).resolve().parent.parent
+HOLDER = """
+import sys, time
+from pathlib import Path
+from specjax.core.files import Lock
+lock = Lock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def hold(path: Path) -> subprocess.Popen:
+    """A process that has the lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    first = hold(path)
+    try:
+        with pytest.raises(ValueError, match=rf"is being written by process {first.pid} on "):
+            ResultFile(path, {}, [{"prompt": "a"}])
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    results = ResultFile(path, {}, [{"prompt": "a"}])  # the lock of the dead is taken over
+    results.append({"prompt": "a"})
+    with pytest.raises(ValueError, match=rf"process {os.getpid()} "):
+        ResultFile(path, {}, [{"prompt": "a"}])
+    results.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_a_lock_of_another_host_lives_as_long_as_its_sign_of_life(tmp_path: Path) -> None:
+    lock = tmp_path / "out.lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    with pytest.raises(ValueError, match="process 7 on elsewhere"):
+        files.Lock(tmp_path / "out")
+    long_ago = time.time() - files.STALE_AFTER - 1
+    os.utime(lock, (long_ago, long_ago))
+    files.Lock(tmp_path / "out").release()
+    assert not lock.exists()
+
+
+def test_what_is_written_is_the_old_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_atomically(path, "old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, hard))  # the system refuses to write more
+    try:
+        with pytest.raises(OSError):
+            files.write_atomically(path, "new" * 2**12)
+        with pytest.raises(ValueError, match="nothing can be written there"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+            files.take_file(tmp_path / "trace.jsonl", "--trace")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("file/below", "cannot be made|lies in no"), ("file", ""), ("nowhere/out", "lies in no")],
+)
+def test_places_are_tried_before_any_work(place: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    if message:
+        with pytest.raises(ValueError, match=message):
+            files.take_file(tmp_path / place, "--output")
+    if place != "nowhere/out":
+        with pytest.raises(ValueError, match=r"is a file|cannot be made"):
+            files.take_directory(tmp_path / place, "--workdir")
+
+
+def test_only_ordinary_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null"), tmp_path):
+        with pytest.raises(ValueError, match="not an ordinary file"):
+            files.read_bytes(path)
+    (tmp_path / "deep").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.read_json(tmp_path / "deep")
+    with pytest.raises(ValueError, match=r"not a trace|not an ordinary file"):
+        trace_file.load(tmp_path / "pipe")
+
+
+def lines(tmp_path: Path) -> list[dict]:
+    trace_file.save(speculative(), tmp_path / "trace.jsonl")
+    return [json.loads(line) for line in (tmp_path / "trace.jsonl").open()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("end", {"rows": 10**12}),
+        ("end", {"rows": -1}),
+        ("end", {"rows": "many"}),
+        ("cycle", {"request": 10**12}),
+        ("cycle", {"request": 0.5}),
+        ("cycle", {"committed": 10**12}),
+        ("cycle", {"accepted": 10**9}),
+        ("cycle", {"accepted": -1}),
+        ("cycle", {"pos": "5"}),
+        ("cycle", {"begin": float("inf")}),
+        ("cycle", {"draft_ids": "abc"}),
+        ("cycle", {"emitted_ids": [1] * 99}),
+        ("text", {"pieces": [1]}),
+        ("text", {"seed": None}),
+        ("text", {"guesses": {"x": "y"}}),
+    ],
+)
+def test_a_trace_that_lies_is_refused_in_one_line(kind: str, change: dict, tmp_path: Path) -> None:
+    whole = lines(tmp_path)
+    next(record for record in whole if record["type"] == kind).update(change)
+    path = tmp_path / "lies.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in whole))
+    with pytest.raises(ValueError, match=r"lies\.jsonl") as error:
+        trace_file.load(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "7"])
+def test_a_damaged_file_of_a_benchmark_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json"):
+        Store(tmp_path).read_run()
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"run\.json is missing"):
+        Store(tmp_path).read_run()
+
+
+def test_a_benchmark_killed_before_its_first_line_begins_again(tmp_path: Path) -> None:
+    run = {name: "" for name in ("config", "prompts_sha256", "target", "machine", "versions")}
+    for left in ("prompts.jsonl", "prompts.jsonl.tmp", "run.json.tmp", ".lock", "answers.jsonl"):
+        path = tmp_path / left.strip(".")
+        path.mkdir()
+        (path / left).write_text("")
+        assert Store(path).begin(run, [])["config"] == "" and Store(path).read_run()
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="holds no benchmark run"):
+        Store(tmp_path / "else").begin(run, [])
