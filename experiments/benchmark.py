@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 from rich import progress
 from rich.console import Console
 
@@ -43,7 +42,7 @@ from specjax.measure import predicted
 from specjax.view import escape, headline
 from specjax.view.tables import table
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the results go, or are.")
 _REPORT_ONLY = flags.DEFINE_boolean(
     "report_only", False, "Makes tables, figures and page anew, from what --workdir holds."

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 import specjax
 from experiments import asking, cli, loading
@@ -47,9 +46,7 @@ Ctrl-C ends an answer and keeps what was said."""
 loading.define_flags()
 asking.define_flags(max_new_tokens=1024)
 _SEED = flags.DEFINE_integer("seed", 0, "Turn i, counted from 0, uses seed + i.")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(DEFAULT_CONFIG), "Everything else; override fields with --config.field=value."
-)
+_CONFIG = cli.define_config(DEFAULT_CONFIG)
 
 
 class Refused(Exception):

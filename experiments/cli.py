@@ -16,7 +16,9 @@ from typing import IO, Any, NoReturn
 import huggingface_hub
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
+from experiments import overrides
 from specjax.checkpoint.load import DEMO
 from specjax.core import hosts, launch
 from specjax.core.cluster import find_place
@@ -175,6 +177,29 @@ def end_together(end: SystemExit) -> NoReturn:
     launch.fail(message, end.code if isinstance(end.code, int) else 1)
 
 
+def define_config(default: Path | None = None) -> flags.FlagHolder[Any]:
+    """The flag --config; its value is the config, None where there is no file.
+
+    A default is read as the flag is defined, with what the command line overrides of it: a script
+    with such ends here, in one line, where that is wrong.
+    """
+    told = "A file of configs/." if default is None else f"Default: {default.name} of configs/."
+    with one_line_errors():
+        overrides.check(sys.argv, default)
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None if default is None else str(default),
+        f"{told} Override its fields with --config.field=value.",
+    )
+    script = sys._getframe(1).f_globals["__name__"]  # whose --help lists it
+    flags.FLAGS.register_key_flag_for_module(
+        sys.argv[0] if script == "__main__" else script, flags.FLAGS["config"]
+    )
+    # What `parse` checks overrides against.
+    flags.FLAGS["config"].file = default  # type: ignore[attr-defined]
+    return holder
+
+
 def parse(argv: Sequence[str]) -> list[str]:
     """Sets the flags from a command line and takes the places they name, or exits with one line."""
     rest = read_flags(argv)
@@ -187,14 +212,12 @@ def read_flags(argv: Sequence[str]) -> list[str]:
     """Sets the flags from a command line, or exits with one line."""
     logging.set_verbosity(logging.WARNING)  # JAX informs about every backend it does not find
     with one_line_errors():
+        if "config" in flags.FLAGS:
+            overrides.check(argv, getattr(flags.FLAGS["config"], "file", None))
         try:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             raise ValueError(str(error)) from None
-        except AttributeError as error:  # how config flags say it
-            raise ValueError(f"--config has no field {str(error).strip(chr(34))}.") from None
-        except OSError as error:  # no such config file
-            raise ValueError(f"--config cannot be read: {error}") from None
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value.")
     return rest

@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
@@ -42,9 +41,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _MESH = flags.DEFINE_string("mesh", "", "Its devices, such as data:1,model:8.")
 _OUTPUT = cli.define_file("output", "A .json file for the report.")
 _HLO_DIR = cli.define_directory("hlo_dir", "The optimised programs go there.")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(DEFAULT_CONFIG), "What to compile; override with --config.field=value."
-)
+_CONFIG = cli.define_config(DEFAULT_CONFIG)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -27,7 +27,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
 import specjax
@@ -86,9 +85,7 @@ _PROFILE_DIR = cli.define_directory(
     "profile_dir", "A profile (xprof) of one generation, all compiled, goes there."
 )
 _STREAM = flags.DEFINE_boolean("stream", False, "Print as it comes, one prompt after the other.")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(DEFAULT_CONFIG), "Everything else; override fields with --config.field=value."
-)
+_CONFIG = cli.define_config(DEFAULT_CONFIG)
 
 
 @dataclasses.dataclass(frozen=True)

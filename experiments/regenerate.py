@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
 import specjax
 from experiments import cli
@@ -28,7 +28,7 @@ from specjax.prompts import conversation_ids
 from specjax.train.data.jsonl import objects, read_messages, token_row
 from specjax.train.data.text import Speech, default_cache, encode, read_texts
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_CONFIG = cli.define_config()
 _OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write, or to continue.")
 flags.mark_flags_as_required(["config", "output"])
 

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 import specjax
 from experiments import cli, training
@@ -45,7 +44,7 @@ from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee
 from specjax.train.narrow import narrowed
 from specjax.train.objectives import KINDS
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_CONFIG = cli.define_config()
 _WORKDIR = cli.define_directory("workdir", "Checkpoints, metrics.jsonl, trace.jsonl, run.json.")
 _EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Where the trained drafter is written.")
 _EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "Export the newest checkpoint as it is.")

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 from tokenizers import Tokenizer
 
 from experiments import cli, training
@@ -30,7 +29,7 @@ from specjax.train import tokenizer as bpe
 from specjax.train.config import FREE, LMConfig, identity
 from specjax.train.corpus import Corpus, load_corpus
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+_CONFIG = cli.define_config()
 _WORKDIR = cli.define_directory("workdir", "Checkpoints, metrics.jsonl, tokenizer, run.json.")
 _EXPORT_DIR = cli.define_directory("export_dir", "Where the trained model is written.")
 _EXPORT_ONLY = flags.DEFINE_bool("export_only", False, "Export the newest checkpoint as it is.")

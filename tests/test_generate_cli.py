@@ -96,7 +96,9 @@ def test_a_useless_draft_is_named(run: Cli, tmp_path: Path) -> None:
     status, out, err = run(*useless, "--max_new_tokens=48")
     assert status == 0 and "\ntau 1.0" in out.replace(" " * 8, " ")
     assert err.startswith("WARNING: tau 1.0") and "tau near 1 has a cause" in err
-    assert "1. Another target" in err and "on the given prompts" in err
+    assert (
+        "1. A draft that was never trained like the target" in err and "on the given prompts" in err
+    )
     for fine in ((*useless, "--max_new_tokens=12"), ("--prompt=x = 1", "--max_new_tokens=48")):
         assert run(*fine, "--config.compare_plain=False")[2] == ""
 

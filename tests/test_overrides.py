@@ -1,0 +1,65 @@
+"""--config.field=value: what is misspelt or of another type is one line with the nearest name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import overrides
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARK, TRAIN = f"{ROOT}/configs/benchmark.py", f"{ROOT}/configs/train_dflash.py"
+
+
+@pytest.mark.parametrize(
+    ("file", "argument", "message"),
+    [
+        (BENCHMARK, "--config.repeets=3", r"did you mean --config.repeats\?"),
+        (BENCHMARK, "-config.Repeats=3", r"did you mean --config.repeats\?"),
+        (BENCHMARK, "--noconfig.stopp", r"did you mean --config.stop\?"),
+        (BENCHMARK, "--config.zzz=3", "there are batches, "),
+        (BENCHMARK, "--config.repeats.x=3", "has no such field"),
+        (BENCHMARK, "--config.batchs[0]=3", r"did you mean --config.batches\?"),
+        (BENCHMARK, "--config.repeats=many", "must be a whole number; in .* it is 3"),
+        (BENCHMARK, "--config.repeats=1.5", "must be a whole number"),
+        (BENCHMARK, "--config.stop=maybe", "must be true or false; in .* it is True"),
+        (TRAIN, "--config.data.trian=x", r"did you mean --config.data.train\?"),
+        (TRAIN, "--config.dta.train=x", r"did you mean --config.data.train\?"),
+        (TRAIN, "--config.heldout=x", r"did you mean --config.data.heldout\?"),
+        (TRAIN, "--config.data.zzz=x", "there are data.allow_mismatch, "),
+        (TRAIN, "--config.data=x", "is a group: set one of its fields, such as --config.data."),
+        (TRAIN, "--config.peak_lr=fast", "peak_lr=fast: must be a number"),
+        (None, "--config.repeats=3", "goes with --config"),
+        ("/nowhere.py", "--config.repeats=3", "no such file"),
+        (f"{BENCHMARK}:slow", "--config.repeats=3", "there are quick and full"),
+        (str(ROOT / "README.md"), "--config.repeats=3", "does not end in .py"),
+        (str(ROOT / "experiments" / "overrides.py"), "--config.x=3", "cannot be read as a config"),
+    ],
+)
+def test_what_is_refused(file: str | None, argument: str, message: str) -> None:
+    argv = ["script", *([f"--config={file}"] if file else []), argument]
+    with pytest.raises(ValueError, match=message) as error:
+        overrides.check(argv)
+    assert "\n" not in str(error.value) and not str(error.value).endswith("?.")
+
+
+def test_what_is_taken() -> None:
+    taken = ["--config.repeats=2", "--config.repeats", "2", "--config.stop", "--noconfig.stop"]
+    taken += ["--config.batches[0]=4", "--config.stop=FALSE", "--config.drafters=('a','b')"]
+    overrides.check(["script", "--config", f"{BENCHMARK}:quick", *taken])
+    overrides.check(["script", "--config.repeats=2"], BENCHMARK)
+    overrides.check(["script", f"--config={TRAIN}", "--config.peak_lr=1e-3"])
+    overrides.check(["script"])
+
+
+@pytest.mark.parametrize("name", ["compile", "generate", "chat", "regenerate"])
+def test_scripts_end_in_one_line(name: str) -> None:
+    """With and without a default config; it is read as the flag is defined."""
+    line = [sys.executable, "-m", f"experiments.{name}", "--config.compilation_cach=x"]
+    line += ["--config=configs/regenerate.py", "--output=x"] * (name == "regenerate")
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "has no such field" in done.stderr
