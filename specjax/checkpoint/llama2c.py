@@ -8,6 +8,7 @@ to [2, H/2].
 from __future__ import annotations
 
 import math
+import os
 import struct
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from specjax.checkpoint.assemble import assemble
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.safetensors_reader import Tensor
+from specjax.core.files import open_file
 from specjax.models import DecoderConfig, Frozen, family
 from specjax.models.layers.rope import Rope
 
@@ -48,8 +50,8 @@ def load_llama2c(
 
 def read_llama2c(path: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
     """Config and tensors, by their Hugging Face names, of a llama2.c file. Reads no weights."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:
         raise CheckpointError(f"{path}: truncated: {size} bytes are less than a llama2.c header.")

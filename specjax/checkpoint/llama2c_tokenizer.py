@@ -13,6 +13,7 @@ from pathlib import Path
 
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.tokenizer import digest
+from specjax.core.files import is_there, read_bytes
 
 BOS, EOS = 1, 2
 _FIRST_BYTE, _FIRST_PIECE = 3, 259
@@ -108,7 +109,7 @@ def find_llama2c_tokenizer(model: Path, vocab_size: int) -> Llama2cTokenizer | N
       CheckpointError: as `load_llama2c_tokenizer` does.
     """
     for name in (f"tok{vocab_size}.bin", "tokenizer.bin"):
-        if (model.parent / name).is_file():
+        if is_there(model.parent / name):
             return load_llama2c_tokenizer(model.parent / name, vocab_size)
     return None
 
@@ -119,7 +120,7 @@ def load_llama2c_tokenizer(path: Path, vocab_size: int) -> Llama2cTokenizer:
     Raises:
       CheckpointError: if it is truncated, has another number of pieces, or lacks the bytes.
     """
-    data, position = path.read_bytes(), 4
+    data, position = read_bytes(path), 4
     pieces: list[bytes] = []
     scores: list[float] = []
     while position < len(data):

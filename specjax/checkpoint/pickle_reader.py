@@ -28,6 +28,7 @@ import numpy as np
 
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.safetensors_reader import Tensor
+from specjax.core.files import open_file
 
 _STORAGES: dict[str, np.dtype] = {
     f"{name}Storage": np.dtype(dtype)
@@ -56,6 +57,7 @@ _INSTRUCTIONS = frozenset({
     "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
 })
 # fmt: on
+_REMEMBER = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 _MAX_PROGRAM = 1 << 26  # bytes of the pickle itself; real ones are a few kB
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
@@ -111,12 +113,13 @@ class _Reader(pickle.Unpickler):
                 if any(r is not None for r in rest):
                     raise _Refused(f"holds a view of storage {key}, which is not supported")
                 return _Storage(key, dtype, size)
-        raise _Refused(f"refers to {str(pid)[:60]!r}, which is not a storage")
+        raise _Refused(f"refers to a {type(pid).__name__} that is not a storage")
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _View:
     del rest  # whether it wants a gradient; hooks
     whole = isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides)
+    whole = whole and len(shape) <= 8
     if not (isinstance(storage, _Storage) and whole):
         raise _Refused("rebuilds a tensor from something that is no storage")
     if any(type(n) is not int or n < 0 for n in (offset, *shape, *strides)):
@@ -142,7 +145,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         but tensors, which is named and was not run.
     """
     try:
-        if zipfile.is_zipfile(path):
+        with open_file(path) as file:  # no pipe
+            zipped = zipfile.is_zipfile(file)
+        if zipped:
             found, places = _read_zip(path)
         else:
             found, places = _read_legacy(path)
@@ -151,8 +156,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         tensors = {}
         for name, view in found.items():
             if not isinstance(name, str) or not isinstance(view, _View):
+                key = repr(name[:60]) if isinstance(name, str) else f"a {type(name).__name__}"
                 raise _Refused(
-                    f"holds {str(name)[:60]!r}, a {type(view).__name__}; only a flat dictionary "
+                    f"holds {key}: a {type(view).__name__}; only a flat dictionary "
                     "of tensors is supported"
                 )
             tensors[name] = _tensor(path, view, places)
@@ -232,6 +238,7 @@ def _read_legacy(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
 def _run(file: Any) -> Any:
     """Looks through one pickle at the file's position, then runs it; leaves the file behind it."""
     start = file.tell()
+    tuples, memo, is_tuple = set(), 0, False  # indices of the memo that hold one; its size
     try:
         for instruction, argument, position in pickletools.genops(file):
             name = instruction.name
@@ -242,6 +249,18 @@ def _run(file: Any) -> Any:
             # A memo index far beyond the program would only fill the memory.
             if name in ("PUT", "LONG_BINPUT") and int(argument or 0) > position - start:
                 raise _Refused("uses impossible memo indices")
+            # Tuples of one tuple twice, and so on: to hash or print them would take forever.
+            if name in _REMEMBER:
+                index = memo if argument is None else int(argument)
+                memo += 1
+                if is_tuple:
+                    tuples.add(index)
+                else:
+                    tuples.discard(index)
+            elif name in ("GET", "BINGET", "LONG_BINGET") and int(argument or 0) in tuples:
+                raise _Refused("holds the same tuple twice, which no state dictionary needs")
+            elif name not in ("PROTO", "FRAME"):
+                is_tuple = name.startswith("TUPLE")
         end = file.tell()
         file.seek(start)
         value = _Reader(io.BytesIO(file.read(end - start))).load()
@@ -262,7 +281,7 @@ def _tensor(path: Path, view: _View, places: Mapping[str, tuple[int, int]]) -> T
 
     def read() -> np.ndarray:
         if 0 in shape:
-            return np.zeros(shape, dtype)
+            return np.zeros(0, dtype).reshape(shape)
         flat = np.memmap(path, np.uint8, "r", start, (needed,)).view(dtype)[view.offset :]
         steps = tuple(s * dtype.itemsize for s in view.strides)
         return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.checkpoint.errors import CheckpointError, some
+from specjax.core.files import is_there, open_file, read_json
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # bytes, the limit of the format
@@ -60,8 +62,8 @@ def read_headers(path: Path) -> dict[str, Tensor]:
     Raises:
       CheckpointError: if the file is truncated, malformed or holds an unknown dtype.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if start == b"version ":
             raise CheckpointError(
@@ -78,7 +80,7 @@ def read_headers(path: Path) -> dict[str, Tensor]:
         header = json.loads(text, object_pairs_hook=_no_duplicates)
     except _Duplicate as error:
         raise CheckpointError(f"{path}: duplicate entry {error} in the header.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: its safetensors header is not JSON.") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its safetensors header is not a JSON object.")
@@ -120,7 +122,7 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
     """
     files = {p.name: p for p in sorted(directory.glob("*.safetensors"))}
     index = directory / INDEX
-    if index.exists():
+    if is_there(index):
         if "model.safetensors" in files and "model.safetensors" not in _weight_map(index).values():
             raise CheckpointError(
                 f"{directory}: holds both model.safetensors and an index of other files ({INDEX}); "
@@ -144,7 +146,7 @@ def _read_shards(directory: Path, weight_map: dict[str, str]) -> dict[str, Tenso
     home: dict[str, str] = {}
     for file in sorted(set(weight_map.values())):
         path = directory / file
-        if Path(file).name != file or not path.is_file():
+        if Path(file).name != file or file in ("", "..") or not is_there(path):
             raise CheckpointError(
                 f"{directory / INDEX}: names the file {file}, which is not in that directory; "
                 "fetch it or correct the index."
@@ -170,7 +172,7 @@ def _read_shards(directory: Path, weight_map: dict[str, str]) -> dict[str, Tenso
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = read_json(index)["weight_map"]
     except (ValueError, KeyError, TypeError):
         weight_map = None
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
@@ -184,7 +186,10 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype
     """Shape, dtype and byte span of one header entry, checked against each other."""
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        # A longer shape is none, and its product may take minutes.
+        whole = len(shape) <= 8 and all(
+            type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)
+        )
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole:
@@ -207,7 +212,7 @@ def _reader(
 ) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         if 0 in shape:
-            return np.zeros(shape, dtype)
+            return np.zeros(0, dtype).reshape(shape)
         count = math.prod(shape) * dtype.itemsize
         return np.memmap(path, np.uint8, "r", start, (count,)).view(dtype).reshape(shape)
 
@@ -219,8 +224,9 @@ class _Duplicate(Exception):
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Duplicate(next(n for n in names if names.count(n) > 1))
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise _Duplicate(name)
+        result[name] = value
     return result

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 HEARTBEAT = 10.0  # seconds between two signs of life in a lock
 STALE_AFTER = 60.0  # seconds without one, from where a lock of another host is taken over
@@ -93,6 +93,32 @@ def _try_writing(directory: Path, where: str) -> None:
         ) from None
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file of that name is there to be read.
+
+    Raises:
+      ValueError: naming it, if something else is: a directory, a pipe, a link that leads nowhere.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if not os.path.islink(path) and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return False
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is not an ordinary file; put one there.")
+    return True
+
+
+def open_file(path: Path) -> BinaryIO:
+    """An ordinary file, open for reading. Raises as `read_bytes`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe does not wait
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path} is not an ordinary file; name one.")
+    return open(descriptor, "rb")
+
+
 def read_bytes(path: Path, limit: int | None = None) -> bytes:
     """The content of an ordinary file.
 
@@ -104,14 +130,9 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
       ValueError: naming the file, if it is none of this kind.
       OSError: if it cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe does not wait
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise ValueError(f"{path} is not an ordinary file; name one.")
-    with open(descriptor, "rb") as file:
-        if limit is not None and status.st_size > limit:
-            raise ValueError(f"{path}: {status.st_size:,} bytes are more than its kind may have.")
+    with open_file(path) as file:
+        if limit is not None and (size := os.fstat(file.fileno()).st_size) > limit:
+            raise ValueError(f"{path}: {size:,} bytes are more than its kind may have.")
         return file.read()
 
 
