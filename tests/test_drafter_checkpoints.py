@@ -310,8 +310,8 @@ def test_conventions_of_tap_ids(
         taps(eagle_config={key: [1, 3, 5]}, **{key: [1, 3, 5]})
     with pytest.raises(CheckpointError, match=r"eagle_config\.use_mtp"):
         taps(eagle_config={"use_mtp": True})
-    with pytest.raises(CheckpointError, match="use_last_layernorm=True"):
-        taps(eagle_config={"use_last_layernorm": True})
+    with pytest.raises(CheckpointError, match="use_last_layernorm=False"):
+        taps(eagle_config={"use_last_layernorm": False})
     with pytest.raises(CheckpointError, match="EAGLE-1/2"):
         load_drafter(shared / "parity/eagle1-llama3", targets["llama3"])
     with pytest.raises(CheckpointError, match="belongs to another target"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from jax.sharding import Mesh
 from specjax.checkpoint.assemble import DTYPES, assemble
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.safetensors_reader import Tensor, read_directory
-from specjax.models import DecoderConfig, Frozen, family
+from specjax.core import files
+from specjax.models import DecoderConfig, Frozen, family, schema
 
 # The only tensors that are skipped: constants that some converters write out.
 _SKIPPED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
@@ -30,12 +30,26 @@ def read_json(path: Path) -> dict[str, Any]:
       CheckpointError: if it is not one.
     """
     try:
-        value = json.loads(path.read_bytes())
+        value = files.read_json(path)
     except ValueError as error:
-        raise CheckpointError(f"{path}: malformed JSON: {error}.") from None
+        raise CheckpointError(str(error)) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}, not an object.")
     return value
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object whose values are within the bounds of their names.
+
+    Raises:
+      CheckpointError: if it is not one, or names a value that cannot be.
+    """
+    raw = read_json(path)
+    try:
+        schema.check(raw, str(path))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    return raw
 
 
 def load_network(
@@ -64,7 +78,7 @@ def load_network(
     try:
         cls = family(raw.get("model_type"))
         config: DecoderConfig = cls.read_config(raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         message = str(error).removeprefix("config.json: ")
         raise CheckpointError(f"{directory / 'config.json'}: {message}") from error
     tensors = read_directory(directory)
@@ -90,10 +104,13 @@ def token_ids(value: Any, name: str, vocab_size: int) -> tuple[int, ...]:
       CheckpointError: if it is anything else.
     """
     ids = [] if value is None else value if isinstance(value, list) else [value]
+    if len(ids) > 1000:
+        raise CheckpointError(f"{name} lists {len(ids):,} tokens; that many cannot be meant.")
     for i in ids:
         if type(i) is not int or not 0 <= i < vocab_size:
             raise CheckpointError(
-                f"{name}={value!r} is not a token of this model, whose ids are 0..{vocab_size - 1}."
+                f"{name}={schema.shown(value)} is not a token of this model, whose ids are "
+                f"0..{vocab_size - 1}."
             )
     return tuple(dict.fromkeys(ids))
 

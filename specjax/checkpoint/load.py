@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 from specjax.checkpoint.assemble import DTYPES
 from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.hf import load_network, read_json, token_ids
+from specjax.checkpoint.hf import load_network, read_config, token_ids
 from specjax.checkpoint.llama2c import load_llama2c
 from specjax.checkpoint.llama2c_tokenizer import BOS, EOS, find_llama2c_tokenizer
 from specjax.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from specjax.core.files import is_there
 from specjax.core.sharding import parse_mesh
 from specjax.models import DecoderConfig, Frozen
 
@@ -104,20 +105,24 @@ def load(
         return _load_directory(path, name=label, mesh=mesh, dtype=dtype, replicate=replicate)
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:  # of reading files
+        raise CheckpointError(str(error)) from None
 
 
 def _load_directory(
     directory: Path, *, name: str, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool
 ) -> Model:
     config_path, generation_path = directory / "config.json", directory / "generation_config.json"
-    if not config_path.is_file():
+    if not is_there(config_path):
         what = "is empty" if not any(directory.iterdir()) else "has no config.json"
         raise CheckpointError(
             f"{directory}: {what}; give a Hugging Face checkpoint directory (config.json and "
             "*.safetensors)."
         )
-    raw = read_json(config_path)
-    generation = read_json(generation_path) if generation_path.is_file() else {}
+    raw = read_config(config_path)
+    generation = read_config(generation_path) if is_there(generation_path) else {}
     vocab_size = raw.get("vocab_size")
 
     def ids(key: str) -> tuple[int, ...]:

@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from specjax.models.layers.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from specjax.models import schema
+from specjax.models.layers.rope import Rope
+from specjax.models.rope_config import read_rope
+from specjax.models.windows import read_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,93 +59,37 @@ class DecoderConfig:
         return dataclasses.replace(self, kv_repeat=size // self.num_kv_heads)
 
 
-def read_rope(raw: Mapping[str, Any], default_theta: float = 10000.0) -> Rope:
-    """Reads both spellings: ``rope_theta`` + ``rope_scaling``, and ``rope_parameters``.
-
-    Raises:
-      ValueError: on a kind of scaling that is not implemented.
-    """
-    scaling = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    if float(scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor")) or 1) != 1:
-        raise ValueError("config.json: partial_rotary_factor other than 1 is not supported.")
-    theta = float(scaling.get("rope_theta", raw.get("rope_theta", default_theta)))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return Rope(theta)
-    if kind == "llama3":
-        fields = [f.name for f in dataclasses.fields(Llama3Scaling)]
-        missing = [f for f in fields if f not in scaling]
-        if missing:
-            raise ValueError(f"config.json: llama3 RoPE scaling lacks {', '.join(missing)}.")
-        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-        if high <= low:
-            raise ValueError(f"config.json: high_freq_factor {high} must exceed {low}.")
-        return Rope(
-            theta,
-            Llama3Scaling(
-                float(scaling["factor"]),
-                low,
-                high,
-                int(scaling["original_max_position_embeddings"]),
-            ),
-        )
-    if kind in ("linear", "yarn") and not float(scaling.get("factor") or 0) >= 1:
-        raise ValueError(f"config.json: {kind} RoPE scaling needs a factor of at least 1.")
-    if kind == "linear":
-        return Rope(theta, LinearScaling(float(scaling["factor"])))
-    if kind == "yarn":
-        return Rope(theta, _read_yarn(scaling, raw))
-    raise ValueError(
-        f"config.json: RoPE scaling {kind!r} is not supported (supported: default, linear, llama3, "
-        "yarn)."
-    )
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 
 
-def _read_yarn(scaling: Mapping[str, Any], raw: Mapping[str, Any]) -> YarnScaling:
-    fields = {f.name for f in dataclasses.fields(YarnScaling)}
-    known = {*fields, "rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    if unknown := sorted(set(scaling) - known):
-        raise ValueError(f"config.json: yarn RoPE scaling has unknown keys: {', '.join(unknown)}.")
-    values = {k: v for k, v in scaling.items() if k in fields and v is not None}
-    original = values.pop("original_max_position_embeddings", raw.get("max_position_embeddings"))
-    if not original:
-        raise ValueError("config.json: yarn RoPE scaling lacks original_max_position_embeddings.")
-    return YarnScaling(original_max_position_embeddings=int(original), **values)
-
-
-def read_decoder_config(
-    raw: Mapping[str, Any], *, unsupported: Mapping[str, tuple[Any, ...]] = {}
-) -> DecoderConfig:
-    """Reads the keys that Llama-like Hugging Face configs share.
+def read_decoder_config(raw: Mapping[str, Any], *, windows: bool = False) -> DecoderConfig:
+    """Reads the keys that Llama-like Hugging Face configs share; null counts as absent.
 
     Args:
       raw: the parsed config.json.
-      unsupported: per key, the only values that are supported; others are refused. An absent key
-        is accepted.
+      windows: its caller reads the windows of layers; else any that is on is refused.
 
     Raises:
-      ValueError: naming the key that is missing, contradictory or unsupported.
+      ValueError: naming the key that is missing, impossible, contradictory or unsupported.
     """
-    required = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-    )
-    for key in required:
-        value = raw.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"config.json: {key} must be a positive integer, not {value!r}.")
-    allowed: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu", "swish"), **unsupported}
-    for key, values in allowed.items():
-        if key in raw and raw[key] not in values:
-            raise ValueError(
-                f"config.json: {key}={raw[key]!r} is not supported for model_type "
-                f"{raw.get('model_type')!r} (supported: {', '.join(map(repr, values))})."
-            )
+    schema.check(raw, "config.json")
+    for key in _REQUIRED:
+        if raw.get(key) is None:
+            raise ValueError(f"config.json: lacks {key}, {schema.TABLE[key].what}; add it.")
+    if raw.get("hidden_act") not in (None, "silu", "swish"):
+        raise ValueError(
+            f"config.json: hidden_act={raw['hidden_act']!r} is not supported (supported: silu)."
+        )
     if raw.get("quantization_config"):
         raise ValueError("config.json: quantization_config is not supported; use full weights.")
+    if not windows:
+        _refuse_windows(raw)
     heads = raw["num_attention_heads"]
     kv_heads = raw.get("num_key_value_heads") or heads
     if heads % kv_heads:
@@ -169,10 +116,21 @@ def read_decoder_config(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=float(raw.get("rms_norm_eps") or 1e-6),
         rope=read_rope(raw),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
-        attention_bias=bool(raw.get("attention_bias", False)),
-        mlp_bias=bool(raw.get("mlp_bias", False)),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
+        max_position_embeddings=raw.get("max_position_embeddings") or 2048,
+        attention_bias=bool(raw.get("attention_bias")),
+        mlp_bias=bool(raw.get("mlp_bias")),
     )
+
+
+def _refuse_windows(raw: Mapping[str, Any]) -> None:
+    windows = read_windows(raw, raw["num_hidden_layers"])
+    sliding = [i for i, window in enumerate(windows) if window is not None]
+    if sliding:
+        raise ValueError(
+            f"config.json: layer {sliding[0]} and {len(sliding) - 1} more attend to a window of "
+            f"{windows[sliding[0]]} (use_sliding_window={raw.get('use_sliding_window')!r}), which "
+            "is not supported here; use a model without windows."
+        )

@@ -28,8 +28,4 @@ class Qwen3(Decoder):
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DecoderConfig:
-        only_full = {"use_sliding_window": (False, None), "layer_types": (None,)}
-        kinds = raw.get("layer_types")
-        if kinds is not None and set(kinds) == {"full_attention"}:
-            only_full.pop("layer_types")
-        return read_decoder_config(raw, unsupported=only_full)
+        return read_decoder_config(raw)

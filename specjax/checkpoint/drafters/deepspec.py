@@ -10,11 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from specjax.checkpoint.drafters import zlab
-from specjax.checkpoint.drafters.keys import Keys
 from specjax.checkpoint.drafters.source import Plan, Source
+from specjax.models.drafts.dflash import DFlashConfig
 
 
 def read(source: Source, target: Any) -> Plan:
     """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
-    keys = Keys(source.raw, source.where, zlab.BLOCK)
-    return zlab.plan(source, target, keys, zlab.read_config(source, target, keys, shifted=True))
+    return zlab.plan(source, target, read_config(source, target))
+
+
+def read_config(source: Source, target: Any) -> DFlashConfig:
+    """As `zlab.read_config`."""
+    return zlab.read_config(source, target, shifted=True)

@@ -12,13 +12,23 @@ import dataclasses
 from typing import Any
 
 from specjax.checkpoint.drafters import fit
-from specjax.checkpoint.drafters.keys import BACKBONE, Keys, check_rope
+from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.drafters.eagle3 import Eagle3
 from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net
 
 _IDS = "eagle_aux_hidden_state_layer_ids"
+# What ModelOpt and others write about the wiring, and how it is wired here.
+_ONLY: dict[str, Any] = {
+    "use_aux_hidden_state": True,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "use_mtp_layernorm": False,
+    "next_layer_regular": True,
+    "parallel_draft_step": 1,
+    "attention_sink_bias": False,
+}
 
 
 def default_taps(num_layers: int) -> tuple[int, ...]:
@@ -28,13 +38,23 @@ def default_taps(num_layers: int) -> tuple[int, ...]:
 
 def read(source: Source, target: Any) -> Plan:
     """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
+    return plan(source, target, read_config(source, target), dict(source.tensors), num_draft=None)
+
+
+def read_config(source: Source, target: Any) -> Eagle3Config:
+    """The network's config; whether it has an embedding of its own is settled by `plan`.
+
+    Args:
+      source: its tensors may be left out.
+      target: None: nothing is compared with it, and taps that depend on it are left empty.
+
+    Raises:
+      CheckpointError: on what is unsupported, or does not fit ``target``.
+    """
     keys, where = Keys(source.raw, source.where, "eagle_config"), source.where
-    check_rope(source.raw, where)
-    keys.only("use_aux_hidden_state", True)
-    for flag in ("use_last_layernorm", "attention_sink_bias"):
-        keys.only(flag, False)
-    keys.only("use_input_layernorm_in_first_layer", True)
-    keys.only("partial_rotary_factor", 1, 1.0)
+    for name, value in _ONLY.items():
+        keys.only(name, value)
+    keys.integer("parallel_draft_heads_num_layers", 1, least=0)  # of the heads that there are not
     backbone = fit.read_backbone({**source.raw, "model_type": "llama"}, where)
     nested, top = keys.block.get(_IDS), source.raw.get(_IDS)
     keys.read.add(_IDS)  # the two places count differently, and are compared here
@@ -45,16 +65,18 @@ def read(source: Source, target: Any) -> Plan:
             "(hidden_states), which contradict each other; remove the wrong one."
         )
     ids = Keys({_IDS: nested if nested is not None else top}, where).integers(_IDS)
-    if ids is None:
+    if ids is None and target is None:
+        ids, shift = (), 0
+    elif ids is None:
         ids, shift = default_taps(target.config.num_layers), 0
     else:
         shift = 1 if nested is not None else 0
     rows = keys.integer("draft_vocab_size", backbone.vocab_size)
-    width = keys.integer("target_hidden_size", target.config.hidden_size)
+    width = keys.integer("target_hidden_size", _width(target, backbone.hidden_size))
     fit.check_layers(where, target, keys.get("num_target_layers"))
     config = Eagle3Config(
         backbone=backbone,
-        taps=fit.read_taps(where, target, ids, _IDS, shift),
+        taps=fit.read_taps(where, target, ids, _IDS, shift) if ids else (),
         target_hidden_size=width,
         draft_vocab_size=rows,
         norm_before_residual=bool(keys.flag("norm_before_residual")),
@@ -63,7 +85,11 @@ def read(source: Source, target: Any) -> Plan:
         norm_output=bool(keys.flag("norm_output")),
     )
     keys.finish(*BACKBONE)
-    return plan(source, target, config, dict(source.tensors), num_draft=None)
+    return config
+
+
+def _width(target: Any, otherwise: int) -> int:
+    return otherwise if target is None else target.config.hidden_size
 
 
 def plan(
@@ -74,7 +100,11 @@ def plan(
     num_draft: int | None,
 ) -> Plan:
     """Checks sizes, settles the tables and says how to put it together."""
-    backbone = config.backbone
+    backbone, head = config.backbone, tensors.get(fit.HEAD)
+    if head is None:
+        raise CheckpointError(f"{source.where}: no {fit.HEAD}; an EAGLE-3 drafter has its own.")
+    if source.raw.get("draft_vocab_size") is None and "speculators_config" not in source.raw:
+        config = dataclasses.replace(config, draft_vocab_size=head.shape[0])
     fit.check_sizes(
         source,
         target,
@@ -85,9 +115,6 @@ def plan(
     ids = fit.take_vocabulary(
         source, tensors, rows=config.draft_vocab_size, vocab_size=target.config.vocab_size
     )
-    head = tensors.get(fit.HEAD)
-    if head is None:
-        raise CheckpointError(f"{source.where}: no {fit.HEAD}; an EAGLE-3 drafter has its own.")
     own_embedding, _ = fit.settle_tables(
         source, target, tensors, width=backbone.hidden_size, own_head=True
     )

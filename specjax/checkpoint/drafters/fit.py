@@ -1,4 +1,7 @@
-"""What a drafter's files must share with the target: sizes, taps, tables and vocabularies."""
+"""What a drafter's files must share with the target: sizes, taps, tables and vocabularies.
+
+Where only a config is read, the target may be None: then nothing is compared with it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,12 @@ EMBED, HEAD = "embed_tokens.weight", "lm_head.weight"
 _ROWS = 1 << 14  # of a table, compared at a time
 
 
-def read_backbone(raw: Mapping[str, Any], where: str) -> DecoderConfig:
+def read_backbone(raw: Mapping[str, Any], where: str, *, windows: bool = False) -> DecoderConfig:
     """The draft's own sizes, as `read_decoder_config` reads them, with errors that say where."""
+    sizes = {"model_type": "qwen3", **raw, "tie_word_embeddings": False}
     try:
-        return read_decoder_config({"model_type": "qwen3", **raw, "tie_word_embeddings": False})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return read_decoder_config(sizes, windows=windows)
+    except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
 
 
@@ -29,6 +33,8 @@ def check_sizes(
     source: Source, target: Any, *, vocab_size: int, hidden_size: int, num_taps: int
 ) -> None:
     """Refuses a drafter of another target by the shape of ``fc`` and the vocabulary."""
+    if target is None:
+        return
     theirs, where = target.config, source.where
     if vocab_size != theirs.vocab_size:
         raise CheckpointError(
@@ -51,6 +57,8 @@ def check_sizes(
 
 def check_layers(where: str, target: Any, said: int | None) -> None:
     """Compares ``num_target_layers``, where the config has it."""
+    if target is None:
+        return
     layers = target.config.num_layers
     if said is not None and said != layers:
         raise CheckpointError(
@@ -65,8 +73,13 @@ def read_taps(
     """Layer ids of a config -> indices into hidden_states: id + ``shift``.
 
     Raises:
-      CheckpointError: if a tap is the embedding, the final norm's output, or beyond the target.
+      CheckpointError: if a tap is the embedding, the final norm's output, or beyond the target
+        (None: any target with more layers than that).
     """
+    if target is None and min(ids) + shift >= 1:
+        return tuple(i + shift for i in ids)
+    if target is None:
+        raise CheckpointError(f"{where}: {key} holds {min(ids)}, which is no layer's output.")
     layers = target.config.num_layers
     for i in ids:
         tap, means = i + shift, f"{key} holds {i}, that is hidden_states[{i + shift}]"
@@ -86,6 +99,8 @@ def read_taps(
 
 def mask_id(where: str, target: Any, value: int) -> int:
     """Refuses a mask token outside the target's embedding."""
+    if target is None:
+        return value
     if not 0 <= value < target.config.vocab_size:
         raise CheckpointError(
             f"{where}: mask_token_id={value} lies outside the embedding of {target.name}, which "
@@ -157,7 +172,7 @@ def take_vocabulary(
                 f"{where}: its head has {rows} rows and the target {vocab_size} tokens, but there "
                 "is no d2t tensor that says which tokens they are; fetch the checkpoint again."
             )
-        if t2d is not None and not t2d.read().astype(bool).all():
+        if t2d is not None and not (t2d.shape == (vocab_size,) and t2d.read().astype(bool).all()):
             raise CheckpointError(f"{where}: t2d leaves tokens out, but there is no d2t tensor.")
         return None
     if d2t.shape != (rows,) or d2t.dtype.kind not in "iu":
@@ -172,8 +187,8 @@ def take_vocabulary(
             f"{vocab_size} target tokens (it holds offsets: target id = draft id + offset)."
         )
     if t2d is not None:
-        marked = np.flatnonzero(t2d.read().astype(bool))
-        if t2d.shape != (vocab_size,) or not np.array_equal(marked, np.sort(ids)):
+        whole = t2d.shape == (vocab_size,)
+        if not whole or not np.array_equal(np.flatnonzero(t2d.read()), np.sort(ids)):
             raise CheckpointError(f"{where}: d2t and t2d name different tokens; fetch it again.")
     return None if np.array_equal(ids, np.arange(vocab_size)) else ids.astype(np.int32)
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from specjax.checkpoint.errors import CheckpointError, some
+from specjax.models import schema
 
 # Keys that `models.config.read_decoder_config` reads.
 # fmt: off
@@ -20,11 +21,12 @@ BACKBONE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "hidden_act", "num_key_value_heads", "head_dim", "rms_norm_eps",
     "rope_theta", "rope_scaling", "rope_parameters", "mlp_bias", "max_position_embeddings",
-    "attention_bias", "quantization_config",
+    "attention_bias", "quantization_config", "layer_types", "sliding_window", "use_sliding_window",
+    "max_window_layers", "original_max_position_embeddings", "partial_rotary_factor",
 )
 # Keys that say nothing about what is computed at inference.
 _INERT = frozenset({
-    "architectures", "auto_map", "model_type", "attention_dropout", "max_window_layers",
+    "architectures", "auto_map", "model_type", "attention_dropout",
     "pretraining_tp", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id",
     "num_anchors", "loss_decay_gamma", "attn_implementation", "_attn_implementation",
     "attn_implementation_internal",
@@ -42,11 +44,13 @@ class Keys:
     """``raw`` and the block ``nested`` in it; a key of the block comes first."""
 
     def __init__(self, raw: Mapping[str, Any], where: str, nested: str | None = None):
+        """Raises CheckpointError on values that no model can have (`models.schema`)."""
+        try:
+            schema.check(raw, where)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
         self.raw, self.where, self.nested = raw, where, nested
-        block = raw.get(nested) if nested is not None else None
-        if block is not None and not isinstance(block, Mapping):
-            raise CheckpointError(f"{where}: {nested} is {block!r}, not an object.")
-        self.block: Mapping[str, Any] = block or {}
+        self.block: Mapping[str, Any] = (raw.get(nested) if nested is not None else None) or {}
         self.read: set[str] = {nested} if nested else set()
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -66,34 +70,28 @@ class Keys:
         return default if value is None else value
 
     def integer(self, name: str, default: Any = _ABSENT, *, least: int = 1) -> int:
+        assert name in schema.TABLE
         value = self.get(name, default)
         if value is _ABSENT:
             raise CheckpointError(f"{self.where}: config.json lacks {self._place(name)}; add it.")
-        if type(value) is not int or value < least:
-            raise CheckpointError(
-                f"{self.where}: {name}={value!r}: must be an integer, at least {least}."
-            )
+        if value < least:
+            raise CheckpointError(f"{self.where}: {name}={value}: must be at least {least}.")
         return value
 
     def number(self, name: str, default: float | None) -> float | None:
+        assert name in schema.TABLE
         value = self.get(name, default)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise CheckpointError(f"{self.where}: {name}={value!r}: must be a number.")
         return None if value is None else float(value)
 
     def flag(self, name: str, default: bool | None = False) -> bool | None:
-        value = self.get(name, default)
-        if value is not None and not isinstance(value, bool):
-            raise CheckpointError(f"{self.where}: {name}={value!r}: must be true or false.")
+        assert name in schema.TABLE
+        value: bool | None = self.get(name, default)
         return value
 
     def integers(self, name: str) -> tuple[int, ...] | None:
+        assert name in schema.TABLE
         value = self.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, list) or not value or any(type(v) is not int for v in value):
-            raise CheckpointError(f"{self.where}: {name}={value!r}: must be a list of integers.")
-        return tuple(value)
+        return None if value is None else tuple(value)
 
     def only(self, name: str, *allowed: Any) -> None:
         """Refuses any value but these; absent is fine."""
@@ -111,15 +109,21 @@ class Keys:
           *more: keys that were read elsewhere.
           strict: treat the top as the block: every unknown key is refused.
         """
-        known = {*self.read, *more, *_INERT}
-        unknown = [f"{self.nested}.{k}" for k, v in self.block.items() if _counts(k, v, known)]
+        known = {*self.read, *_INERT}
+        unknown = [
+            f"{self.nested}.{k}"
+            for k, v in self.block.items()
+            # Keys that are read at the top do nothing in the block.
+            if _counts(k, v, known) and not (k in more and self.raw.get(k) == v)
+        ]
+        known |= {*more}
         unknown += [
             k
             for k, v in self.raw.items()
             if _counts(k, v, known) and (strict or _TELLING.search(k))
         ]
         if unknown:
-            shown = [f"{k}={_value(self.raw, k)!r}" for k in unknown]
+            shown = [f"{k}={schema.shown(_value(self.raw, k))}" for k in unknown]
             raise CheckpointError(
                 f"{self.where}: {some(shown)}: not supported, and may change what the drafter "
                 "computes; if it does not, remove it from config.json."
@@ -127,24 +131,6 @@ class Keys:
 
     def _place(self, name: str) -> str:
         return f"{self.nested}.{name}" if self.nested else name
-
-
-def check_rope(raw: Mapping[str, Any], where: str) -> None:
-    """Refuses two spellings of the rotary base that contradict each other."""
-    nested = (raw.get("rope_parameters") or {}).get("rope_theta")
-    top = raw.get("rope_theta")
-    if nested is not None and top is not None and float(nested) != float(top):
-        raise CheckpointError(
-            f"{where}: rope_theta is {nested!r} in rope_parameters and {top!r} at the top of "
-            "config.json, which contradict each other; remove the wrong one."
-        )
-    old, new = raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}
-    for key in old.keys() & new.keys():
-        if old[key] != new[key]:
-            raise CheckpointError(
-                f"{where}: {key} is {new[key]!r} in rope_parameters and {old[key]!r} in "
-                "rope_scaling, which contradict each other; remove the wrong one."
-            )
 
 
 def _counts(key: str, value: Any, known: Collection[str]) -> bool:

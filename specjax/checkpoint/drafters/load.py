@@ -95,6 +95,10 @@ def load_drafter(
         )
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
+    except CheckpointError:
+        raise
+    except ValueError as error:  # of reading files
+        raise CheckpointError(str(error)) from None
     ids = None if plan.target_ids is None else jnp.asarray(plan.target_ids)
     if ids is not None and mesh is not None:
         ids = jax.device_put(ids, sharding.named(mesh, (None,)))

@@ -19,6 +19,12 @@ _BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
 _OUTPUT = re.compile(r"(\d+)\.(\d+)\.weight")
 
 
+def read_config(source: Source, target: Any = None) -> None:
+    """Refuses what the config should not say; the tensors say everything else."""
+    del target
+    Keys(source.raw, source.where).finish("medusa_num_heads", "medusa_num_layers")
+
+
 def read(source: Source, target: Any) -> Plan:
     """Raises CheckpointError if the heads do not fit ``target``."""
     where, theirs = source.where, target.config
@@ -42,7 +48,7 @@ def read(source: Source, target: Any) -> Plan:
             f"{theirs.vocab_size} and width {theirs.hidden_size}: it belongs to another target; "
             "give that one."
         )
-    Keys(source.raw, where).finish("medusa_num_heads", "medusa_num_layers")
+    read_config(source)
     prefix = "medusa_head." if any(n.startswith("medusa_head.") for n in source.tensors) else ""
 
     def called(name: str) -> str:

@@ -6,30 +6,35 @@ What is known and not supported is refused here, by the name of the method.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from specjax.checkpoint.drafters import deepspec, eagle3, medusa, speculators, zlab
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
+from specjax.models import schema
 from specjax.models.registry import FAMILIES
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A format and its reader ``(source, target) -> Plan``."""
+    """A format and its readers ``(source, target)``."""
 
     name: str
     read: Callable[[Source, Any], Plan]
+    config: Callable[[Source, Any], Any]  # of the network, as far as the config alone says it
 
 
-ZLAB = Format("z-lab DFlash", zlab.read)
-ZLAB2 = Format("z-lab DFlash2", zlab.read)
-DEEPSPEC = Format("DeepSpec DSpark", deepspec.read)
-EAGLE3 = Format("EAGLE-3", eagle3.read)
-SPECULATORS = Format("speculators DFlash", speculators.read_dflash)
-SPECULATORS3 = Format("speculators EAGLE-3", speculators.read_eagle3)
-MEDUSA = Format("Medusa", medusa.read)
+ZLAB = Format("z-lab DFlash", zlab.read, zlab.read_config)
+ZLAB2 = Format("z-lab DFlash2", zlab.read, zlab.read_config)
+DEEPSPEC = Format("DeepSpec DSpark", deepspec.read, deepspec.read_config)
+EAGLE3 = Format("EAGLE-3", eagle3.read, eagle3.read_config)
+SPECULATORS = Format("speculators DFlash", speculators.read_dflash, speculators.read_dflash_config)
+SPECULATORS3 = Format(
+    "speculators EAGLE-3", speculators.read_eagle3, speculators.read_eagle3_config
+)
+MEDUSA = Format("Medusa", medusa.read, medusa.read_config)
 FORMATS = (ZLAB, ZLAB2, DEEPSPEC, EAGLE3, SPECULATORS, SPECULATORS3, MEDUSA)
 
 _ARCHITECTURES = {
@@ -41,6 +46,11 @@ _ARCHITECTURES = {
     "LlamaForCausalLMEagle3": EAGLE3,
     "Eagle3LlamaForCausalLM": EAGLE3,
 }
+_FUSING = (
+    "midlayer.hidden_norm.weight",
+    "layers.0.hidden_norm.weight",
+    "midlayer.self_attn.q_proj.weight",
+)
 _REFUSED_ARCHITECTURES = {
     "DominoDraftModel": "a Domino drafter (a recurrent network over the block)",
     "Eagle3DeepseekV2ForCausalLM": "an EAGLE-3 drafter with multi-head latent attention (MLA)",
@@ -83,13 +93,14 @@ def recognise(source: Source) -> Format | None:
                 f"{', '.join(formats)})."
             )
         return formats[kind]
-    heads = any(name.split(".")[0].isdigit() for name in names)
+    heads = not names or any(name.split(".")[0].isdigit() for name in names)
     if heads and ("medusa_num_heads" in raw or "medusa_num_layers" in raw):
         return MEDUSA
     for architecture in raw.get("architectures") or ():
         if architecture in _ARCHITECTURES:
             return _ARCHITECTURES[architecture]
-    if any(name.startswith("midlayer.") for name in names):
+    # One layer that fuses an embedding and a state, whatever the architecture is called.
+    if any(name in names for name in _FUSING):
         return EAGLE3
     if {"fc.weight", "hidden_norm.weight"} <= names and "dflash_config" in raw:
         return ZLAB2 if any(n.startswith("candidate_selector.") for n in names) else ZLAB
@@ -108,13 +119,41 @@ def recognise(source: Source) -> Format | None:
     )
 
 
+def read_config(raw: Mapping[str, Any], where: str, target: Any = None) -> tuple[str, Any]:
+    """The format that a drafter's config names, and what it says: no weights are looked at.
+
+    Args:
+      raw: the parsed config.json.
+      where: begins the messages.
+      target: what it will draft for; None: nothing is compared with it.
+
+    Returns:
+      The format's name and the config of the network (None: only the weights say it); "language
+      model" and its `DecoderConfig`, if it is no drafter.
+
+    Raises:
+      CheckpointError: if the config is impossible, unknown or not supported, by name.
+    """
+    try:
+        schema.check(raw, where)
+        source = Source(Path(), raw, {}, where)
+        form = recognise(source)
+        if form is not None:
+            named = dataclasses.replace(source, where=f"{where} ({form.name})")
+            return form.name, form.config(named, target)
+        return "language model", FAMILIES[raw["model_type"]].read_config(raw)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(str(error).replace("config.json", where, 1)) from None
+
+
 def _refuse(source: Source) -> None:
     raw, names = source.raw, source.tensors.keys()
     found = None
     for architecture in raw.get("architectures") or ():
         found = found or _REFUSED_ARCHITECTURES.get(architecture)
-    block = raw.get("dflash_config")
-    if isinstance(block, dict) and block.get("projector_type") == "domino":
+    if (raw.get("dflash_config") or {}).get("projector_type") == "domino":
         found = found or _REFUSED_ARCHITECTURES["DominoDraftModel"]
     for start, what in _REFUSED_TENSORS.items():
         if any(name.startswith(start) for name in names):
@@ -125,7 +164,8 @@ def _refuse(source: Source) -> None:
             found = found or f"a model with {what} (tensor {hit})"
     if raw.get("quantization_config") or raw.get("compression_config"):
         found = found or "quantised (quantization_config); use full weights"
-    if raw.get("attention_mode") == "mla" or raw.get("kv_lora_rank"):
+    mode = (raw.get("dflash_config") or raw).get("attention_mode")
+    if mode == "mla" or raw.get("kv_lora_rank"):
         found = found or "a drafter with multi-head latent attention (MLA)"
     if found is not None:
         raise CheckpointError(f"{source.where}: {found}, which is not supported.")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.hf import read_json
+from specjax.checkpoint.hf import read_config
 from specjax.checkpoint.pickle_reader import read_pickle
 from specjax.checkpoint.safetensors_reader import Tensor, read_directory
+from specjax.core.files import is_there
 
 PICKLES = ("pytorch_model.bin", "medusa_lm_head.pt")  # where no safetensors file stands
 
@@ -51,12 +52,13 @@ def read_source(directory: Path) -> Source:
       CheckpointError: if one of them is missing or damaged.
     """
     config = directory / "config.json"
-    if not config.is_file():
+    if not is_there(config):
         what = "is empty" if not any(directory.iterdir()) else "has no config.json"
         raise CheckpointError(f"{directory}: {what}; give the directory of a published drafter.")
-    pickles = [directory / name for name in PICKLES if (directory / name).is_file()]
+    raw = read_config(config)
+    pickles = [directory / name for name in PICKLES if is_there(directory / name)]
     if not any(directory.glob("*.safetensors")) and pickles:
         tensors = read_pickle(pickles[0])
     else:
         tensors = read_directory(directory)
-    return Source(directory, read_json(config), tensors, str(directory))
+    return Source(directory, raw, tensors, str(directory))

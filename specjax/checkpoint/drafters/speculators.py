@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from specjax.checkpoint.drafters import eagle3, fit, zlab
-from specjax.checkpoint.drafters.keys import BACKBONE, Keys, check_rope
+from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
-from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.errors import CheckpointError, some
 from specjax.models.drafts.dflash import DFlashConfig
 from specjax.models.drafts.eagle3 import Eagle3Config
 
@@ -51,9 +51,15 @@ def read_dflash(source: Source, target: Any) -> Plan:
 
     Raises CheckpointError on what is unsupported, or does not fit ``target``.
     """
+    config = read_dflash_config(source, target)
+    return zlab.finish(source, target, config, _without_targets(source, target))
+
+
+def read_dflash_config(source: Source, target: Any) -> DFlashConfig:
+    """As `zlab.read_config`."""
     where, keys = source.where, Keys(source.raw, source.where)
     layers, two = _layers(source), source.raw["speculators_model_type"] == "dflash2"
-    backbone = fit.read_backbone(layers, where)
+    backbone = fit.read_backbone(layers, where, windows=True)
     ids = _ids(keys, "aux_hidden_state_layer_ids")
     width = keys.integer("target_hidden_size", backbone.hidden_size)
     windows, causal = zlab.read_attention(_attention(keys, layers), backbone.num_layers)
@@ -75,35 +81,40 @@ def read_dflash(source: Source, target: Any) -> Plan:
         conv_group_size=keys.integer("conv_group_size", 16) if two else 16,
         selector_rank=keys.integer("selector_rank", 256) if two else 0,
         selector_top_k=keys.integer("selector_top_k", 16) if two else 16,
+        draft_vocab_size=None if rows == backbone.vocab_size else rows,
     )
     keys.finish(*_INERT, *_MORE_INERT, strict=True)
-    tensors = _without_targets(source, target)
-    return zlab.finish(source, target, config, tensors, rows)
+    return config
 
 
 def read_eagle3(source: Source, target: Any) -> Plan:
     """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
+    config, tensors = read_eagle3_config(source, target), _without_targets(source, target)
+    return eagle3.plan(source, target, config, tensors, speculative_tokens(source))
+
+
+def read_eagle3_config(source: Source, target: Any) -> Eagle3Config:
+    """As `eagle3.read_config`."""
     where, keys = source.where, Keys(source.raw, source.where)
     layers = _layers(source)
-    inner = Keys(layers, f"{where}, {_LAYERS}")
-    inner.only("use_sliding_window", False)
-    inner.finish(*BACKBONE, "layer_types", "sliding_window")
-    if set(layers.get("layer_types") or ()) - {"full_attention"}:
-        raise CheckpointError(f"{where}: sliding layers of an EAGLE-3 drafter are not supported.")
+    Keys(layers, f"{where}, {_LAYERS}").finish(*BACKBONE)
     if layers["model_type"] != "llama":
         raise CheckpointError(
             f"{where}: {_LAYERS}.model_type={layers['model_type']!r} is not supported for EAGLE-3 "
             "(supported: llama)."
         )
     backbone = fit.read_backbone(layers, where)
-    if keys.get("eagle_aux_hidden_state_layer_ids") is None:
-        ids = eagle3.default_taps(target.config.num_layers)
-    else:
-        ids = _ids(keys, "eagle_aux_hidden_state_layer_ids")
+    key = "eagle_aux_hidden_state_layer_ids"
+    ids = keys.integers(key)
+    if ids is None:
+        ids = () if target is None else eagle3.default_taps(target.config.num_layers)
+    width = backbone.hidden_size if target is None else target.config.hidden_size
     config = Eagle3Config(
         backbone=backbone,
-        taps=fit.read_taps(where, target, ids, "eagle_aux_hidden_state_layer_ids", 0),
-        target_hidden_size=keys.integer("target_hidden_size", target.config.hidden_size),
+        taps=fit.read_taps(where, target, ids, "eagle_aux_hidden_state_layer_ids", 0)
+        if ids
+        else (),
+        target_hidden_size=keys.integer("target_hidden_size", width),
         draft_vocab_size=keys.integer("draft_vocab_size", 32000),
         norm_before_residual=bool(keys.flag("norm_before_residual")),
         norm_before_fc=bool(keys.flag("norm_before_fc")),
@@ -112,8 +123,8 @@ def read_eagle3(source: Source, target: Any) -> Plan:
     )
     keys.flag("embed_requires_grad")
     keys.finish(*_INERT, *_MORE_INERT, strict=True)
-    tensors = _without_targets(source, target)
-    return eagle3.plan(source, target, config, tensors, _speculative_tokens(source.raw))
+    speculative_tokens(source)
+    return config
 
 
 def _layers(source: Source) -> dict[str, Any]:
@@ -127,7 +138,6 @@ def _layers(source: Source) -> dict[str, Any]:
             f"{source.where}: {_LAYERS}.model_type={kind!r} is not supported (supported: "
             f"{', '.join(_DEFAULTS)})."
         )
-    check_rope(said, source.where)
     return {**_DEFAULTS[kind], **said, "model_type": kind}
 
 
@@ -140,10 +150,7 @@ def _ids(keys: Keys, name: str) -> tuple[int, ...]:
 
 def _attention(keys: Keys, layers: Mapping[str, Any]) -> Keys:
     """The attention keys as `zlab.read_attention` looks for them; nothing else may be left."""
-    inner = Keys(layers, f"{keys.where}, {_LAYERS}")
-    inner.finish(
-        *BACKBONE, "layer_types", "sliding_window", "use_sliding_window", "max_window_layers"
-    )
+    Keys(layers, f"{keys.where}, {_LAYERS}").finish(*BACKBONE)
     raw = {k: layers.get(k) for k in ("layer_types", "sliding_window", "max_window_layers")}
     # Full layers see both ways in any case, so that the flag is one for all layers.
     default = keys.raw["speculators_model_type"] == "dflash2"
@@ -165,10 +172,21 @@ def _without_targets(source: Source, target: Any) -> dict[str, Any]:
     return {n: t for n, t in source.tensors.items() if n not in _OF_TARGET}
 
 
-def _speculative_tokens(raw: Mapping[str, Any]) -> int | None:
-    """Guesses a cycle that the checkpoint proposes."""
-    try:
-        tokens = raw["speculators_config"]["proposal_methods"][0]["speculative_tokens"]
-    except (KeyError, IndexError, TypeError):
+def speculative_tokens(source: Source) -> int | None:
+    """Guesses a cycle that the checkpoint proposes, by its default method where it has several.
+
+    Raises:
+      CheckpointError: if the default is none of its methods.
+    """
+    said = source.raw.get("speculators_config") or {}
+    methods, default = said.get("proposal_methods") or [], said.get("default_proposal_method")
+    if not methods:
         return None
-    return tokens if type(tokens) is int and tokens > 0 else None
+    kinds = [method.get("proposal_type") for method in methods]
+    if default is not None and default not in kinds:
+        raise CheckpointError(
+            f"{source.where}: default_proposal_method={default!r} is none of its proposal_methods "
+            f"({some(map(str, kinds))}); correct one of them."
+        )
+    tokens = methods[0 if default is None else kinds.index(default)].get("speculative_tokens")
+    return None if tokens is None else int(tokens)

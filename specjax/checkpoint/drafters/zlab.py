@@ -11,33 +11,42 @@ import dataclasses
 from typing import Any
 
 from specjax.checkpoint.drafters import fit
-from specjax.checkpoint.drafters.keys import BACKBONE, Keys, check_rope
+from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.drafters.dflash import DFlash
 from specjax.drafters.dflash2 import DFlash2
 from specjax.drafters.dspark import DSpark
 from specjax.models.drafts.dflash import DFlashConfig, DFlashNet
+from specjax.models.windows import read_windows
 
 BLOCK = "dflash_config"
 
 
 def read(source: Source, target: Any) -> Plan:
     """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
-    keys = Keys(source.raw, source.where, BLOCK)
-    return plan(source, target, keys, read_config(source, target, keys, shifted=False))
+    return plan(source, target, read_config(source, target))
 
 
-def read_config(source: Source, target: Any, keys: Keys, *, shifted: bool) -> DFlashConfig:
-    """The network's config; whether it keeps tables of its own is settled by `plan`."""
-    where = source.where
-    check_rope(source.raw, where)
+def read_config(source: Source, target: Any, *, shifted: bool = False) -> DFlashConfig:
+    """The network's config; whether it keeps tables of its own is settled by `plan`.
+
+    Args:
+      source: its tensors may be left out.
+      target: None: nothing is compared with it.
+      shifted: slots guess the token after their own.
+
+    Raises:
+      CheckpointError: on what is unsupported, or does not fit ``target``.
+    """
+    where, keys = source.where, Keys(source.raw, source.where, BLOCK)
     for feature in ("attention_sink_bias", "attention_value_scale", "gating"):
         keys.only(feature, False)
-    keys.only("partial_rotary_factor", 1, 1.0)
     keys.only("projector_type", "dflash", "dflash2", "dspark")
     keys.only("markov_head_type", "vanilla")
-    backbone = fit.read_backbone(source.raw, where)
+    keys.only("attention_mode", "gqa")
+    keys.number("confidence_head_alpha", None)  # a weight of the training loss
+    backbone = fit.read_backbone(source.raw, where, windows=True)
     ids = keys.integers("target_layer_ids")
     if ids is None:
         raise CheckpointError(
@@ -52,9 +61,12 @@ def read_config(source: Source, target: Any, keys: Keys, *, shifted: bool) -> DF
     windows, causal = read_attention(keys, backbone.num_layers)
     two = any("candidate_selector." in n for n in names)
     conv = any("attention_conv." in n for n in names)
+    if not names:  # the config alone
+        two = conv = "DFlash2DraftModel" in (source.raw.get("architectures") or ())
     markov = keys.integer("markov_rank", 0, least=0)
     confident = any("confidence_head." in n for n in names)
-    return DFlashConfig(
+    rows = keys.integer("draft_vocab_size", backbone.vocab_size)
+    config = DFlashConfig(
         backbone=backbone,
         taps=fit.read_taps(where, target, ids, "target_layer_ids", 1),
         target_hidden_size=width,
@@ -73,7 +85,10 @@ def read_config(source: Source, target: Any, keys: Keys, *, shifted: bool) -> DF
         markov_rank=markov,
         confidence_head=bool(keys.flag("enable_confidence_head", confident)),
         confidence_with_markov=bool(keys.flag("confidence_head_with_markov", markov > 0)),
+        draft_vocab_size=None if rows == backbone.vocab_size else rows,
     )
+    keys.finish(*BACKBONE)
+    return config
 
 
 def read_attention(keys: Keys, layers: int) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:
@@ -89,49 +104,32 @@ def read_attention(keys: Keys, layers: int) -> tuple[tuple[int | None, ...], tup
             f"{keys.where}: is_causal={said} and causal={also} contradict each other; remove one."
         )
     said = also if said is None else said
-    kinds, window = keys.get("layer_types"), keys.get("sliding_window")
-    sliding = keys.flag("use_sliding_window", None)
+    names = ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers")
+    raw = {name: keys.get(name) for name in names}
     if keys.flag("use_swa"):
-        window, sliding = keys.get("swa_window_size", window), True
-        if kinds is None:  # such drafters see both ways in all layers
-            kinds, said = ["sliding_attention"] * layers, bool(said)
-    elif kinds is None:
-        first = int(keys.get("max_window_layers", layers)) if sliding else layers
-        on = window is not None
-        kinds = ["full_attention"] * layers
-        kinds[first:] = ["sliding_attention" if on else "full_attention"] * (layers - first)
-    odd = set(kinds) - {"sliding_attention", "full_attention"}
-    if odd:
-        raise CheckpointError(f"{keys.where}: layer_types holds {sorted(odd)}, not supported.")
-    if len(kinds) != layers and set(kinds) != {"full_attention"}:
-        raise CheckpointError(
-            f"{keys.where}: layer_types has {len(kinds)} entries for {layers} layers."
-        )
-    slides = [i < len(kinds) and kinds[i] == "sliding_attention" for i in range(layers)]
-    if any(slides) and (sliding is False or type(window) is not int or window < 1):
-        raise CheckpointError(
-            f"{keys.where}: layer_types has sliding layers, but sliding_window={window!r} and "
-            f"use_sliding_window={sliding!r}, which contradict that."
-        )
-    return (
-        tuple(window if s else None for s in slides),
-        tuple(s if said is None else said for s in slides),
-    )
+        raw |= {
+            "sliding_window": keys.get("swa_window_size", raw["sliding_window"]),
+            "use_sliding_window": True,
+        }
+        if raw["layer_types"] is None:  # such drafters see both ways in all layers
+            raw["layer_types"], said = ["sliding_attention"] * layers, bool(said)
+    try:
+        windows = read_windows(raw, layers)
+    except ValueError as error:
+        raise CheckpointError(f"{keys.where}: {error}") from None
+    return windows, tuple(w is not None if said is None else said for w in windows)
 
 
-def plan(source: Source, target: Any, keys: Keys, config: DFlashConfig) -> Plan:
-    """Refuses what nobody read, and says how to put it together."""
-    rows = keys.integer("draft_vocab_size", config.backbone.vocab_size)
-    keys.finish(*BACKBONE)
+def plan(source: Source, target: Any, config: DFlashConfig) -> Plan:
+    """Settles the tables of a network of the family, and says how to put it together."""
     tensors = {n.removeprefix("model."): t for n, t in source.tensors.items()}
-    return finish(source, target, config, tensors, rows)
+    return finish(source, target, config, tensors)
 
 
-def finish(
-    source: Source, target: Any, config: DFlashConfig, tensors: dict[str, Any], rows: int
-) -> Plan:
-    """Settles the tables of a network of the family, whose head has ``rows``; then its plan."""
+def finish(source: Source, target: Any, config: DFlashConfig, tensors: dict[str, Any]) -> Plan:
+    """As `plan`, with the ``tensors`` by their bare names."""
     vocab = config.backbone.vocab_size
+    rows = config.draft_vocab_size or vocab
     own_embedding, head = fit.settle_tables(
         source, target, tensors, width=config.backbone.hidden_size, own_head=rows != vocab
     )
