@@ -11,6 +11,7 @@ newest measurement are in ``trace.jsonl`` of the workdir.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -28,6 +29,7 @@ from experiments import cli, training
 from experiments.progress import tensorboard
 from specjax.checkpoint.drafters.export import formats_of, save_drafter, take_export
 from specjax.checkpoint.errors import CheckpointError
+from specjax.core import hosts
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import read_json, write_atomically
 from specjax.core.sharding import parse_mesh, use_mesh
@@ -63,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
     with cli.one_line_errors():
         use_compile_cache(default_directory())
         if _EXPORT_DIR.value:
-            take_export(_EXPORT_DIR.value, "--export_dir")
+            export_dir = _EXPORT_DIR.value
+            hosts.first_writes("export place", lambda: take_export(export_dir, "--export_dir"))
     run(config, Path(_WORKDIR.value or ""), mesh, _EXPORT_DIR.value, only=_EXPORT_ONLY.value)
 
 
@@ -72,7 +75,7 @@ def run(
 ) -> None:
     """Trains, or resumes, and exports."""
     with cli.one_line_errors(), use_mesh(mesh):
-        board = tensorboard(workdir) if config.tensorboard else None
+        board = tensorboard(workdir) if config.tensorboard and hosts.is_first() else None
         target = specjax.load(config.target, dtype=config.compute_dtype, mesh=mesh)
         if config.data.seq_len > target.config.max_position_embeddings:
             raise ValueError(
@@ -107,6 +110,7 @@ def run(
             raise ValueError("The held-out rows have no supervised token to compute a loss of.")
         prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
         specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
+        hosts.check_alike("the data", sources.digest())
         loop.claim(workdir, identity(config), FREE)
         optimizer, rate = make_optimizer(config)
         state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
@@ -215,16 +219,21 @@ def greedy_texts(
 ) -> list[GreedyText]:
     """What the target writes behind the prompts, by plain decoding; kept in ``path``."""
     asked = {"prompts": prompts, "max_new_tokens": max_new_tokens}
-    if path.is_file():
-        try:
-            kept = read_json(path)
-        except ValueError:  # damaged: written again
-            kept = {}
-        if all(kept.get(name) == value for name, value in asked.items()):
-            return [GreedyText(p, t) for p, t in zip(prompts, kept["texts"], strict=True)]
-    written = specjax.generate(target, None, prompts, max_new_tokens=max_new_tokens)
-    write_atomically(path, json.dumps({**asked, "texts": written.tokens}) + "\n")
-    return [GreedyText(p, t) for p, t in zip(prompts, written.tokens, strict=True)]
+
+    def kept() -> Any:
+        if path.is_file():
+            with contextlib.suppress(ValueError):  # damaged: written again
+                found = read_json(path)
+                if all(found.get(name) == value for name, value in asked.items()):
+                    return found["texts"]
+        return None
+
+    texts = hosts.from_first("greedy.json", kept)
+    if texts is None:
+        texts = specjax.generate(target, None, prompts, max_new_tokens=max_new_tokens).tokens
+        data = json.dumps({**asked, "texts": texts}) + "\n"
+        hosts.first_writes("greedy.json", lambda: write_atomically(path, data))
+    return [GreedyText(p, t) for p, t in zip(prompts, texts, strict=True)]
 
 
 class Evaluation:
@@ -277,8 +286,8 @@ class Evaluation:
 
     def _save(self, trace: specjax.Trace, step: int) -> None:
         try:
-            setup = {**trace.setup, "step": step}
-            trace_file.save(dataclasses.replace(trace, setup=setup), self._trace)
+            whole = dataclasses.replace(trace, setup={**trace.setup, "step": step})
+            hosts.first_writes("trace", lambda: trace_file.save(whole, self._trace))
         except OSError as error:
             raise loop.SaveFailed(
                 f"The trace of step {step} could not be written to {self._trace}: {error}. "

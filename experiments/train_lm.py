@@ -23,6 +23,7 @@ from experiments import cli, training
 from experiments.progress import tensorboard
 from specjax.checkpoint import load
 from specjax.checkpoint.export import save_pretrained
+from specjax.core import hosts
 from specjax.core.sharding import axis_size, parse_mesh, use_mesh
 from specjax.train import lm, loop
 from specjax.train import tokenizer as bpe
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
     """Trains, or resumes, and exports."""
     with cli.one_line_errors():
-        board = tensorboard(workdir) if config.tensorboard else None
+        board = tensorboard(workdir) if config.tensorboard and hosts.is_first() else None
         corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
         print(f"corpus: {len(corpus.train)} files, hash {corpus.sha256}")
         loop.claim(workdir, {**identity(config), "corpus_sha256": corpus.sha256}, FREE)
@@ -85,7 +86,7 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
     loss, key = jax.jit(lm.make_objective(skeleton)), jax.random.key(0)
 
     def heldout_loss(state: lm.TrainState) -> float:
-        sums = [loss(state.params, b, None, key)[:2] for b in heldout_batches]
+        sums = hosts.fetch([loss(state.params, b, None, key)[:2] for b in heldout_batches])
         totals, weights = zip(*sums, strict=True)
         return float(np.sum(totals) / np.sum(weights))
 
@@ -111,11 +112,11 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         bits = final / math.log(2) * len(heldout) / letters
         print(f"held-out loss {final:.4f} nats a token, {bits:.4f} bits a byte")
     if _EXPORT_DIR.value:
-        save_pretrained(
-            skeleton.module(state.params),
-            _EXPORT_DIR.value,
-            tokenizer=tokens,
-            tokenizer_settings=bpe.settings(config.model["max_position_embeddings"]),
+        module, place = skeleton.module(hosts.fetch(state.params)), _EXPORT_DIR.value
+        said = bpe.settings(config.model["max_position_embeddings"])
+        hosts.first_writes(
+            "export",
+            lambda: save_pretrained(module, place, tokenizer=tokens, tokenizer_settings=said),
         )
         print(f"exported to {_EXPORT_DIR.value}")
 
@@ -130,7 +131,7 @@ def _tokenizer(config: LMConfig, corpus: Corpus, workdir: Path) -> Tokenizer:
         tokens = bpe.train_tokenizer(corpus.train.values(), config.model["vocab_size"])
     if tokens.get_vocab_size() != config.model["vocab_size"]:
         raise ValueError(f"The tokenizer has {tokens.get_vocab_size()} tokens, not vocab_size.")
-    tokens.save(str(workdir / "tokenizer.json"))
+    hosts.first_writes("tokenizer.json", lambda: tokens.save(str(workdir / "tokenizer.json")))
     return tokens
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 from experiments import cli
 from experiments.progress import progress
+from specjax.core import launch
 from specjax.train import lm, loop
 from specjax.train.config import DrafterConfig, LMConfig
 
@@ -43,7 +43,7 @@ def train(
     except loop.Stopped as stopped:
         print(f"stopped: {stopped}", file=sys.stderr, flush=True)
         # JAX may crash when Python is torn down under a program of its own that still runs.
-        os._exit(130 if stopped.signum == signal.SIGINT else RESUMABLE)
+        launch.exit_together(130 if stopped.signum == signal.SIGINT else RESUMABLE)
     except (loop.SaveFailed, FloatingPointError) as error:
         cli.fail(str(error))
 

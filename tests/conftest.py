@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # `experiments` is run from the checkout, never installed
 
-collect_ignore = ["multidevice"]  # run by test_multidevice in a process of its own
+# multidevice: run by test_multidevice in a process of its own; long: pytest -n 0 tests/long
+collect_ignore = ["multidevice", "long"]
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")

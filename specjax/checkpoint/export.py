@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from specjax.core import hosts
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
@@ -127,7 +127,7 @@ def named_tensors(state: Any, dtype: Any = None) -> dict[str, np.ndarray]:
     tensors = {}
     for path, parameter in nnx.to_flat_state(state):
         name, value = ".".join(map(str, path)), parameter.get_value()
-        value = np.asarray(jax.device_get(value if dtype is None else value.astype(dtype)))
+        value = hosts.fetch(value if dtype is None else value.astype(dtype))
         if not np.isfinite(value.astype(np.float32)).all():
             raise ValueError(f"{name} has values that are not finite; nothing was written.")
         tensors[name] = np.ascontiguousarray(value)

@@ -87,6 +87,15 @@ def leave() -> None:
         _lifeline.close()
 
 
+def exit_together(status: int) -> NoReturn:
+    """`leave`, and the end of every process without Python's and JAX's own."""
+    leave()
+    if _lifeline is not None:
+        _lifeline.outlive()
+    sys.stdout.flush()
+    os._exit(status)
+
+
 def fail(message: str, status: int) -> NoReturn:
     """Ends this process and all others, which print the message; does not wait for anything."""
     sys.stdout.flush()
@@ -161,14 +170,16 @@ class Lifeline:
         status = said.get("status", 1)
         os.write(self._stderr, f"error: process {by}: {reason}\n".encode(errors="replace"))
         self._send({"failed": reason, "status": status, "process": by})
-        if (
-            0 not in self._lines
-        ):  # the coordination service ends with this process: after the others
-            self._wait_for_silence()
+        self.outlive()
         os._exit(status)
 
-    def _wait_for_silence(self) -> None:
-        """Until the others have closed their ends, or for a moment."""
+    def outlive(self) -> None:
+        """Process 0, whose end is that of the coordination service, waits a moment for the others.
+
+        They close their connections when they end.
+        """
+        if 0 in self._lines:
+            return
         deadline = time.monotonic() + _GOODBYE
         for line in self._lines.values():
             with contextlib.suppress(OSError):

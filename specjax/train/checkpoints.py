@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from specjax.core import hosts
 from specjax.core.files import read_json, write_atomically
 from specjax.train.lm import TrainState
 
@@ -78,7 +79,7 @@ class Checkpoints:
         )
         try:
             self._manager.save(step, args=items, force=True)
-            self._note_sums()
+            hosts.first_writes("sums of checkpoints", self._note_sums)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
             self._remove_unfinished(step)
             reason = " ".join(str(error).split())
@@ -122,26 +123,40 @@ class Checkpoints:
         Raises:
           ValueError: in one line, if a checkpoint is undamaged but of another model.
         """
-        sums = self._sums()
-        for step in self._steps():
-            path, expected = self._directory / str(step), sums.get(str(step))
-            if expected is not None and _sums(path) != expected:
-                self._set_aside(path, "its files are not those that were written")
-                continue
-            when = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+        while True:
+            newest = hosts.from_first("newest checkpoint", self._newest)
+            if newest["set_aside"]:
+                self._manager.close()
+                self._open()
+            if newest["step"] is None:
+                return Restored(like, None)
+            path = self._directory / str(newest["step"])
             try:
-                return dataclasses.replace(
-                    self._read(step, like), saved=when.isoformat(" ", "seconds")
-                )
+                return dataclasses.replace(self._read(newest["step"], like), saved=newest["saved"])
             except Exception as error:  # Orbax and tensorstore raise whatever they met
                 reason = " ".join(str(error).split())[:200]
-                if expected is not None:
+                if newest["has_sums"] or hosts.count() > 1:  # others may have read it
                     raise ValueError(
                         f"{path} is whole, but holds no state of this run ({reason}); use another "
                         "--workdir."
                     ) from error
                 self._set_aside(path, reason)
-        return Restored(like, None)
+                self._manager.close()
+                self._open()
+
+    def _newest(self) -> dict[str, Any]:
+        """The newest checkpoint whose files are those that were written; others are set aside."""
+        sums, found = self._sums(), False
+        for step in self._steps():
+            path, expected = self._directory / str(step), sums.get(str(step))
+            if expected is not None and _sums(path) != expected:
+                self._set_aside(path, "its files are not those that were written")
+                found = True
+                continue
+            when = datetime.datetime.fromtimestamp(path.stat().st_mtime)
+            saved, known = when.isoformat(" ", "seconds"), expected is not None
+            return {"step": step, "saved": saved, "has_sums": known, "set_aside": found}
+        return {"step": None, "set_aside": found}
 
     def _read(self, step: int, like: TrainState) -> Restored:
         abstract = jax.tree.map(
@@ -158,8 +173,6 @@ class Checkpoints:
         aside = path.with_name(f"damaged-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        self._manager.close()
-        self._open()
         self._say(f"The checkpoint {path} is damaged ({reason}): it is now {aside.name}.")
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.core import hosts
 from specjax.core.sharding import axis_size
 from specjax.core.types import Array
 from specjax.drafters.lm import LM
@@ -149,7 +150,7 @@ class PredictedTau:
         self._matches = jax.jit(lambda params, batch, net: objective.matches(params, batch, net))
 
     def __call__(self, params: lm.Params, target: Frozen) -> Replay:
-        found = [np.asarray(self._matches(params, b, target)) for b in self._batches]
+        found = [hosts.fetch(self._matches(params, b, target)) for b in self._batches]
         matches = np.concatenate(found)[: len(self._lengths)]
         return replay(matches, self._prompts, self._lengths)
 
@@ -178,5 +179,5 @@ class HeldoutLoss:
     def __call__(self, params: lm.Params, target: Frozen) -> float:
         keys = [jax.random.key(i) for i in range(len(self._batches))]
         sums = [self._sums(params, b, target, k) for b, k in zip(self._batches, keys, strict=True)]
-        totals, weights = np.array(jax.device_get(sums)).T
+        totals, weights = np.array(hosts.fetch(sums)).T
         return float(totals.sum() / weights.sum())

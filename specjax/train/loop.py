@@ -13,11 +13,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
-import jax
 import numpy as np
 
+from specjax.core import hosts
 from specjax.core.files import read_json, write_atomically
 from specjax.train.checkpoints import Checkpoints, SaveFailed
 from specjax.train.lm import Sums, TrainState
@@ -58,10 +58,16 @@ class ByStep:
 
 
 class MetricsLog:
-    """One JSON object a line, in the order of the steps; lines past ``step`` are cut off."""
+    """One JSON object a line, in the order of the steps; lines past ``step`` are cut off.
+
+    Of several processes the first one writes; on the others all of this does nothing.
+    """
 
     def __init__(self, path: Path, step: int):
-        self._path, kept = path, []
+        self._path, kept = path, list[str]()
+        self._file: TextIO | None = None
+        if not hosts.is_first():
+            return
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 record = json.loads(line)
@@ -74,6 +80,8 @@ class MetricsLog:
 
     def write(self, record: Record) -> None:
         """Raises SaveFailed if the file system does not take it."""
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
@@ -86,10 +94,12 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Lines up to here are on disk; called before a checkpoint that lies past them."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Interval:
@@ -118,7 +128,7 @@ class Interval:
 
     def _add(self) -> dict[str, float]:
         sums = dict(self._sums)
-        for part in jax.device_get(self._parts):
+        for part in hosts.fetch(self._parts):
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return sums
@@ -260,9 +270,13 @@ def claim(workdir: Path, identity: Record, free: Iterable[str] = ()) -> None:
     Raises:
       ValueError: if the directory holds another run, or its run.json is damaged.
     """
+    identity = json.loads(json.dumps(identity))
+    hosts.first_writes("run.json", lambda: _claim(workdir, identity, free))
+
+
+def _claim(workdir: Path, identity: Record, free: Iterable[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "run.json"
-    identity = json.loads(json.dumps(identity))
     if not path.exists():
         write_atomically(path, json.dumps(identity, indent=1) + "\n")
         return

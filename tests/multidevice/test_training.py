@@ -47,6 +47,11 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind):
             rows = Windows(stream, 16, where="text")
             data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
             step = lm.make_step(trainee.objective, optimizer)
+            if mesh is not None and kind == "dflash":
+                # Between processes on CPU it would be silently wrong (jax issue 40830).
+                text = step.lower(state, next(data), target.net).compile().as_text()
+                assert "all-reduce" in text and "reduce-scatter" not in text
+                data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
             losses = []
             for _ in range(3):
                 state, sums = step(state, next(data), target.net)

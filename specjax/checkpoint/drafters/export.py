@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from specjax.checkpoint.drafters.layouts import Layout
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.checkpoint.export import named_tensors, save_pretrained
+from specjax.core import hosts
 from specjax.core.files import hold, try_directory
 from specjax.core.types import KINDS
 from specjax.models.drafts.dflash import DFlashConfig
@@ -93,11 +95,13 @@ def save_drafter(
         raise ValueError(f"format={format!r}: {name} {known}.")
     spec.bind(target, KINDS[0])
     directory = Path(directory)
-    _refuse_strangers(directory)
+    hosts.first_writes("export", lambda: _refuse_strangers(directory))
     stored = None if dtype is None else _read_dtype(dtype)
     if hasattr(spec, "model"):
         stored = stored or spec.model.dtype
-        _write(directory, lambda whole: _write_model(spec.model, whole, stored))
+        model = dataclasses.replace(spec.model, net=hosts.fetch(spec.model.net))
+        put: Callable[[Path], None] = lambda whole: _write_model(model, whole, stored)
+        hosts.first_writes("export", lambda: _write(directory, put))
         return
     tensors = named_tensors(spec.net.params, stored)
     layout = _WRITERS[type(spec.net.config)][format](spec, tensors, target, verifier or target.name)
@@ -105,7 +109,7 @@ def save_drafter(
     layout.config["dtype"] = name
     if "transformer_layer_config" in layout.config:
         layout.config["transformer_layer_config"]["dtype"] = name
-    _write(directory, lambda whole: _write_layout(layout, whole))
+    hosts.first_writes("export", lambda: _write(directory, lambda w: _write_layout(layout, w)))
 
 
 def _read_dtype(dtype: Any) -> np.dtype:

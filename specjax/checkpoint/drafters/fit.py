@@ -13,6 +13,7 @@ import numpy as np
 from specjax.checkpoint.drafters.source import Source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.safetensors_reader import Tensor
+from specjax.core import hosts
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig, read_decoder_config
 
@@ -149,7 +150,7 @@ def same_table(tensor: Tensor, table: Array) -> bool:
         return False
     stored = tensor.read()
     return all(
-        np.array_equal(stored[i : i + _ROWS].astype(table.dtype), np.asarray(table[i : i + _ROWS]))
+        np.array_equal(stored[i : i + _ROWS].astype(table.dtype), hosts.fetch(table[i : i + _ROWS]))
         for i in range(0, tensor.shape[0], _ROWS)
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from specjax.checkpoint.drafters.layouts import (
@@ -16,6 +15,7 @@ from specjax.checkpoint.drafters.layouts import (
     vocabulary_maps,
 )
 from specjax.checkpoint.export import rope_scaling
+from specjax.core import hosts
 from specjax.models.drafts.eagle3 import Eagle3Config
 
 
@@ -59,7 +59,7 @@ def speculators(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layo
     """
     c: Eagle3Config = spec.net.config
     if not c.own_embedding:
-        table = np.asarray(jax.device_get(target.net.vocabulary.embedding))
+        table = hosts.fetch(target.net.vocabulary.embedding)
         tensors = {**tensors, "embed_tokens.weight": np.ascontiguousarray(table)}
     no = refuser("speculators", spec)
     no(c.target_hidden_size != c.backbone.hidden_size, "a width other than the target's")

@@ -1,4 +1,4 @@
-"""Rows shuffled, shared among hosts and stacked into batches by grain, which can also resume."""
+"""Rows shuffled, shared by processes and stacked into batches by grain, which can also resume."""
 
 from __future__ import annotations
 
@@ -18,32 +18,38 @@ from specjax.train.objectives.base import Batch
 class Batches:
     """Endless batches `Batch` [A, B, T], rows in a new order every epoch.
 
-    The order is a function of the seed alone: each of several hosts reads its share of every batch,
-    so a run may continue on another number of them.
+    Batches are a function of the seed alone: each of several processes reads the rows that belong
+    to its devices, so a run may continue on another number of them.
     """
 
     def __init__(self, rows: Rows, *, micro: int, accumulate: int, seq_len: int, seed: int):
         """Batches of ``accumulate`` x ``micro`` rows of ``seq_len`` tokens.
 
         Raises:
-          ValueError: if hosts or the data axis of the mesh do not divide the rows.
+          ValueError: if the data axis of the mesh does not divide the rows.
         """
-        hosts, host = jax.process_count(), jax.process_index()
         mesh = jax.sharding.get_mesh()
         shards = 1 if mesh.empty else mesh.shape["data"]
-        if micro % shards or micro % hosts:
+        if micro % shards:
             raise ValueError(
-                f"--config.rows={micro}: the mesh has {shards} data shards on {hosts} hosts, which "
-                "must divide it; take a multiple."
+                f"--config.rows={micro}: the mesh has {shards} data shards, which must divide it; "
+                "take a multiple."
             )
-        self._shape = (accumulate, micro // hosts)
-        self._mesh = None if mesh.empty else mesh
+        self._shape = (accumulate, micro)
+        self._sharding = None
+        mine = list(range(micro))
+        if not mesh.empty:
+            self._sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+            held = self._sharding.addressable_devices_indices_map(self._shape).values()
+            mine = sorted({row for at in held if at for row in range(*at[1].indices(micro))})
+        self._places = {row: place for place, row in enumerate(mine)}
 
         def read(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
             return rows.row(index, rng).padded(seq_len)
 
         dataset = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-        dataset = dataset.random_map(read)[host::hosts].batch(accumulate * micro // hosts)
+        dataset = grain.MapDataset.source(_Share(dataset.random_map(read), micro, mine))
+        dataset = dataset.batch(accumulate * len(mine))
         # Reading is cheap: one thread, one batch ahead.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         self._iterator: Any = iter(dataset.to_iter_dataset(options))
@@ -53,17 +59,38 @@ class Batches:
         return Batch(**{name: self._place(value) for name, value in fields.items()})
 
     def _place(self, value: np.ndarray) -> jax.Array:
-        value = value.reshape(*self._shape, *value.shape[1:])
-        if self._mesh is None:
+        value = value.reshape(self._shape[0], -1, *value.shape[1:])
+        if self._sharding is None:
             return jnp.asarray(value)
-        sharding = NamedSharding(self._mesh, PartitionSpec(None, "data"))
-        return jax.make_array_from_process_local_data(sharding, value)
+
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            rows = range(*index[1].indices(self._shape[1]))
+            return value[:, [self._places[row] for row in rows]]
+
+        shape = (*self._shape, *value.shape[2:])
+        return jax.make_array_from_callback(shape, self._sharding, shard)
 
     def get_state(self) -> Any:
         return self._iterator.get_state()
 
     def set_state(self, state: Any) -> None:
         self._iterator.set_state(state)
+
+
+class _Share:
+    """Some rows of every micro-batch, one micro-batch after the other."""
+
+    def __init__(self, rows: Any, micro: int, mine: Sequence[int]):
+        """``rows`` is an endless sequence; ``mine`` are places in a micro-batch."""
+        self._rows, self._micro, self._mine = rows, micro, mine
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._micro * len(self._mine)
+
+    def __getitem__(self, index: int) -> Any:
+        batch, place = divmod(index, len(self._mine))
+        return self._rows[batch * self._micro + self._mine[place]]
 
 
 def stack(rows: Sequence[Row], seq_len: int) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from specjax.train.data.holdout import split_lines, split_text
 from specjax.train.data.jsonl import Line, Lines
-from specjax.train.data.rows import Fixed, Joined, Row, Rows, Windows
+from specjax.train.data.rows import Fixed, Joined, Row, Rows, Windows, heldout_rows
 from specjax.train.data.text import Speech, encode, read_texts
 
 # Reads the rows of one .jsonl file.
@@ -113,6 +114,14 @@ class Sources:
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return encode(self._speech, texts, cache=self._cache, say=self.notes.append)
+
+    def digest(self) -> list[int]:
+        """Numbers that another text hardly has: how many rows, and the sums of a few of them."""
+        numbers = []
+        for rows in (self.train, self.heldout):
+            some = heldout_rows(rows, 16)
+            numbers += [len(rows), *(zlib.crc32(row.tokens.tobytes()) for row in some)]
+        return numbers
 
     def prompts(self, num: int, num_tokens: int) -> list[list[int]]:
         """``num`` held-out prompts: the beginnings of dialogues, and pieces of ``num_tokens``.

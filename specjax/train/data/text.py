@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from specjax.core import hosts
 from specjax.core.files import read_bytes, read_text, write_atomically
 from specjax.train.corpus import load_corpus
 
@@ -89,6 +90,8 @@ def encode(
         note = f"{path}: a damaged token cache ({error}); it is made again"
         say(note) if say else print(note, file=sys.stderr, flush=True)
     documents = [speech.document(text) for text in texts]
+    if not hosts.is_first():
+        return documents
     # A cache that cannot be written is none.
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)

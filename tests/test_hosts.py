@@ -1,0 +1,216 @@
+"""Several processes: where each stands, how they meet, write one text, and end together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import several
+
+import specjax
+from experiments import cli
+from specjax.core import hosts, launch
+from specjax.core.cluster import find_place
+from specjax.core.launch import Place
+from specjax.measure import trace_file
+
+SLURM = {
+    "SLURM_JOB_ID": "70000",
+    "SLURM_STEP_NODELIST": "node[07-09],other",
+    "SLURM_NTASKS": "3",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+NEWER_MPI = {k: v for k, v in OPEN_MPI.items() if k != "OMPI_MCA_orte_hnp_uri"}
+ADDRESS = "10.0.0.1:1234"
+
+
+@pytest.mark.parametrize(
+    "given, environment, place",
+    [
+        ((None, None, None), {}, None),
+        ((ADDRESS, 1, 0), {}, None),
+        ((None, 1, None), SLURM, None),  # one process alone, in the midst of others
+        ((ADDRESS, 2, 1), {}, (ADDRESS, 2, 1, None)),
+        ((ADDRESS, 2, 1), SLURM, (ADDRESS, 2, 1, None)),  # flags win
+        ((None, None, None), SLURM, (f"node07:{61440 + 70000 % 4096}", 3, 2, (0,))),
+        (("auto", None, None), SLURM, (f"node07:{61440 + 70000 % 4096}", 3, 2, (0,))),
+        ((None, None, None), {**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, None),  # a shell of a job
+        ((None, None, None), {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "3"}, None),  # a login shell
+        (
+            (None, None, None),  # one process a node: all of its GPUs
+            {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x3)", "SLURM_GPUS_ON_NODE": "4"},
+            (f"node07:{61440 + 70000 % 4096}", 3, 2, (0, 1, 2, 3)),
+        ),
+        ((None, None, None), OPEN_MPI, (f"10.96.0.1:{61440 + 373920 % 4096}", 4, 1, (1,))),
+        ((ADDRESS, None, None), NEWER_MPI, (ADDRESS, 4, 1, None)),
+        ((None, None, None), {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ],
+)
+def test_a_process_finds_its_place(given, environment, place, monkeypatch) -> None:
+    for name in {**SLURM, **OPEN_MPI}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = find_place(*given, environment)
+    if place is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert tuple(vars(found).values()) == place
+
+
+@pytest.mark.parametrize(
+    "given, environment, said",
+    [
+        ((ADDRESS, 2, 2), {}, "--process_id=2: must be from 0 to 1"),
+        ((ADDRESS, 2, -1), {}, "--process_id=-1"),
+        ((ADDRESS, 0, 0), {}, "--num_processes=0"),
+        ((ADDRESS, 2, None), {}, "needs --process_id"),
+        ((ADDRESS, None, 1), {}, "needs --num_processes"),
+        ((ADDRESS, None, None), {}, "needs --num_processes"),
+        ((None, 2, 0), {}, "need --coordinator=HOST:PORT"),
+        ((None, None, 0), {}, "need --coordinator=HOST:PORT"),
+        (("10.0.0.1", 2, 0), {}, "not HOST:PORT"),
+        (("10.0.0.1:99999", 2, 0), {}, "not HOST:PORT"),
+        ((":1234", 2, 0), {}, "not HOST:PORT"),
+        (("auto", 2, None), {}, "leave them out"),
+        (("auto", None, None), {}, "JAX finds no coordinator here"),
+        ((None, None, None), NEWER_MPI, "Open MPI started 4 processes, but JAX finds no coord"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(given, environment, said, monkeypatch) -> None:
+    for name in {**SLURM, **OPEN_MPI}:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match=said):
+        find_place(*given, environment)
+
+
+def test_the_processes_are_told_the_same() -> None:
+    line = ["x.py", "--seed=3", "--process_id", "1", "--num_processes=2", "--details"]
+    assert cli.shared_arguments(line) == ["--details", "--seed=3"]
+    assert cli.shared_arguments([*line, "--coordinator", ADDRESS]) == ["--details", "--seed=3"]
+
+
+def test_alone_nothing_is_waited_for() -> None:
+    value = object()
+    assert hosts.is_first() and hosts.count() == 1
+    assert hosts.from_first("anything", lambda: value) is value
+    hosts.barrier("nobody else", timeout=0.0)
+    hosts.check_alike("objects", value)
+    launch.leave()
+
+
+def meet(told: dict[int, dict], num: int, ids: list[int], counts: list[int] | None = None):
+    """What each of some processes, here threads, is told when they meet."""
+    port = several.free_port()
+    ends: list[object] = [None] * len(ids)
+
+    def come(i: int) -> None:
+        place = Place(f"127.0.0.1:{port}", (counts or [num] * len(ids))[i], ids[i])
+        try:
+            deadline = time.monotonic() + launch.MEETING
+            given = told.get(i, {"seed": 1})
+            first = ids[i] == 0
+            lines = launch._receive(place, given, deadline) if first else launch._meet(place, given)
+            ends[i] = sorted(lines)
+            for line in lines.values():
+                line.close()
+        except ValueError as error:
+            ends[i] = str(error)
+
+    threads = [threading.Thread(target=come, args=(i,)) for i in range(len(ids))]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    return ends
+
+
+@pytest.mark.parametrize(
+    "told, ids, counts, said",
+    [
+        ({}, [0, 1, 1], None, "--process_id=1 was given to two processes"),
+        (
+            {},
+            [0, 1, 2],
+            [3, 3, 4],
+            "process 2 was started with --num_processes=4, process 0 with 3",
+        ),
+        ({2: {"seed": 2}}, [0, 1, 2], None, "process 2 was started with another seed"),
+        ({}, [0, 2], None, "process 1 did not come to 127.0.0.1"),
+        ({}, [1, 2], None, "no process 0 answers there"),
+    ],
+)
+def test_processes_that_do_not_fit_are_told_so(told, ids, counts, said, monkeypatch) -> None:
+    monkeypatch.setattr(launch, "MEETING", 1.5)
+    assert all(said in str(end) for end in meet(told, 3, ids, counts))
+
+
+def test_processes_meet_in_any_order(monkeypatch) -> None:
+    monkeypatch.setattr(launch, "MEETING", 20.0)
+    assert meet({}, 3, [2, 1, 0]) == [[0], [0], [1, 2]]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other(victim: int) -> None:
+    ends = several.start(2, ["tests/dying.py", str(victim)], timeout=100.0)
+    other = ends[1 - victim]
+    assert ends[victim].status == -9
+    assert other.status not in (0, -9) and other.seconds < 60.0
+    if victim == 1:
+        assert "error: process 1: died without a word" in other.stderr
+    else:  # JAX's own client may be quicker to say so
+        assert "process 0: died" in other.stderr or "another task died" in other.stderr
+
+
+PROMPTS = ["def area(", "class Stack:\n", "import os", "for i in range(", "def main():\n    "]
+
+
+def test_two_processes_write_the_text_of_one(tmp_path: Path) -> None:
+    asked = tmp_path / "prompts.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    output, trace = tmp_path / "texts.jsonl", tmp_path / "trace.jsonl"
+    arguments = ["-m", "experiments.generate", "--mesh=data:2", "--drafter=dflash"]
+    arguments += ["--dtype=float32", "--max_new_tokens=24", "--config.batch_size=4"]
+    arguments += ["--config.stop=('return',)", "--config.compare_plain=False"]
+    arguments += [f"--prompt_file={asked}", f"--output={output}", f"--trace={trace}"]
+    ends = several.start(2, arguments)
+    assert [e.status for e in ends] == [0, 0], [e.stderr for e in ends]
+    assert "tau " in ends[0].stdout and not ends[1].stdout
+
+    target = specjax.load("demo:target", dtype="float32")
+    spec = specjax.load_drafter("demo:dflash", target)
+    alone = specjax.generate(
+        target, spec, PROMPTS, max_new_tokens=24, stop=["return"], seed=list(range(5))
+    )
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["prompt"] for r in records] == PROMPTS
+    assert [r["text"] for r in records] == alone.text
+    assert [r["tokens"] for r in records] == alone.tokens
+    assert trace_file.load(trace).tau == pytest.approx(alone.tau)
+
+
+def test_a_script_for_one_process_says_so() -> None:
+
+    command = [sys.executable, "-m", "experiments.report", f"--coordinator={ADDRESS}"]
+    done = subprocess.run(
+        [*command, "--num_processes=2", "--process_id=0"],
+        cwd=several.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: experiments.report runs as one process")
