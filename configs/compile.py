@@ -5,6 +5,7 @@ one for each embedding, bytes within 1.3x of the floor. Cost: minutes of compila
 model, seconds with --config.layers=4; no memory beyond the compiler's own.
 
   python -m experiments.compile --topology=v5e:2x4 --mesh=data:1,model:8 --config.drafter=none
+  python -m experiments.compile --topology=local --config.target=path/to/Qwen3-8B --config.layers=2
   python -m experiments.compile --topology=v5p:2x2x4 --mesh=data:1,model:16 \\
       --config.target=llama-3.1-70b --config.layers=4
 """
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    config.target = "llama-3.1-8b"  # a name in specjax/models/shapes.py
+    config.target = "llama-3.1-8b"  # a directory with a config.json, or a name of models/shapes.py
     config.layers = 0  # of the target; 0: all of them
     config.dtype = "bfloat16"  # of weights, activations and caches
 

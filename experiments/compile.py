@@ -6,6 +6,10 @@ what it cannot do without, and copies of caches, of which there should be none.
 
   python -m experiments.compile --topology=v5e:2x4 --mesh=data:1,model:8 --output=report.json
   python -m experiments.compile --topology=local --config.target=tiny --config.dtype=float32
+  python -m experiments.compile --topology=local --config.target=DIR --config.layers=2
+
+DIR holds a config.json; its weights are not read. Defaults that are too large for the target are
+taken smaller, with a word.
 
 Needs the TPU compiler (pip install 'specjax[tpu]') but no TPU; --topology=local does without. A
 whole 8B model takes a few minutes on 2 cores, four layers of it (--config.layers=4) half a minute.
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +30,12 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
+from experiments import cli, overrides
 from specjax.compiler import report as reports
 from specjax.compiler import topology as topologies
 from specjax.compiler.abstract import Setup
 from specjax.compiler.programs import Compiled
+from specjax.compiler.target import shrink
 from specjax.core.files import write_atomically
 from specjax.core.sharding import mesh_sizes
 
@@ -48,11 +54,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     console = Console(highlight=False)
     with cli.one_line_errors():
-        setup = read_setup()
+        sizes = mesh_sizes(_MESH.value)
+        setup, notes = read_setup(sizes.get("model", 1))
         if _TOPOLOGY.value != "local":  # a TPU that is here is not needed, and may be in use
             jax.config.update("jax_platforms", "cpu")
         topology = topologies.find(_TOPOLOGY.value)
-        mesh = topology.mesh(**mesh_sizes(_MESH.value))
+        mesh = topology.mesh(**sizes)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         report = reports.make(
             setup, topology, mesh, done=lambda c: progress(console, c), hlo_text=keep
         )
@@ -61,16 +70,22 @@ def main(argv: Sequence[str]) -> None:
     show(console, report)
 
 
-def read_setup() -> Setup:
-    """The fields of --config. Raises ValueError if some are missing or unknown."""
+def read_setup(shards: int) -> tuple[Setup, list[str]]:
+    """The fields of --config, defaults shrunk to the target, and a word on each that was.
+
+    Raises:
+      ValueError: in one line, if some are missing or unknown, or have no possible value.
+    """
     given = _CONFIG.value.to_dict()
     wanted = {field.name for field in dataclasses.fields(Setup)}
     for name in sorted(given.keys() ^ wanted):
         what = "lacks the field" if name in wanted else "has the unknown field"
         raise ValueError(f"--config {what} {name!r}; start from a copy of {DEFAULT_CONFIG}.")
-    setup = Setup(**given)
+    Setup(**given).check()
+    made, notes = shrink(given, overrides.load(str(DEFAULT_CONFIG)).to_dict(), shards=shards)
+    setup = Setup(**made)
     setup.check()
-    return setup
+    return setup, notes
 
 
 def progress(console: Console, compiled: Compiled) -> None:

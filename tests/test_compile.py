@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from specjax.compiler.abstract import Setup
 from specjax.core.platform import trace_for
 from specjax.core.program import Program, compiler_options
 from specjax.core.sharding import mesh_sizes
+from specjax.models.shapes import SHAPES
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "compile.py"
 
@@ -272,9 +274,64 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_compiled() -> None:
         slice_of(8, 1).mesh(**mesh_sizes("data:2,model:8"))
 
 
+def settings_of(*arguments: str) -> tuple[Setup, list[str]]:
+    """What the script compiles, by its flags."""
+    line = ["compile", f"--config={CONFIG}", *arguments]
+    with script("compile") as module, flagsaver.flagsaver():
+        with mock.patch.object(sys, "argv", line):
+            flags.FLAGS.unparse_flags()
+            module.cli.parse(line)
+            found: tuple[Setup, list[str]] = module.read_setup(1)
+        flags.FLAGS.mark_as_parsed()
+    return found
+
+
+@pytest.mark.parametrize("drafter", ["none", "dflash", "eagle3"])
+def test_every_shape_and_every_directory_fits_the_defaults(drafter: str, tmp_path: Path) -> None:
+    """Nothing is compiled: what would be is laid out."""
+    config = {**SHAPES["qwen3-0.6b"], "num_hidden_layers": 2, "max_position_embeddings": 512}
+    config |= {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 640}
+    config["layer_types"] = ["full_attention"] * 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    here = topology.find("local")
+    for name in SHAPES:  # as they are, without being laid out
+        assert (
+            settings_of(f"--config.target={name}", f"--config.drafter={drafter}")[0].slots == 4096
+        )
+    for name in ("tiny", "qwen3-32b", "demo:target", str(tmp_path / "config.json")):
+        given = (f"--config.target={name}", f"--config.drafter={drafter}", "--config.layers=2")
+        setup, _ = settings_of(*given)
+        session, _ = report.plan(setup, dataclasses.replace(here, hbm_bytes=None), None)
+        assert session.drafter.num_draft == (0 if drafter == "none" else 15)
+    setup, notes = settings_of(
+        f"--config.target={tmp_path}", f"--config.drafter={drafter}", "--config.layers=1"
+    )
+    assert (setup.slots, setup.context, setup.layers) == (512, 384, 1)
+    assert notes[:2] == [
+        "slots is 512 instead of 4096: the target ends at 512 tokens.",
+        "context is 384 instead of 3072: three quarters of 512 slots.",
+    ]
+    fields = {"none": [], "dflash": ["draft_taps is 1"], "eagle3": ["draft_vocab is 640"]}[drafter]
+    assert [note.partition(" instead")[0] for note in notes[2:]] == fields
+
+
+def test_the_examples_of_the_script_are_right() -> None:
+    with script("compile") as module:
+        told = module.__doc__.replace("\\\n", " ")
+    examples = re.findall(r"python -m experiments\.compile(.*)", told)
+    assert len(examples) == 3
+    for example in examples[:2]:
+        given = [a for a in example.split() if a.startswith("--config.")]
+        setup, _ = settings_of(*given)
+        report.plan(setup, dataclasses.replace(topology.find("local"), hbm_bytes=None), None)
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
+        (["--config.target=/nowhere"], "a directory with a config"),
+        (["--config.target=TMP"], "model_type 'gpt2' is not supported"),
+        (["--config.draft_taps=4"], "draft_taps=4: the target has 2 layers"),
         (["--topology=v9x:2x2"], "not CHIP:SIZES"),
         (["--topology=v5e"], "not CHIP:SIZES"),
         (["--mesh=pipeline:2"], "is not AXIS:SIZE"),
@@ -284,8 +341,10 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_compiled() -> None:
     ],
 )
 def test_the_script_says_what_is_wrong_in_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    arguments = [a.replace("TMP", str(tmp_path)) for a in arguments]
     line = ["compile", f"--config={CONFIG}", "--config.target=tiny", *arguments]
     with script("compile") as module, flagsaver.flagsaver():
         # Config flags look for their overrides in sys.argv.

@@ -19,13 +19,14 @@ from jax.sharding import Mesh
 from specjax import decode
 from specjax.checkpoint.assemble import on_mesh
 from specjax.checkpoint.load import Model
+from specjax.compiler.target import plain_config, read_target
 from specjax.core import sharding
 from specjax.core.keys import row_keys
 from specjax.drafters import DFlash, Eagle3, NoDraft, dflash, eagle3
-from specjax.models import FAMILIES, Frozen
+from specjax.models import Frozen
+from specjax.models import family as registered
 from specjax.models.drafts.dflash import DFlashNet
 from specjax.models.drafts.eagle3 import Eagle3Net
-from specjax.models.shapes import SHAPES
 from specjax.sampling import Options, make_sampling
 from specjax.session import CHUNKS, Row, choose
 
@@ -58,7 +59,7 @@ class Setup:
             if not ok:
                 raise ValueError(f"--config.{name}={getattr(self, name)!r}: must be {rule}.")
 
-        need(self.target in SHAPES, "target", f"one of {', '.join(SHAPES)}")
+        read_target(self.target, self.layers)
         need(self.drafter in BUILDERS, "drafter", f"one of {', '.join(BUILDERS)}")
         need(self.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
         need(self.programs in ("all", "run"), "programs", "all or run")
@@ -92,10 +93,9 @@ def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
       ValueError: in one line, on sizes that do not fit together.
     """
     setup.check()
-    raw = dict(SHAPES[setup.target])
-    raw["num_hidden_layers"] = setup.layers or raw["num_hidden_layers"]
-    family, dtype = FAMILIES[raw["model_type"]], jnp.dtype(setup.dtype)
-    plain = family.read_config(raw)
+    raw = read_target(setup.target, setup.layers)
+    family, dtype = registered(raw.get("model_type")), jnp.dtype(setup.dtype)
+    plain = plain_config(setup.target, setup.layers)
     if setup.slots > plain.max_position_embeddings:
         raise ValueError(
             f"--config.slots={setup.slots}: {setup.target} ends at"

@@ -1,0 +1,95 @@
+"""The target that is compiled: a known shape, or whatever has a config.json; no weights are read.
+
+Sizes that a config has by default are those of large models. Where the target is smaller, defaults
+shrink to what it has, and say so; what was asked for is refused instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from specjax.checkpoint.hf import read_json
+from specjax.checkpoint.load import locate
+from specjax.models import family
+from specjax.models.shapes import SHAPES
+
+
+def read_target(name: str, layers: int) -> dict[str, Any]:
+    """The config.json of ``name``: a shape, a directory, the file itself, or ``demo:target``.
+
+    Args:
+      name: of the target.
+      layers: instead of its own; 0: those.
+
+    Raises:
+      ValueError: in one line, if it is none of them or cannot be read.
+    """
+    raw = dict(SHAPES[name]) if name in SHAPES else _read(name)
+    if layers:
+        raw["num_hidden_layers"] = layers
+        for key, value in raw.items():
+            if key == "layer_types" and isinstance(value, list):
+                raw[key] = value[:layers]
+    return raw
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name).expanduser()
+    if name.startswith("demo:"):
+        path, _ = locate(name)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file() or path.suffix != ".json":
+        raise ValueError(
+            f"--config.target={name!r}: must be one of {', '.join(SHAPES)}, a directory with a "
+            "config.json, or demo:target."
+        )
+    return read_json(path)
+
+
+def plain_config(name: str, layers: int) -> Any:
+    """`read_target` as its family reads it. Raises ValueError."""
+    raw = read_target(name, layers)
+    try:
+        return family(raw.get("model_type")).read_config(raw)
+    except ValueError as error:
+        raise ValueError(f"--config.target={name}: {error}") from None
+
+
+def shrink(
+    settings: Mapping[str, Any], default: Mapping[str, Any], *, shards: int = 1
+) -> tuple[dict[str, Any], list[str]]:
+    """Settings that fit the target, and what was changed, in words.
+
+    Args:
+      settings: the fields of configs/compile.py.
+      default: its defaults: only fields that are still the same may change.
+      shards: devices of the mesh's model axis.
+
+    Raises:
+      ValueError: in one line, if there is no such target.
+    """
+    made = dict(settings)
+    plain = plain_config(str(made["target"]), int(made["layers"]))
+    notes = []
+    for field, most, why in _limits(made, plain, shards):
+        if made[field] > most and made[field] == default.get(field):
+            notes.append(f"{field} is {most} instead of {made[field]}: {why}.")
+            made[field] = most
+    return made, notes
+
+
+def _limits(made: Mapping[str, Any], plain: Any, shards: int) -> Iterator[tuple[str, int, str]]:
+    """(field, the most that fits, why); those that depend on another come behind it."""
+    longest = plain.max_position_embeddings
+    yield "slots", longest, f"the target ends at {longest} tokens"
+    # Read when it is asked for: slots may have shrunk.
+    yield "context", max(3 * made["slots"] // 4, 1), f"three quarters of {made['slots']} slots"
+    if made["drafter"] == "dflash":
+        yield "draft_taps", plain.num_layers, f"the target has {plain.num_layers} layers"
+    if made["drafter"] == "eagle3":
+        split = 1 if made["replicate_drafter"] else shards
+        most = plain.vocab_size // split * split
+        yield "draft_vocab", most, f"the target has {plain.vocab_size} tokens"
