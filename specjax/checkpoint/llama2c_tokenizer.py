@@ -37,6 +37,7 @@ class Llama2cTokenizer:
         # Text matches pieces of text only: it cannot spell a special token or a byte.
         self._ids = {p: i for i, p in enumerate(self._pieces) if i >= _FIRST_PIECE}
         self.vocab_size = len(self._pieces)
+        self.added = frozenset(range(_FIRST_BYTE))
         self.special_tokens: Mapping[str, int] = {
             piece.decode("utf-8", "replace").strip(): i
             for i, piece in enumerate(self._pieces[:_FIRST_BYTE])
@@ -65,6 +66,11 @@ class Llama2cTokenizer:
                 piece = piece.removeprefix(b" ")
             out.append(piece)
         return b"".join(out).decode("utf-8", "replace")
+
+    def tokens(self) -> dict[int, str]:
+        return {
+            i: piece.decode("utf-8", "backslashreplace") for i, piece in enumerate(self._pieces)
+        }
 
     def fingerprint(self) -> str:
         return digest(enumerate(p.hex() for p in self._pieces), self._scores)

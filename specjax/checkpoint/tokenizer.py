@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import tokenizers
 
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.hf import read_json
+from specjax.checkpoint.hf import read_config
+from specjax.core.files import is_there, read_text
 
+_PROBE = "A probe: 1+1=2, naïve\n"  # a tokenizer that panics should do so when it is loaded
 # Of a Hugging Face directory, those that say how text is read and conversations are written.
 FILES = (
     "tokenizer.json",
@@ -37,6 +41,11 @@ class Tokenizer(Protocol):
     # id -> byte of tokens that stand for a byte, where decoding reads a run of them as a whole: it
     # is UTF-8, or U+FFFD for each byte.
     byte_tokens: Mapping[int, int]
+    added: frozenset[int]  # ids that stand beside the vocabulary proper, special or not
+
+    def tokens(self) -> dict[int, str]:
+        """id -> its text, as the vocabulary spells it."""
+        ...
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
         """Token ids of a text.
@@ -82,16 +91,23 @@ class HfTokenizer:
         self.special_tokens: Mapping[str, int] = {
             token.content: i for i, token in added.items() if token.special
         }
+        self.added = frozenset(added)
         self.byte_tokens: Mapping[int, int] = _byte_tokens(inner)
 
+    def tokens(self) -> dict[int, str]:
+        return {i: text for text, i in self._inner.get_vocab().items()}
+
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        ids = self._inner.encode(text, add_special_tokens=False).ids
+        with _in_one_line(f"{self._directory / 'tokenizer.json'} cannot encode a text"):
+            ids = self._inner.encode(text, add_special_tokens=False).ids
         if not add_bos or not self._adds_bos or self.bos_id is None:
             return ids
         return [self.bos_id, *ids]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._inner.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        ids = [int(i) for i in ids]
+        with _in_one_line(f"{self._directory / 'tokenizer.json'} cannot decode tokens"):
+            return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def fingerprint(self) -> str:
         vocabulary = [(i, token) for token, i in self._inner.get_vocab().items()]
@@ -122,6 +138,51 @@ def _byte_tokens(inner: tokenizers.Tokenizer) -> dict[int, int]:
     return {token: byte for byte, token in ids.items() if token is not None}
 
 
+def _read(path: Path) -> tuple[tokenizers.Tokenizer, int | None]:
+    """The tokenizer of a file that works, and the id that it puts in front of a text."""
+    with _silence(), _in_one_line(f"{path}: not a tokenizer that works"):
+        inner = tokenizers.Tokenizer.from_str(read_text(path))
+        # A file may ask for truncation or padding: prompts are never cut silently.
+        inner.no_truncation()
+        inner.no_padding()
+        # What the file itself puts in front, e.g. Llama 3's <|begin_of_text|>.
+        empty = inner.encode("")
+        first = empty.ids[0] if empty.ids and empty.special_tokens_mask[0] else None
+        with contextlib.suppress(Exception):  # not every vocabulary has all characters
+            inner.decode(inner.encode(_PROBE, add_special_tokens=False).ids)
+        return inner, first
+
+
+@contextlib.contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """The library's own errors, panics of its Rust code included, as CheckpointError."""
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"
+        if panic or type(error) is Exception:  # the library raises plain Exception
+            raise CheckpointError(f"{what}: {str(error)[:200]}.") from None
+        raise
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is printed to stderr: a panic writes its backtrace there before it is raised."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def load_tokenizer(directory: Path) -> HfTokenizer | None:
     """The tokenizer of a Hugging Face directory, None if it has no tokenizer.json.
 
@@ -129,29 +190,18 @@ def load_tokenizer(directory: Path) -> HfTokenizer | None:
       CheckpointError: if its files are malformed or name an unknown beginning token.
     """
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if not is_there(path):
         return None
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path}: not a tokenizer: {error}") from None
-    # A file may ask for truncation or padding: prompts are never cut silently.
-    inner.no_truncation()
-    inner.no_padding()
-
-    # What the file itself puts in front of a text, e.g. Llama 3's <|begin_of_text|>.
-    empty = inner.encode("")
-    first = empty.ids[0] if empty.ids and empty.special_tokens_mask[0] else None
+    inner, first = _read(path)
     settings_path = directory / "tokenizer_config.json"
-    if not settings_path.is_file():
+    if not is_there(settings_path):
         return HfTokenizer(inner, directory=directory, bos_id=first, adds_bos=first is not None)
 
-    settings = read_json(settings_path)
+    settings = read_config(settings_path)
 
     def text_of(name: str) -> str | None:
         token = settings.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        return None if token is None else str(token)
+        return token.get("content") if isinstance(token, dict) else token
 
     def id_of(name: str) -> int | None:
         text = text_of(name)

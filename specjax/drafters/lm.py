@@ -21,6 +21,7 @@ from specjax.core.cache import Block, Cache
 from specjax.core.types import KINDS, Array, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_num_draft
 from specjax.drafters.drawing import count_guess, draw
+from specjax.drafters.vocabularies import check_same_tokens
 from specjax.models.layers.attention import causal
 from specjax.sampling import Counts
 
@@ -61,38 +62,23 @@ class LM:
                 f"Draft {self.model.name} and target {target.name} are on different devices; load "
                 "both with the same mesh (a small draft with replicate=True)."
             )
-        return LMDrafter(self.model.net, self.num_draft, self.kind or kind)
-
-
-def check_same_tokens(target: Any, draft: Any) -> None:
-    """Raises ValueError unless both models use one vocabulary."""
-    ours, theirs = target.config.vocab_size, draft.config.vocab_size
-    if ours != theirs:
-        raise ValueError(
-            f"Draft {draft.name} has a vocabulary of {theirs} tokens and target {target.name} one "
-            f"of {ours}: a guess must be one of the target's own tokens. Use a draft trained with "
-            "the target's tokenizer."
-        )
-    if target.tokenizer is None or draft.tokenizer is None:
-        return
-    if target.tokenizer.fingerprint() != draft.tokenizer.fingerprint():
-        raise ValueError(
-            f"Draft {draft.name} and target {target.name} have vocabularies of one size but "
-            "different tokenizers: the same id means different text, so almost no guess would be "
-            "accepted. Use a draft trained with the target's tokenizer."
-        )
+        same = target.config.vocab_size == self.model.config.vocab_size
+        size = None if same else target.config.vocab_size
+        return LMDrafter(self.model.net, self.num_draft, self.kind or kind, size)
 
 
 @pytree
 class LMDrafter:
     """K guesses, one after the other, by a language model.
 
-    ``kind`` says how they are drawn, see `drafters.drawing`.
+    ``kind`` says how they are drawn, see `drafters.drawing`. ``vocab_size`` is the target's where
+    the draft has more rows of padding, or fewer.
     """
 
     net: Any  # models.Frozen
     num_draft: int = static()
     kind: str = static()
+    vocab_size: int | None = static(default=None)
 
     taps = ()
 
@@ -101,7 +87,7 @@ class LMDrafter:
 
     def prefill(self, draft: Cache, tokens: Array, count: Array, features: Array | None) -> Cache:
         del features
-        _, _, block = self.net.hidden(tokens, draft)
+        _, _, block = self.net.hidden(self._known(tokens), draft)
         return draft.commit(block, count)
 
     def propose(self, draft: Cache, context: Context) -> tuple[Proposal, Cache]:
@@ -113,7 +99,7 @@ class LMDrafter:
         positions = context.length[:, None] - 2 + jnp.arange(2)[None, :]
         padding = alone[:, None, None] & (jnp.arange(2) == 0)[None, None, :]
         x, _, block = self.net.hidden(
-            tokens, cache, positions=positions, visible=causal(2) & ~padding
+            self._known(tokens), cache, positions=positions, visible=causal(2) & ~padding
         )
         guess, law = self._draw(x[:, -1], jnp.int32(0), context.counts, context)
 
@@ -150,7 +136,18 @@ class LMDrafter:
         self, x: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
         """Guess ``index`` [B] of the cycle from states ``x`` [B, D]; its law [B, V] if sampled."""
-        return draw(self.net.head(x), self.kind, index, counts, context)
+        logits = self.net.head(x)
+        if self.vocab_size is not None:
+            lacking = max(self.vocab_size - logits.shape[-1], 0)
+            logits = jnp.pad(logits, ((0, 0), (0, lacking)), constant_values=-jnp.inf)
+            logits = logits[:, : self.vocab_size]
+        return draw(logits, self.kind, index, counts, context)
+
+    def _known(self, tokens: Array) -> Array:
+        """Tokens as the draft can look them up: of those it has no row for, its last one."""
+        if self.vocab_size is None:
+            return tokens
+        return jnp.minimum(tokens, self.net.config.vocab_size - 1)
 
     def update(
         self, draft: Cache, block: Array, count: Array, length: Array, features: Array | None
