@@ -9,7 +9,7 @@ out.text, out.tau, out.trace
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from specjax import drafters, verify
+from specjax import drafters, measure, verify
 from specjax.api import Output, Piece, check, generate, stream
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model, load
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "load_drafter",
     "make_mesh",
+    "measure",
     "parse_mesh",
     "plot_acceptance",
     "plot_heat",
@@ -72,3 +73,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names: what a notebook completes, without modules that lie around."""
+    return list(__all__)
