@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import pytest
+from absl import flags
+from scripts import script
 
 import specjax
 
@@ -42,16 +44,12 @@ def test_the_commands_name_what_there_is() -> None:
     for command in commands:
         words = shlex.split(command, comments=True)
         for module in re.findall(r"experiments\.(\w+)", command.partition("#")[0]):
-            source = (ROOT / "experiments" / f"{module}.py").read_text()
-            # Flags of files shared by several scripts are defined there.
-            source += "".join(
-                (ROOT / "experiments" / f).read_text() for f in ("cli.py", "asking.py")
-            )
-            for word in words:
-                flag = re.match(r"--(\w+)", word)
-                if flag and flag[1] not in ("help", "config"):
-                    assert f'"{flag[1]}"' in source, (command, flag[1])
-                    seen += 1
+            with script(module):
+                for word in words:
+                    flag = re.match(r"--(\w+)", word)
+                    if flag and flag[1] != "help":
+                        assert flag[1] in flags.FLAGS, command
+                        seen += 1
         for file in re.findall(r"configs/\w+\.py", command):
             assert (ROOT / file).is_file(), file
     assert seen > 20 and "experiments.parity" in yours

@@ -94,6 +94,12 @@ def test_the_page_holds_each_piece_once_and_escaped() -> None:
     assert f"tau {TRACE.tau:.2f}" in shown_page
     assert "committed tokens per target pass, the target's own included" in shown_page
     assert TRACE._repr_html_().count('class="row"') == len(TRACE.rows)
+    # Without a style sheet, as where notebooks are looked at, indentation stays: all is in <pre>.
+    for whole, many in ((shown_page, 1), (str(specjax.race(TRACE, PLAIN)), 2)):
+        bare = re.sub(r"<style>.*?</style>|<pre .*?</pre>", "", whole, flags=re.S)
+        assert whole.count('<pre class="tx">') == many and "pr" not in re.findall(
+            r'class="(\w+)', bare
+        )
 
 
 def test_hovering_tells_what_the_trace_knows() -> None:

@@ -3,7 +3,8 @@
 One self-contained string: no network, no identifiers that could collide in a notebook, and the few
 lines of script only make the hover faster; everything is there without them. What the tokens say is
 escaped, and taking the markup away gives the text exactly: marks of line breaks and special tokens
-are drawn by the style sheet.
+are drawn by the style sheet. Text is in <pre>: viewers of notebooks drop style sheets, and typeset
+what stands between dollars elsewhere.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def coloured(trace: Trace, row: int, *, label: bool = False, hover: bool = True)
         f'<span class="cy">{"".join(token_span(t, hover=hover) for t in group)}</span>'
         for _, group in groups
     )
-    return f'{head}<div class="tx"><span class="pr">{escaped(text.prompt)}</span>{body}</div>'
+    return f'{head}<pre class="tx"><span class="pr">{escaped(text.prompt)}</span>{body}</pre>'
 
 
 def token_span(token: Token, *, hover: bool = True, extra: str = "") -> str:

@@ -204,8 +204,8 @@ def _pane(name: str, trace: Trace, row: int) -> str:
         f'{_name(name, trace)}</div><div class="nums"><span><b class="count">{len(shown)}</b> '
         f'tokens</span><span><b class="rate">{rate}</b> tokens/s</span>'
         f"<span>{len(trace.rows[row])} target passes</span></div>"
-        f'<div class="tx"><span class="pr">{escaped(text_of(trace, row).prompt)}</span>{spans}'
-        "</div></div>"
+        f'<pre class="tx"><span class="pr">{escaped(text_of(trace, row).prompt)}</span>{spans}'
+        "</pre></div>"
     )
 
 
