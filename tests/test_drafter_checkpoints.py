@@ -245,6 +245,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "quantised": ({"quantization_config": {"bits": 4}}, {}, "quantised"),
     "activation": ({"hidden_act": "gelu"}, {}, "hidden_act='gelu'"),
     "rope": ({"rope_scaling": {"rope_type": "longrope"}}, {}, "'longrope' is not supported"),
+    "too many layers": ({"num_hidden_layers": 10000}, {}, "says 10000 layers, .* are missing"),
     "more layers": ({"num_hidden_layers": 2}, {}, "missing tensors: layers.1"),
 }
 

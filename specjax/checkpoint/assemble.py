@@ -51,11 +51,7 @@ def assemble(
       CheckpointError: before any tensor is read, on missing, unknown or misshapen tensors and on
         sizes that the mesh does not divide; while reading, on NaN and infinity.
     """
-    if config.num_layers > len(tensors):  # building that many layers could take forever
-        raise CheckpointError(
-            f"{where}: the config says {config.num_layers} layers, but tensors are missing: there "
-            f"are only {len(tensors)}."
-        )
+    check_layers(config, tensors, where)
     config = on_mesh(config, mesh, where, replicate)
     return assemble_module(
         lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)),
@@ -66,6 +62,15 @@ def assemble(
         where=where,
         replicate=replicate,
     )
+
+
+def check_layers(config: DecoderConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuses more layers than there are tensors: building them could take forever."""
+    if config.num_layers > len(tensors):
+        raise CheckpointError(
+            f"{where}: the config says {config.num_layers} layers, but tensors are missing: there "
+            f"are only {len(tensors)}."
+        )
 
 
 def assemble_module(

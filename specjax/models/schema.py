@@ -151,12 +151,13 @@ TABLE: dict[str, Kind] = {
     # Medusa, and speculators.
     "medusa_num_heads": _COUNT,
     "medusa_num_layers": _COUNT,
+    "speculators_model_type": _TEXT,
     "transformer_layer_config": _OBJECT,
     "speculators_config": _OBJECT,
     "proposal_methods": _OBJECTS,
     "proposal_type": _TEXT,
     "default_proposal_method": _TEXT,
-    "speculative_tokens": _SIZE,
+    "speculative_tokens": _integer(1, 4096),
     # tokenizer_config.json
     "bos_token": _TOKEN,
     "eos_token": _TOKEN,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from specjax.checkpoint.assemble import assemble_module, on_mesh
+from specjax.checkpoint.assemble import assemble_module, check_layers, on_mesh
 from specjax.checkpoint.drafters.recognise import recognise
 from specjax.checkpoint.drafters.source import PICKLES, read_source
 from specjax.checkpoint.errors import CheckpointError
@@ -82,6 +82,7 @@ def load_drafter(
         plan = form.read(source, target)
         config = plan.config
         if hasattr(config, "backbone"):
+            check_layers(config.backbone, plan.tensors, source.where)
             backbone = on_mesh(config.backbone, mesh, source.where, replicate)
             config = dataclasses.replace(config, backbone=backbone)
         net = assemble_module(
