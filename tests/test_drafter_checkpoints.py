@@ -24,6 +24,7 @@ from specjax.checkpoint import CheckpointError
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.export import named_tensors
 from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter, prompt_of
+from specjax.drafters.family import family_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -409,7 +410,8 @@ def test_a_drafter_that_drafts_passes_and_a_shifted_one_is_named(
 def test_causes_of_other_kinds(goal: specjax.Model) -> None:
     ids = jnp.arange(5, dtype=jnp.int32)
     eagle: Any = drafters.Eagle3.fresh(goal, num_draft=2, target_ids=ids)
-    blank = diagnosis.DrafterReport("d", "t", "texts", 2, 9, 1.0, (0.0, 0.0))
+    kind = family_of(eagle)
+    blank = diagnosis.DrafterReport("d", "t", "texts", 2, 9, 1.0, (0.0, 0.0), family=kind)
     causes = list(diagnosis._causes(blank, goal, eagle, [[1, 2, 30, 30]]))
     assert any("5 tokens are 50% of what the target wrote" in c for c in causes)
     assert [w for w, _, _ in diagnosis._variants(goal, eagle)][-1] == "norm_before_residual=True"
