@@ -112,6 +112,7 @@ def run(
             launch.fail(told, 2) if launch.joined() else sys.exit(2)
         if not launch.joined():
             raise
+        launch.let_others_speak()
         traceback.print_exc(file=_stderr)
         launch.fail(f"{type(error).__name__}: {hosts.message_of(error)[:500]}", 1)
 

@@ -13,6 +13,7 @@ from absl import flags
 from scripts import script
 
 import specjax
+from experiments import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -45,6 +46,7 @@ def test_the_commands_name_what_there_is() -> None:
         words = shlex.split(command, comments=True)
         for module in re.findall(r"experiments\.(\w+)", command.partition("#")[0]):
             with script(module):
+                cli.define_flags()  # as `cli.run` does
                 for word in words:
                     flag = re.match(r"--(\w+)", word)
                     if flag and flag[1] != "help":

@@ -27,6 +27,7 @@ from specjax.core import hosts
 MEETING = 50.0  # seconds in which all processes have to come
 HEARTBEAT = 40  # seconds of silence after which JAX ends a process that lost its network
 _GOODBYE = 3.0  # seconds that a process which fails gives the others to hear of it
+_HEARSAY = 1.5  # seconds in which a death that has happened is noticed
 _SHUTDOWN = 15  # seconds for the end, where all have said that they are done
 _HELLO = "specjax"
 
@@ -102,6 +103,16 @@ def fail(message: str, status: int) -> NoReturn:
     if _lifeline is not None:
         _lifeline.fail(message, status)
     os._exit(status)
+
+
+def let_others_speak() -> None:
+    """Before a failure of our own is told: it may come from the death of another process.
+
+    A collective whose partner is gone fails in the same moment as its connection; where that is
+    so, this process ends here, with what the lifeline says.
+    """
+    if _lifeline is not None:
+        time.sleep(_HEARSAY)
 
 
 def joined() -> bool:
