@@ -73,7 +73,7 @@ def _yarn(said: dict[str, Any]) -> YarnScaling:
     if factor not in (None, 1):
         warnings.warn(
             f"attn_factor={factor} of YaRN is left out, as Transformers leaves it out; vLLM and "
-            "llama.cpp multiply by it. For the latter write what it makes as attention_factor.",
+            "llama.cpp multiply by it. To have its effect, write the product as attention_factor.",
             RopeWarning,
             stacklevel=2,
         )
