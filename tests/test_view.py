@@ -416,6 +416,18 @@ def test_names_are_shown_and_never_obeyed() -> None:
     assert "[red]" in out.getvalue() and "\x1b" not in out.getvalue()
 
 
+def test_names_in_figures_are_no_formulas_and_not_hidden() -> None:
+    with figures.style():
+        figure = Figure()
+        named = {r"_$\nope{$": TRACE, "$": TRACE}
+        ax = specjax.plot_acceptance(named, ax=figure.add_subplot())
+        loads = [figures.Load(name, 1, 100.0) for name in named]
+        figures.plot_frontier(loads, ax=figure.add_subplot())
+        figure.draw_without_rendering()
+    told = [t.get_text() for t in ax.get_legend().get_texts()]
+    assert any(r"_\$\nope{\$: tau" in t for t in told) and len(told) == 3
+
+
 def test_numbers_stay_numbers() -> None:
     for number in (-1.5, 0, True, None):
         assert escape.csv_cell(number) is number

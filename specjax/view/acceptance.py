@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from specjax.measure.metrics import figures, select, with_intervals
 from specjax.measure.trace import Trace
 from specjax.view.palette import HATCHES, MARKERS
-from specjax.view.style import canvas, grid, legend_above
+from specjax.view.style import canvas, grid, legend_above, literal
 
 MOST_GROUPS = 5  # as many as there are colours
 
@@ -46,7 +46,9 @@ def plot_acceptance(traces: Trace | Mapping[str, Trace], *, ax: Axes | None = No
             at = [k + (i - (len(groups) - 1) / 2) * width for k in range(1, len(survival) + 1)]
             colour = palette.series[i] if len(groups) > 1 else palette.accepted
             heights = [math.nan if s is None else s for s in survival]
-            label = f"{name}: tau {found[name]['tau']:.2f}" if len(groups) > 1 else "survival"
+            label = (
+                f"{literal(name)}: tau {found[name]['tau']:.2f}" if len(groups) > 1 else "survival"
+            )
             ax.bar(
                 at,
                 heights,

@@ -12,7 +12,7 @@ from specjax.measure.cost_model import Prediction
 from specjax.measure.metrics import compare, figures
 from specjax.measure.trace import Trace
 from specjax.view.palette import MARKERS
-from specjax.view.style import canvas, grid, legend_above
+from specjax.view.style import canvas, grid, legend_above, literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ def plot_frontier(loads: Sequence[Load], *, ax: Axes | None = None) -> Axes:
                 marker=MARKERS[i] if name in drawn else "o",
                 markerfacecolor=colour if name in drawn else palette.page,
                 color=colour,
-                label=name if name in drawn else "plain decoding",
+                label=literal(name) if name in drawn else "plain decoding",
             )
             for x in line:
                 ax.annotate(

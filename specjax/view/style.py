@@ -117,6 +117,12 @@ def canvas(
     matplotlib.interactive(interactive)
 
 
+def literal(text: str) -> str:
+    """Text of others as it is: no dollar begins a formula, no leading _ hides it in a legend."""
+    shown = text.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def grid(ax: Axes, palette: Palette) -> None:
     """Horizontal lines behind the data."""
     ax.grid(axis="y", color=palette.line, linewidth=0.7)

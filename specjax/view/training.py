@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from specjax.core.files import parse_json, read_text
-from specjax.view.style import canvas, grid, legend_above
+from specjax.view.style import canvas, grid, legend_above, literal
 
 # Panel -> fields of the records that it shows, with their names there.
 PANELS = {
@@ -82,7 +82,7 @@ def plot_training(
                 color=colour,
                 marker=marker if few else "",
                 markersize=4,
-                label=f"{name}: {points[-1][1]:.3g} at the end",
+                label=f"{literal(name)}: {points[-1][1]:.3g} at the end",
             )
         ax.set_xlabel("step")
         ax.set_ylabel({"tau": "tau, tokens per target pass"}.get(panel, panel))
