@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ def run(
                 f"--config.data.seq_len={config.data.seq_len} exceeds the target's "
                 f"{target.config.max_position_embeddings} positions."
             )
-        sources = read_sources(config, target)
+        day = hosts.from_first("day", lambda: loop.began_on(workdir))
+        sources = read_sources(config, target, datetime.datetime.fromisoformat(day))
         spec = start(config, target, sources)
         trainee, params = Trainee.of(
             config.kind,
@@ -111,7 +113,8 @@ def run(
         prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
         specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
         hosts.check_alike("the data", sources.digest())
-        loop.claim(workdir, identity(config), FREE)
+        about = {"day": day, "content of the data files": sources.contents()}
+        loop.claim(workdir, {**identity(config), **about}, (*FREE, "day"))
         optimizer, rate = make_optimizer(config)
         state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
     print(
@@ -152,8 +155,8 @@ def run(
         print(f"exported to {export_dir}")
 
 
-def read_sources(config: DrafterConfig, target: specjax.Model) -> Sources:
-    """The run's data, tokenised; what is to be said of it is printed."""
+def read_sources(config: DrafterConfig, target: specjax.Model, day: datetime.datetime) -> Sources:
+    """The run's data, tokenised, templates dated on ``day``; what is to be said is printed."""
     speech = Speech.of(target)
     sources = Sources(
         config.data.train,
@@ -163,7 +166,7 @@ def read_sources(config: DrafterConfig, target: specjax.Model) -> Sources:
         read_jsonl=lambda path: read_rows(
             path,
             speech,
-            lambda: target.chat_template,
+            lambda: target.chat_template.on(day),
             seq_len=config.data.seq_len,
             reading=config.data.reading,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from tiny_checkpoint import END, write_tiny
 
 from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.tokenizer import load_tokenizer
+from specjax.train.data.holdout import split_lines
 from specjax.train.data.jsonl import Reading, read_rows
 from specjax.train.data.text import Speech
 
@@ -264,7 +266,7 @@ def test_what_a_template_passes_over_is_said(tmp_path, speech):
     assert "name of 2 messages is not looked at" in note and "line 1, message 1)" in note
     silent = PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
     line = {"messages": [user("q"), {"role": "tool", "content": "x"}, told("a")]}
-    with pytest.raises(ValueError, match=r"line 1: message 2: nobody reads content"):
+    with pytest.raises(ValueError, match=r"line 1: message 2: .* leaves out the content"):
         read(tmp_path / "a.jsonl", speech, silent, line)
     looks = silent.replace("m.role != 'tool'", "m.content and m.role != 'tool'")
     with pytest.raises(ValueError, match=r"message 2: the chat template writes nothing .*'tool'"):
@@ -329,3 +331,95 @@ def test_responses_behind_the_end_of_a_row_are_counted(tmp_path, speech):
     long = {"messages": [user("q" * 90), told("a")]}
     rows = read(tmp_path / "a.jsonl", speech, PLAIN, short, long, seq_len=80)
     assert len(rows) == 1 and "1 of 2 rows have no response within the first" in rows.notes[0]
+
+
+OBJECTS = PLAIN.replace("(call {{ c.function.name }})", "({{ c.function.arguments | tojson }})")
+TEXTS = PLAIN.replace("(call {{ c.function.name }})", "({{ '' + c.function.arguments }})")
+BOTH = PLAIN.replace(
+    "(call {{ c.function.name }})",
+    "({{ c.function.arguments if c.function.arguments is string"
+    " else c.function.arguments | tojson }})",
+)
+
+
+@pytest.mark.parametrize("source", [OBJECTS, TEXTS, BOTH])
+@pytest.mark.parametrize("arguments", [{"zone": "Tōkyō"}, '{"zone": "Tōkyō"}'])
+def test_arguments_of_calls_are_what_the_template_writes(source, arguments, speech, tmp_path):
+    """OpenAI's formats have JSON text, which most templates would quote once more."""
+    call = {"type": "function", "function": {"name": "clock", "arguments": arguments}}
+    line = {"messages": [user("q"), told("", tool_calls=[call])]}
+    _, own = last_of(tmp_path / "x.jsonl", speech, source, line)
+    assert own == f'({{"zone": "Tōkyō"}}){END}'
+
+
+def test_arguments_that_are_no_json(speech, tmp_path):
+    calls = [
+        {"type": "function", "function": {"name": "clock", "arguments": text}} for text in "{ "
+    ]
+    talk = {"messages": [user("q"), told("", tool_calls=calls[1:])]}
+    assert last_of(tmp_path / "x.jsonl", speech, OBJECTS, talk)[1] == "({})" + END
+    with pytest.raises(ValueError, match=r"line 1: the arguments of tool call 'clock' are a text"):
+        read(
+            tmp_path / "x.jsonl",
+            speech,
+            OBJECTS,
+            {"messages": [user("q"), told("", tool_calls=calls[:1])]},
+        )
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}" + PLAIN
+
+
+def test_what_is_held_out_does_not_depend_on_the_day(speech, tmp_path):
+    lines = [{"messages": [user(f"q{i}"), told(f"a{i}")]} for i in range(40)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def split(day: int):
+        chat = ChatTemplate(DATED, {"eos_token": END}, where="T")
+        chat = chat.on(datetime.datetime(2026, 5, day))
+        rows = read_rows(tmp_path / "x.jsonl", speech, lambda: chat, seq_len=500)
+        kept, held, _ = split_lines([("x", rows)], 0.2)
+        return [line.num for line in kept[0]], [line.num for line in held[0]], shown(rows, speech)
+
+    kept, held, texts = split(3)
+    assert len(held) == 8 and not {*kept} & {*held} and len(kept) == 32
+    assert texts[0][0].startswith("03 May 2026[user]q0")
+    assert split(4)[:2] == (kept, held) and split(4)[2][0][0].startswith("04 May 2026")
+
+
+NOT_SILENT = {
+    "twice": ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "'content' sta"),
+    "reasoning of parts": (
+        {"messages": [user("q"), told("a", reasoning_content=["r"])]},
+        "message 2: reasoning_content is list, not text",
+    ),
+    "two reasonings": (
+        {"messages": [user("q"), told("a", thinking="r", reasoning_content="s")]},
+        "message 2: reasoning_content and thinking differ",
+    ),
+    "more in a part": (
+        {"messages": [user([{"type": "text", "text": "q", "cache_control": 1}]), told("a")]},
+        "message 1: nobody reads cache_control of a content part",
+    ),
+    "empty parts": (
+        {"messages": [user("q"), told([{"type": "text", "text": " "}])]},
+        "message 2: the response is empty",
+    ),
+    "more than tokens": ({"tokens": [1, 2], "weight": 0}, "nobody reads weight of a row of tokens"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_SILENT)
+def test_nothing_is_dropped_without_a_word(case, speech, tmp_path):
+    line, said = NOT_SILENT[case]
+    text = line if isinstance(line, str) else json.dumps(line)
+    (tmp_path / "x.jsonl").write_text(text + "\n")
+    with pytest.raises(ValueError, match="x.jsonl, line 1.*" + said):
+        read(tmp_path / "x.jsonl", speech, PLAIN)
+
+
+@pytest.mark.parametrize("tools", ["[]", "null", "", [], None])
+def test_no_tools_are_none(tools, speech, tmp_path):
+    source = PLAIN.replace("{% if tools %}[tools]{% endif %}", "")  # reads none
+    line = {"messages": [user("q"), told("a")], "tools": tools}
+    assert last_of(tmp_path / "x.jsonl", speech, source, line)[1] == f"a{END}"

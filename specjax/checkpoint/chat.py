@@ -6,6 +6,7 @@ reach Python's internals, files or modules, and time and output are bounded.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import jinja2.ext
 import jinja2.meta
 from jinja2 import nodes
 
-from specjax.checkpoint import sandbox
+from specjax.checkpoint import calls, sandbox
 from specjax.core.files import read_json, read_text
 
 Message = dict[str, Any]  # role, content, and whatever else the template reads
@@ -51,10 +52,13 @@ class ChatTemplate:
       mentions: every name that the template could read of a message: ``m.name``, ``m["name"]``,
         and whatever else it has as a text of its own, such as roles.
       variables: what it reads besides messages, such as ``tools`` and ``enable_thinking``.
+      dated: whether it may write the day.
     """
 
     mentions: frozenset[str]
     variables: frozenset[str]
+    dated: bool
+    _day: datetime.datetime | None = None
 
     def __init__(
         self,
@@ -82,7 +86,6 @@ class ChatTemplate:
             extensions=[_Generation, "jinja2.ext.loopcontrols"],
         )
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _now
         sources = [source] if tool_use is None else [source, tool_use]
         for text in sources:
             if len(text) > sandbox.SOURCE:
@@ -97,6 +100,7 @@ class ChatTemplate:
             raise ValueError(f"{where}: not a chat template: {_said(error)}") from None
         self._template, self._with_tools = compiled[0], compiled[-1]
         self.mentions = frozenset(name for tree in trees for name in _names(tree))
+        self.dated = any("strftime_now" in names for names in read)
         variables = frozenset().union(*read) | ({"tools"} if tool_use is not None else set())
         own = {name for tree in trees for name in _locals(tree)}
         self.variables = variables - {*_GIVEN, *self._special} - own
@@ -132,13 +136,19 @@ class ChatTemplate:
                     special[name] = token
         return cls(found["default"], special, where=where, tool_use=found.get("tool_use"))
 
+    def on(self, day: datetime.datetime) -> ChatTemplate:
+        """The same on another day than today."""
+        other = copy.copy(self)
+        other._day = day
+        return other
+
     def render(self, messages: Sequence[Message], *, prompt: bool = False, **variables: Any) -> str:
         """The text of a conversation, with ``prompt`` begun for the next response.
 
         ``variables`` are what a template reads besides, such as ``tools`` and ``enable_thinking``.
         As in Transformers, a field of a message that is None is as if it were not there. Content
         given as a list of texts is joined where the template reads a text alone, and the other way
-        round.
+        round; so are the arguments of tool calls, text or object (`checkpoint.calls`).
 
         Raises:
           ValueError: if the template refuses it, fails, or asks for too much time or text.
@@ -158,7 +168,9 @@ class ChatTemplate:
 
     def _render(self, shown: list[Message], prompt: bool, variables: Mapping[str, Any]) -> str:
         chosen = self._template if variables.get("tools") is None else self._with_tools
-        given: dict[str, Any] = {"tools": None, "documents": None, **self._special, **variables}
+        now = functools.partial(_now, self._day)
+        given = {"tools": None, "documents": None, **self._special, "strftime_now": now}
+        given |= variables
         try:
             return sandbox.within_bounds(
                 lambda: chosen.render(given, messages=shown, add_generation_prompt=prompt)
@@ -167,8 +179,10 @@ class ChatTemplate:
             raise ValueError(f"{self._where} refuses it: {_said(error)}") from None
 
     def _fitted(self, messages: Sequence[Message]) -> Iterator[Message]:
-        """The messages, their content in the form that the template reads."""
+        """The messages, their content and calls in the form that the template reads."""
         for message in messages:
+            if message.get("tool_calls"):
+                message = calls.fitted(message, self._call_arguments)
             content = message.get("content")
             if isinstance(content, list):
                 _check_parts(content)
@@ -187,9 +201,16 @@ class ChatTemplate:
         said = self._try([{"type": "text", "text": _PROBE}])
         return _PROBE in said and "'text'" not in said and '"text"' not in said
 
+    @functools.cached_property
+    def _call_arguments(self) -> type | None:
+        return calls.wanted(self._said_of)
+
     def _try(self, content: Any) -> str:
+        return self._said_of([{"role": "user", "content": content}])
+
+    def _said_of(self, messages: list[Message]) -> str:
         try:
-            return self._render([{"role": "user", "content": content}], False, {})
+            return self._render(messages, False, {})
         except ValueError:
             return ""
 
@@ -318,10 +339,10 @@ def _refuse(message: str) -> None:
     raise jinja2.TemplateError(str(message)[:1000])
 
 
-def _now(form: str) -> str:
+def _now(day: datetime.datetime | None, form: str) -> str:
     if len(form) > 1000:
         raise sandbox.TooMuch("it asks for a date in more than 1000 characters")
-    return datetime.datetime.now().strftime(form)
+    return (day or datetime.datetime.now()).strftime(form)
 
 
 def _said(error: Exception) -> str:

@@ -154,16 +154,28 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path), str(path))
 
 
-def parse_json(data: str | bytes, where: str) -> Any:
-    """A JSON value; ``where`` begins the message of the ValueError if ``data`` is none."""
+def parse_json(data: str | bytes, where: str, *, unique: bool = False) -> Any:
+    """A JSON value; ``where`` begins the message of the ValueError if ``data`` is none.
+
+    ``unique`` refuses objects that have a field twice; otherwise the last one counts.
+    """
     if not data.strip():
         raise ValueError(f"{where} is empty: JSON was expected.")
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=_unique if unique else None)
     except RecursionError:
         raise ValueError(f"{where}: JSON nested too deeply to be meant.") from None
     except ValueError as error:
         raise ValueError(f"{where}: not JSON: {error}.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} stands twice in one object")
+    return fields
 
 
 class Lock:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from specjax.checkpoint.chat import Message
+from specjax.checkpoint.chat import REASONING, Message
 
 # Of ShareGPT's "from", and the same names as roles.
 _ROLES = {
@@ -115,8 +115,8 @@ def read_conversation(
         places.insert(0, "system")
     if not any(m["role"] == "assistant" for m in messages):
         raise ValueError(f"{where}: no response of the assistant, so nothing to train on.")
-    if "tools" in fields:
-        fields["tools"] = _tools(fields["tools"], where)
+    if "tools" in fields and not _empty(tools := _tools(fields.pop("tools"), where)):
+        fields["tools"] = tools
     return Conversation(messages, supervised, places, fields)
 
 
@@ -144,6 +144,8 @@ def _tools(tools: Any, where: str) -> list[Any]:
             tools = json.loads(tools)
         except (ValueError, RecursionError):
             raise ValueError(f"{where}: tools is a text that is not JSON.") from None
+    if tools is None:  # as the text "null"
+        return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f"{where}: tools must be a list of objects, or the JSON text of one.")
     return tools
@@ -167,11 +169,14 @@ def _message(
     role = _ROLES.get(role, role)
     content = fields.pop("content") if "content" in fields else fields.pop("value", None)
     weight = _weight(fields.pop("weight", None), role, where)
-    message: Message = {"role": role, "content": _content(content, where)}
+    message: Message = {"role": role, "content": _content(content, where, ignore)}
+    _check_reasoning(fields, where)
     if said in _CALLS and role == "assistant":
         message |= {"content": None, "tool_calls": _calls(content, where)}
     message |= fields
-    silent = not content or (isinstance(content, str) and not content.strip())
+    said_in_parts = isinstance(message["content"], list)
+    words = "".join(p["text"] for p in message["content"]) if said_in_parts else content
+    silent = not words or (isinstance(words, str) and not words.strip())
     if role == "assistant" and weight != 0 and silent and not _substance(message):
         raise ValueError(f"{where}: the response is empty; remove the conversation.")
     if role != "assistant" and content is None:
@@ -196,12 +201,23 @@ def _weight(weight: Any, role: str, where: str) -> int | None:
     return int(weight)
 
 
-def _content(content: Any, where: str) -> Any:
+def _check_reasoning(fields: Mapping[str, Any], where: str) -> None:
+    """Templates pass over what is not a text, and take one of several."""
+    given = {name: fields[name] for name in REASONING if not _empty(fields.get(name))}
+    for name, text in given.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: {name} is {type(text).__name__}, not text.")
+    if len(set(given.values())) > 1:
+        raise ValueError(f"{where}: {' and '.join(given)} differ; leave all but one out.")
+
+
+def _content(content: Any, where: str, ignore: Collection[str]) -> Any:
     """A text, a list of texts, or None."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise ValueError(f"{where}: the content is {type(content).__name__}, not text.")
+        kind = type(content).__name__
+        raise ValueError(f"{where}: the content is {kind}, not text (an object: write its JSON).")
     parts = []
     for part in content:
         if isinstance(part, str):
@@ -209,6 +225,12 @@ def _content(content: Any, where: str) -> Any:
         kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
         if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
             raise ValueError(f"{where}: a content part of type {kind!r}; only text can be read.")
+        for name in part:
+            if name not in ("type", "text", *ignore) and not _empty(part[name]):
+                raise ValueError(
+                    f"{where}: nobody reads {name} of a content part; remove it, or leave it out "
+                    f"with --config.data.ignore='(\"{name}\",)'."
+                )
         parts.append({"type": "text", "text": part["text"]})
     return parts
 

@@ -15,6 +15,7 @@ text that is tokenised again may come back as other tokens than the target wrote
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,10 @@ from specjax.train.data.text import Speech
 from specjax.train.data.turns import TURNS, Speaker
 
 __all__ = ["Line", "Lines", "Reading", "objects", "read_messages", "read_rows", "token_row"]
+
+# Of a row of tokens, as `experiments.regenerate` writes it.
+_OF_TOKENS = ("tokens", "prompt_tokens", "prompt", "response", "finish")
+_DAY = datetime.datetime(2025, 1, 1)  # any: by it lines are told apart, whatever today is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +61,13 @@ class Line:
 
     num: int  # counted from 1
     rows: tuple[Row, ...]
+    undated: tuple[Row, ...] = ()  # the same as written on a fixed day; (): they have no date
 
     @property
     def digest(self) -> str:
-        """The same for lines that become the same rows."""
+        """The same for lines that become the same rows, and on every day."""
         whole = hashlib.sha256()
-        for row in self.rows:
+        for row in self.undated or self.rows:
             whole.update(row.tokens.tobytes() + row.supervised.tobytes() + b"|")
         return whole.hexdigest()
 
@@ -103,21 +109,22 @@ def read_rows(
     reading = reading or Reading()
     bad = BadLines(reading.bad_lines, path)
     reader = _Reader(speech, template, reading)
+    cut = lambda row: Row(row.tokens[:seq_len], row.supervised[:seq_len])
     lines: list[Line] = []
     num = num_rows = short = 0
     for where, raw in read_lines(path):
         num += 1
         try:
             value = parse_line(raw, where, replace=reading.replace_bad_text)
-            rows = reader.rows(value, where)
+            rows, undated = reader.rows(value, where)
         except ValueError as error:
             bad.add(error)
             continue
-        cut = [Row(row.tokens[:seq_len], row.supervised[:seq_len]) for row in rows]
-        kept = tuple(row for row in cut if row.supervised[1:].any())
+        kept = tuple(row for row in map(cut, rows) if row.supervised[1:].any())
         num_rows, short = num_rows + len(rows), short + len(rows) - len(kept)
         if kept:
-            lines.append(Line(int(where.rsplit(" ", 1)[1]), kept))
+            line = int(where.rsplit(" ", 1)[1])
+            lines.append(Line(line, kept, tuple(map(cut, undated))))
     if not num:
         raise ValueError(f"{path} is empty: there is nothing to train on.")
     if bad.num == num:
@@ -164,10 +171,11 @@ class _Reader:
         self._written: set[str] = set()  # roles that the template is known to write
         self._passed: dict[str, list[str]] = {}  # field -> messages where nobody looks at it
 
-    def rows(self, value: dict[str, Any], where: str) -> list[Row]:
-        """Raises ValueError."""
+    def rows(self, value: dict[str, Any], where: str) -> tuple[list[Row], list[Row]]:
+        """The rows, and those of a fixed day where the template dates them. Raises ValueError."""
         if "tokens" in value:
-            return [token_row(value, self._speech, where)]
+            self._check_tokens(value, where)
+            return [token_row(value, self._speech, where)], []
         chat = self._chat = self._chat or self._template()
         speaker = Speaker(self._speech, chat)
         ignore = self._reading.ignore
@@ -178,9 +186,19 @@ class _Reader:
             variables = self._variables(talk, chat)
             rows = speaker.rows(talk, variables, self._reading.turns)
             self._check(talk, [num for num, _ in rows], variables, chat, where)
+            undated = []
+            if chat.dated:
+                other = Speaker(self._speech, chat.on(_DAY))
+                undated = other.rows(talk, variables, self._reading.turns)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        return [row for _, row in rows]
+        return [row for _, row in rows], [row for _, row in undated]
+
+    def _check_tokens(self, value: dict[str, Any], where: str) -> None:
+        """Raises ValueError on what a row of tokens has besides."""
+        for name, field in value.items():
+            if name not in (*_OF_TOKENS, *self._reading.ignore) and field not in (None, "", [], {}):
+                raise ValueError(f"{where}: nobody reads {name} of a row of tokens; {_leave(name)}")
 
     def notes(self) -> list[str]:
         return [
@@ -221,7 +239,12 @@ class _Reader:
             for name in [k for k, v in message.items() if v not in (None, "", [], {})]:
                 if name in found or name == "role":
                     continue
-                if name not in chat.mentions or name == "content":
+                if name == "content":
+                    raise ValueError(
+                        f"{place}: the chat template leaves out the content of this message (some "
+                        "do beside tool calls); remove the content, or the line."
+                    )
+                if name not in chat.mentions:
                     raise ValueError(f"{place}: {_unread(name)}")
                 self._passed.setdefault(name, []).append(f"{where}, {place}")
             self._try_role(talk.messages[:num], i, place, variables, chat)
@@ -251,7 +274,8 @@ class _Reader:
 
 
 def _unread(name: str) -> str:
-    return (
-        f"nobody reads {name}: the target's chat template does not ask for it; remove it, or leave "
-        f"it out with --config.data.ignore='(\"{name}\",)'."
-    )
+    return f"nobody reads {name}: the target's chat template does not ask for it; {_leave(name)}"
+
+
+def _leave(name: str) -> str:
+    return f"remove it, or leave it out with --config.data.ignore='(\"{name}\",)'."

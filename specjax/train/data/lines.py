@@ -33,13 +33,13 @@ def parse_line(line: bytes, where: str, *, replace: bool = False) -> dict[str, A
       replace: bytes and halves of surrogate pairs that are no character become U+FFFD.
 
     Raises:
-      ValueError: if it is no object of characters.
+      ValueError: if it is no object of characters, or one of its objects has a field twice.
     """
     try:
         text = line.decode("utf-8", errors="replace" if replace else "strict")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 at byte {error.start}; convert the file.") from None
-    value = parse_json(text, where)
+    value = parse_json(text, where, unique=True)
     if _ESCAPED_HALF.search(line):
         value = _characters(value, where, replace=replace)
     if not isinstance(value, dict):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from specjax.core.files import read_bytes
 from specjax.train.data.holdout import split_lines, split_text
 from specjax.train.data.jsonl import Line, Lines
 from specjax.train.data.rows import Fixed, Joined, Row, Rows, Windows, heldout_rows
@@ -57,6 +58,7 @@ class Sources:
         self._dialogues: list[Rows] = []  # held out, from .jsonl
         self._speech, self._seq_len, self._cache = speech, seq_len, cache
         self._allow_mismatch = allow_mismatch
+        self._names = sorted({*train, *heldout})
         self.num_tokens, self.notes = 0, []
         files: list[tuple[str, Lines]] = []
         parts: list[Rows] = []
@@ -114,6 +116,10 @@ class Sources:
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return encode(self._speech, texts, cache=self._cache, say=self.notes.append)
+
+    def contents(self) -> dict[str, int]:
+        """The CRC-32 of every file that was named: a run goes on with the same data alone."""
+        return {name: zlib.crc32(read_bytes(Path(name).expanduser())) for name in self._names}
 
     def digest(self) -> list[int]:
         """Numbers that another text hardly has: how many rows, and the sums of a few of them."""
