@@ -12,6 +12,7 @@ from experiments import cli
 from experiments.progress import progress
 from specjax.core import launch
 from specjax.train import lm, loop
+from specjax.train.checkpoints import Foreign
 from specjax.train.config import DrafterConfig, LMConfig
 
 RESUMABLE = 42  # exit status of a run that SIGTERM ended, saved: start it again
@@ -44,7 +45,7 @@ def train(
         print(f"stopped: {stopped}", file=sys.stderr, flush=True)
         # JAX may crash when Python is torn down under a program of its own that still runs.
         launch.exit_together(130 if stopped.signum == signal.SIGINT else RESUMABLE)
-    except (loop.SaveFailed, FloatingPointError) as error:
+    except (loop.SaveFailed, Foreign, FloatingPointError) as error:
         cli.fail(str(error))
 
 

@@ -204,3 +204,64 @@ def test_a_directory_has_one_writer(tmp_path):
         Lock(tmp_path)
     Lock(tmp_path).release()
     assert not list(tmp_path.iterdir())
+
+
+DAMAGED_RECORDS = {
+    "emptied": lambda data: b"",
+    "no text": lambda data: b"\xff\xfe\0" * 30,
+    "first cut": lambda data: data[20:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_RECORDS)
+def test_damaged_records_are_said(damage, straight, tmp_path):
+    with pytest.raises(loop.Stopped):
+        train(tmp_path, step_fn=stopping_at(4, signal.SIGTERM))
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    path.write_bytes(DAMAGED_RECORDS[damage](path.read_bytes()))
+    state = train(tmp_path, said)
+    assert "metrics.jsonl is damaged: records of steps before 5 are missing" in said[1]
+    expected = [3, 6] if damage == "first cut" else [6]
+    assert [r["step"] for r in records(tmp_path)] == expected
+    np.testing.assert_array_equal(state.params["w"], train(straight).params["w"])
+
+
+def test_records_stand_once(straight, tmp_path):
+    with pytest.raises(loop.Stopped):
+        train(tmp_path, step_fn=stopping_at(4, signal.SIGTERM))
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    path.write_bytes(path.read_bytes() * 2 + b'{"step": 5, "lo')
+    train(tmp_path, said)
+    assert records(tmp_path) == records(straight) and len(said) == 1
+
+
+@pytest.mark.parametrize("sums", ["", "[1]", "{"])
+def test_a_run_without_sums_goes_on(sums, straight, tmp_path):
+    with pytest.raises(loop.Stopped):
+        train(tmp_path, step_fn=stopping_at(4, signal.SIGTERM))
+    (tmp_path / "checkpoints.sums.json").write_text(sums)
+    said: list[str] = []
+    train(tmp_path, said)
+    assert "holds step 5" in said[0] and records(tmp_path) == records(straight)
+
+
+def test_a_checkpoint_that_was_not_noted_is_not_trusted(straight, tmp_path):
+    """Without its sums, one bit of it would go unnoticed."""
+    with pytest.raises(loop.Stopped):
+        train(tmp_path, step_fn=stopping_at(4, signal.SIGTERM))
+    flip(largest(tmp_path / "checkpoints" / "5"))
+    path, said = tmp_path / "checkpoints.sums.json", list[str]()
+    path.write_text(json.dumps({"4": json.loads(path.read_text())["4"]}))
+    state = train(tmp_path, said)
+    assert "not noted as whole" in said[0] and "holds step 4" in said[1]
+    np.testing.assert_array_equal(state.params["w"], train(straight).params["w"])
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(straight, tmp_path):
+    with pytest.raises(loop.Stopped):
+        train(tmp_path, step_fn=stopping_at(4, signal.SIGTERM))
+    shutil.rmtree(tmp_path / "checkpoints")
+    said: list[str] = []
+    train(tmp_path, said)
+    assert said == [f"{tmp_path} holds no whole checkpoint: training begins anew"]
+    assert records(tmp_path) == records(straight)

@@ -32,6 +32,10 @@ class SaveFailed(RuntimeError):
     """A checkpoint could not be written, and the ones before it are whole. One line."""
 
 
+class Foreign(ValueError):
+    """A checkpoint is whole, but of another model. One line."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Restored:
     """Where a run goes on."""
@@ -98,7 +102,8 @@ class Checkpoints:
 
     def _sums(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
-            return dict(read_json(self._sums_path))
+            sums = read_json(self._sums_path)
+            return sums if isinstance(sums, dict) else {}
         return {}
 
     def _steps(self) -> list[int]:
@@ -121,7 +126,7 @@ class Checkpoints:
         """The newest whole state, placed as ``like`` is; ``like`` itself if there is none.
 
         Raises:
-          ValueError: in one line, if a checkpoint is undamaged but of another model.
+          Foreign: if a checkpoint is undamaged but of another model.
         """
         while True:
             newest = hosts.from_first("newest checkpoint", self._newest)
@@ -136,7 +141,7 @@ class Checkpoints:
             except Exception as error:  # Orbax and tensorstore raise whatever they met
                 reason = " ".join(str(error).split())[:200]
                 if newest["has_sums"] or hosts.count() > 1:  # others may have read it
-                    raise ValueError(
+                    raise Foreign(
                         f"{path} is whole, but holds no state of this run ({reason}); use another "
                         "--workdir."
                     ) from error
@@ -151,6 +156,12 @@ class Checkpoints:
             path, expected = self._directory / str(step), sums.get(str(step))
             if expected is not None and _sums(path) != expected:
                 self._set_aside(path, "its files are not those that were written")
+                found = True
+                continue
+            if expected is None and any(sums.get(str(s)) for s in self._steps() if s < step):
+                # Killed before it was noted, or damaged since: nobody can tell. The steps from the
+                # one before are the same again.
+                self._set_aside(path, "it was not noted as whole")
                 found = True
                 continue
             when = datetime.datetime.fromtimestamp(path.stat().st_mtime)

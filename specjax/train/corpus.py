@@ -15,6 +15,8 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from specjax.core.files import read_json
+
 # Ordinary code of many kinds, never trained on. Whole files, so that no neighbour leaks.
 HELDOUT = (
     "asyncio/queues.py",
@@ -170,8 +172,11 @@ def _read_manifest(path: Path) -> dict:
         raise ValueError(
             f"{path}: no such corpus manifest; make one: python -m specjax.train.corpus {path}"
         )
-    manifest = json.loads(path.read_text())
-    missing = {"python", "train", "heldout"} - set(manifest)
+    manifest = read_json(path)
+    splits = manifest if isinstance(manifest, dict) else {}
+    if not all(isinstance(splits.get(name, {}), dict) for name in ("train", "heldout")):
+        raise ValueError(f"{path}: not a corpus manifest: train and heldout are files by name.")
+    missing = {"python", "train", "heldout"} - set(splits)
     if missing:
         raise ValueError(f"{path}: not a corpus manifest, it lacks {', '.join(sorted(missing))}.")
     both = set(manifest["train"]) & set(manifest["heldout"])

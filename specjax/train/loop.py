@@ -6,8 +6,10 @@ and the sums that no record holds yet included; and the metrics are cut back to 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
+import datetime
 import json
 import os
 import time
@@ -18,7 +20,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from specjax.core import hosts
-from specjax.core.files import read_json, write_atomically
+from specjax.core.files import read_bytes, read_json, write_atomically
 from specjax.train.checkpoints import Checkpoints, SaveFailed
 from specjax.train.lm import Sums, TrainState
 from specjax.train.stopping import Stopped, Stopping
@@ -60,23 +62,27 @@ class ByStep:
 class MetricsLog:
     """One JSON object a line, in the order of the steps; lines past ``step`` are cut off.
 
-    Of several processes the first one writes; on the others all of this does nothing.
+    So are damaged ones, and those that stand twice; ``say`` is told of what is missing then. Of
+    several processes the first one writes; on the others all of this does nothing.
     """
 
-    def __init__(self, path: Path, step: int):
-        self._path, kept = path, list[str]()
+    def __init__(self, path: Path, step: int, say: Callable[[str], None] = print):
+        """``step`` of the checkpoint; -1: none. Raises SaveFailed if it cannot be written."""
+        self._path = path
         self._file: TextIO | None = None
         if not hosts.is_first():
             return
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-                if record["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):  # a kill in the middle of a line
-                break
-        write_atomically(path, "".join(kept))
-        self._file = path.open("a")
+        try:
+            kept, damaged = _records(path, step)
+            write_atomically(path, "".join(kept))
+            self._file = path.open("a")
+        except (OSError, ValueError) as error:
+            raise SaveFailed(
+                f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. "
+                "Checkpoints are whole: see to it, and run the same command again."
+            ) from error
+        if damaged or (step >= 0 and not any(json.loads(k)["step"] == 0 for k in kept)):
+            say(f"{path} is damaged: records of steps before {step} are missing in it from now on")
 
     def write(self, record: Record) -> None:
         """Raises SaveFailed if the file system does not take it."""
@@ -100,6 +106,23 @@ class MetricsLog:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _records(path: Path, step: int) -> tuple[list[str], bool]:
+    """The lines of steps up to ``step`` in their order, and whether one before them is damaged."""
+    lines = read_bytes(path).decode(errors="replace").split("\n") if path.exists() else []
+    kept, last, damaged, damaged_before = list[str](), -1, False, False
+    for line in lines:
+        try:
+            number = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged |= bool(line.strip())  # of the last line: a kill in the middle of it
+            continue
+        damaged_before |= damaged
+        if last < number <= step:
+            kept.append(line + "\n")
+            last = number
+    return kept, damaged_before
 
 
 class Interval:
@@ -200,6 +223,7 @@ def fit(
       Stopped: after a first Ctrl-C or SIGTERM, with the state saved.
       FloatingPointError: if the loss is not finite.
       SaveFailed: if a checkpoint or a record cannot be written.
+      Foreign: if there is a whole checkpoint of another model.
     """
     checkpoints = Checkpoints(workdir / "checkpoints", say)
     restored = checkpoints.restore(state)
@@ -210,7 +234,9 @@ def fit(
         interval = Interval(restored.data["interval"])
         done = "it is finished" if step == schedule.steps else f"going on to {schedule.steps}"
         say(f"{workdir} holds step {step}, saved {restored.saved}; {done}")
-    log = MetricsLog(workdir / "metrics.jsonl", step if resumed else -1)
+    elif (workdir / "metrics.jsonl").exists() and hosts.is_first():
+        say(f"{workdir} holds no whole checkpoint: training begins anew")
+    log = MetricsLog(workdir / "metrics.jsonl", step if resumed else -1, say)
 
     def save() -> None:
         log.sync()
@@ -272,6 +298,13 @@ def claim(workdir: Path, identity: Record, free: Iterable[str] = ()) -> None:
     """
     identity = json.loads(json.dumps(identity))
     hosts.first_writes("run.json", lambda: _claim(workdir, identity, free))
+
+
+def began_on(workdir: Path) -> str:
+    """The day, such as 2025-01-31, that a run began on, which templates may write; else today."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return datetime.date.fromisoformat(read_json(workdir / "run.json")["day"]).isoformat()
+    return datetime.date.today().isoformat()
 
 
 def _claim(workdir: Path, identity: Record, free: Iterable[str]) -> None:
