@@ -1,6 +1,6 @@
 """Writes a drafter in the format that another engine reads.
 
-  python -m experiments.export --checkpoint=DRAFTER_DIR --target=TARGET --format=speculators \
+  python -m experiments.export --checkpoint=DRAFTER_DIR --target=TARGET --format=speculators \\
       --output=DIR
 
 The checkpoint is one in any format that `specjax.load_drafter` reads, a hub repository included;

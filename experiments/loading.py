@@ -13,7 +13,7 @@ from specjax.drafters import DRAFTERS
 flags.disclaim_key_flags()  # they are those of the script that defines them
 
 LM_NUM_DRAFT = 4
-DEMO_DRAFTER = "ngram"  # the fastest on the demo target (docs/benchmarks.md)
+DEFAULT_DRAFTER = "ngram"  # needs no model, and is the fastest on the demo target
 
 
 def define_flags() -> None:
@@ -28,7 +28,7 @@ def define_flags() -> None:
         None,
         "NAME[:CHECKPOINT][:K]. "
         + "; ".join(f"{name}: {entry.summary}" for name, entry in DRAFTERS.items())
-        + f". Default: what --draft holds; without it {DEMO_DRAFTER}, for demo:target.",
+        + f". Default: what --draft holds; without it {DEFAULT_DRAFTER}.",
     )
     flags.DEFINE_string(
         "draft",
@@ -63,8 +63,8 @@ def chosen() -> named.Named:
         if getattr(said, field) is not None:
             raise ValueError(f"--{flag}={value} and --drafter={given} say it twice; leave one out.")
         said = dataclasses.replace(said, **{field: value})
-    if said.name is None and said.checkpoint is None and flags.FLAGS.target == named.DEMO:
-        said = dataclasses.replace(said, name=DEMO_DRAFTER)
+    if said.name is None and said.checkpoint is None:
+        said = dataclasses.replace(said, name=DEFAULT_DRAFTER)
     return complete(said)
 
 

@@ -4,7 +4,7 @@ Expected: every line PASS and exit status 0, in a few seconds on a CPU.
 
   python -m experiments.parity --checkpoint=../shared/parity/llama3
   python -m experiments.parity --checkpoint=../shared/weights/stories260K/stories260K.bin
-  python -m experiments.parity --checkpoint=../shared/parity/dflash-qwen3 \
+  python -m experiments.parity --checkpoint=../shared/parity/dflash-qwen3 \\
     --target=../shared/parity/qwen3
 
 Exit status 1: a difference above its tolerance. 2: nothing was compared, or bad input.

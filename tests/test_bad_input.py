@@ -321,7 +321,8 @@ def test_flags(run: Cli, case: str) -> None:
 
 def test_target_without_draft(run: Cli) -> None:
     target = f"--target={run.target}"
-    complain_at(run, (target,), ("needs a checkpoint", "NAME:CHECKPOINT", "ngram"), models=False)
+    arguments = (target, "--drafter=lm")
+    complain_at(run, arguments, ("needs a checkpoint", "lm:CHECKPOINT", "ngram"), models=False)
     arguments = (target, "--drafter=none", "--num_draft=2")
     complain_at(run, arguments, ("num_draft=2", "guesses nothing"), models=False)
     complain_at(run, ("--target=nowhere", "--drafter=none"), ("'nowhere'",), models=False)
