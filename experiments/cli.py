@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -34,6 +35,7 @@ def define_file(name: str, help: str, *, ending: str = "", default: str | None =
     """A flag for a file that is written at the end: tried and locked before anything else."""
     holder = flags.DEFINE_string(name, default, help)
     flags.FLAGS[name].place = ("file", ending)  # type: ignore[attr-defined]
+    list_in_help(name, sys._getframe(1).f_globals["__name__"])
     return holder
 
 
@@ -41,7 +43,14 @@ def define_directory(name: str, help: str) -> Any:
     """The same for a directory."""
     holder = flags.DEFINE_string(name, None, help)
     flags.FLAGS[name].place = ("directory", "")  # type: ignore[attr-defined]
+    list_in_help(name, sys._getframe(1).f_globals["__name__"])
     return holder
+
+
+def list_in_help(name: str, script: str) -> None:
+    """Makes --help of a script, given by its ``__name__``, list a flag that was defined here."""
+    module = sys.argv[0] if script == "__main__" else script
+    flags.FLAGS.register_key_flag_for_module(module, flags.FLAGS[name])
 
 
 def take_places() -> None:
@@ -192,10 +201,7 @@ def define_config(default: Path | None = None) -> flags.FlagHolder[Any]:
         None if default is None else str(default),
         f"{told} Override its fields with --config.field=value.",
     )
-    script = sys._getframe(1).f_globals["__name__"]  # whose --help lists it
-    flags.FLAGS.register_key_flag_for_module(
-        sys.argv[0] if script == "__main__" else script, flags.FLAGS["config"]
-    )
+    list_in_help("config", sys._getframe(1).f_globals["__name__"])
     # What `parse` checks overrides against.
     flags.FLAGS["config"].file = default  # type: ignore[attr-defined]
     return holder
@@ -218,10 +224,18 @@ def read_flags(argv: Sequence[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(told(error)) from None
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value.")
     return rest
+
+
+def told(error: flags.Error) -> str:
+    """What absl says of a command line; of a flag that is missing, what the flag is."""
+    missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
+    if missing is None:
+        return str(error)
+    return f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}"
 
 
 def one_line_warning(

@@ -63,3 +63,14 @@ def test_scripts_end_in_one_line(name: str) -> None:
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "has no such field" in done.stderr
+
+
+def test_help_lists_every_flag_and_a_missing_one_is_explained() -> None:
+    line = [sys.executable, "-m", "experiments.train_drafter"]
+    asked = subprocess.run([*line, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    for flag in ("config", "workdir", "export_dir"):
+        assert f"  --{flag}: " in asked.stdout
+    line.append(f"--config={TRAIN}")
+    missing = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert missing.stderr.startswith("error: --workdir is missing: Checkpoints, metrics.jsonl")
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
