@@ -25,7 +25,7 @@ def get_config() -> config_dict.ConfigDict:
             "num_taps": 3,
             # 0: the target's, or that of init; fewer than init has: its largest neurons.
             "intermediate_size": 0,
-            "mask_token_id": 4095,  # an id that the text hardly holds
+            "mask_token_id": config_dict.placeholder(int),  # None: the last one
             "from_target": True,  # layers begin as the last ones of the target
         },
         objective={

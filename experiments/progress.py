@@ -68,6 +68,8 @@ class Clock:
     def left(self, step: int) -> str | None:
         """Of the steps behind ``step``, such as ``1:02:03``; None where nothing was timed yet."""
         now = time.perf_counter()
+        if step == 0:  # what comes next is compiling
+            return None
         if self._first is None:
             self._first = step, now
         began, when = self._first

@@ -15,8 +15,10 @@ import pytest
 from flax import nnx
 from tokenizers import Tokenizer
 
+from experiments.progress import Clock
 from specjax.checkpoint import load
 from specjax.checkpoint.export import save_pretrained
+from specjax.core import compiles
 from specjax.models.frozen import Frozen
 from specjax.train import corpus, lm, loop
 from specjax.train import tokenizer as bpe
@@ -118,6 +120,24 @@ def test_resumed_run_is_the_same_run(train, tmp_path):
         np.testing.assert_array_equal(a, b)
     losses = [r["loss"] for r in curve(straight)[1:]]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_speed_and_time_left_do_not_count_what_is_no_training(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    interval, clock = loop.Interval(None), Clock(30)
+    assert clock.left(0) is None
+    for compiling in (50.0, 0.0):
+        begin = interval.clock.seconds
+        now += compiling
+        monkeypatch.setattr(compiles._counter().here, "last", now if compiling else 0.0)
+        interval.clock.leave_out_compiling(begin)
+        now += 2.0
+        interval.add({"weight": 1.0, "loss": 3.0})
+    assert interval.means(100) == {"loss": 3.0, "tokens_per_s": 50.0}
+    assert clock.left(10) is None  # the first steps compiled
+    now += 10.0
+    assert clock.left(20) == "0:00:10"
 
 
 def test_batches_are_a_function_of_seed_and_step():

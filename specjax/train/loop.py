@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -20,6 +19,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 
 from specjax.core import hosts
+from specjax.core.compiles import Stopwatch
 from specjax.core.files import read_bytes, read_json, write_atomically
 from specjax.train.checkpoints import Checkpoints, SaveFailed
 from specjax.train.lm import Sums, TrainState
@@ -134,7 +134,7 @@ class Interval:
         if carried:
             self._steps, self._sums = carried["steps"], dict(carried["sums"])
         self._parts: list[Sums] = []  # on the device until someone asks
-        self._began = time.perf_counter()
+        self.clock = Stopwatch()
 
     def add(self, sums: Sums) -> None:
         self._parts.append(sums)
@@ -161,8 +161,7 @@ class Interval:
         sums = self._add()
         weight = sums.pop("weight")
         means = {name: total / weight if weight else float("nan") for name, total in sums.items()}
-        seconds = time.perf_counter() - self._began
-        rate = tokens_per_step * len(self._parts) / seconds
+        rate = tokens_per_step * len(self._parts) / self.clock.seconds
         return {**means, "tokens_per_s": round(rate, 1)}
 
 
@@ -216,8 +215,9 @@ def fit(
     Returns:
       The state after the last step. ``workdir/metrics.jsonl`` has a record every ``log_every``
       steps: step, loss and the objective's other sums (over their weight, since the last one), lr,
-      tokens_per_s (training alone), and every ``eval_every`` steps and at the end what
-      ``evaluate`` returns; before them one of step 0, with what it returns for the fresh state.
+      tokens_per_s (of training alone: without compiling, evaluation and saving), and every
+      ``eval_every`` steps and at the end what ``evaluate`` returns; before them one of step 0,
+      with what it returns for the fresh state.
 
     Raises:
       Stopped: after a first Ctrl-C or SIGTERM, with the state saved.
@@ -239,8 +239,10 @@ def fit(
     log = MetricsLog(workdir / "metrics.jsonl", step if resumed else -1, say)
 
     def save() -> None:
+        begin = interval.clock.seconds
         log.sync()
         checkpoints.save(state, {"position": data.get_state(), "interval": interval.state()})
+        interval.clock.leave_out(interval.clock.seconds - begin)
 
     def note(record: Record) -> None:
         log.write(record)
@@ -250,6 +252,7 @@ def fit(
         with Stopping() as stopping:
             if not resumed:
                 note({"step": 0, **evaluate(state)})
+                interval = Interval(None)
             while True:
                 if stopping.wanted(step):
                     save()
@@ -269,7 +272,9 @@ def fit(
                     save()
                 if step == schedule.steps:
                     return state
+                begin = interval.clock.seconds
                 state, sums = step_fn(state, next(data), target)
+                interval.clock.leave_out_compiling(begin)
                 interval.add(sums)
                 step += 1
     finally:
