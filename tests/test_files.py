@@ -167,3 +167,11 @@ def test_a_benchmark_killed_before_its_first_line_begins_again(tmp_path: Path) -
     (tmp_path / "else" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="holds no benchmark run"):
         Store(tmp_path / "else").begin(run, [])
+
+
+def test_a_line_that_cannot_be_written_names_its_file() -> None:
+    with (
+        open("/dev/full", "ab", buffering=0) as full,
+        pytest.raises(OSError, match=r"No space left on device: '/dev/full'"),
+    ):
+        files.add_line(full, "{}")

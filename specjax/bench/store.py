@@ -13,13 +13,19 @@ metrics.json, results.*, figures/, report.html: made of the above by `bench.summ
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from specjax.bench.rendering import Prompt
-from specjax.core.files import hold, parse_json, read_bytes, try_directory, write_atomically
+from specjax.core.files import (
+    add_line,
+    hold,
+    parse_json,
+    read_bytes,
+    try_directory,
+    write_atomically,
+)
 from specjax.measure import trace_file
 from specjax.measure.results import shorten
 from specjax.measure.trace import Trace
@@ -195,10 +201,8 @@ def read_json(path: Path) -> Any:
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a line; when this returns, it survives a crash."""
-    with path.open("ab") as file:
-        file.write(to_line(record).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("ab", buffering=0) as file:
+        add_line(file, json.dumps(record, ensure_ascii=False))
 
 
 def read_lines(path: Path) -> list[Record]:

@@ -15,6 +15,7 @@ import socket
 import stat
 import threading
 import time
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -41,6 +42,25 @@ def write_atomically(path: Path, data: str | bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def add_line(file: FileIO, line: str) -> None:
+    """Adds a line to a file; when this returns, it survives a crash.
+
+    Args:
+      file: opened without a buffer, which could not be closed once the disk is full.
+      line: without its end.
+
+    Raises:
+      OSError: naming the file, if it cannot be written.
+    """
+    left = memoryview(line.encode() + b"\n")
+    try:
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -7,13 +7,20 @@ settings is refused instead of mixed in.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from specjax.core import hosts
-from specjax.core.files import Lock, parse_json, read_bytes, read_json, try_file, write_atomically
+from specjax.core.files import (
+    Lock,
+    add_line,
+    parse_json,
+    read_bytes,
+    read_json,
+    try_file,
+    write_atomically,
+)
 
 ABOUT = ("prompt", "messages", "tools")  # the fields that say what a line is about
 
@@ -55,7 +62,7 @@ class ResultFile:
         self.records = self._parse(whole, prompts)
         if not data:
             write_atomically(self._sidecar, json.dumps(settings, indent=2) + "\n")
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
         if len(whole) < len(data):
             self._file.truncate(len(whole))
 
@@ -105,9 +112,7 @@ class ResultFile:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line; when this returns, it survives a crash."""
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        add_line(self._file, json.dumps(record, ensure_ascii=False))
         self.records.append(dict(record))
 
     def close(self) -> None:
