@@ -92,7 +92,10 @@ def test_a_trace_is_explained_with_costs(tmp_path: Path, capsys: Any) -> None:
         (["--max_new_tokens=100000"], "exceed the model's limit"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], told: str, capsys: Any) -> None:
+def test_bad_input_is_one_line(
+    arguments: list[str], told: str, capsys: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)  # places that flags name are tried
     with pytest.raises(SystemExit) as stop:
         run_script(*arguments)
     error = capsys.readouterr().err
