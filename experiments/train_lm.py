@@ -22,8 +22,10 @@ from tokenizers import Tokenizer
 from experiments import cli, training
 from experiments.progress import tensorboard
 from specjax.checkpoint import load
+from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.export import save_pretrained
 from specjax.core import hosts
+from specjax.core.files import write_atomically
 from specjax.core.sharding import axis_size, parse_mesh, use_mesh
 from specjax.train import lm, loop
 from specjax.train import tokenizer as bpe
@@ -114,10 +116,13 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
     if _EXPORT_DIR.value:
         module, place = skeleton.module(hosts.fetch(state.params)), _EXPORT_DIR.value
         said = bpe.settings(config.model["max_position_embeddings"])
-        hosts.first_writes(
-            "export",
-            lambda: save_pretrained(module, place, tokenizer=tokens, tokenizer_settings=said),
-        )
+        try:
+            hosts.first_writes(
+                "export",
+                lambda: save_pretrained(module, place, tokenizer=tokens, tokenizer_settings=said),
+            )
+        except (CheckpointError, ValueError) as error:
+            cli.fail(f"--export_dir: {error} The run is saved: --export_only exports it again.")
         print(f"exported to {_EXPORT_DIR.value}")
 
 
@@ -131,7 +136,8 @@ def _tokenizer(config: LMConfig, corpus: Corpus, workdir: Path) -> Tokenizer:
         tokens = bpe.train_tokenizer(corpus.train.values(), config.model["vocab_size"])
     if tokens.get_vocab_size() != config.model["vocab_size"]:
         raise ValueError(f"The tokenizer has {tokens.get_vocab_size()} tokens, not vocab_size.")
-    hosts.first_writes("tokenizer.json", lambda: tokens.save(str(workdir / "tokenizer.json")))
+    path, text = workdir / "tokenizer.json", tokens.to_str(pretty=True)
+    hosts.first_writes("tokenizer.json", lambda: write_atomically(path, text))
     return tokens
 
 

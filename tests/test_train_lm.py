@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
 from experiments.progress import Clock
 from specjax.checkpoint import load
+from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.export import save_pretrained
 from specjax.core import compiles
 from specjax.models.frozen import Frozen
@@ -378,3 +380,22 @@ def test_modules_of_a_skeleton_keep_their_weights():
         ".".join(map(str, p)) for p, _ in nnx.to_flat_state(nnx.state(skeleton.module(params)))
     }
     assert names == set(params)
+
+
+def test_an_export_that_finds_no_room(tokens, tmp_path, monkeypatch):
+    """One line, what was exported before stays, and what a kill left is removed."""
+    skeleton, state, *_ = fresh()
+    module, place = skeleton.module(state.params), tmp_path / "export"
+    (place / ".export-left").mkdir(parents=True)
+    save_pretrained(module, place, tokenizer=tokens, tokenizer_settings=bpe.settings(64))
+    before = {p.name: p.read_bytes() for p in place.iterdir()}
+    assert ".export-left" not in before and "tokenizer.json" in before
+    assert Tokenizer.from_str(before["tokenizer.json"].decode()).get_vocab_size() == 290
+
+    def full(*args, **more):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("specjax.checkpoint.export.save_file", full)
+    with pytest.raises(CheckpointError, match=r"export: cannot be written: No space left"):
+        save_pretrained(module, place, dtype=jnp.float32)
+    assert before == {p.name: p.read_bytes() for p in place.iterdir()}

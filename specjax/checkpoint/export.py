@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from specjax.checkpoint.errors import CheckpointError
 from specjax.core import hosts
+from specjax.core.files import sync_directory, sync_files
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
+_UNFINISHED = ".export-"
 _ROPE_TYPES = {Llama3Scaling: "llama3", LinearScaling: "linear", YarnScaling: "yarn"}
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -48,6 +53,7 @@ def save_pretrained(
 
     Raises:
       ValueError: if the family has no Hugging Face architecture, or a tensor is not finite.
+      CheckpointError: if it cannot be written.
     """
     directory = Path(directory)
     config = net.config  # type: ignore[attr-defined]
@@ -60,18 +66,26 @@ def save_pretrained(
             token = tokenizer_settings.get(f"{kind}_token")
             if token is not None:
                 ids[f"{kind}_token_id"] = tokenizer.token_to_id(token)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory) as temporary:
-        whole = Path(temporary)
-        _write_json(whole / "config.json", {**settings, **ids})
-        _write_json(whole / "generation_config.json", {"do_sample": False, **ids})
-        save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
-        if tokenizer is not None:
-            tokenizer.save(str(whole / "tokenizer.json"))
-            _write_json(whole / "tokenizer_config.json", tokenizer_settings or {})
-        for path in sorted(whole.iterdir()):
-            path.chmod(0o644)  # safetensors makes its files private
-            os.replace(path, directory / path.name)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for left in directory.glob(f"{_UNFINISHED}*"):  # by an export that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as temporary:
+            whole = Path(temporary)
+            _write_json(whole / "config.json", {**settings, **ids})
+            _write_json(whole / "generation_config.json", {"do_sample": False, **ids})
+            save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+            if tokenizer is not None:
+                (whole / "tokenizer.json").write_text(tokenizer.to_str(pretty=True))
+                _write_json(whole / "tokenizer_config.json", tokenizer_settings or {})
+            sync_files(whole)
+            for path in sorted(whole.iterdir()):
+                path.chmod(0o644)  # safetensors makes its files private
+                os.replace(path, directory / path.name)
+            sync_directory(directory)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{directory}: cannot be written: {reason}.") from error
 
 
 def hf_config(config: DecoderConfig) -> dict[str, Any]:

@@ -73,6 +73,12 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
+def sync_files(directory: Path) -> None:
+    """The same for the content of the files in a directory, before they get their names."""
+    for path in [*directory.iterdir(), directory]:
+        sync_directory(path)
+
+
 def try_file(path: Path, flag: str) -> None:
     """Raises ValueError, in one line, unless a file can be written at ``path``, named by a flag.
 

@@ -24,7 +24,7 @@ from specjax.checkpoint.drafters.pickle_writer import save_pickle
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.checkpoint.export import named_tensors, save_pretrained
 from specjax.core import hosts
-from specjax.core.files import hold, try_directory
+from specjax.core.files import hold, sync_directory, sync_files, try_directory
 from specjax.core.types import KINDS
 from specjax.models.drafts.dflash import DFlashConfig
 from specjax.models.drafts.eagle3 import Eagle3Config
@@ -160,11 +160,13 @@ def _write(directory: Path, write: Callable[[Path], None]) -> None:
             write(whole)
             for path in whole.iterdir():
                 path.chmod(0o644)  # safetensors makes its files private
+            sync_files(whole)
             if directory.exists():
                 # A directory cannot be exchanged in one step. Killed in between, the old one is
                 # put back by the next export.
                 os.rename(directory, Path(temporary) / "old")
             os.rename(whole, directory)
+            sync_directory(directory.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{directory}: cannot be written: {reason}.") from error
