@@ -203,7 +203,7 @@ def _note_plain_text(target: Model, text: str, index: int) -> None:
         f"Prompt {index} is plain text, and {target.name} was trained on conversations: for its "
         'chat template, hand over [{"role": "user", "content": ...}].',
         PlainTextWarning,
-        stacklevel=5,
+        stacklevel=6,  # the caller of generate, stream or check
     )
 
 

@@ -191,10 +191,11 @@ def test_plain_text_for_a_chat_target_is_noted_once(tmp_path: Path) -> None:
         warnings.simplefilter("always")
         prompt_ids(target, ["<|endoftext|>[user]", HI, [1]])
         assert not said
-        prompt_ids(target, ["def", "def"])
+        specjax.check(target, None, ["def", "def"], max_new_tokens=1)
         prompt_ids(target, "def")
     (only,) = said
     assert only.category is PlainTextWarning and "Prompt 0 is plain text" in str(only.message)
+    assert only.filename == __file__  # the user's own line, not one of the package
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prompt_ids(specjax.load(write_tiny(tmp_path / "plain")), "def")
