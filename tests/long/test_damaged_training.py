@@ -56,11 +56,16 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def empty(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
 # What is done to a workdir, and what is said of it.
 DAMAGES = {
     "newest halved": (lambda w: halve(largest(newest(w))), "is damaged"),
     "newest, one bit": (lambda w: flip(largest(newest(w))), "is damaged"),
-    "newest empty": (lambda w: [shutil.rmtree(newest(w)), newest(w).mkdir()], ""),
+    "newest empty": (lambda w: empty(newest(w)), "is damaged"),
     "sums emptied": (lambda w: (w / "checkpoints.sums.json").write_text(""), ""),
     "checkpoints gone": (lambda w: shutil.rmtree(w / "checkpoints"), "begins anew"),
     "line cut": (lambda w: (w / "metrics.jsonl").open("a").write('{"step": 13, "lo'), ""),
