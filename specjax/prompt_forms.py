@@ -31,6 +31,8 @@ def split(prompts: Any) -> list[Any]:
     Raises:
       ValueError: in one line that names the prompt, counted from 0.
     """
+    if is_array(prompts) and prompts.dtype == object and len(prompts.shape) == 1:
+        prompts = prompts.tolist()  # of prompts, of ids or of messages: as the list
     if is_list(prompts) and not is_conversation(prompts) and not _begins_with_ids(prompts):
         found: list[Any] = []
         for prompt in prompts:

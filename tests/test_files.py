@@ -175,3 +175,28 @@ def test_a_line_that_cannot_be_written_names_its_file() -> None:
         pytest.raises(OSError, match=r"No space left on device: '/dev/full'"),
     ):
         files.add_line(full, "{}")
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "5", "null", "[[[1], 2]]", "[" * 4000, ""])
+def test_a_lock_without_a_holder_is_taken_over(content: str, tmp_path: Path) -> None:
+    lock = tmp_path / "out.lock"
+    lock.write_text(content)
+    with files.Lock(tmp_path / "out"):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "lock is a pipe", "lock is a directory", "long", "loop"])
+def test_a_place_that_cannot_be_a_file_is_one_line(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 253 if kind == "long" else "out")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "lock is a pipe":
+        os.mkfifo(tmp_path / "out.lock")
+    elif kind == "lock is a directory":
+        (tmp_path / "out.lock").mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"^[^\n]*(--output=|\.lock)[^\n]*$"):
+        files.take_file(path, "--output")
+    assert sorted(tmp_path.iterdir()) == before  # nothing replaced or left behind

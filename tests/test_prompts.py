@@ -17,6 +17,8 @@ from test_bad_input import complain
 from tiny_checkpoint import write_tiny
 
 import specjax
+from specjax.measure.prompts import read_prompts
+from specjax.prompt_forms import split
 from specjax.prompts import PlainTextWarning, conversation_ids, prompt_ids
 
 TEMPLATE = (
@@ -253,3 +255,19 @@ def test_options_as_arrays(plain: specjax.Model) -> None:
     alone = {"temperature": np.array(0.5), "seed": jnp.array(7), "max_new_tokens": np.int64(5)}
     assert tokens(**alone, stop_token_ids=np.array(3)) == one
     assert tokens(logit_bias={5: np.array(1e4)}) == tokens(logit_bias=[{5: 1e4}, {5: 1e4}])
+
+
+def test_an_array_of_objects_reads_as_its_list() -> None:
+    messages = np.array([{"role": "user", "content": "hi"}], dtype=object)
+    assert split(np.array([1, 2], dtype=object)) == [[1, 2]]
+    assert split(np.array([[1, 2], [3]], dtype=object)) == [[1, 2], [3]]
+    assert split(np.array(["a", "b"], dtype=object)) == ["a", "b"]
+    assert split(messages) == [list(messages)]
+
+
+def test_tools_nested_too_deeply_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    nested = '[{"a":' * 450 + "1" + "}]" * 450
+    path.write_text('{"messages": [{"role": "user", "content": "a"}], "tools": ' + nested + "}")
+    with pytest.raises(ValueError, match=r"line 1: JSON nested too deeply"):
+        read_prompts(path)

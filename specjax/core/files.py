@@ -15,6 +15,7 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -263,8 +264,12 @@ def take_file(path: str | Path, flag: str) -> Path:
     It is tried now, and locked till the process ends. Raises ValueError, in one line.
     """
     path = Path(path).expanduser()
-    try_file(path, flag)
-    hold(path)
+    with _named(f"{flag}={path}"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # It would be replaced by a file, not written to.
+            raise ValueError(f"{flag}={path} is no ordinary file; name one, or a new name.")
+        try_file(path, flag)
+        hold(path)
     return path
 
 
@@ -274,11 +279,23 @@ def take_directory(path: str | Path, flag: str) -> Path:
     It is tried now, and locked till the process ends. Raises ValueError, in one line.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        atexit.register(_remove_if_empty, path)  # where bad input ends the process early
-    try_directory(path, flag)
-    hold(path, inside=True)
+    with _named(f"{flag}={path}"):
+        if not path.exists():
+            atexit.register(_remove_if_empty, path)  # where bad input ends the process early
+        try_directory(path, flag)
+        hold(path, inside=True)
     return path
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Turns what the system says of a name that no file can have into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{where}: {error.strerror}; name another place.") from None
+    except RuntimeError:  # of Path.resolve in Python 3.11 and 3.12
+        raise ValueError(f"{where} is a link to itself; name another place.") from None
 
 
 def _remove_if_empty(path: Path) -> None:
@@ -299,6 +316,8 @@ def _take(path: Path, lock: Path) -> int:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError(f"{lock} is no lock of this program; move it away.")
             _refuse_if_held(descriptor, path, lock)
             with contextlib.suppress(FileNotFoundError):
                 # It may have been given back, and removed, between opening and locking it.
@@ -320,8 +339,9 @@ def _refuse_if_held(descriptor: int, path: Path, lock: Path) -> None:
     except BlockingIOError:
         free = False
     holder: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):
-        holder = dict(json.loads(os.pread(descriptor, 4096, 0)))
+    with contextlib.suppress(ValueError, RecursionError):
+        said = json.loads(os.pread(descriptor, 4096, 0))
+        holder = said if isinstance(said, dict) else {}
     age = time.time() - os.fstat(descriptor).st_mtime
     elsewhere = holder.get("host") not in (None, socket.gethostname())
     if free and not (elsewhere and age < STALE_AFTER):

@@ -93,9 +93,13 @@ def _read_object(line: str, where: str, replace: bool) -> FilePrompt:
     if len(given) != 1:
         what = 'both "prompt" and "messages"' if given else 'no field "prompt" or "messages"'
         raise ValueError(f"{where}: {what}; write {EXAMPLE}.")
-    read = {
-        name: whole_text(value.get(name), f"{where}, {name}", replace) for name in (*given, "tools")
-    }
+    try:
+        read = {
+            name: whole_text(value.get(name), f"{where}, {name}", replace)
+            for name in (*given, "tools")
+        }
+    except RecursionError:
+        raise ValueError(f"{where}: JSON nested too deeply to be meant.") from None
     if given == ["prompt"]:
         if not isinstance(read["prompt"], str):
             told = reprlib.repr(read["prompt"])
