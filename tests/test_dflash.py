@@ -226,7 +226,7 @@ def test_yarn_against_its_definition() -> None:
     for i, got in enumerate(rope.frequencies(64)):
         kept = 1 - min(max((i - low) / (high - low), 0), 1)
         assert got == pytest.approx(base_freqs[i] * (kept + (1 - kept) / 32))
-    with pytest.raises(ValueError, match="unknown keys: beta"):
+    with pytest.raises(ValueError, match="has no beta=3"):
         read_rope({"rope_scaling": {**raw, "beta": 3}})
 
 

@@ -16,10 +16,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from rich.console import Console
+from scripts import script
 from tiny_checkpoint import write_tiny
 
 import specjax
-from experiments import cli, generate
+from experiments import cli
 from specjax.measure import trace_file
 from specjax.measure.prompts import read_prompts
 from specjax.measure.speed import first_difference
@@ -44,7 +45,11 @@ class Cli:
         self._capsys.readouterr()
         status = 0
         # Config flags look for their overrides in sys.argv.
-        with flagsaver.flagsaver(), mock.patch.object(sys, "argv", [*line, *arguments]):
+        with (
+            script("generate") as generate,
+            flagsaver.flagsaver(),
+            mock.patch.object(sys, "argv", [*line, *arguments]),
+        ):
             flags.FLAGS.unparse_flags()
             try:
                 cli.parse([*line, *arguments])

@@ -20,6 +20,7 @@ import tiny
 from specjax import decode, verify
 from specjax.core import keys
 from specjax.core.cache import Cache
+from specjax.core.program import Program
 from specjax.core.types import Proposal, Verdict
 from specjax.drafters import drawing, lm
 from specjax.verify.base import RejectionLaw, VerifyKeys
@@ -120,7 +121,7 @@ PLANTED: dict[Callable[[Patch], None], Callable[[], None]] = {
 
 def retrace(patch: Patch) -> None:
     """Compiles anew: nothing traced without the bug may serve with it, nor the other way."""
-    run = jax.jit(lambda *args: decode.run(*args), static_argnums=2, donate_argnums=4)
+    run = Program(lambda *args: decode.run(*args), static_argnums=2, donate_argnums=4)
     patch.setattr(decode, "run_program", run)
 
 
