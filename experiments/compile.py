@@ -1,19 +1,21 @@
-"""Compiles a whole generation for a TPU slice that need not be there, and reports what it costs.
+"""Compiles a whole generation for TPUs or GPUs that need not be there, and reports what it costs.
 
 Weights are abstract: nothing is allocated. The loop of cycles is compiled as it runs, and its
-optimised program is read: memory a chip, communication, bytes and operations of a cycle against
-what it cannot do without, and copies of caches, of which there should be none.
+optimised program is read: memory a chip, kernels, communication, bytes and operations of a cycle
+against what it cannot do without, and copies of caches, of which there should be none.
 
   python -m experiments.compile --topology=v5e:2x4 --mesh=data:1,model:8 --output=report.json
   python -m experiments.compile --topology=local --config.target=tiny --config.dtype=float32
   python -m experiments.compile --topology=local --config.target=DIR --config.layers=2
+  python -m experiments.compile --topology=h100:1 --config.drafter=eagle3 --config.num_draft=5
 
 DIR holds a config.json; its weights are not read. Defaults that are too large for the target are
 taken smaller, with a word.
 
-Needs the TPU compiler (pip install 'specjax[tpu]') but no TPU; --topology=local does without. A
-whole 8B model takes a few minutes on 2 cores, four layers of it (--config.layers=4) half a minute.
-What is compiled is --config (configs/compile.py).
+Needs the TPU compiler (pip install 'specjax[tpu]') but no TPU, or the GPU compiler (pip install
+--no-deps jax-cuda12-plugin jax-cuda12-pjrt, of jax's version) but no GPU; --topology=local does
+without. A whole 8B model takes a few minutes on 2 cores for TPUs and one for GPUs, four layers of
+it (--config.layers=4) half a minute. What is compiled is --config (configs/compile.py).
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ from specjax.core.sharding import mesh_sizes
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "compile.py"
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "local", "A TPU slice, such as v5e:2x4 or v5p:2x2x4; local: what JAX sees here."
+    "topology",
+    "local",
+    "A TPU slice, such as v5e:2x4 or v5p:2x2x4; GPUs, such as h100:8; local: what JAX sees here.",
 )
 _MESH = flags.DEFINE_string("mesh", "", "Its devices, such as data:1,model:8.")
 _OUTPUT = cli.define_file("output", "A .json file for the report.")
@@ -56,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     with cli.one_line_errors():
         sizes = mesh_sizes(_MESH.value)
         setup, notes = read_setup(sizes.get("model", 1))
-        if _TOPOLOGY.value != "local":  # a TPU that is here is not needed, and may be in use
+        if _TOPOLOGY.value != "local":  # what is here is not needed, and may be in use
             jax.config.update("jax_platforms", "cpu")
         topology = topologies.find(_TOPOLOGY.value)
         mesh = topology.mesh(**sizes)
@@ -101,7 +105,7 @@ def keep(name: str, text: str) -> None:
 
 def show(console: Console, report: dict[str, Any]) -> None:
     """Prints it."""
-    setup, cycle = report["setup"], report["cycle"]
+    setup = report["setup"]
     layers = f", {setup['layers']} layers" if setup["layers"] else ""
     mesh = ", ".join(f"{axis}:{size}" for axis, size in report["mesh"].items()) or "one device"
     console.print(
@@ -126,13 +130,18 @@ def show(console: Console, report: dict[str, Any]) -> None:
         f"{len(report['programs_of_a_generation'])} programs a generation; at most"
         f" {most / 1e6:,.0f} MB{of} a device.\n"
     )
+    show_cycle(console, report["cycle"])
+
+
+def show_cycle(console: Console, cycle: dict[str, Any]) -> None:
+    """Prints what a cycle costs, and what is not known of that."""
     floor = cycle["floor"]
     table = Table("a cycle, on one device", "", "floor", "over it", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for way in ("read", "written"):
         moved = cycle[f"bytes_{way}"]
-        for kind in ("weights", "caches", "rest"):
+        for kind in ("weights", "caches", "rest"):  # not "near"
             if moved.get(kind):
                 table.add_row(f"{kind} {way}, MB", f"{moved[kind] / 1e6:,.1f}")
     table.add_row(
@@ -141,16 +150,26 @@ def show(console: Console, report: dict[str, Any]) -> None:
         f"{floor['bytes'] / 1e6:,.1f}",
         f"{cycle['bytes_over_floor']:.2f}",
     )
+    if cycle["near_bytes"]:
+        table.add_row("temporaries that fit into L2, MB", f"{cycle['near_bytes'] / 1e6:,.1f}")
     table.add_row(
         "GFLOP",
         f"{cycle['flops'] / 1e9:,.1f}",
         f"{floor['flops'] / 1e9:,.1f}",
         f"{cycle['flops_over_floor']:.2f}",
     )
+    kernels = cycle["kernels"]
+    table.add_row("kernels", f"{kernels['total']}")
+    for scope, number in kernels["by_scope"].items():
+        table.add_row(f"  {scope}", f"{number}")
+    if kernels["a_layer"] is not None:
+        table.add_row("  a layer of the target's pass", f"{kernels['a_layer']:.1f}")
     for kind, found in cycle["collectives"].items():
         table.add_row(kind, f"{found['count']}", "", f"{found['bytes'] / 1e6:,.2f} MB")
     table.add_row("copies of caches", f"{cycle['cache_copies']}")
+    table.add_row("caches joined with a block", f"{cycle['cache_joins']}")
     table.add_row("prefetches of caches", f"{cycle['cache_prefetches']}")
+    table.add_row("copies of weights", f"{cycle['weight_copies']}")
     console.print(table)
     if cycle["xla_bytes_accessed"] is not None:
         console.print(
@@ -158,6 +177,8 @@ def show(console: Console, report: dict[str, Any]) -> None:
             f" whole, is {cycle['xla_bytes_accessed'] / 1e6:,.0f} MB for the program.",
             soft_wrap=True,
         )
+    for line in cycle["unknown"]:
+        console.print(f"[dim]not known: {line}[/dim]", soft_wrap=True)
 
 
 if __name__ == "__main__":

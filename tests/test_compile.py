@@ -18,7 +18,7 @@ from absl import flags
 from absl.testing import flagsaver
 from scripts import script
 
-from specjax.compiler import hlo, report, topology, traffic
+from specjax.compiler import account, hlo, report, topology, traffic
 from specjax.compiler.abstract import Setup
 from specjax.core.platform import trace_for
 from specjax.core.program import Program, compiler_options
@@ -164,7 +164,7 @@ def test_copies_of_caches() -> None:
 def test_bytes_of_main_memory() -> None:
     """A slice reads itself, an update writes itself; what is in VMEM is not read again."""
     module, body = constructed()
-    kind = lambda array: array.dtype
+    kind = lambda home, value, index: value.arrays[index].dtype
     moved = traffic.memory_bytes(module, body, kind)
     row, cache, x, thin, w = 8 * 2, 64 * 8 * 2, 16 * 4 * 4, 2 * 4 * 4, 4 * 4 * 4
     # The prefetch, the slice, the copy, the transpose, and the row that is put.
@@ -197,6 +197,7 @@ SETUP = Setup(
     draft_layers=1,
     draft_taps=2,
     draft_vocab=512,
+    draft_model="tiny",
     replicate_drafter=False,
     rows=2,
     slots=256,
@@ -205,6 +206,7 @@ SETUP = Setup(
     temperature=0.0,
     top_p=1.0,
     rule="",
+    trips=1,
     programs="run",
 )
 
@@ -222,6 +224,7 @@ def test_a_report_on_what_is_here() -> None:
     norms, draft_norms = 128, 2 * 32 + 2 * 128  # of each head of queries and keys; of c and the end
     assert cycle["floor"]["weight_bytes"] == 4 * (2 * layer + norms + head)
     assert cycle["floor"]["draft_bytes"] == 4 * (layer + draft_norms + fc)
+    assert cycle["floor"]["borrowed_bytes"] == 4 * head  # the guesses' logits
     assert cycle["floor"]["cache_bytes"] == 3 * 2 * 2 * 200 * 64 * 4
     assert made["held_bytes"]["target weights"] == 4 * (2 * layer + norms + 2 * head)
     assert made["held_bytes"]["target cache"] == 2 * 2 * 2 * 256 * 64 * 4 + 2 * 4  # lengths, too
@@ -231,7 +234,7 @@ def test_a_report_on_what_is_here() -> None:
     assert cycle["cache_copies"] == 0 and cycle["collectives"] == {}
     assert cycle["loops_of_unknown_length"] == 0
     assert cycle["bytes"] > cycle["floor"]["bytes"]
-    for scope in report.SCOPES:
+    for scope in account.SCOPES:
         assert f"specjax/{scope}/" in texts["run"], scope
     json.dumps(made)
 
@@ -250,7 +253,7 @@ def slice_of(num: int, hbm: int) -> topology.Topology:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"target": "gpt-5"}, "target='gpt-5': must be one of"),
-    ({"drafter": "psychic"}, "drafter='psychic': must be one of none, dflash, eagle3"),
+    ({"drafter": "psychic"}, "drafter='psychic': must be one of none, lm, dflash, eagle3"),
     ({"context": 256}, "context=256: must be from 1 to slots - 1"),
     ({"slots": 1 << 20, "context": 5}, "ends at 131072 tokens"),
     ({"drafter": "eagle3", "draft_vocab": 4096}, "draft_vocab=4096"),
@@ -319,7 +322,7 @@ def test_the_examples_of_the_script_are_right() -> None:
     with script("compile") as module:
         told = module.__doc__.replace("\\\n", " ")
     examples = re.findall(r"python -m experiments\.compile(.*)", told)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples[:2]:
         given = [a for a in example.split() if a.startswith("--config.")]
         setup, _ = settings_of(*given)
@@ -334,6 +337,10 @@ def test_the_examples_of_the_script_are_right() -> None:
         (["--config.draft_taps=4"], "draft_taps=4: the target has 2 layers"),
         (["--topology=v9x:2x2"], "not CHIP:SIZES"),
         (["--topology=v5e"], "not CHIP:SIZES"),
+        (["--topology=h100:2x4"], "nor GPU:COUNT, such as h100:8, of h100, h200"),
+        (["--topology=h100:9"], "a machine has 1 to 8 of them"),
+        (["--config.trips=0"], "trips=0: must be at least 1"),
+        (["--config.drafter=lm", "--config.draft_model=no"], "draft_model='no': must be one of"),
         (["--mesh=pipeline:2"], "is not AXIS:SIZE"),
         (["--mesh=model:4096"], "4096 devices, but there are"),
         (["--config.rows=0"], "rows=0: must be at least 1"),
@@ -362,6 +369,9 @@ def test_a_slice_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'specjax\[tpu\]'"):
         topology.find("v5e:2x4")
+    with pytest.raises(ValueError, match=r"pip install --no-deps jax-cuda12-plugin==\d") as info:
+        topology.find("h100:8")
+    assert "\n" not in str(info.value)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")

@@ -22,11 +22,12 @@ from specjax.checkpoint.load import Model
 from specjax.compiler.target import plain_config, read_target
 from specjax.core import sharding
 from specjax.core.keys import row_keys
-from specjax.drafters import DFlash, Eagle3, NoDraft, dflash, eagle3
+from specjax.drafters import LM, DFlash, Eagle3, Medusa, NoDraft, dflash, eagle3
 from specjax.models import Frozen
 from specjax.models import family as registered
 from specjax.models.drafts.dflash import DFlashNet
 from specjax.models.drafts.eagle3 import Eagle3Net
+from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
 from specjax.sampling import Options, make_sampling
 from specjax.session import CHUNKS, Row, choose
 
@@ -42,6 +43,7 @@ class Setup:
     draft_layers: int
     draft_taps: int
     draft_vocab: int
+    draft_model: str
     replicate_drafter: bool
     rows: int
     slots: int
@@ -50,6 +52,7 @@ class Setup:
     temperature: float
     top_p: float
     rule: str
+    trips: int
     programs: str
 
     def check(self) -> None:
@@ -60,10 +63,13 @@ class Setup:
                 raise ValueError(f"--config.{name}={getattr(self, name)!r}: must be {rule}.")
 
         read_target(self.target, self.layers)
+        if self.drafter == "lm":
+            read_target(self.draft_model, 0, "draft_model")
         need(self.drafter in BUILDERS, "drafter", f"one of {', '.join(BUILDERS)}")
         need(self.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
         need(self.programs in ("all", "run"), "programs", "all or run")
-        for name in ("rows", "num_draft", "draft_layers", "draft_taps"):
+        need(self.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")
+        for name in ("rows", "num_draft", "draft_taps", "trips"):
             need(getattr(self, name) >= 1, name, "at least 1")
         need(self.layers >= 0, "layers", "at least 1, or 0 for the shape's own number")
         need(self.slots >= CHUNKS[-1], "slots", f"at least {CHUNKS[-1]}")
@@ -93,25 +99,13 @@ def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
       ValueError: in one line, on sizes that do not fit together.
     """
     setup.check()
-    raw = read_target(setup.target, setup.layers)
-    family, dtype = registered(raw.get("model_type")), jnp.dtype(setup.dtype)
     plain = plain_config(setup.target, setup.layers)
     if setup.slots > plain.max_position_embeddings:
         raise ValueError(
             f"--config.slots={setup.slots}: {setup.target} ends at"
             f" {plain.max_position_embeddings} tokens."
         )
-    config = on_mesh(plain, mesh, setup.target, False)
-    net = abstract_net(lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)), mesh)
-    target = Model(
-        net=net,
-        tokenizer=None,
-        stop_token_ids=(),
-        bos_token_id=None,
-        mesh=mesh,
-        name=setup.target,
-        dtype=np.dtype(dtype),
-    )
+    target = _model(setup.target, setup, plain, mesh, replicate=False)
     if mesh is not None and setup.rows % mesh.shape["data"]:
         raise ValueError(
             f"--config.rows={setup.rows}: the mesh's data axis has {mesh.shape['data']} devices,"
@@ -127,7 +121,7 @@ def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
         there = isinstance(x, jax.ShapeDtypeStruct)
         return x if there else shaped(x.shape, x.dtype, mesh)
 
-    sampling = make_sampling(options, config.vocab_size)
+    sampling = make_sampling(options, target.config.vocab_size)
     sampling = dataclasses.replace(sampling, greedy=rule.greedy_only)
     request = decode.Request(
         keys=row_keys(jnp.zeros((setup.rows,), jnp.uint32)),
@@ -144,6 +138,14 @@ def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
         length=shaped((setup.rows,), jnp.int32, mesh),
         done=shaped((setup.rows,), jnp.bool_, mesh),
     )
+
+
+def states(session: Abstract) -> tuple[Any, Any]:
+    """The target's cache and the drafter's state, as shapes."""
+    rows, slots = session.tokens.shape
+    begin = lambda net, drafter: (net.init_cache(rows, slots), drafter.init(rows, slots))
+    with sharding.use_mesh(session.target.mesh):
+        return jax.eval_shape(begin, session.target.net, session.drafter)
 
 
 def shaped(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None, axes: Any = ()) -> Any:
@@ -169,6 +171,23 @@ def abstract_net(build: Callable[[], Any], mesh: Mesh | None, *, replicate: bool
     )
 
 
+def _model(name: str, setup: Setup, plain: Any, mesh: Mesh | None, *, replicate: bool) -> Model:
+    """What `specjax.load` would return, without its tokenizer."""
+    config, dtype = on_mesh(plain, mesh, name, replicate), jnp.dtype(setup.dtype)
+    family = registered(plain.model_type)
+    return Model(
+        net=abstract_net(
+            lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)), mesh, replicate=replicate
+        ),
+        tokenizer=None,
+        stop_token_ids=(),
+        bos_token_id=None,
+        mesh=mesh,
+        name=name,
+        dtype=np.dtype(dtype),
+    )
+
+
 def _none(setup: Setup, plain: Any, target: Model) -> NoDraft:
     del setup, plain, target
     return NoDraft()
@@ -181,7 +200,7 @@ def _dflash(setup: Setup, plain: Any, target: Model) -> DFlash:
             f"--config.draft_taps={setup.draft_taps}: the target has {plain.num_layers} layers."
         )
     config = dflash.fresh_config(
-        plain, setup.num_draft, layers=setup.draft_layers, num_taps=setup.draft_taps
+        plain, setup.num_draft, layers=setup.draft_layers or 5, num_taps=setup.draft_taps
     )
     config = _fitted(config, setup, target)
     net = abstract_net(
@@ -201,7 +220,7 @@ def _eagle3(setup: Setup, plain: Any, target: Model) -> Eagle3:
             f" of the model axis, and at most {plain.vocab_size}."
         )
     config = eagle3.fresh_config(
-        plain, draft_vocab_size=setup.draft_vocab, layers=setup.draft_layers
+        plain, draft_vocab_size=setup.draft_vocab, layers=setup.draft_layers or 1
     )
     config = _fitted(config, setup, target)
     net = abstract_net(
@@ -210,6 +229,29 @@ def _eagle3(setup: Setup, plain: Any, target: Model) -> Eagle3:
         replicate=_replicated(setup, target),
     )
     return Eagle3(net, setup.num_draft, None, np.arange(setup.draft_vocab, dtype=np.int32))  # type: ignore[arg-type]
+
+
+def _lm(setup: Setup, plain: Any, target: Model) -> LM:
+    """A smaller model of the target's vocabulary."""
+    del plain
+    draft = plain_config(setup.draft_model, 0, "draft_model")
+    replicate = _replicated(setup, target)
+    return LM(
+        _model(setup.draft_model, setup, draft, target.mesh, replicate=replicate), setup.num_draft
+    )
+
+
+def _medusa(setup: Setup, plain: Any, target: Model) -> Medusa:
+    """As many heads as guesses, each with a table of the target's whole vocabulary."""
+    config = MedusaConfig(
+        plain.hidden_size, plain.vocab_size, setup.num_draft, setup.draft_layers or 1
+    )
+    net = abstract_net(
+        lambda: MedusaNet(config, dtype=jnp.dtype(setup.dtype), rngs=nnx.Rngs(0)),
+        target.mesh,
+        replicate=_replicated(setup, target),
+    )
+    return Medusa(net, setup.num_draft)
 
 
 def _replicated(setup: Setup, target: Model) -> bool:
@@ -224,6 +266,8 @@ def _fitted(config: Any, setup: Setup, target: Model) -> Any:
 
 BUILDERS: dict[str, Callable[[Setup, Any, Model], Any]] = {
     "none": _none,
+    "lm": _lm,
     "dflash": _dflash,
     "eagle3": _eagle3,
+    "medusa": _medusa,
 }

@@ -6,10 +6,14 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 from flax import nnx
 
-from specjax.compiler.abstract import Abstract
-from specjax.models.drafts.eagle3 import Eagle3Config
+from specjax.compiler.abstract import Abstract, states
+from specjax.core.cache import Cache
+from specjax.drafters.eagle3 import Eagle3Drafter
+from specjax.drafters.lm import LMDrafter
+from specjax.drafters.medusa import MedusaDrafter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +21,16 @@ class Floor:
     """Of one device and one cycle, given where the weights are."""
 
     weight_bytes: int  # of the target
-    draft_bytes: int  # of the drafter's own weights
+    draft_bytes: int  # of the drafter's own weights, as often as its passes read them
+    borrowed_bytes: int  # of the target's head, where the drafter reads it a second time
     cache_bytes: int  # keys and values of the committed tokens, of both
     logits_bytes: int  # of the block, float32
     flops: int  # of the products with weights and of attention to the committed tokens
 
     @property
     def num_bytes(self) -> int:
-        return self.weight_bytes + self.draft_bytes + self.cache_bytes + self.logits_bytes
+        weights = self.weight_bytes + self.draft_bytes + self.borrowed_bytes
+        return weights + self.cache_bytes + self.logits_bytes
 
 
 def local_bytes(x: Any) -> int:
@@ -45,54 +51,83 @@ def weights(net: Any) -> dict[str, Any]:
 def floor(abstract: Abstract, context: int) -> Floor:
     """The floor with ``context`` committed tokens in every row.
 
-    Every weight that a device holds is read once, whatever uses it twice (a head that the drafter
-    borrows, a layer that drafts step by step): faster memory might keep it. Of an embedding that is
-    not the head as well only rows are read; of the projections of repeated key/value heads, which
-    every device holds whole, its own head's.
+    A weight that a device holds is read once in each pass that needs it, and no two passes that
+    wait for each other share a read: a head that the drafter borrows is read twice, a draft of K
+    steps reads its layers, its head and its cache K times (what fuses the target's states, once).
+    Memory that is nearer might keep some of it. Of an embedding that is not the head as well only
+    rows are read; of the projections of repeated key/value heads, which every device holds whole,
+    its own head's.
     """
     target, drafter = abstract.target, abstract.drafter
-    rows, model = abstract.tokens.shape[0], 1
+    rows, model, heads = abstract.tokens.shape[0], 1, 0
     if target.mesh is not None:
         rows, model = rows // target.mesh.shape["data"], target.mesh.shape["model"]
-    block = drafter.num_draft + 1
-
-    def one(net: Any, tokens: int) -> tuple[int, int, int]:
-        """Bytes of weights, bytes of its cache, and operations of a pass over so many tokens."""
-        shards = 1 if net.replicated else model
-        config = getattr(net.config, "backbone", net.config)
-        unread = () if config.tie_word_embeddings else ("embed_tokens",)
-        read = {
-            name: math.prod(local_shape(x)) // _sharers(name, config)
-            for name, x in weights(net).items()
-            if not name.startswith(unread)
-        }
-        products = sum(size for name, size in read.items() if weights(net)[name].ndim == 2)
-        slots = 2 * config.num_layers * rows * context * config.head_dim
-        cache = slots * config.num_kv_heads * config.kv_repeat // shards * target.dtype.itemsize
-        attention = 2 * tokens * slots * config.num_heads // shards
-        weight_bytes = sum(read.values()) * target.dtype.itemsize
-        return weight_bytes, cache, 2 * rows * tokens * products + attention
-
-    weight_bytes, cache_bytes, flops = one(target.net, block)
-    draft_bytes = 0
+    block, size = drafter.num_draft + 1, target.dtype.itemsize
+    read = _read(target.net)
+    weight_bytes, draft_bytes, borrowed = size * sum(read.values()), 0, 0
+    flops = 2 * rows * block * _products(target.net, read)
+    flops += _attention(target.net, rows, block, context, model)
+    steps = drafter.num_draft if isinstance(drafter, LMDrafter | Eagle3Drafter) else 1
     if hasattr(drafter, "net"):
-        by_steps = isinstance(drafter.net.config, Eagle3Config)
-        tokens = drafter.num_draft if by_steps else block
-        draft_bytes, more, operations = one(drafter.net, tokens)
-        cache_bytes, flops = cache_bytes + more, flops + operations
-        if "lm_head.weight" not in weights(drafter.net):
-            head = math.prod(local_shape(drafter.vocabulary.output))
-            flops += 2 * rows * drafter.num_draft * head
+        read, net = _read(drafter.net), drafter.net
+        if isinstance(drafter, MedusaDrafter):  # a head a guess; those behind are not read
+            read = {n: x for n, x in read.items() if int(n.split(".")[1]) < drafter.num_draft}
+        draft_bytes = size * sum(x * (1 if n.startswith("fc") else steps) for n, x in read.items())
+        serial = {LMDrafter: steps, Eagle3Drafter: steps, MedusaDrafter: 1}
+        tokens = serial.get(type(drafter), block)
+        flops += 2 * rows * tokens * _products(net, read)
+        flops += _attention(net, rows, tokens, context, 1 if net.replicated else model)
+        if hasattr(drafter, "vocabulary") and "lm_head.weight" not in weights(net):
+            heads = math.prod(local_shape(drafter.vocabulary.output))
+            borrowed = heads * drafter.vocabulary.output.dtype.itemsize
+            flops += 2 * rows * drafter.num_draft * heads
+    cache, draft = states(abstract)
+    shards = 1 if target.mesh is None else target.mesh.size
+    own = shards // model if hasattr(drafter, "net") and drafter.net.replicated else shards
+    slots = abstract.tokens.shape[1]
+    held = _cached(cache) // shards + steps * _cached(draft) // own
     return Floor(
         weight_bytes=weight_bytes,
         draft_bytes=draft_bytes,
-        cache_bytes=cache_bytes,
+        borrowed_bytes=borrowed,
+        cache_bytes=held * context // slots,
         logits_bytes=4 * rows * block * target.config.vocab_size // model,
         flops=flops,
     )
 
 
+def _read(net: Any) -> dict[str, int]:
+    """Elements of each weight that a pass reads on one device."""
+    config = getattr(net.config, "backbone", net.config)
+    unread = () if getattr(config, "tie_word_embeddings", False) else ("embed_tokens",)
+    return {
+        name: math.prod(local_shape(x)) // _sharers(name, config)
+        for name, x in weights(net).items()
+        if not name.startswith(unread)
+    }
+
+
+def _products(net: Any, read: dict[str, int]) -> int:
+    return sum(size for name, size in read.items() if weights(net)[name].ndim == 2)
+
+
+def _attention(net: Any, rows: int, tokens: int, context: int, shards: int) -> int:
+    """Operations of so many tokens a row that look at the committed ones."""
+    config = getattr(net.config, "backbone", net.config)
+    if not hasattr(config, "head_dim"):
+        return 0
+    slots = 2 * config.num_layers * rows * context * config.head_dim
+    return 2 * tokens * slots * config.num_heads // shards
+
+
+def _cached(state: Any) -> int:
+    """Bytes of keys and values in a state, on all devices."""
+    is_cache = lambda x: isinstance(x, Cache)
+    caches = filter(is_cache, jax.tree.leaves(state, is_leaf=is_cache))
+    return sum(x.size * x.dtype.itemsize for c in caches for x in (*c.k, *c.v))
+
+
 def _sharers(name: str, config: Any) -> int:
     """How many heads there are in a weight of which a device needs that of one."""
-    repeated = config.kv_repeat > 1 and (".k_proj." in name or ".v_proj." in name)
+    repeated = getattr(config, "kv_repeat", 1) > 1 and (".k_proj." in name or ".v_proj." in name)
     return config.num_kv_heads if repeated else 1

@@ -128,19 +128,21 @@ class Module:
 
     computations: dict[str, Computation]
     entry: str
+    trips: int = 1  # of a loop whose length the program decides when it runs
 
     def walk(self, name: str, times: int = 1) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction that one run of a computation executes, and how often.
 
         Follows calls, loops and branches, but not into fusions, reducers and comparators, which
         belong to the instruction that calls them. The body of a loop counts as often as it runs,
-        or once where that is not known; of a conditional every branch counts.
+        or ``trips`` times where that is not known; of a conditional every branch counts.
         """
         computation = self.computations[name]
         for instruction in computation.instructions.values():
             yield computation, instruction, times
             if instruction.opcode == "while":
-                trips = self.trip_count(instruction) or 1
+                known = self.trip_count(instruction)
+                trips = self.trips if known is None else known
                 yield from self.walk(instruction.called("body"), times * trips)
                 yield from self.walk(instruction.called("condition"), times * trips)
             elif instruction.opcode in ("call", "conditional", "async-start"):
@@ -152,6 +154,12 @@ class Module:
         """The computations of fusions."""
         lines = (i for c in self.computations.values() for i in c.instructions.values())
         return {i.called("calls") for i in lines if i.opcode == "fusion"}
+
+    def ends(self, fusion: Instruction) -> list[Instruction]:
+        """What a fusion results in, inside it, one for each of its results."""
+        inner = self.computations[fusion.called("calls")]
+        root = inner.root
+        return [inner.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
 
     def trip_count(self, loop: Instruction) -> int | None:
         """How often the body of a ``while`` runs; None: the program decides when it runs.
@@ -181,8 +189,8 @@ class Module:
         return max(loops, key=lambda i: self.num_instructions(i.called("body")), default=None)
 
 
-def parse(text: str) -> Module:
-    """Reads a module.
+def parse(text: str, trips: int = 1) -> Module:
+    """Reads a module; ``trips``: how often a loop runs whose length is not in the program.
 
     Raises:
       ValueError: if the text has no entry computation.
@@ -202,7 +210,7 @@ def parse(text: str) -> Module:
             lines[instruction.name] = instruction
     if not entry:
         raise ValueError("This is no HLO text: it has no ENTRY computation.")
-    return Module(computations, entry)
+    return Module(computations, entry, trips)
 
 
 def _instruction(line: str) -> Instruction:

@@ -102,7 +102,11 @@ def compile_all(abstract: Abstract, platform: str, only: str) -> Iterator[Compil
         for width in CHUNKS:
             prefill = lambda *args, width=width: decode.prefill(*args, width=width)
             yield build(f"prefill {width}", prefill, 2, net, drafter, state, number)
-    run = lambda net, drafter, *args: decode.run(net, drafter, rule, *args)
+
+    def run(net: Any, drafter: Any, request: Any, state: Any, number: Any) -> Any:
+        """The names of its arguments stand in the compiled program (`account`)."""
+        return decode.run(net, drafter, rule, request, state, number)
+
     yield build("run", run, 3, net, drafter, abstract.request, state, number)
     if only == "all":
         slots = 2 * abstract.tokens.shape[1]

@@ -16,17 +16,18 @@ from specjax.models import family
 from specjax.models.shapes import SHAPES
 
 
-def read_target(name: str, layers: int) -> dict[str, Any]:
+def read_target(name: str, layers: int, field: str = "target") -> dict[str, Any]:
     """The config.json of ``name``: a shape, a directory, the file itself, or ``demo:target``.
 
     Args:
       name: of the target.
       layers: instead of its own; 0: those.
+      field: of --config, for messages.
 
     Raises:
       ValueError: in one line, if it is none of them or cannot be read.
     """
-    raw = dict(SHAPES[name]) if name in SHAPES else _read(name)
+    raw = dict(SHAPES[name]) if name in SHAPES else _read(name, field)
     if layers:
         raw["num_hidden_layers"] = layers
         for key, value in raw.items():
@@ -35,7 +36,7 @@ def read_target(name: str, layers: int) -> dict[str, Any]:
     return raw
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, field: str) -> dict[str, Any]:
     path = Path(name).expanduser()
     if name.startswith("demo:"):
         path, _ = locate(name)
@@ -43,19 +44,19 @@ def _read(name: str) -> dict[str, Any]:
         path = path / "config.json"
     if not path.is_file() or path.suffix != ".json":
         raise ValueError(
-            f"--config.target={name!r}: must be one of {', '.join(SHAPES)}, a directory with a "
+            f"--config.{field}={name!r}: must be one of {', '.join(SHAPES)}, a directory with a "
             "config.json, or demo:target."
         )
     return read_json(path)
 
 
-def plain_config(name: str, layers: int) -> Any:
+def plain_config(name: str, layers: int, field: str = "target") -> Any:
     """`read_target` as its family reads it. Raises ValueError."""
-    raw = read_target(name, layers)
+    raw = read_target(name, layers, field)
     try:
         return family(raw.get("model_type")).read_config(raw)
     except ValueError as error:
-        raise ValueError(f"--config.target={name}: {error}") from None
+        raise ValueError(f"--config.{field}={name}: {error}") from None
 
 
 def shrink(

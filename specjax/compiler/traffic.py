@@ -9,6 +9,8 @@ counts twice. Here
   - a slice, dynamic slice or gather reads what it takes out, inside a fusion as well;
   - a dynamic-update-slice or scatter that a fusion ends with writes its update, in place: the
     compiler has inserted copies, which are counted, wherever that is not possible;
+  - a custom call (a kernel) that takes a buffer and hands it out again writes as much of it as it
+    is given beside it; what it reads of the buffer is not known, and not counted;
   - loops inside count as often as they run;
   - communication that the compiler has spread over several fusions, which hand its buffers on,
     reads and writes once.
@@ -23,7 +25,8 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from specjax.compiler.hlo import Array, Computation, Instruction, Module
+from specjax.compiler.hlo import Computation, Instruction, Module
+from specjax.compiler.origins import PUTS, SEE_THROUGH, aliased
 
 COLLECTIVES = (
     *("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"),
@@ -35,20 +38,29 @@ _FREE = {
     *("add-dependency", "domain", "copy-done", "slice-done", "async-done", "async-update"),
 }
 _FREE_CALLS = ("ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding")
-_SEE_THROUGH = {"bitcast", "reshape", "transpose", "copy", "convert", "get-tuple-element"}
 _TAKES = {"slice", "dynamic-slice", "gather"}
-_PUTS = {"dynamic-update-slice": 1, "scatter": 2}  # the operand that holds the update
+Kind = Callable[[Computation, Instruction, int], str]
+
+
+def works(instruction: Instruction) -> bool:
+    """Whether an instruction does something of its own when it runs."""
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+        return False
+    return instruction.opcode != "custom-call" or not any(
+        f'custom_call_target="{free}"' in instruction.attributes for free in _FREE_CALLS
+    )
 
 
 def memory_bytes(
-    module: Module, name: str, kind: Callable[[Array], str] = lambda array: "all"
+    module: Module, name: str, kind: Kind = lambda home, value, index: "all"
 ) -> dict[str, dict[str, int]]:
     """Bytes read and written by one run of a computation.
 
     Args:
       module: the program.
       name: of the computation.
-      kind: sorts arrays; slices and updates belong to the array they are taken from or put into.
+      kind: sorts arrays: (its computation, what makes it, which of its results it is) -> kind;
+        slices and updates belong to the array they are taken from or put into.
 
     Returns:
       {"read": bytes by kind, "written": bytes by kind}.
@@ -56,38 +68,25 @@ def memory_bytes(
     read: dict[str, int] = collections.Counter()
     written: dict[str, int] = collections.Counter()
     for home, instruction, times in module.walk(name):
-        if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
-            continue
-        if instruction.opcode == "custom-call" and any(
-            f'custom_call_target="{free}"' in instruction.attributes for free in _FREE_CALLS
-        ):
+        if not works(instruction):
             continue
         for index, operand in enumerate(instruction.operands):
             source = home.instructions.get(operand)
             if source is None or len(source.arrays) != 1 or not source.arrays[0].in_memory:
                 continue
             amount = _touched(module, home, instruction, index)
-            read[kind(_origin(home, source))] += times * min(amount, source.arrays[0].nbytes)
-        for array, amount in _results(module, home, instruction):
-            if array.in_memory:
-                written[kind(array)] += times * amount
+            read[kind(home, source, 0)] += times * min(amount, source.arrays[0].nbytes)
+        for index, amount in _results(module, home, instruction):
+            if instruction.arrays[index].in_memory:
+                written[kind(home, instruction, index)] += times * amount
     for home, instruction, times in _spread(module, name):
-        operands = [home.instructions[o] for o in instruction.operands if o in home.instructions]
-        for array in (a for o in operands for a in o.arrays if a.in_memory):
-            read[kind(array)] += times * array.nbytes
-        for array in (a for a in instruction.arrays if a.in_memory):
-            written[kind(array)] += times * array.nbytes
+        sources = [home.instructions[o] for o in instruction.operands if o in home.instructions]
+        for source in sources:
+            for index, array in enumerate(source.arrays):
+                read[kind(home, source, index)] += times * array.nbytes * array.in_memory
+        for index, array in enumerate(instruction.arrays):
+            written[kind(home, instruction, index)] += times * array.nbytes * array.in_memory
     return {"read": dict(read), "written": dict(written)}
-
-
-def _origin(home: Computation, source: Instruction) -> Array:
-    """The array before it was seen under another shape."""
-    while source.opcode == "bitcast" and source.operands[0] in home.instructions:
-        before = home.instructions[source.operands[0]]
-        if len(before.arrays) != 1:
-            break
-        source = before
-    return source.arrays[0]
 
 
 def _touched(module: Module, home: Computation, user: Instruction, index: int) -> int:
@@ -101,7 +100,9 @@ def _touched(module: Module, home: Computation, user: Instruction, index: int) -
         return user.arrays[1].nbytes
     if user.opcode in _TAKES:
         return user.arrays[0].nbytes if index == 0 else full
-    if user.opcode in _PUTS and index == 0:
+    if user.opcode in PUTS and index == 0:
+        return 0
+    if user.opcode == "custom-call" and index in aliased(user).values():
         return 0
     return full
 
@@ -114,47 +115,61 @@ def _read_of(module: Module, home: Computation, value: Instruction) -> int:
         for index, operand in enumerate(user.operands):
             if operand != value.name:
                 continue
-            if user.opcode in _SEE_THROUGH and not user.is_root:
+            if user.opcode in SEE_THROUGH and not user.is_root:
                 amount += min(full, _read_of(module, home, user))
             elif user.opcode == "tuple" or user.opcode in COLLECTIVES:
                 pass  # handed on, or counted apart
-            elif user.opcode in _SEE_THROUGH:
+            elif user.opcode in SEE_THROUGH:
                 amount += full
             else:
                 amount += _touched(module, home, user, index)
     return min(amount, full)
 
 
-def _results(
-    module: Module, home: Computation, instruction: Instruction
-) -> list[tuple[Array, int]]:
-    """The arrays that an instruction writes, and how many bytes of each."""
-    if instruction.opcode == "copy-start":
-        return [(instruction.arrays[0], instruction.arrays[0].nbytes)]
-    if instruction.opcode == "slice-start":
-        return [(instruction.arrays[1], instruction.arrays[1].nbytes)]
-    if instruction.opcode.endswith("-start"):  # (operands, results, contexts)
-        skipped = len(instruction.operands) if len(instruction.arrays) > 1 else 0
-        arrays = [a for a in instruction.arrays[skipped:] if a.dims]
-        return [(a, a.nbytes) for a in arrays]
-    if instruction.opcode in _PUTS:
-        update = home.instructions[instruction.operands[_PUTS[instruction.opcode]]]
-        return [(instruction.arrays[0], update.arrays[0].nbytes)]
-    if instruction.opcode != "fusion":
-        return [(a, a.nbytes) for a in instruction.arrays]
-    inner = module.computations[instruction.called("calls")]
-    root = inner.root
-    ends = [inner.instructions[o] for o in root.operands] if root.opcode == "tuple" else [root]
-    if len(ends) != len(instruction.arrays):
-        return [(a, a.nbytes) for a in instruction.arrays]
-    return [(a, _put(module, inner, end)) for a, end in zip(instruction.arrays, ends)]
+def _results(module: Module, home: Computation, instruction: Instruction) -> list[tuple[int, int]]:
+    """Which arrays of its result an instruction writes, and how many bytes of each."""
+    code, arrays = instruction.opcode, instruction.arrays
+    whole = [(index, array.nbytes) for index, array in enumerate(arrays)]
+    if code == "copy-start":
+        return whole[:1]
+    if code == "slice-start":
+        return whole[1:2]
+    if code.endswith("-start"):  # (operands, results, contexts)
+        skipped = len(instruction.operands) if len(arrays) > 1 else 0
+        return [pair for pair in whole[skipped:] if arrays[pair[0]].dims]
+    if code in PUTS:
+        update = home.instructions[instruction.operands[PUTS[code]]]
+        return [(0, update.arrays[0].nbytes)]
+    if code == "custom-call":
+        given = _given(home, instruction)
+        return [(index, given.get(index, size)) for index, size in whole]
+    if code != "fusion":
+        return whole
+    inner, ends = module.computations[instruction.called("calls")], module.ends(instruction)
+    if len(ends) != len(arrays):
+        return whole
+    return [(index, _put(module, inner, end)) for index, end in enumerate(ends)]
+
+
+def _given(home: Computation, call: Instruction) -> dict[int, int]:
+    """Bytes that a custom call writes of each buffer it updates in place, by its result.
+
+    All that it is given beside the buffers, shared among them by their sizes.
+    """
+    places = aliased(call)
+    names = [o for i, o in enumerate(call.operands) if i not in places.values()]
+    beside = [home.instructions[o] for o in names if o in home.instructions]
+    given = sum(a.nbytes for source in beside for a in source.arrays)
+    sizes = {index: call.arrays[index].nbytes for index in places if index < len(call.arrays)}
+    total = max(sum(sizes.values()), 1)
+    return {index: min(size, given * size // total) for index, size in sizes.items()}
 
 
 def _put(module: Module, home: Computation, end: Instruction) -> int:
     """Bytes that a result of a fusion writes: its update, if it is one in place."""
     full = sum(a.nbytes for a in end.arrays)
     before = end.opcode in ("parameter", "bitcast")
-    while end.opcode in _SEE_THROUGH and end.operands and end.operands[0] in home.instructions:
+    while end.opcode in SEE_THROUGH and end.operands and end.operands[0] in home.instructions:
         end = home.instructions[end.operands[0]]
     if end.opcode == "fusion":
         inner = module.computations[end.called("calls")]
@@ -162,10 +177,10 @@ def _put(module: Module, home: Computation, end: Instruction) -> int:
     if end.opcode in COLLECTIVES or (end.opcode == "parameter" and before):
         return 0  # counted apart, or handed on
     amount = 0
-    while end.opcode in _PUTS:  # several updates of one buffer, one behind the other
-        amount += home.instructions[end.operands[_PUTS[end.opcode]]].arrays[0].nbytes
+    while end.opcode in PUTS:  # several updates of one buffer, one behind the other
+        amount += home.instructions[end.operands[PUTS[end.opcode]]].arrays[0].nbytes
         end = home.instructions[end.operands[0]]
-        while end.opcode in _SEE_THROUGH and end.operands[0] in home.instructions:
+        while end.opcode in SEE_THROUGH and end.operands[0] in home.instructions:
             end = home.instructions[end.operands[0]]
     return min(full, amount) if amount and end.opcode == "parameter" else full
 
