@@ -8,6 +8,7 @@ against what it cannot do without, and copies of caches, of which there should b
   python -m experiments.compile --topology=local --config.target=tiny --config.dtype=float32
   python -m experiments.compile --topology=local --config.target=DIR --config.layers=2
   python -m experiments.compile --topology=h100:1 --config.drafter=eagle3 --config.num_draft=5
+  python -m experiments.compile --read=after.json --compare=before.json
 
 DIR holds a config.json; its weights are not read. Defaults that are too large for the target are
 taken smaller, with a word.
@@ -33,9 +34,11 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import cli, overrides
+from specjax.checkpoint.hf import read_json
 from specjax.compiler import report as reports
 from specjax.compiler import topology as topologies
 from specjax.compiler.abstract import Setup
+from specjax.compiler.comparison import Figure, compare
 from specjax.compiler.programs import Compiled
 from specjax.compiler.target import shrink
 from specjax.core.files import write_atomically
@@ -50,6 +53,8 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _MESH = flags.DEFINE_string("mesh", "", "Its devices, such as data:1,model:8.")
 _OUTPUT = cli.define_file("output", "A .json file for the report.")
+_READ = flags.DEFINE_string("read", None, "Shows a stored report; nothing is compiled.")
+_COMPARE = flags.DEFINE_string("compare", None, "A report that the figures are put beside.")
 _HLO_DIR = cli.define_directory("hlo_dir", "The optimised programs go there.")
 _CONFIG = cli.define_config(DEFAULT_CONFIG)
 
@@ -58,20 +63,38 @@ def main(argv: Sequence[str]) -> None:
     del argv
     console = Console(highlight=False)
     with cli.one_line_errors():
-        sizes = mesh_sizes(_MESH.value)
-        setup, notes = read_setup(sizes.get("model", 1))
-        if _TOPOLOGY.value != "local":  # what is here is not needed, and may be in use
-            jax.config.update("jax_platforms", "cpu")
-        topology = topologies.find(_TOPOLOGY.value)
-        mesh = topology.mesh(**sizes)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
-        report = reports.make(
-            setup, topology, mesh, done=lambda c: progress(console, c), hlo_text=keep
-        )
-    if _OUTPUT.value is not None:
-        write_atomically(Path(_OUTPUT.value), json.dumps(report, indent=1) + "\n")
+        before = None if _COMPARE.value is None else stored("compare", _COMPARE.value)
+        report = make(console) if _READ.value is None else stored("read", _READ.value)
+        if _READ.value is None and _OUTPUT.value is not None:
+            write_atomically(Path(_OUTPUT.value), json.dumps(report, indent=1) + "\n")
+        figures = [] if before is None else compare(before, report)
     show(console, report)
+    if before is not None:
+        show_comparison(console, figures)
+
+
+def stored(flag: str, path: str) -> dict[str, Any]:
+    """A report that --output wrote. Raises ValueError if it is none."""
+    try:
+        report = read_json(Path(path).expanduser())
+    except FileNotFoundError:
+        raise ValueError(f"--{flag}={path}: there is no such file.") from None
+    if not {"setup", "programs", "cycle"} <= report.keys():
+        raise ValueError(f"--{flag}={path}: is no report of experiments.compile --output.")
+    return report
+
+
+def make(console: Console) -> dict[str, Any]:
+    """Compiles what the flags say. Raises ValueError."""
+    sizes = mesh_sizes(_MESH.value)
+    setup, notes = read_setup(sizes.get("model", 1))
+    if _TOPOLOGY.value != "local":  # what is here is not needed, and may be in use
+        jax.config.update("jax_platforms", "cpu")
+    topology = topologies.find(_TOPOLOGY.value)
+    mesh = topology.mesh(**sizes)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return reports.make(setup, topology, mesh, done=lambda c: progress(console, c), hlo_text=keep)
 
 
 def read_setup(shards: int) -> tuple[Setup, list[str]]:
@@ -171,6 +194,7 @@ def show_cycle(console: Console, cycle: dict[str, Any]) -> None:
     table.add_row("prefetches of caches", f"{cycle['cache_prefetches']}")
     table.add_row("copies of weights", f"{cycle['weight_copies']}")
     console.print(table)
+    show_branches(console, cycle.get("conditionals", []))
     if cycle["xla_bytes_accessed"] is not None:
         console.print(
             f"XLA's own count, which takes a buffer that is updated in place for read and written"
@@ -179,6 +203,32 @@ def show_cycle(console: Console, cycle: dict[str, Any]) -> None:
         )
     for line in cycle["unknown"]:
         console.print(f"[dim]not known: {line}[/dim]", soft_wrap=True)
+
+
+def show_branches(console: Console, conditionals: Sequence[dict[str, Any]]) -> None:
+    """Prints what each branch of each conditional costs, where there are any."""
+    if not conditionals:
+        return
+    table = Table("a branch, one run", "MB", "GFLOP", "kernels", "copies", box=None)
+    for number, one in enumerate(conditionals, 1):
+        for index, branch in enumerate(one["branches"]):
+            counted = f", counted {one['times']} times" if index == one["counted"] else ""
+            copies = branch["cache_copies"] + branch["weight_copies"]
+            table.add_row(
+                f"{index} of conditional {number}{counted}",
+                *(f"{branch['bytes'] / 1e6:,.1f}", f"{branch['flops'] / 1e9:,.1f}"),
+                *(f"{branch['kernels']}", f"{copies}"),
+            )
+    console.print(table)
+
+
+def show_comparison(console: Console, figures: Sequence[Figure]) -> None:
+    """Prints them as the rows of a Markdown table, and which of them rose."""
+    console.print("\n| figure | before | after | |\n| --- | --- | --- | --- |")
+    for one in figures:
+        change = f"{one.after / one.before - 1:+.2%}" if one.before else ""
+        word = "" if one.after == one.before else f"{'WORSE' if one.worse else 'less'} {change}"
+        console.print(f"| {one.name} | {one.before:.4g} | {one.after:.4g} | {word.strip()} |")
 
 
 if __name__ == "__main__":

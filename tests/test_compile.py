@@ -322,7 +322,7 @@ def test_the_examples_of_the_script_are_right() -> None:
     with script("compile") as module:
         told = module.__doc__.replace("\\\n", " ")
     examples = re.findall(r"python -m experiments\.compile(.*)", told)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples[:2]:
         given = [a for a in example.split() if a.startswith("--config.")]
         setup, _ = settings_of(*given)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from specjax.compiler import hlo, kernels, traffic
+from specjax.compiler import branches, hlo, kernels, traffic
 from specjax.compiler.abstract import Abstract, Setup, states
 from specjax.compiler.floor import floor
 from specjax.compiler.origins import Origins, aliased
@@ -41,6 +41,7 @@ def cycle(
         fits = topology.cache_bytes is not None and size <= topology.cache_bytes
         return "near" if found == "rest" and fits else found
 
+    module, choices = branches.settle(module, body, kind, origins)
     moved = traffic.memory_bytes(module, body, kind)
     if not moved["read"].get("weights"):
         raise RuntimeError("The compiled program does not say which of its arguments are weights.")
@@ -77,10 +78,29 @@ def cycle(
         "cache_prefetches": sum(c.times for k, c in found if k == "caches" and c.is_prefetch),
         "weight_copies": sum(c.times for c in copied["weights"]),
         "copied_bytes": {k: sum(c.times * c.num_bytes for c in copied[k]) for k in copied},
+        "conditionals": [_conditional(choice, kind_of) for choice in choices],
         "num_instructions": module.num_instructions(body),
         "loops_of_unknown_length": num_unknown_loops(module, body),
-        "unknown": unknown(module, body, topology, setup),
+        "unknown": unknown(module, body, choices, topology, setup),
         "scopes": {s: text.count(f"specjax/{s}") for s in SCOPES},
+    }
+
+
+def _conditional(choice: branches.Choice, kind_of: Callable[[str], str]) -> dict[str, Any]:
+    """As JSON values; the bytes, copies and kernels of every branch are those of one run."""
+
+    def values(branch: branches.Branch) -> dict[str, int]:
+        copied = {
+            f"{one}_copies": sum(n for name, n in branch.copied.items() if kind_of(name) == kinds)
+            for one, kinds in (("cache", "caches"), ("weight", "weights"))
+        }
+        return {"bytes": branch.bytes, "flops": branch.flops, "kernels": branch.kernels, **copied}
+
+    return {
+        "op_name": choice.op_name,
+        "times": choice.times,
+        "counted": choice.counted,
+        "branches": [values(branch) for branch in choice.branches],
     }
 
 
@@ -110,7 +130,13 @@ def num_unknown_loops(module: hlo.Module, name: str) -> int:
     )
 
 
-def unknown(module: hlo.Module, name: str, topology: Topology, setup: Setup) -> list[str]:
+def unknown(
+    module: hlo.Module,
+    name: str,
+    choices: Sequence[branches.Choice],
+    topology: Topology,
+    setup: Setup,
+) -> list[str]:
     """What the account does not know of this program, in words."""
     found = ["No time was measured: these are counts."]
     executed = [i for _, i, _ in module.walk(name)]
@@ -120,9 +146,11 @@ def unknown(module: hlo.Module, name: str, topology: Topology, setup: Setup) -> 
             f"{loops} loops in the cycle end when the program says so; each was counted"
             f" {setup.trips} times (--config.trips)."
         )
-    branches = sum(i.opcode == "conditional" for i in executed)
-    if branches:
-        found.append(f"Of {branches} conditionals every branch was counted, though one runs.")
+    if choices:
+        found.append(
+            f"Of each of {len(choices)} conditionals one branch runs; that of the most bytes was"
+            " counted, and all stand apart."
+        )
     calls = [i for i in executed if i.opcode == "custom-call" and aliased(i)]
     if calls:
         found.append(

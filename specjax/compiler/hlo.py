@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
@@ -129,13 +129,15 @@ class Module:
     computations: dict[str, Computation]
     entry: str
     trips: int = 1  # of a loop whose length the program decides when it runs
+    # Name of a conditional -> which of its branches runs; every one of those that are not here.
+    taken: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def walk(self, name: str, times: int = 1) -> Iterator[tuple[Computation, Instruction, int]]:
         """Every instruction that one run of a computation executes, and how often.
 
         Follows calls, loops and branches, but not into fusions, reducers and comparators, which
         belong to the instruction that calls them. The body of a loop counts as often as it runs,
-        or ``trips`` times where that is not known; of a conditional every branch counts.
+        or ``trips`` times where that is not known; of a conditional the branch that is ``taken``.
         """
         computation = self.computations[name]
         for instruction in computation.instructions.values():
@@ -146,7 +148,8 @@ class Module:
                 yield from self.walk(instruction.called("body"), times * trips)
                 yield from self.walk(instruction.called("condition"), times * trips)
             elif instruction.opcode in ("call", "conditional", "async-start"):
-                for called in instruction.calls:
+                calls, branch = instruction.calls, self.taken.get(instruction.name)
+                for called in calls if branch is None else calls[branch : branch + 1]:
                     yield from self.walk(called, times)
 
     @functools.cached_property

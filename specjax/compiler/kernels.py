@@ -35,7 +35,7 @@ def count(module: Module, name: str, origins: Origins, scopes: tuple[str, ...]) 
     total = inner = 0
     scope = "other"
     for home, instruction, times in module.walk(name):
-        if not works(instruction) or instruction.opcode in _PREFETCHES:
+        if not launches(instruction):
             continue
         scope = _scope(module, instruction, scopes) or scope
         layer = _layer(home, instruction, origins)
@@ -47,6 +47,11 @@ def count(module: Module, name: str, origins: Origins, scopes: tuple[str, ...]) 
     first, last = min(begins, default=0), max(begins, default=0)
     a_layer = (begins[last] - begins[first]) / (last - first) if last > first else None
     return Kernels(total, dict(by_scope), inner, a_layer)
+
+
+def launches(instruction: Instruction) -> bool:
+    """Whether something of its own runs, and is waited for."""
+    return works(instruction) and instruction.opcode not in _PREFETCHES
 
 
 def _scope(module: Module, instruction: Instruction, scopes: tuple[str, ...]) -> str | None:

@@ -78,6 +78,8 @@ class Origins:
             return self._operand(home, value, index, 0)
         if code == "fusion":
             return self._of_fusion(home, value, index)
+        if code in ("call", "conditional"):
+            return self._of_called(value, index)
         return self._of_move(home, value)
 
     def _operand(self, home: Computation, user: Instruction, place: int, index: int) -> Origin:
@@ -95,6 +97,14 @@ class Origins:
         if call.opcode == "conditional":
             place = 1 + call.calls.index(home.name)
         return self._operand(caller, call, place, index)
+
+    def _of_called(self, call: Instruction, index: int) -> Origin:
+        """Of what a computation hands back; of a conditional, if all of its branches agree."""
+        homes = [self._module.computations[name] for name in call.calls]
+        found = [self.of(home, home.root, index) for home in homes]
+        if not found or len({origin.argument for origin in found}) > 1:
+            return _MADE
+        return Origin(found[0].argument, any(origin.moved for origin in found))
 
     def _of_fusion(self, home: Computation, fusion: Instruction, index: int) -> Origin:
         """Of what it updates in place, or of what it does nothing to but move."""
