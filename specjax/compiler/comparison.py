@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 _SAME = ("topology", "mesh", "num_draft", "rule")
+_FREE = {"num_draft", "programs"}  # of the setup: a plain cycle has no guesses
+    "num_draft",
+    "programs",
+}  # of the setup: "none" has no guesses, and others are not compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Figure]
     """
     for field in _SAME:
         _same(field, before.get(field), after.get(field))
-    for field in before.get("setup", {}):
+    for field in before.get("setup", {}).keys() - _FREE:
         _same(f"setup.{field}", before["setup"][field], after.get("setup", {}).get(field))
     try:
         first, second = dict(_figures(before)), dict(_figures(after))
