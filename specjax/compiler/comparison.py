@@ -8,9 +8,6 @@ from typing import Any
 
 _SAME = ("topology", "mesh", "num_draft", "rule")
 _FREE = {"num_draft", "programs"}  # of the setup: a plain cycle has no guesses
-    "num_draft",
-    "programs",
-}  # of the setup: "none" has no guesses, and others are not compared
 
 
 @dataclasses.dataclass(frozen=True)
