@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_traces import speculative
@@ -83,6 +85,44 @@ def test_what_is_written_is_the_old_or_the_new(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from specjax.core.files import write_atomically
+
+path, letter = Path(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.read()
+for _ in range(150):
+    write_atomically(path, letter * 50_000)
+"""
+
+
+def test_two_processes_may_write_one_file(tmp_path: Path) -> None:
+    """Each write is whole; what a killed writer left is taken over, and nothing is left."""
+    path = tmp_path / "file"
+    (tmp_path / "file.tmp").write_text("of one that was killed, and longer than what follows")
+    files.write_atomically(path, "first")
+    assert path.read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    with (tmp_path / "file.tmp").open("wb") as held:  # of one at work
+        fcntl.flock(held, fcntl.LOCK_EX)
+        files.write_atomically(path, "second")
+        assert path.read_text() == "second" and (tmp_path / "file.tmp").exists()
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [subprocess.Popen([*command, letter], **pipes) for letter in "ab"]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.close()
+    while any(writer.poll() is None for writer in writers):
+        assert path.read_text() in ("second", "a" * 50_000, "b" * 50_000)
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(

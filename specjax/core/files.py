@@ -31,18 +31,45 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     Raises:
       OSError: if it cannot be written; the old content is still there.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
+    temporary, descriptor = _open_temporary(path)
+    with open(descriptor, "wb") as file:
+        try:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
     sync_directory(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[Path, int]:
+    """An empty file beside ``path``, locked: what a killed writer left, but no other's at work."""
+    number = 0
+    while True:
+        place = path.with_name(path.name + (f".{number}" if number else "") + ".tmp")
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT, 0o666)
+        if _is_free(descriptor):
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(descriptor).st_ino == os.stat(place).st_ino:
+                    os.ftruncate(descriptor, 0)
+                    return place, descriptor
+        else:
+            number += 1
+        os.close(descriptor)  # another's, or it has got its name since
+
+
+def _is_free(descriptor: int) -> bool:
+    """Locks a file; False: another has. Where there are no locks, it is taken for free."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def add_line(file: FileIO, line: str) -> None:
