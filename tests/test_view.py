@@ -253,6 +253,24 @@ def test_tables_agree_in_every_format() -> None:
     assert f"<b>{tau:.2f}</b>" in specjax.table(traces, "html")
 
 
+def test_what_is_unknown_has_no_column() -> None:
+    """Plain decoding has no rate of acceptance, so no interval of it; the other case has one."""
+    text = specjax.table({"plain": PLAIN, "d": TRACE}, "csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert "interval_accept_rate_1" in rows[0] and "interval_accept_rate" not in rows[0]
+    empty = [name for name in rows[0] if not any(row[name] for row in rows)]
+    assert not [name for name in empty if "interval" in name]
+
+
+@pytest.mark.parametrize(("speedup", "bold"), [(1.25, True), (1.0, False), (0.8, False)])
+def test_a_speedup_that_is_none_is_never_the_best(speedup: float, bold: bool) -> None:
+    plain, ours = tables.cases_of({"plain": PLAIN, "a": TRACE})
+    changed = {**ours, "compare": {**ours["compare"], "speedup": speedup}}
+    (group,) = tables.groups([plain, changed])
+    assert [row[6].best for row in group.rows] == [False, bold]
+    assert (f"**{speedup:.2f}x" in specjax.table([plain, changed], "markdown")) is bold
+
+
 def test_a_forced_acceptance_is_never_the_best() -> None:
     ours = tables.cases_of({"plain": PLAIN, "a": TRACE})[1]
     forced = {**ours, "name": "b", "mode": "synthetic"}

@@ -64,9 +64,9 @@ def table(measured: Mapping[str, Any] | Cases, format: str = "rich") -> Any:
     Tau is pooled: committed tokens per target pass, the target's own included. Speedup is the ratio
     of times per token to plain decoding of the same prompts, prefill left out, with its 95 %
     bootstrap interval over requests. The best tau and speedup of each group (prompt set,
-    temperature, batch size) are bold, forced acceptance ("synthetic") never is. tokens/s is that of
-    each user. Pooled rows come first: each method over all that was asked. The marks are those of
-    `specjax.view.marks`.
+    temperature, batch size) are bold; forced acceptance ("synthetic") never is, nor a speedup of at
+    most 1. tokens/s is that of each user. Pooled rows come first: each method over all that was
+    asked. The marks are those of `specjax.view.marks`.
 
     Args:
       measured: metrics.json of a benchmark, its "cases", or name -> `Trace`, where the one that
@@ -161,7 +161,7 @@ def _row(case: Case, top: Mapping[str, float | None]) -> tuple[Cell, ...]:
         Cell("" if not tpot else f"{1e3 / tpot:,.0f}"),
         Cell(
             "1" if plain else _ranged(speedup, interval_of(case), "x"),
-            fair(case) and speedup is not None and speedup == top["speedup"],
+            fair(case) and speedup is not None and speedup == top["speedup"] and speedup > 1,
         ),
         Cell(_ranged(None if told is None else told.speedup, None, "x")),
         Cell(marks.words(case)),
@@ -276,12 +276,15 @@ def _csv(cases: Cases) -> str:
             record["prompt_set"] = setting_of(case)
         for key in ("metrics", "compare", "predicted"):
             _spread(record, "predicted_" if key == "predicted" else "", case.get(key) or {})
-        _spread(record, "interval_", case.get("intervals") or {})
+        known = {k: v for k, v in (case.get("intervals") or {}).items() if v is not None}
+        _spread(record, "interval_", known)
         record["marks"] = marks.words(case)
         records.append({k: escape.csv_cell(v) for k, v in record.items()})
     buffer = io.StringIO()
-    names = list(dict.fromkeys(name for record in records for name in record))
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    names = dict.fromkeys(name for record in records for name in record)
+    # A list that is unknown in one case has the columns of its elements in another.
+    kept = [name for name in names if f"{name}_1" not in names]
+    writer = csv.DictWriter(buffer, kept, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return buffer.getvalue()
