@@ -21,6 +21,7 @@ from specjax.checkpoint.drafters.recognise import read_config
 from specjax.models import family
 from specjax.models.layers.rope import YarnScaling
 from specjax.models.rope_config import RopeWarning, read_rope
+from specjax.models.shapes import SHAPES
 
 PUBLISHED = json.loads((Path(__file__).parent / "data/specforge_configs.json").read_text())
 DEEPSPEC, EAGLE, ZLAB = "DeepSpec DSpark", "EAGLE-3", "z-lab DFlash"
@@ -232,6 +233,14 @@ def test_windows_that_are_off(shared: Path) -> None:
     for odd in ({"use_sliding_window": True, "max_window_layers": 2}, {"layer_types": ["x"] * 4}):
         with pytest.raises(CheckpointError, match=r"no sliding_window|layer_types holds x"):
             read_config(eagle | odd, "e")
+
+
+def test_a_head_is_as_wide_as_its_class_says() -> None:
+    """Qwen3's class in Transformers 5 has heads of 128, Llama's of the width over their number."""
+    raw = {k: v for k, v in SHAPES["qwen3-8b"].items() if k != "head_dim"}
+    for kind, width in (("qwen3", 128), ("llama", 64)):
+        config = family(kind).read_config({**raw, "model_type": kind, "hidden_size": 2048})
+        assert config.head_dim == width and config.num_heads == 32
 
 
 # Drafters as other programs write them.

@@ -68,6 +68,10 @@ _REQUIRED = (
 )
 
 
+# Where a config has none, and Transformers has another than its width over its heads.
+_HEAD_DIM = {"qwen3": 128}
+
+
 def read_decoder_config(raw: Mapping[str, Any], *, windows: bool = False) -> DecoderConfig:
     """Reads the keys that Llama-like Hugging Face configs share; null counts as absent.
 
@@ -97,7 +101,7 @@ def read_decoder_config(raw: Mapping[str, Any], *, windows: bool = False) -> Dec
             f"config.json: num_key_value_heads={kv_heads} does not divide "
             f"num_attention_heads={heads}."
         )
-    head_dim = raw.get("head_dim")
+    head_dim = raw.get("head_dim") or _HEAD_DIM.get(raw.get("model_type", ""))
     if head_dim is None:
         if raw["hidden_size"] % heads:
             raise ValueError(
