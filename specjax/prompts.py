@@ -167,7 +167,9 @@ def _variables(template_args: Any, tools: Any, where: str) -> dict[str, Any]:
             f"template_args is {type_name(template_args)}, not a mapping {{name: value}}."
         )
     for name in template_args or ():
-        if not isinstance(name, str) or name in _GIVEN:
+        if not isinstance(name, str):
+            raise ValueError(f"template_args has the name {name!r}: names are strings.")
+        if name in _GIVEN:
             raise ValueError(f"template_args cannot set {name!r}: it is given by other means.")
     if tools is not None:
         if not is_list(tools) or not all(isinstance(tool, Mapping) for tool in tools):

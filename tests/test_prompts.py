@@ -158,6 +158,13 @@ def test_refused(chat: specjax.Model, case: str) -> None:
     complain(lambda: prompt_ids(chat, given), *words)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [(1, "has the name 1: names are strings"), ("tools", "cannot set 'tools'")]
+)
+def test_names_that_no_template_is_given(chat: specjax.Model, name: Any, message: str) -> None:
+    complain(lambda: prompt_ids(chat, HI, template_args={name: 2}), message)
+
+
 def test_conversations(plain: specjax.Model, chat: specjax.Model) -> None:
     assert chat.tokenizer is not None
 
