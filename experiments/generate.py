@@ -35,6 +35,7 @@ from experiments.asking import Asked
 from experiments.interrupts import Interrupt
 from experiments.writing import Batch, generate_batch, open_console, stream_batch
 from specjax import api
+from specjax.bench import environment
 from specjax.checkpoint.drafters.named import Named
 from specjax.core import hosts
 from specjax.diagnosis import WARN_BELOW
@@ -146,13 +147,14 @@ def generate(job: Job, console: Console) -> None:
                 say(console, f"Nothing ran, so {path} is not written; use a new --output.")
             summary(console, Report(records=job.results.records))
             return
-        run = load(job)
+        run = load_models(job)
     size = 1 if _STREAM.value else job.config.batch_size
     # Batches do not move when a run is continued: rounding may depend on a row's neighbours.
     batches = [
         Batch(range(start, min(start + size, num)))
         for start in range(left.start // size * size, num, size)
     ]
+    load, others = environment.load(), environment.Others()
     records, interrupted = decode_all(run, batches, console)
     done = [batch for batch in batches if batch.trace is not None]
     saved = _TRACE.value is None or bool(done and save_trace(run, done, console))
@@ -171,7 +173,7 @@ def generate(job: Job, console: Console) -> None:
     except KeyboardInterrupt:  # in the comparison: what is known is said
         summary(console, Report(records=records))
         raise
-    summary(console, report)
+    summary(console, dataclasses.replace(report, load=load, others=others.cores()))
     committed = [c[2] for record in records for c in record["cycles"]]
     if hasattr(run.spec, "net") or hasattr(run.spec, "model"):  # trained: then near 1 has a cause
         doubt(sum(committed) / len(committed), len(committed), run)
@@ -229,7 +231,7 @@ def check_places() -> None:
         raise ValueError(f"--output={_OUTPUT.value}: must end in .jsonl.")
 
 
-def load(job: Job) -> Run:
+def load_models(job: Job) -> Run:
     """The models, and the prompts as they read them, checked. Raises ValueError."""
     target = loading.load_target()
     run = Run(job, target, loading.load(job.drafter, target), [a.prompt(target) for a in job.asked])

@@ -21,6 +21,7 @@ from tiny_checkpoint import write_tiny
 
 import specjax
 from experiments import cli
+from specjax.bench import environment
 from specjax.measure import trace_file
 from specjax.measure.prompts import read_prompts
 from specjax.measure.speed import first_difference
@@ -81,13 +82,15 @@ def shown(out: str, prompt: str) -> str:
     return body[: body.rindex("\n\ntau ")]
 
 
-def test_single_prompt(run: Cli) -> None:
+def test_single_prompt(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "load", lambda: [3.25])
     status, out, err = run("--prompt=def area(", "--max_new_tokens=24", "--config.repeats=1")
     assert (status, err) == (0, "")
     assert out.startswith("legend: accepted draft token, «correction», ⟦bonus token⟧\n")
-    for name in ("tau ", "survival ", "speed ", "compiling ", "check ", "setup "):
+    for name in ("tau ", "survival ", "speed ", "compiling ", "check ", "setup ", "note "):
         assert f"\n{name}" in out
     assert "equals that of plain decoding" in out and "speedup" in out
+    assert "Busy machine: the machine was not idle (load 3.25 before" in out
     text = shown(out, "def area(")
     assert "«" in text and "\x1b" not in out
     target = specjax.load(run.target)

@@ -34,6 +34,7 @@ from specjax.measure.cost_model import costs_at, predict, survival_of
 from specjax.measure.metrics import METRICS
 from specjax.measure.pooled import pool
 from specjax.view import headline, marks
+from specjax.view import summary as after_generation
 from specjax.view.gallery import pictures
 from specjax.view.result import read_result
 
@@ -213,6 +214,22 @@ def test_the_same_marks_stand_in_the_terminal_the_tables_and_the_page(run: Store
             assert words in writer
     whole = marks.marks({**summary["run"], "load": [0.1], "others": [0.2], "left_out": 0}, [])
     assert not whole, "nothing is marked without a reason"
+
+
+def test_a_speed_that_is_printed_has_the_marks_of_the_machine() -> None:
+    records = [{"cycles": [[2, 1, 2]]}]
+    rough = {"load": [3.25], "others": [1.5]}
+
+    def printed(**fields: Any) -> str:
+        out = io.StringIO()
+        console = Console(file=out, width=400, highlight=False)
+        after_generation.summary(console, after_generation.Report(records, **fields))
+        return out.getvalue()
+
+    (told,) = marks.lines(list(marks.of_run(rough)))
+    assert "Busy machine: " in told and told in printed(tokens=9, seconds=1.0, **rough)
+    assert "note" not in printed(tokens=9, seconds=1.0, load=[0.1], others=[0.2])
+    assert "note" not in printed(**rough), "no times are shown"
 
 
 @pytest.mark.parametrize(

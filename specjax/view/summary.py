@@ -10,6 +10,7 @@ from rich.console import Console
 
 from specjax.measure.speed import Speed
 from specjax.measure.trace import Cycle
+from specjax.view import marks
 
 
 def make_record(
@@ -51,6 +52,8 @@ class Report:
     comparable: bool = False  # whether the text should equal that of plain decoding
     difference: tuple[int, int] | None = None
     exact: bool = True  # float32
+    load: Sequence[float] = ()  # processes that wanted a core before; of others
+    others: Sequence[float] = ()  # cores that others kept busy meanwhile
 
 
 def summary(console: Console, report: Report) -> None:
@@ -77,6 +80,9 @@ def summary(console: Console, report: Report) -> None:
         rows.append(("speed", f"{rate:.1f} tokens/s, compiling not counted; plain not measured"))
     if report.setup:
         rows.append(("setup", report.setup + (f", rule {report.rule}" if report.rule else "")))
+    if report.speed is not None or report.seconds:
+        found = list(marks.of_run({"load": report.load, "others": report.others}))
+        rows += [("note", line) for line in marks.lines(found)]
     for name, value in rows:
         console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)
 
