@@ -113,15 +113,7 @@ def generate(
       ValueError: in one line, on anything that cannot be done exactly as asked.
     """
     rows, stops = prepare(
-        target,
-        prompts,
-        max_new_tokens,
-        seed,
-        stop,
-        stop_token_ids,
-        options,
-        template_args=template_args,
-        tools=tools,
+        target, prompts, max_new_tokens, seed, stop, stop_token_ids, options, template_args, tools
     )
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
@@ -185,15 +177,7 @@ def stream(
     """
     check_count("cycles_per_call", cycles_per_call)
     rows, stops = prepare(
-        target,
-        prompts,
-        max_new_tokens,
-        seed,
-        stop,
-        stop_token_ids,
-        options,
-        template_args=template_args,
-        tools=tools,
+        target, prompts, max_new_tokens, seed, stop, stop_token_ids, options, template_args, tools
     )
     session = Session(
         target, as_spec(drafter, target), rows, rule=rule, chunk=chunk, details=details
@@ -222,15 +206,7 @@ def check(
     ``batch_size`` is how many of the prompts will be decoded together; None: all.
     """
     rows, _ = prepare(
-        target,
-        prompts,
-        max_new_tokens,
-        seed,
-        stop,
-        stop_token_ids,
-        options,
-        template_args=template_args,
-        tools=tools,
+        target, prompts, max_new_tokens, seed, stop, stop_token_ids, options, template_args, tools
     )
     check_count("chunk", chunk)
     bound, _ = check_requests(target, as_spec(drafter, target), rows, rule)

@@ -24,7 +24,6 @@ def prepare(
     stop: str | Sequence[str],
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None,
     options: Mapping[str, Any],
-    *,
     template_args: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[list[Row], list[str]]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from absl import flags
+from absl.testing import flagsaver
+
+from experiments import cli
 
 _DEFINED: dict[str, dict[str, Any]] = {}  # by script
 _NAMES: set[str] = set()  # of flags that a script has defined; libraries define some, too
@@ -27,6 +32,32 @@ def script(name: str) -> Iterator[ModuleType]:
         _DEFINED[name] = _take()
         for flag, value in others.items():
             flags.FLAGS[flag] = value
+
+
+def invoke(module: ModuleType, capsys: Any, *line: str) -> tuple[int, str, str]:
+    """Runs the main of a `script` in this process.
+
+    Args:
+      module: the script, with its flags.
+      capsys: the fixture.
+      line: its command line, the script's name first.
+
+    Returns:
+      (exit status, stdout, stderr)
+    """
+    capsys.readouterr()
+    status = 0
+    # Config flags look for their overrides in sys.argv.
+    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", list(line)):
+        flags.FLAGS.unparse_flags()
+        try:
+            cli.parse(list(line))
+            module.main([])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        finally:
+            flags.FLAGS.mark_as_parsed()
+    return status, *capsys.readouterr()
 
 
 def _take() -> dict[str, Any]:

@@ -5,22 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
-from scripts import script
+from scripts import invoke, script
 from tiny_checkpoint import write_tiny
 
-from experiments import cli
 from specjax import verify
 from specjax.bench.curves import from_lengths, parse_curve
 from specjax.bench.documents import render
@@ -174,18 +169,7 @@ def run(tmp_path: Path, capsys: Any) -> Iterator[Run]:
                 line += [f"--config.prompt_sets=('jsonl:{tmp_path / 'one.jsonl'}',)"]
                 line += ["--config.num_prompts=0", "--config.max_new_tokens=8"]
             line += [a.replace("TMP", str(tmp_path)) for a in arguments]
-            capsys.readouterr()
-            status = 0
-            with flagsaver.flagsaver(), mock.patch.object(sys, "argv", line):
-                flags.FLAGS.unparse_flags()
-                try:
-                    cli.parse(line)
-                    module.main([])
-                except SystemExit as end:
-                    status = int(end.code or 0)
-                finally:
-                    flags.FLAGS.mark_as_parsed()
-            return status, *capsys.readouterr()
+            return invoke(module, capsys, *line)
 
         yield call
 

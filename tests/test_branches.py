@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import pytest
-from absl import flags
-from absl.testing import flagsaver
-from scripts import script
+from scripts import invoke, script
 
 from specjax.compiler import branches, hlo, kernels, traffic
 from specjax.compiler.comparison import compare
@@ -178,17 +174,6 @@ def test_two_reports_side_by_side() -> None:
         compare({**before, "cycle": kernels_gone}, before)
 
 
-def shown(*arguments: str) -> None:
-    """Runs the script with these."""
-    line = ["compile", f"--config={CONFIG}", *arguments]
-    with script("compile") as module, flagsaver.flagsaver():
-        with mock.patch.object(sys, "argv", line):
-            flags.FLAGS.unparse_flags()
-            module.cli.parse(line)
-            module.main([])
-        flags.FLAGS.mark_as_parsed()
-
-
 def test_stored_reports_are_shown_and_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,9 +189,11 @@ def test_stored_reports_are_shown_and_compared(
     after = changed(before, conditionals=[one], flops=before["cycle"]["flops"] * 2)
     for name, report in (("before", before), ("after", after)):
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
-    given = f"--compare={tmp_path / 'before.json'}"
-    shown(f"--read={tmp_path / 'after.json'}", given)
-    told = capsys.readouterr().out
+    line = ["compile", f"--config={CONFIG}", f"--compare={tmp_path / 'before.json'}"]
+    line += [f"--read={tmp_path / 'after.json'}"]
+    with script("compile") as module:
+        status, told, _ = invoke(module, capsys, *line)
+    assert status == 0
     assert "0 of conditional 1 " in told and "1 of conditional 1, counted 5 times" in told
     flops = next(line for line in told.splitlines() if line.startswith("| flops"))
     assert "WORSE +100.00%" in flops and told.count("WORSE") == 1
@@ -214,7 +201,6 @@ def test_stored_reports_are_shown_and_compared(
         (tmp_path / "after.json").unlink()
         if text is not None:
             (tmp_path / "after.json").write_text(text)
-        with pytest.raises(SystemExit) as info:
-            shown(f"--read={tmp_path / 'after.json'}", given)
-        error = capsys.readouterr().err
-        assert info.value.code == 2 and reason in error and error.count("\n") == 1
+        with script("compile") as module:
+            status, _, error = invoke(module, capsys, *line)
+        assert status == 2 and reason in error and error.count("\n") == 1

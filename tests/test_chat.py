@@ -11,17 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
-from scripts import script
+from scripts import invoke, script
 from test_generate_cli import unmark
 from tiny_checkpoint import write_tiny
 
 import specjax
-from experiments import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 # As Qwen3's, it drops the reasoning of earlier turns.
@@ -48,19 +44,7 @@ def run(target: Path, capsys: Any, monkeypatch: Any) -> Iterator[Run]:
             line = ["chat", f"--target={target}", "--drafter=ngram:3", "--max_new_tokens=8"]
             line += [f"--config={ROOT}/configs/chat.py", "--config.compilation_cache=", *arguments]
             monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{x}\n" for x in lines)))
-            capsys.readouterr()
-            status = 0
-            # Config flags look for their overrides in sys.argv.
-            with flagsaver.flagsaver(), mock.patch.object(sys, "argv", line):
-                flags.FLAGS.unparse_flags()
-                try:
-                    cli.parse(line)
-                    chat.main([])
-                except SystemExit as end:
-                    status = int(end.code or 0)
-                finally:
-                    flags.FLAGS.mark_as_parsed()
-            return status, *capsys.readouterr()
+            return invoke(chat, capsys, *line)
 
         yield call
 

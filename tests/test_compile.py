@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from scripts import script
+from scripts import invoke, script
 
 from specjax.compiler import account, hlo, report, topology, traffic
 from specjax.compiler.abstract import Setup
@@ -353,16 +353,9 @@ def test_the_script_says_what_is_wrong_in_one_line(
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     arguments = [a.replace("TMP", str(tmp_path)) for a in arguments]
     line = ["compile", f"--config={CONFIG}", "--config.target=tiny", *arguments]
-    with script("compile") as module, flagsaver.flagsaver():
-        # Config flags look for their overrides in sys.argv.
-        with mock.patch.object(sys, "argv", line), pytest.raises(SystemExit) as info:
-            flags.FLAGS.unparse_flags()
-            module.cli.parse(line)
-            module.main([])
-        flags.FLAGS.mark_as_parsed()
-    assert info.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    with script("compile") as module:
+        status, _, error = invoke(module, capsys, *line)
+    assert status == 2 and message in error and error.count("\n") == 1
 
 
 def test_a_slice_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

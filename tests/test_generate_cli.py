@@ -10,17 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from rich.console import Console
-from scripts import script
+from scripts import invoke, script
 from tiny_checkpoint import write_tiny
 
 import specjax
-from experiments import cli
 from specjax.bench import environment
 from specjax.measure import trace_file
 from specjax.measure.prompts import read_prompts
@@ -43,24 +39,8 @@ class Cli:
         line = ["generate", f"--config={ROOT}/configs/generate.py", "--config.compilation_cache="]
         if models:
             line += [f"--target={self.target}", f"--draft={self.draft}", "--num_draft=3"]
-        self._capsys.readouterr()
-        status = 0
-        # Config flags look for their overrides in sys.argv.
-        with (
-            script("generate") as generate,
-            flagsaver.flagsaver(),
-            mock.patch.object(sys, "argv", [*line, *arguments]),
-        ):
-            flags.FLAGS.unparse_flags()
-            try:
-                cli.parse([*line, *arguments])
-                generate.main([])
-            except SystemExit as end:
-                status = int(end.code or 0)
-            finally:
-                flags.FLAGS.mark_as_parsed()
-        out, err = self._capsys.readouterr()
-        return status, out, err
+        with script("generate") as generate:
+            return invoke(generate, self._capsys, *line, *arguments)
 
 
 @pytest.fixture

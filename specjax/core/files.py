@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 HEARTBEAT = 10.0  # seconds between two signs of life in a lock
@@ -268,12 +267,7 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def _live(self) -> None:
