@@ -18,7 +18,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli
-from experiments.benchmarking.contest import Contest, run_contest
+from experiments.benchmarking.contest import Contender, Contest, run_contest
 from experiments.benchmarking.own_side import OwnSide
 from experiments.benchmarking.peer_table import print_costs, print_rates, print_verdicts
 from experiments.benchmarking.transformers_peer import TransformersPeer
@@ -95,11 +95,31 @@ _CACHE = flags.DEFINE_string("compilation_cache", "", "A directory; empty: compi
 _OUTPUT = cli.define_file("output", "A .json file for everything that was measured.")
 
 
+# (framework, way to decode, flag with its numbers of guesses to choose from)
+_SWEPT = (
+    ("specjax", "lm", "lm_k"),
+    ("specjax", "ngram", "ngram_k"),
+    ("transformers", "assisted", "lm_k"),
+    ("transformers", "lookup", "ngram_k"),
+)
+# (framework, way to decode): what is compared, each with the k that was chosen for it.
+_COMPARED = (
+    ("specjax", "plain"),
+    ("specjax", "lm"),
+    ("specjax", "ngram"),
+    ("transformers", "plain"),
+    ("transformers", "assisted"),
+    ("transformers", "assisted_default"),
+    ("transformers", "lookup"),
+)
+
+
 def main(argv: Sequence[str]) -> None:
     del argv
     console = Console(highlight=False)
     with cli.one_line_errors():
-        lm_ks, ngram_ks = read_numbers("lm_k", _LM_K.value), read_numbers("ngram_k", _NGRAM_K.value)
+        given = {"lm_k": _LM_K.value, "ngram_k": _NGRAM_K.value}
+        ks = {name: read_numbers(name, values or ()) for name, values in given.items()}
         check_flags()
         pin_threads(_THREADS.value)
         start = Inline if _ONE_PROCESS.value else Worker
@@ -112,73 +132,68 @@ def main(argv: Sequence[str]) -> None:
         "versions": {**ours.call("describe"), **peer.call("describe")},
         "load_before": os.getloadavg(),
     }
-    if report["load_before"][0] > 0.5:
+    warn_of_load(console, report["load_before"][0])
+    contest = measure(report, {"specjax": ours, "transformers": peer}, ks)
+    ours.close()
+    peer.close()
+    report["texts"] = compare_texts(contest, report["names"])
+    report["expectations"] = judge(contest, report["names"])
+    print_rates(console, contest, report)
+    print_costs(console, contest, report)
+    print_verdicts(console, report)
+    if _OUTPUT.value is not None:
+        write_atomically(Path(_OUTPUT.value), json.dumps(report, indent=1) + "\n")
+
+
+def warn_of_load(console: Console, load: float) -> None:
+    """Says so if others use the machine."""
+    if load > 0.5:
         console.print(
-            f"note: the load is {report['load_before'][0]:.1f} before anything runs here: other "
-            "processes will distort every figure.",
+            f"note: the load is {load:.1f} before anything runs here: other processes will distort"
+            " every figure.",
             soft_wrap=True,
         )
+
+
+def measure(
+    report: dict[str, Any], sides: Mapping[str, Any], ks: Mapping[str, Sequence[int]]
+) -> Contest:
+    """Chooses numbers of guesses, and runs all contenders; what is found goes into ``report``.
+
+    Args:
+      report: gets sweeps, chosen, names, costs, load_after and results.
+      sides: the processes, by framework.
+      ks: flag -> numbers of guesses to choose from.
+    """
+    new, ours = _MAX_NEW_TOKENS.value, sides["specjax"]
     prompts = ours.call("encode", PROMPTS[: _NUM_PROMPTS.value])
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    new = _MAX_NEW_TOKENS.value
-    contenders: dict[str, Any] = {}
-    report["sweeps"], report["names"] = {}, {}
+    report |= {"sweeps": {}, "chosen": {}, "names": {}}
+    contenders: dict[str, Contender] = {}
     for dtype in _DTYPES.value:
 
-        def own(way: str, k: int, prompt: Sequence[int], dtype: str = dtype) -> Any:
-            return ours.call("generate", dtype, way, k, prompt, new)
+        def generate(side: str, way: str, k: int, prompt: Sequence[int], dtype: str = dtype) -> Any:
+            return sides[side].call("generate", dtype, way, k, prompt, new)
 
-        def theirs(way: str, k: int, prompt: Sequence[int], dtype: str = dtype) -> Any:
-            return peer.call("generate", dtype, way, k, prompt, new)
-
-        chosen, sweeps = {}, {}
-        for side, generate, way, ks in (
-            ("specjax", own, "lm", lm_ks),
-            ("specjax", own, "ngram", ngram_ks),
-            ("transformers", theirs, "assisted", lm_ks),
-            ("transformers", theirs, "lookup", ngram_ks),
-        ):
+        chosen: dict[str, int] = {}
+        report["sweeps"][dtype], report["chosen"][dtype] = {}, chosen
+        for side, way, flag in _SWEPT:
             say(f"choosing k: {dtype} {side} {way}")
-            sweep = run_contest(
-                {str(k): functools.partial(generate, way, k) for k in ks},
-                prompts[:2],
-                repeats=2 if len(ks) > 1 else 0,
+            chosen[way], sweep = choose(
+                {k: functools.partial(generate, side, way, k) for k in ks[flag]}, prompts[:2]
             )
-            rates = {k: sweep.rate(str(k)) for k in ks} if len(ks) > 1 else {ks[0]: float("nan")}
-            chosen[way] = max(rates, key=lambda k: rates[k])
-            sweeps[f"{side} {way}"] = {
-                k: {"tokens_per_second": rates[k], "tau": sweep.tau(str(k))} for k in ks
-            }
-        report["sweeps"][dtype] = sweeps
-        names = {}
-        for side, generate, way in (
-            ("specjax", own, "plain"),
-            ("specjax", own, "lm"),
-            ("specjax", own, "ngram"),
-            ("transformers", theirs, "plain"),
-            ("transformers", theirs, "assisted"),
-            ("transformers", theirs, "assisted_default"),
-            ("transformers", theirs, "lookup"),
-        ):
+            report["sweeps"][dtype][f"{side} {way}"] = sweep
+        names = report["names"][dtype] = {}
+        for side, way in _COMPARED:
             k = chosen.get(way, 0)
-            name = f"{dtype} {side} {way}" + (f" k={k}" if k else "")
-            contenders[name] = functools.partial(generate, way, k)
-            names[f"{side} {way}"] = name
-        report["names"][dtype] = names
-        report.setdefault("chosen", {})[dtype] = chosen
+            name = names[f"{side} {way}"] = f"{dtype} {side} {way}" + (f" k={k}" if k else "")
+            contenders[name] = functools.partial(generate, side, way, k)
     contest = run_contest(contenders, prompts, repeats=_REPEATS.value, say=say)
-
     say("step costs and memory floor")
     report["costs"] = {
         dtype: ours.call("costs", dtype, prompts[0], new, chosen["lm"], _THREADS.value)
         for dtype, chosen in report["chosen"].items()
     }
     report["load_after"] = os.getloadavg()
-    ours.close()
-    peer.close()
     report["results"] = {
         name: {
             "tokens_per_second": contest.rate(name),
@@ -187,13 +202,22 @@ def main(argv: Sequence[str]) -> None:
         }
         for name in contenders
     }
-    report["texts"] = compare_texts(contest, report["names"])
-    report["expectations"] = judge(contest, report["names"])
-    print_rates(console, contest, report)
-    print_costs(console, contest, report)
-    print_verdicts(console, report)
-    if _OUTPUT.value is not None:
-        write_atomically(Path(_OUTPUT.value), json.dumps(report, indent=1) + "\n")
+    return contest
+
+
+def choose(
+    by_k: Mapping[int, Contender], prompts: Sequence[Sequence[int]]
+) -> tuple[int, dict[int, dict[str, float]]]:
+    """The fastest number of guesses, and {k: {"tokens_per_second", "tau"}}; one is not timed."""
+    named = {str(k): one for k, one in by_k.items()}
+    sweep = run_contest(named, prompts, repeats=2 if len(by_k) > 1 else 0)
+    rates = {k: sweep.rate(str(k)) if len(by_k) > 1 else float("nan") for k in by_k}
+    found = {k: {"tokens_per_second": rates[k], "tau": sweep.tau(str(k))} for k in by_k}
+    return max(rates, key=lambda k: rates[k]), found
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def flag_names() -> list[str]:

@@ -71,88 +71,137 @@ def main(argv: Sequence[str]) -> None:
     run(config, Path(_WORKDIR.value or ""), mesh, _EXPORT_DIR.value, only=_EXPORT_ONLY.value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run whose parts fit together, before its first step."""
+
+    board: Any  # of TensorBoard, or None
+    target: specjax.Model
+    sources: Sources
+    trainee: Trainee
+    format: str  # of the export
+    data: Batches
+    held: list[Any]  # rows that the held-out loss is of
+    prompts: list[list[int]]
+    optimizer: Any
+    rate: Any
+    state: lm.TrainState
+
+
 def run(
     config: DrafterConfig, workdir: Path, mesh: Mesh | None, export_dir: str | None, *, only: bool
 ) -> None:
     """Trains, or resumes, and exports."""
     with cli.one_line_errors(), use_mesh(mesh):
-        board = tensorboard(workdir) if config.tensorboard and hosts.is_first() else None
-        target = specjax.load(config.target, dtype=config.compute_dtype, mesh=mesh)
-        if config.data.seq_len > target.config.max_position_embeddings:
-            raise ValueError(
-                f"--config.data.seq_len={config.data.seq_len} exceeds the target's "
-                f"{target.config.max_position_embeddings} positions."
-            )
-        day = hosts.from_first("day", lambda: loop.began_on(workdir))
-        sources = read_sources(config, target, datetime.datetime.fromisoformat(day))
-        spec = start(config, target, sources)
-        trainee, params = Trainee.of(
-            config.kind,
-            spec,
-            config.objective,
-            num_draft=config.num_draft,
-            compute_dtype=jnp.dtype(config.compute_dtype),
-        )
-        spec.bind(target, "one_hot")
-        format = config.export_format or formats_of(spec)[0]
-        if format not in formats_of(spec):
-            raise ValueError(
-                f"--config.export_format={format}: a {config.kind} drafter can be written as "
-                f"{', '.join(formats_of(spec))}."
-            )
-        data = Batches(
-            sources.train,
-            micro=config.rows,
-            accumulate=config.accumulate,
-            seq_len=config.data.seq_len,
-            seed=config.seed,
-        )
-        held = heldout_rows(sources.heldout, config.eval.rows)
-        if not any(row.supervised[: config.data.seq_len].any() for row in held):
-            raise ValueError("The held-out rows have no supervised token to compute a loss of.")
-        prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
-        specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
-        hosts.check_alike("the data", sources.digest())
-        about = {"day": day, "content of the data files": sources.contents()}
-        loop.claim(workdir, {**identity(config), **about}, (*FREE, "day"))
-        optimizer, rate = make_optimizer(config)
-        state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
+        ready = prepare(config, workdir, mesh)
+    trainee, sources, target = ready.trainee, ready.sources, ready.target
     print(
-        f"{config.kind} drafter: {sum(p.size for p in params.values()):,} parameters, "
+        f"{config.kind} drafter: {sum(p.size for p in ready.state.params.values()):,} parameters, "
         f"{trainee.objective.num_draft} guesses a cycle; data: {len(sources.train):,} rows of up "
         f"to {config.data.seq_len} tokens to train on, {len(sources.heldout):,} held out",
         flush=True,
     )
-    texts = greedy_texts(target, prompts, config.eval.max_new_tokens, workdir / "greedy.json")
-    batches = [
-        stack(held[i : i + config.rows], config.data.seq_len)
-        for i in range(0, max(len(held) // config.rows, 1) * config.rows, config.rows)
-    ]
-    evaluation = Evaluation(config, target, trainee, texts, batches, workdir / "trace.jsonl")
+    evaluation = make_evaluation(config, ready, workdir)
     with use_mesh(mesh):
         if only:
-            state = training.newest(workdir, state)
+            state = training.newest(workdir, ready.state)
             print(json.dumps({"step": int(state.step), **evaluation(state)}), flush=True)
         else:
-            state = training.train(
-                config,
-                state,
-                lm.make_step(trainee.objective, optimizer, seed=config.seed),
-                data,
-                evaluated="measured_tau",
-                board=board,
-                workdir=workdir,
-                target=target.net,
-                tokens_per_step=config.accumulate * config.rows * config.data.seq_len,
-                learning_rate=rate,
-                evaluate=evaluation,
-            )
+            state = train(config, ready, evaluation, workdir)
     if export_dir:
+        spec = trainee.specialise(state.params)
         try:
-            save_drafter(trainee.specialise(state.params), export_dir, format=format, target=target)
+            save_drafter(spec, export_dir, format=ready.format, target=target)
         except (CheckpointError, ValueError) as error:
             cli.fail(f"--export_dir={export_dir}: {error}")
         print(f"exported to {export_dir}")
+
+
+def prepare(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> Prepared:
+    """Loads and checks everything, and claims the workdir. Raises ValueError, in one line."""
+    board = tensorboard(workdir) if config.tensorboard and hosts.is_first() else None
+    target = specjax.load(config.target, dtype=config.compute_dtype, mesh=mesh)
+    if config.data.seq_len > target.config.max_position_embeddings:
+        raise ValueError(
+            f"--config.data.seq_len={config.data.seq_len} exceeds the target's "
+            f"{target.config.max_position_embeddings} positions."
+        )
+    day = hosts.from_first("day", lambda: loop.began_on(workdir))
+    sources = read_sources(config, target, datetime.datetime.fromisoformat(day))
+    spec = start(config, target, sources)
+    trainee, params = Trainee.of(
+        config.kind,
+        spec,
+        config.objective,
+        num_draft=config.num_draft,
+        compute_dtype=jnp.dtype(config.compute_dtype),
+    )
+    spec.bind(target, "one_hot")
+    format = export_format(config, spec)
+    data = Batches(
+        sources.train,
+        micro=config.rows,
+        accumulate=config.accumulate,
+        seq_len=config.data.seq_len,
+        seed=config.seed,
+    )
+    held = heldout_rows(sources.heldout, config.eval.rows)
+    if not any(row.supervised[: config.data.seq_len].any() for row in held):
+        raise ValueError("The held-out rows have no supervised token to compute a loss of.")
+    prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
+    specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
+    hosts.check_alike("the data", sources.digest())
+    about = {"day": day, "content of the data files": sources.contents()}
+    loop.claim(workdir, {**identity(config), **about}, (*FREE, "day"))
+    optimizer, rate = make_optimizer(config)
+    state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
+    return Prepared(
+        board, target, sources, trainee, format, data, held, prompts, optimizer, rate, state
+    )
+
+
+def export_format(config: DrafterConfig, spec: Any) -> str:
+    """The format that the drafter is written in. Raises ValueError if it cannot be."""
+    format = config.export_format or formats_of(spec)[0]
+    if format not in formats_of(spec):
+        raise ValueError(
+            f"--config.export_format={format}: a {config.kind} drafter can be written as "
+            f"{', '.join(formats_of(spec))}."
+        )
+    return format
+
+
+def make_evaluation(config: DrafterConfig, ready: Prepared, workdir: Path) -> Evaluation:
+    """What is measured on the held-out rows, and on what the target writes behind the prompts."""
+    texts = greedy_texts(
+        ready.target, ready.prompts, config.eval.max_new_tokens, workdir / "greedy.json"
+    )
+    held, rows = ready.held, config.rows
+    batches = [
+        stack(held[i : i + rows], config.data.seq_len)
+        for i in range(0, max(len(held) // rows, 1) * rows, rows)
+    ]
+    return Evaluation(config, ready.target, ready.trainee, texts, batches, workdir / "trace.jsonl")
+
+
+def train(
+    config: DrafterConfig, ready: Prepared, evaluation: Evaluation, workdir: Path
+) -> lm.TrainState:
+    """From the newest checkpoint, or from the beginning, to the end."""
+    state: lm.TrainState = training.train(
+        config,
+        ready.state,
+        lm.make_step(ready.trainee.objective, ready.optimizer, seed=config.seed),
+        ready.data,
+        evaluated="measured_tau",
+        board=ready.board,
+        workdir=workdir,
+        target=ready.target.net,
+        tokens_per_step=config.accumulate * config.rows * config.data.seq_len,
+        learning_rate=ready.rate,
+        evaluate=evaluation,
+    )
+    return state
 
 
 def read_sources(config: DrafterConfig, target: specjax.Model, day: datetime.datetime) -> Sources:
