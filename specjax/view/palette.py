@@ -1,8 +1,8 @@
 """The colours of every picture, page and terminal: one palette, in a light and a dark version.
 
 Chosen so that any two marks stay apart for deuteranopes and protanopes, and text on every ground
-keeps a contrast of 4.5 (tests/test_view.py computes both). Nothing is told by colour alone all the
-same: guesses that were rejected are struck through, the target's own tokens are bold and
+keeps a contrast of 4.5 (tests/test_colours.py computes both). Nothing is told by colour alone all
+the same: guesses that were rejected are struck through, the target's own tokens are bold and
 underlined, series of a figure have markers and hatches of their own.
 """
 
