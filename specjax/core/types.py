@@ -49,19 +49,45 @@ def pytree(cls: type[T]) -> type[T]:
 KINDS = ("one_hot", "sampled", "coupled")
 
 
+# A tree of guesses: guess w, at place w + 1 of the block, follows place ``parents[w]``; place 0 is
+# the pending token, and a parent comes before its children (`core.trees`).
+Parents = tuple[int, ...]
+
+
 @pytree
 class Proposal:
     """What a drafter guessed, and the exact law it drew each guess from."""
 
-    tokens: Array  # [B, K] int32
-    # [B, K, V] float32 probabilities. Row i is the law that tokens[:, i] was *actually* drawn
+    tokens: Array  # [B, W] int32, in the order of their places; a chain has W = K
+    # [B, W, V] float32 probabilities. Row i is the law that tokens[:, i] was *actually* drawn
     # from, after every processor. None: a deterministic guess, that is a point mass.
-    q: Array | None
+    q: Array | None = None
+    parents: Parents | None = static(default=None)  # None: a chain
 
 
 @pytree
 class Verdict:
-    """What verification keeps. Row b commits ``tokens[b, : num_accepted[b] + 1]``."""
+    """What verification keeps. Row b commits ``tokens[b, : num_accepted[b] + 1]``.
 
-    tokens: Array  # [B, K + 1] int32: the accepted guesses, then one token of the target's own
-    num_accepted: Array  # [B] int32, in 0..K
+    A tree has M levels; a chain has as many as guesses.
+    """
+
+    tokens: Array  # [B, M + 1] int32: the accepted guesses, then one token of the target's own
+    num_accepted: Array  # [B] int32, in 0..M
+    # [B, M + 1] int32: the places of the block that are kept, in order, the first of them 0. None:
+    # the first ones, as in every chain.
+    path: Array | None = None
+
+
+@pytree
+class Kept:
+    """What a drafter hears of the verdict, in the order of the path: a tree's looks like a chain's.
+
+    The first ``count`` tokens were fed and are committed; what the target says after them is not
+    here: it is pending, and fed in the next cycle.
+    """
+
+    tokens: Array  # [B, M + 1] int32, as they were fed: the pending one, then guesses
+    count: Array  # [B] int32, how many of them are committed; 0: the row is done
+    features: Array | None  # [B, M + 1, F], the tapped states of those tokens
+    path: Array | None = None  # [B, M + 1] int32, for a drafter that holds a tree's block of its own

@@ -1,0 +1,102 @@
+"""The cache: a memory a layer, per-row lengths, commit by count and path.
+
+A model *reads* the cache and returns what its layers must remember of the tokens it was fed, as a
+`Block`; nothing is written until the verdict is known. `Cache.commit` then hands each layer's entry
+its part, behind the committed tokens of each row, and moves the row's length by what was kept:
+
+    slots      0 1 2 3 4 5 6 7         row with length 3, block of 4, count 2
+    before     a b c . . . . .
+    after      a b c p d x x .         length 5; what lies behind is stale and never visible
+
+A cache is only ever appended to within a cycle: nothing is taken back. Reading before writing keeps
+the buffers free of copies inside the compiled loop (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.cache.block import Block, Part, take
+from specjax.core.sharding import constrain
+from specjax.core.types import Array, pytree
+
+
+class Entry(Protocol):
+    """One layer's memory, and the only code that knows its arrays. A pytree.
+
+    Besides these it has what its own kind of layer reads it by (`Full.attend`, say). It knows
+    nothing of trees: `Cache.commit` has put the path in order.
+    """
+
+    def commit(self, part: Part, length: Array, count: Array) -> Entry:
+        """Appends the first ``count`` [B] tokens of ``part`` behind ``length`` [B]."""
+        ...
+
+    def grow(self, slots: int) -> Entry:
+        """The same contents with room for a text of ``slots`` tokens."""
+        ...
+
+    def stale(self, length: Array) -> Entry:
+        """With the worst that may lie in memory wherever nothing must be seen; for tests."""
+        ...
+
+    def replicated(self) -> Entry:
+        """The same, of a model that every device of a mesh holds whole."""
+        ...
+
+
+@pytree
+class Cache:
+    """``length`` [B] tokens of each row, remembered by every layer in its own way."""
+
+    layers: tuple[Any, ...]  # of Entry
+    length: Array  # [B] int32
+
+    def commit(self, block: Block, count: Array, path: Array | None = None) -> Cache:
+        """Appends ``count`` [B] tokens of ``block``; count 0 leaves the row as it was.
+
+        They are those at the places ``path`` [B, M + 1], in that order; None: the block's first.
+
+        Pass a count that was computed from what was read of this cache (a verdict, a guess): the
+        write then depends on the reads, and the compiler needs no copy to keep the two apart.
+        """
+        if path is not None:
+            block = jax.tree.map(lambda x: take(x, path), block)
+        # count is never negative, but the compiler does not know: this is the dependence.
+        start = self.length + jnp.minimum(count, 0)
+        layers = tuple(
+            entry.commit(part, start, count)
+            for entry, part in zip(self.layers, block, strict=True)
+        )
+        return Cache(layers, constrain(self.length + count, "batch"))
+
+    def grow(self, slots: int) -> Cache:
+        """The same contents with room for texts of ``slots`` tokens."""
+        return dataclasses.replace(self, layers=tuple(e.grow(slots) for e in self.layers))
+
+    def stale(self) -> Cache:
+        """With the worst that may lie in memory wherever nothing must be seen; for tests."""
+        layers = tuple(e.stale(self.length) for e in self.layers)
+        return dataclasses.replace(self, layers=layers)
+
+    def first(self, depth: int) -> Cache:
+        """The memory of the first ``depth`` layers: the same arrays."""
+        return dataclasses.replace(self, layers=self.layers[:depth])
+
+    def replicated(self) -> Cache:
+        """The same, of a model that every device of a mesh holds whole."""
+        return dataclasses.replace(self, layers=tuple(e.replicated() for e in self.layers))
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all entries' arrays."""
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.layers))
+
+
+def empty(layers: tuple[Any, ...], rows: int) -> Cache:
+    """A cache of empty entries."""
+    return Cache(layers, jnp.zeros((rows,), jnp.int32))

@@ -1,0 +1,62 @@
+"""What a forward pass leaves to commit: for each layer the arrays that its entry takes in.
+
+In every array of a block, as in every entry with slots, tokens are the second axis from the end.
+Joining, widening and taking a path are therefore written once, for all kinds of layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.types import Array
+
+Part = tuple[Array, ...]  # of one layer: arrays [B, .., T, .]
+Block = tuple[Part, ...]  # of all layers
+
+
+def num_tokens(block: Block) -> int:
+    """T of a block."""
+    return block[0][0].shape[-2]
+
+
+def join(before: Any, new: Any) -> Any:
+    """Blocks, or parts of them, one behind the other; ``before`` may be None."""
+    if before is None:
+        return new
+    return jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=-2), before, new)
+
+
+def widen(block: Block, size: int) -> Block:
+    """The same tokens with room for ``size`` in all."""
+
+    def one(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, size - x.shape[-2]), (0, 0)])
+
+    return jax.tree.map(one, block)
+
+
+def put(block: Block, new: Block, place: Array) -> Block:
+    """Writes the tokens of ``new`` from ``place`` [] on."""
+
+    def one(old: Array, x: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, x, place, axis=old.ndim - 2)
+
+    return jax.tree.map(one, block, new)
+
+
+def drop_first(block: Block, drop: Array) -> Block:
+    """Moves the tokens of a row forward by one where ``drop`` [B]; the last place is stale."""
+
+    def one(x: Array) -> Array:
+        wide = drop.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(wide, jnp.roll(x, -1, axis=-2), x)
+
+    return jax.tree.map(one, block)
+
+
+def take(x: Array, places: Array) -> Array:
+    """Tokens ``places`` [B, M] of ``x`` [B, .., T, C], in that order."""
+    return jax.vmap(lambda x, places: x[..., places, :])(x, places)

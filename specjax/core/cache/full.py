@@ -1,0 +1,66 @@
+"""Keys and values of every token: slot = position."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from specjax.core.attend import attend
+from specjax.core.cache import slots as lay
+from specjax.core.cache.block import Part
+from specjax.core.types import Array, pytree, static
+from specjax.core.view import View
+
+
+@pytree
+class Full:
+    """Slot s of row b holds the token at position s, and is valid iff ``s < length[b]``."""
+
+    keys: Array  # [B, G, S, H]
+    values: Array  # [B, G, S, Hv]
+    # The logical axis of the heads on a mesh; None: every device has all of them.
+    axis: str | None = static(default="kv_heads")
+
+    @classmethod
+    def empty(cls, rows: int, slots: int, heads: int, head_dim: int, dtype: jnp.dtype) -> Full:
+        """Zeros; one buffer a leaf, as the state is donated and a buffer can be donated once."""
+        new = lambda: lay.zeros(rows, heads, slots, head_dim, dtype, "kv_heads")
+        return cls(new(), new())
+
+    def attend(
+        self, q: Array, new: Part, length: Array, view: View, *, scale: float | None = None
+    ) -> Array:
+        """Softmax attention of ``q`` [B, N, T, H] over the cache and the block -> [B, N, T, Hv].
+
+        ``new`` is keys [B, G, U, H] and values [B, G, U, Hv] of the block, ``length`` [B] the
+        cache's. ``scale`` is ``H ** -0.5`` by default.
+        """
+        keys, values = new
+        size = self.keys.shape[2]
+        cached = None
+        if size:
+            seen = jnp.arange(size)[None, None, :] < length[:, None, None]
+            cached = (self.keys, self.values, seen)
+        return attend(q, keys, values, view.visible, cached, scale=scale)
+
+    def commit(self, part: Part, length: Array, count: Array) -> Full:
+        """Writes all of ``part``; what lies behind ``count`` is stale."""
+        del count
+        keys, values = (
+            lay.pin(lay.write(old, new, length), self.axis)
+            for old, new in zip((self.keys, self.values), part, strict=True)
+        )
+        return dataclasses.replace(self, keys=keys, values=values)
+
+    def grow(self, slots: int) -> Full:
+        keys, values = (lay.widened(x, slots) for x in (self.keys, self.values))
+        return dataclasses.replace(self, keys=keys, values=values)
+
+    def stale(self, length: Array) -> Full:
+        hidden = jnp.arange(self.keys.shape[2])[None, :] >= length[:, None]
+        keys, values = lay.poison((self.keys, self.values), hidden)
+        return dataclasses.replace(self, keys=keys, values=values)
+
+    def replicated(self) -> Full:
+        return dataclasses.replace(self, axis=None)

@@ -1,0 +1,105 @@
+"""Keys and values of the last tokens: slot = position mod the number of slots."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from specjax.core.attend import attend
+from specjax.core.cache import slots as lay
+from specjax.core.cache.block import Part
+from specjax.core.types import Array, pytree, static
+from specjax.core.view import View
+
+
+@pytree
+class Ring:
+    """The tokens that a window of attention may still see, and memory for no more.
+
+    R slots suffice for a window of R + 1: a token sees itself and those before it, and it is not
+    in the cache yet. Only what is kept is written, so nothing that may still be seen is overwritten,
+    however few the slots and however wide the block. A text shorter than the window has fewer.
+    """
+
+    keys: Array  # [B, G, R, H]
+    values: Array  # [B, G, R, Hv]
+    window: int = static()  # a token sees itself and the window - 1 before it
+    # The window counts from the block's begin, not from each of its tokens: all of them see the
+    # last ``window`` tokens of the cache.
+    from_start: bool = static(default=False)
+    axis: str | None = static(default="kv_heads")
+
+    @classmethod
+    def empty(
+        cls,
+        rows: int,
+        slots: int,
+        heads: int,
+        head_dim: int,
+        dtype: jnp.dtype,
+        *,
+        window: int,
+        from_start: bool = False,
+    ) -> Ring:
+        """Zeros, for texts of ``slots`` tokens."""
+        size = min(slots, most_slots(window, from_start))
+        new = lambda: lay.zeros(rows, heads, size, head_dim, dtype, "kv_heads")
+        return cls(new(), new(), window, from_start)
+
+    def positions(self, length: Array) -> Array:
+        """[B, R] int32: the latest committed position of each slot; negative where there is none."""
+        size, last = self.keys.shape[2], length[:, None] - 1
+        return last - (last - jnp.arange(size)[None, :]) % size
+
+    def attend(
+        self, q: Array, new: Part, length: Array, view: View, *, scale: float | None = None
+    ) -> Array:
+        """As `Full.attend`, over the window."""
+        keys, values = new
+        if self.from_start:
+            oldest = length[:, None, None] - self.window - 1  # [B, 1, 1]: the last one not seen
+        else:
+            oldest = view.positions(length)[:, :, None] - self.window  # [B, T, 1]
+        here = length[:, None] + view.depth  # [B, U]
+        visible = view.visible & (here[:, None, :] > oldest)
+        cached = None
+        if self.keys.shape[2]:
+            held = self.positions(length)[:, None, :]
+            cached = (self.keys, self.values, (held >= 0) & (held > oldest))
+        return attend(q, keys, values, visible, cached, scale=scale)
+
+    def commit(self, part: Part, length: Array, count: Array) -> Ring:
+        """Writes those of the first ``count`` [B] tokens that the window may still see."""
+        size, place = self.keys.shape[2], jnp.arange(part[0].shape[2])[None, :]
+        # Of a part longer than the ring only the last tokens: two never share a slot.
+        kept = (place < count[:, None]) & (place >= count[:, None] - size)
+        slots = jnp.where(kept, (length[:, None] + place) % max(size, 1), size)
+        keys, values = (
+            lay.pin(lay.write_at(old, new, slots), self.axis)
+            for old, new in zip((self.keys, self.values), part, strict=True)
+        )
+        return dataclasses.replace(self, keys=keys, values=values)
+
+    def grow(self, slots: int) -> Ring:
+        """Only a ring shorter than its window grows: then no slot has been used twice."""
+        size = min(slots, most_slots(self.window, self.from_start))
+        if size <= self.keys.shape[2]:
+            return self
+        keys, values = (lay.widened(x, size) for x in (self.keys, self.values))
+        return dataclasses.replace(self, keys=keys, values=values)
+
+    def stale(self, length: Array) -> Ring:
+        held = self.positions(length)
+        reach = self.window if self.from_start else self.window - 1
+        hidden = (held < 0) | (held < length[:, None] - reach)
+        keys, values = lay.poison((self.keys, self.values), hidden)
+        return dataclasses.replace(self, keys=keys, values=values)
+
+    def replicated(self) -> Ring:
+        return dataclasses.replace(self, axis=None)
+
+
+def most_slots(window: int, from_start: bool) -> int:
+    """R of a long text: what the first token of a block may see of the cache."""
+    return window if from_start else max(window - 1, 1)

@@ -1,0 +1,46 @@
+"""What the tokens of a block see of one another, and how far from the cache they stand.
+
+T tokens are fed in one call, after P of the same block that were fed before them; U = P + T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from specjax.core import trees
+from specjax.core.types import Array, Parents, pytree
+
+
+@pytree
+class View:
+    """Where the U tokens of a block stand, and what the last T of them see of it.
+
+    What they see of the cache is the entries' business: all of it, or a window. Recurrent layers
+    need ``visible`` to be lines of ancestors, the token itself included; attention takes any.
+    """
+
+    depth: Any  # [B or 1, U] int32: a token's position less the cache's length
+    visible: Any  # [B or 1, T, U] bool
+
+    @classmethod
+    def chain(cls, num_tokens: int, num_before: int = 0) -> View:
+        """One token after the other: each sees those before it, and itself."""
+        depth = jnp.arange(num_before + num_tokens)[None, :]
+        index = jnp.arange(num_tokens)
+        return cls(depth, (depth <= num_before + index[:, None])[None])
+
+    @classmethod
+    def tree(cls, parents: Parents) -> View:
+        """The whole block of a tree: each place sees its ancestors and itself. Constants."""
+        return cls(trees.depths(parents)[None], trees.ancestors(parents)[None])
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.visible.shape[1]
+
+    def positions(self, length: Array) -> Array:
+        """[B, T] int32 of the T tokens, behind caches of ``length`` [B]."""
+        return length[:, None] + self.depth[:, -self.num_tokens :]
