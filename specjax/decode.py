@@ -6,6 +6,9 @@
     verify    . . . . x y|u      2 accepted, then a token of the target's own (z was wrong)
     commit    a b c d x y u      u is pending now
 
+Guesses may form a tree (`core.trees`): then each place sees its ancestors, and the verdict names
+the path that is kept.
+
 The one invariant. Between cycles every committed token but the last is in the target's cache:
 ``cache.length == length - 1``.
 """
@@ -19,11 +22,14 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core import keys as key_roles
+from specjax.core import trees
 from specjax.core.cache import Cache
+from specjax.core.cache.block import take
 from specjax.core.program import Program
 from specjax.core.sharding import constrain
-from specjax.core.types import Array, Proposal, Verdict, pytree
-from specjax.drafters.base import Context, Drafter
+from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree
+from specjax.core.view import View
+from specjax.drafters.base import Bound, Context, Drafter, num_levels
 from specjax.sampling import Counts, Sampling, count_prefixes, warp
 from specjax.verify.base import VerifyKeys
 
@@ -46,10 +52,10 @@ class Details:
     greedy throughout, where no rule looks at probabilities, they are those of temperature 1.
     """
 
-    p: Array  # [B, S, K] float32, the target's probability of each guess
-    q: Array  # [B, S, K] float32, the draft's; 1 for a deterministic guess
-    rank: Array  # [B, S, K] int32, how many tokens the target finds likelier, and one; 0: no guess
-    p_emitted: Array  # [B, S, K + 1] float32, the target's probability of each token of the verdict
+    p: Array  # [B, S, W] float32, the target's probability of each guess
+    q: Array  # [B, S, W] float32, the draft's; 1 for a deterministic guess
+    rank: Array  # [B, S, W] int32, how many tokens the target finds likelier, and one; 0: no guess
+    p_emitted: Array  # [B, S, M + 1] float32, the target's probability of each token of the verdict
 
 
 @pytree
@@ -87,14 +93,14 @@ def init_state(
     with_details: bool = False,
 ) -> DecodeState:
     """An empty cache behind the prompts ``tokens`` [B, S]; S is the number of slots."""
-    (rows, slots), k = tokens.shape, drafter.num_draft
+    (rows, slots), k, levels = tokens.shape, drafter.num_draft, num_levels(drafter)
     details = None
     if with_details:
         details = Details(
             p=jnp.zeros((rows, slots, k), jnp.float32),
             q=jnp.zeros((rows, slots, k), jnp.float32),
             rank=jnp.zeros((rows, slots, k), jnp.int32),
-            p_emitted=jnp.zeros((rows, slots, k + 1), jnp.float32),
+            p_emitted=jnp.zeros((rows, slots, levels + 1), jnp.float32),
         )
     state = DecodeState(
         tokens=tokens,
@@ -141,11 +147,11 @@ def prefill(
     rows = state.tokens.shape[0]
     chunk = jax.lax.dynamic_slice(state.tokens, (0, start), (rows, width))
     count = jnp.clip(state.length - 1 - start, 0, width)
-    _, features, block = target.hidden(chunk, state.cache, taps=drafter.taps)
+    out = target(chunk, state.cache, taps=drafter.taps)
     state = dataclasses.replace(
         state,
-        cache=state.cache.commit(block, count),
-        draft=drafter.prefill(state.draft, chunk, count, features),
+        cache=state.cache.commit(out.block, count),
+        draft=drafter.prefill(state.draft, chunk, count, out.features),
     )
     return pin(state)
 
@@ -153,48 +159,64 @@ def prefill(
 def cycle(
     target: Any, drafter: Drafter, rule: Any, request: Request, state: DecodeState
 ) -> DecodeState:
-    """Proposes, scores, verifies and commits: one target pass, 1 to K + 1 tokens a row.
+    """Proposes, scores, verifies and commits: one target pass, 1 to M + 1 tokens a row.
 
     The named scopes are what a profile of the device shows of it.
     """
-    context = Context(state.tokens, state.length, request.keys, request.sampling, state.counts)
+    bound = Bound(target, state.cache)
+    context = Context(
+        state.tokens, state.length, request.keys, request.sampling, state.counts, bound
+    )
     with jax.named_scope("specjax/draft"):
-        proposal, draft = drafter.propose(state.draft, context)
+        proposal, held = drafter.propose(state.draft, context)
+    parents = proposal.parents
 
     with jax.named_scope("specjax/verify"):
-        pending = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
-        guesses = jnp.maximum(proposal.tokens, 0)
-        block_tokens = jnp.concatenate([pending, guesses], axis=1)  # [B, K + 1]
-        logits, features, block = target(block_tokens, state.cache, taps=drafter.taps)
+        fed = jnp.concatenate([context.pending, jnp.maximum(proposal.tokens, 0)], axis=1)
+        view = None if parents is None else View.tree(parents)
+        out = target(fed, state.cache, view=view, taps=drafter.taps)  # of [B, W + 1] tokens
+        logits = target.head(out.hidden)
 
     with jax.named_scope("specjax/accept"):
-        logits = warp(logits, request.sampling, count_prefixes(state.counts, proposal.tokens))
+        prefixes = count_prefixes(state.counts, proposal.tokens, parents)
+        logits = warp(logits, request.sampling, prefixes)
         verdict = verify(rule, request, state.length, logits, proposal)
         count, stopped = commit_count(verdict, request, state)
 
     with jax.named_scope("specjax/commit"):
         length = state.length + count
-        kept = jnp.arange(block_tokens.shape[1])[None, :] < count[:, None]
+        committed = jnp.arange(verdict.tokens.shape[1])[None, :] < count[:, None]
         state = DecodeState(
-            tokens=put(state.tokens, verdict.tokens, state.length, kept),
+            tokens=put(state.tokens, verdict.tokens, state.length, committed),
             length=length,
             done=state.done | stopped | (length >= request.limit),
-            cache=state.cache.commit(block, count),
-            draft=drafter.update(draft, block_tokens, count, length, features),
-            counts=None if state.counts is None else state.counts.add(verdict.tokens, kept),
+            cache=state.cache.commit(out.block, count, verdict.path),
+            draft=drafter.update(held, along_path(fed, count, out.features, verdict.path)),
+            counts=None if state.counts is None else state.counts.add(verdict.tokens, committed),
             trace=record(state, proposal, verdict, count, logits),
             num_cycles=state.num_cycles + 1,
         )
     return pin(state)
 
 
+def along_path(fed: Array, count: Array, features: Array | None, path: Array | None) -> Kept:
+    """What the drafter hears of a block [B, W + 1], in the order of ``path``."""
+    if path is not None:
+        fed = jnp.take_along_axis(fed, path, axis=1)
+        features = None if features is None else take(features, path)
+    return Kept(fed, count, features, path)
+
+
 def verify(
     rule: Any, request: Request, length: Array, logits: Array, proposal: Proposal
 ) -> Verdict:
-    """Applies the rule, written for one row, to each row with keys of its own."""
+    """Applies the rule, written for one row, to each row with keys of its own.
+
+    Noise belongs to a position: all places of a tree that have one depth share it.
+    """
 
     def row(key: Array, start: Array, logits: Array, proposal: Proposal) -> Verdict:
-        offsets = jnp.arange(logits.shape[0])
+        offsets = place_depths(proposal.parents, logits.shape[0])
         keys = VerifyKeys(
             accept=key_roles.at(key, start, key_roles.ACCEPT),
             residual=key_roles.at(key, start, key_roles.RESIDUAL),
@@ -203,6 +225,11 @@ def verify(
         return rule.sample(keys, rule.law(logits, proposal))
 
     return jax.vmap(row)(request.keys, length, logits, proposal)
+
+
+def place_depths(parents: Parents | None, num_places: int) -> Array:
+    """[W + 1] int32: how far each place of a block is from the pending token."""
+    return jnp.arange(num_places) if parents is None else jnp.asarray(trees.depths(parents))
 
 
 def commit_count(verdict: Verdict, request: Request, state: DecodeState) -> tuple[Array, Array]:
@@ -241,7 +268,7 @@ def record(
 
 def laws_at_tokens(proposal: Proposal, verdict: Verdict, logits: Array) -> Details:
     """The fields of `Details` for one cycle, without their axis of slots."""
-    p = jax.nn.softmax(logits, axis=-1)  # [B, K + 1, V]
+    p = jax.nn.softmax(logits, axis=-1)  # [B, W + 1, V]
     guesses, k = proposal.tokens, proposal.tokens.shape[1]
 
     def at(laws: Array, tokens: Array) -> Array:

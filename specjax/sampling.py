@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.core import trees
 from specjax.core.argmax import argmax
-from specjax.core.types import Array, pytree, static
+from specjax.core.types import Array, Parents, pytree, static
 
 # Below this temperature a row is greedy: dividing logits by less overflows float32.
 GREEDY_BELOW = 1e-5
@@ -193,13 +194,23 @@ def make_sampling(options: Sequence[Options], vocab_size: int) -> Sampling:
     )
 
 
-def count_prefixes(counts: Counts | None, guesses: Array) -> Counts | None:
-    """Counts after 0..K guesses: ``guesses`` [B, K] -> output [B, K + 1, V]; -1 counts nothing."""
+def count_prefixes(
+    counts: Counts | None, guesses: Array, parents: Parents | None = None
+) -> Counts | None:
+    """Counts behind each place of a block: ``guesses`` [B, W] -> output [B, W + 1, V].
+
+    Of a chain after 0..W guesses; of a tree after a place's ancestors and itself. A guess of -1
+    counts nothing.
+    """
     if counts is None:
         return None
     vocab = counts.output.shape[-1]
-    drafted = jnp.cumsum(jax.nn.one_hot(guesses, vocab, dtype=jnp.int32), axis=1)
-    drafted = jnp.pad(drafted, ((0, 0), (1, 0), (0, 0)))
+    one_hot = jax.nn.one_hot(guesses, vocab, dtype=jnp.int32)
+    if parents is None:
+        drafted = jnp.pad(jnp.cumsum(one_hot, axis=1), ((0, 0), (1, 0), (0, 0)))
+    else:
+        lines = jnp.asarray(trees.ancestors(parents)[:, 1:], jnp.int32)
+        drafted = jnp.einsum("pw,bwv->bpv", lines, one_hot)
     return Counts(prompt=counts.prompt, output=counts.output[:, None, :] + drafted)
 
 

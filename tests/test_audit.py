@@ -26,9 +26,9 @@ from specjax.auditing.laws import GROUPS, VOCAB, text_laws
 from specjax.auditing.subject import make_target
 from specjax.auditing.texts import impossible_text
 from specjax.core import keys
+from specjax.core.cache import full
 from specjax.core.noise import gumbel_argmax
 from specjax.core.types import Array, pytree
-from specjax.models.layers import decoder
 from specjax.sampling import Counts
 from specjax.verify import Token
 
@@ -157,7 +157,7 @@ def temperature_after_top_p(patch: Patch) -> None:
 
 
 def penalties_ignore_the_guesses(patch: Patch) -> None:
-    def counts(counts: Counts | None, guesses: Array) -> Counts | None:
+    def counts(counts: Counts | None, guesses: Array, parents: Any = None) -> Counts | None:
         if counts is None:
             return None
         output = jnp.repeat(counts.output[:, None], guesses.shape[1] + 1, axis=1)
@@ -167,10 +167,10 @@ def penalties_ignore_the_guesses(patch: Patch) -> None:
 
 
 def one_stale_slot_is_read(patch: Patch) -> None:
-    def valid_slots(cache: Any) -> Array:
-        return jnp.arange(cache.num_slots)[None, None, :] <= cache.length[:, None, None]
+    def valid_slots(size: int, length: Array) -> Array:
+        return jnp.arange(size)[None, :] <= length[:, None]
 
-    patch.setattr(decoder, "valid_slots", valid_slots)
+    patch.setattr(full, "valid_slots", valid_slots)
 
 
 def a_rejected_stop_token_stops(patch: Patch) -> None:

@@ -16,12 +16,14 @@ from flax import nnx
 
 import specjax
 from specjax import session
+from specjax.core.types import Kept
 from specjax.drafters import base
 from specjax.drafters.dflash import DFlash, default_taps, fresh_config, fresh_net
 from specjax.drafters.dflash2 import DFlash2
 from specjax.drafters.eagle3 import Eagle3
 from specjax.models.config import read_rope
-from specjax.models.drafts.dflash import View
+from specjax.models.drafts import dflash as dflash_net
+from specjax.models.drafts.dflash import Blocks
 from specjax.sampling import Options
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
@@ -72,9 +74,10 @@ def test_masks_are_the_predicate(window: int | None, from_anchor: bool, causal: 
     config = dataclasses.replace(
         fresh_config(target().config, 2), window_from_anchor=from_anchor, block_size=slots
     )
-    view = View.of_blocks(jnp.asarray(anchors), slots)
+    view = Blocks.at(jnp.asarray(anchors), slots)
     outside = np.asarray(view.of_context(context, config, window))
-    inside = np.asarray(view.of_block(causal, window))[0]
+    own = view.blocks[:, None] == view.blocks[None, :]
+    inside = np.asarray(dflash_net.inside(view.offsets, causal, window)[0] & own)
     for b in range(2):
         for q in range(9):
             anchor, offset = anchors[b, q // slots], q % slots
@@ -167,11 +170,12 @@ def test_context_grows_as_it_would_at_once() -> None:
         count = rng.integers(0, 6, size=3)
         rows = np.minimum(length[:, None] + np.arange(5), 39)
         block = jnp.take_along_axis(features, jnp.asarray(rows)[..., None], axis=1)
-        state = update(state, jnp.zeros((3, 5), jnp.int32), jnp.asarray(count), None, block)
+        kept = Kept(jnp.zeros((3, 5), jnp.int32), jnp.asarray(count), block)
+        state = update(state, kept)
         length += count
     whole = drafter.prefill(drafter.init(3, 40), None, jnp.asarray(length), features)
     assert (np.asarray(state.length) == length).all() and length.max() > 8
-    for a, b in zip(state.k + state.v, whole.k + whole.v):
+    for a, b in zip(jax.tree.leaves(state.layers), jax.tree.leaves(whole.layers), strict=True):
         for row in range(3):
             np.testing.assert_allclose(
                 a[row, :, : length[row]], b[row, :, : length[row]], atol=1e-5

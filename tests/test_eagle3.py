@@ -17,13 +17,14 @@ from flax import nnx
 from safetensors.flax import load_file
 
 import specjax
-from specjax.core.types import Array, Proposal, pytree
+from specjax.core.types import Array, Kept, Proposal, pytree
+from specjax.core.view import View
 from specjax.drafters.base import Context
 from specjax.drafters.eagle3 import Eagle3, Eagle3Drafter, default_taps
 from specjax.models import Frozen
 from specjax.models.config import DecoderConfig, read_rope
-from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net, looking_back
-from specjax.models.layers.attention import causal
+from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net
+from specjax.models.layers.attention import looking_back
 from specjax.models.layers.rope import Rope
 from specjax.sampling import Counts, Options, make_sampling
 from specjax.train.lm import Skeleton
@@ -98,7 +99,7 @@ def test_the_authors_draft(shared: Path) -> None:
     def run(net: Frozen, taps: Array) -> Any:
         net = net.module
         g, cache = net.fuse(taps), net.init_cache(1, 32)
-        look = looking_back(cache, None, causal(num))
+        look = looking_back(cache, View.chain(num))
         state, normed, block = net(g, table[tokens], jnp.arange(num)[None], look)
         cache = cache.commit(block, jnp.full((1,), num))
 
@@ -106,7 +107,7 @@ def test_the_authors_draft(shared: Path) -> None:
             state, normed, cache = carry
             logits = net.head(normed)[:, -1]
             token = target_ids[logits.argmax(-1)]
-            look = looking_back(cache, None, causal(1))
+            look = looking_back(cache, View.chain(1))
             state, normed, block = net(state, table[token[:, None]], (num + i)[None, None], look)
             return (state, normed, cache.commit(block, jnp.ones((1,), jnp.int32))), (token, logits)
 
@@ -239,11 +240,11 @@ def cycle(
     drafter: Forced, draft: Any, features: Array, length: Array, count: Array
 ) -> tuple[Array, Any]:
     """The states [B, K, D] that guesses come from, and the state after ``count`` [B] tokens."""
-    proposal, draft = ask(drafter, draft, drafter.text, length)
+    proposal, held = ask(drafter, draft, drafter.text, length)
     place = (length - 1)[:, None] + jnp.arange(K + 1)[None, :]
     fed = jnp.take_along_axis(drafter.text, place, axis=1)
     seen = jnp.take_along_axis(features, place[..., None], axis=1)
-    return proposal.q, drafter.update(draft, fed, count, length + count, seen)
+    return proposal.q, drafter.update(held, Kept(fed, count, seen))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -259,7 +260,7 @@ def test_training_graph_is_inference_graph(variant: str) -> None:
     @jax.jit
     def train(params: Any) -> tuple[Array, Array]:
         net = objective.skeleton.module(params)
-        _, features, _ = target.net.hidden(text, None, taps=spec.net.config.taps)
+        features = target.net(text, taps=spec.net.config.taps).features
         _, fused = objective._features(net, batch, target.net)
         return objective.unroll(net, batch, fused, target.net)[:, 0].swapaxes(0, 1), features
 
@@ -292,7 +293,8 @@ def test_training_graph_is_inference_graph(variant: str) -> None:
         assert (draft.cache.length + draft.waiting == length - 1).all()
     fresh = prefilled(length)
     held = np.minimum(draft.cache.length, fresh.cache.length)
-    for ours, theirs in zip(draft.cache.k + draft.cache.v, fresh.cache.k + fresh.cache.v):
+    both = (jax.tree.leaves(x.cache.layers) for x in (draft, fresh))
+    for ours, theirs in zip(*both, strict=True):
         for b in range(rows):
             np.testing.assert_allclose(ours[b, :, : held[b]], theirs[b, :, : held[b]], atol=1e-5)
 

@@ -76,7 +76,7 @@ def test_the_loss_is_the_sum_it_says_it_is() -> None:
     @jax.jit
     def run(params: Any) -> Any:
         parts = objective(params, batch, target.net, jax.random.key(0))
-        _, features, _ = target.net.hidden(batch.tokens, None, taps=taps)
+        features = target.net(batch.tokens, taps=taps).features
         return parts, objective.skeleton.module(params)(features, K)
 
     (total, weight, sums), logits = run(params)

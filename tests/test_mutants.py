@@ -21,7 +21,7 @@ from specjax import decode, verify
 from specjax.core import keys
 from specjax.core.cache import Cache
 from specjax.core.program import Program
-from specjax.core.types import Proposal, Verdict
+from specjax.core.types import Kept, Proposal, Verdict
 from specjax.drafters import drawing, lm
 from specjax.verify.base import RejectionLaw, VerifyKeys
 
@@ -51,8 +51,13 @@ def draft_misses_the_last_guess(patch: Patch) -> None:
     patch.setattr(lm, "last_two", lambda tokens, length: tokens[length - 1 + jnp.zeros(2, int)])
 
 
-def draft_not_rolled_back(patch: Patch) -> None:
-    patch.setattr(Cache, "rollback", lambda self, length: self)
+def draft_keeps_a_rejected_guess(patch: Patch) -> None:
+    def update(self: Any, held: lm.Held, kept: Kept) -> Cache:
+        count = jnp.where(kept.count > 0, jnp.minimum(kept.count + 1, self.num_draft), 0)
+        return right(self, held, dataclasses.replace(kept, count=count))
+
+    right = lm.LMDrafter.update
+    patch.setattr(lm.LMDrafter, "update", update)
 
 
 def target_length(patch: Patch, wrong: Callable[[Any, Any], Any]) -> None:
@@ -67,7 +72,7 @@ def target_length(patch: Patch, wrong: Callable[[Any, Any], Any]) -> None:
     patch.setattr(decode, "cycle", planted)
 
 
-def target_not_rolled_back(patch: Patch) -> None:
+def target_keeps_rejected_guesses(patch: Patch) -> None:
     target_length(patch, lambda before, after: before.length + 5)  # K + 1 in the check `greedy`
 
 
@@ -108,8 +113,8 @@ def drafted_at_another_temperature(patch: Patch) -> None:
 # What is planted -> the check that sees it.
 PLANTED: dict[Callable[[Patch], None], Callable[[], None]] = {
     draft_misses_the_last_guess: fresh,
-    draft_not_rolled_back: fresh,
-    target_not_rolled_back: greedy,
+    draft_keeps_a_rejected_guess: fresh,
+    target_keeps_rejected_guesses: greedy,
     target_off_by_one: greedy,
     next_token_from_p: law,
     one_key_for_coin_and_residual: law,
@@ -131,7 +136,7 @@ def test_a_planted_bug_is_caught(bug: Callable[[Patch], None], monkeypatch: Patc
     retrace(monkeypatch)
     with pytest.raises(AssertionError):
         PLANTED[bug]()
-    if bug is draft_not_rolled_back:  # verification repairs it: no look at the text can tell
+    if bug is draft_keeps_a_rejected_guess:  # verification repairs it: no look at the text can tell
         greedy()
 
 

@@ -270,7 +270,7 @@ def test_contexts_on_policy_are_the_drafts_own():
     @jax.jit
     def write(batch, key):
         new = objective._continued(draft, batch, key)
-        return new, net(new.tokens, None)[0].argmax(-1)
+        return new, net.head(net(new.tokens).hidden).argmax(-1)
 
     for seed in range(3):
         new, said = jax.device_get(write(batch, jax.random.key(seed)))

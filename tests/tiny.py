@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -63,6 +65,14 @@ def make(
         loaded = (model or draft()) if entry.needs_model else None
         return drafters.make(name, model=loaded, num_draft=num_draft)
     return fresh(name, num_draft, target or targets.random_model())
+
+
+def near(target: specjax.Model, noise: float = 0.02) -> specjax.Model:
+    """A draft that often guesses as the target does, and not always: its weights with noise."""
+    rng = np.random.default_rng(8)
+    shaken = lambda x: x + jnp.asarray(noise * rng.normal(size=x.shape), x.dtype)
+    params = jax.tree.map(shaken, target.net.params)
+    return dataclasses.replace(target, net=dataclasses.replace(target.net, params=params))
 
 
 def prompts(rows: int, vocab: int = 31, seed: int = 0) -> list[list[int]]:

@@ -52,7 +52,8 @@ class CycleProgram(programs.CycleProgram):
     @property
     def compilation(self) -> Compilation:
         memory = self.compiled.memory_analysis()
-        in_loop, in_all = count_copies(self.text, self.cache_shape)
+        counted = [count_copies(self.text, shape) for shape in self.cache_shapes]
+        in_loop, in_all = map(sum, zip(*counted))
         traced_in, lowered_in, compiled_in = self.stages
         return Compilation(
             trace_seconds=traced_in,
@@ -92,11 +93,11 @@ def pass_seconds(
 ) -> float:
     """Seconds of one model pass with its argmax: nothing is committed or verified."""
     cache = jax.jit(lambda net: net.init_cache(1, slots))(net)
-    cache = cache.rollback(jnp.asarray([length], jnp.int32))
+    cache = cache.assume(jnp.asarray([length], jnp.int32))
 
     def run(net: Any, cache: Any, steps: Array) -> Array:
         def body(_: Array, guess: Array) -> Array:
-            return net(guess, cache)[0].argmax(-1).astype(jnp.int32)
+            return net.head(net(guess, cache).hidden).argmax(-1).astype(jnp.int32)
 
         return jax.lax.fori_loop(0, steps, body, jnp.ones((1, tokens), jnp.int32))
 

@@ -22,7 +22,7 @@ from specjax.drafters.base import Context
 from specjax.drafters.dflash import DFlash, embed, head
 from specjax.drafters.dflash2 import DFlash2
 from specjax.drafters.eagle3 import Eagle3
-from specjax.models.drafts.dflash import View
+from specjax.models.drafts.dflash import Blocks
 from specjax.sampling import Options, make_sampling
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
@@ -249,12 +249,14 @@ def dflash_blocks(
 
     @jax.jit
     def run(draft: Any, net: Any, tokens: Array) -> tuple[Array, Array]:
-        _, features, _ = net.hidden(tokens, None, taps=config.taps)
+        features = net(tokens, taps=config.taps).features
         context = draft.module.context(features, jnp.arange(tokens.shape[1])[None])
         block = jnp.full((len(anchors), config.block_size), config.mask_token_id, jnp.int32)
         block = block.at[:, 0].set(tokens[0, jnp.array(anchors)]).reshape(1, -1)
         x = embed(draft.module, config, net.vocabulary, block)
-        h = draft.module.block(x, View.of_blocks(jnp.array([anchors]), config.block_size), context)
+        blocks = Blocks.at(jnp.array([anchors]), config.block_size)
+        look = blocks.looking_at(context, config)
+        h = draft.module.block(x, blocks.positions, blocks.offsets, look)
         logits = head(draft.module, config, net.vocabulary, h)
         return h.reshape(*block_shape, -1), logits.reshape(*block_shape, -1)
 
@@ -271,7 +273,7 @@ def dflash_guesses(spec: Any, target: specjax.Model, text: Text, anchors: list[i
 
     @jax.jit
     def run(drafter: Any, net: Any, tokens: Array, length: Array) -> Array:
-        _, features, _ = net.hidden(tokens, None, taps=drafter.taps)
+        features = net(tokens, taps=drafter.taps).features
         draft = drafter.prefill(drafter.init(rows, tokens.shape[1]), tokens, length - 1, features)
         keys = jax.random.split(jax.random.key(0), rows)
         return drafter.propose(draft, Context(tokens, length, keys, sampling, None))[0].tokens
@@ -310,7 +312,7 @@ def eagle3_steps(spec: Any, target: specjax.Model, text: Text) -> tuple[np.ndarr
     @jax.jit
     def run(params: Any, net: Any, batch: Batch) -> tuple[Array, Array]:
         module = skeleton.module(params)
-        _, features, _ = net.hidden(batch.tokens, None, taps=config.taps)
+        features = net(batch.tokens, taps=config.taps).features
         states = objective.unroll(module, batch, module.fuse(features), net)
         return states[:, 0, 1:], module.head(states[:, 0, 1:])
 

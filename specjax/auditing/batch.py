@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,9 @@ import numpy as np
 
 from specjax import decode
 from specjax.checkpoint.load import Model
-from specjax.core.cache import Cache
+from specjax.core.cache import Cache, caches_in
 from specjax.core.keys import row_keys
-from specjax.drafters.base import Context, Drafter
+from specjax.drafters.base import Bound, Context, Drafter
 from specjax.sampling import Counts, make_sampling
 from specjax.session import Row
 from specjax.verify import Rule
@@ -95,9 +94,9 @@ class Batch:
 
     def context(self, state: decode.DecodeState) -> Context:
         """What the drafter may look at next."""
-        return Context(
-            state.tokens, state.length, self.request.keys, self.request.sampling, state.counts
-        )
+        asked = self.request
+        bound = Bound(self.target.net, state.cache)
+        return Context(state.tokens, state.length, asked.keys, asked.sampling, state.counts, bound)
 
     def texts(self, state: decode.DecodeState, pad: int) -> np.ndarray:
         """The new tokens [B, new] of each row, ``pad`` behind its end."""
@@ -114,28 +113,16 @@ class Batch:
 def poison(state: decode.DecodeState) -> decode.DecodeState:
     """Fills every slot that is not valid with what must not be read.
 
-    Keys become NaN. A stale value has weight 0 and 0 * NaN is NaN, so the values become the largest
-    finite number: any weight above 1e-38 would show. Tokens behind the end of the text become
-    other tokens.
+    What that is, each kind of entry says (`Entry.stale`): NaN in keys, say. Tokens behind the end
+    of the text become other tokens.
     """
 
-    def caches(x: Any) -> Any:
-        if not isinstance(x, Cache):
-            return x
-        stale = (jnp.arange(x.num_slots)[None, :] >= x.length[:, None])[:, None, :, None]
-        put = lambda buffer, fill: jnp.where(stale, jnp.asarray(fill, buffer.dtype), buffer)
-        return dataclasses.replace(
-            x,
-            k=tuple(put(k, jnp.nan) for k in x.k),
-            v=tuple(put(v, jnp.finfo(v.dtype).max) for v in x.v),
-        )
-
+    caches = lambda x: x.stale() if isinstance(x, Cache) else x
     state = jax.tree.map(caches, state, is_leaf=lambda x: isinstance(x, Cache))
     behind = jnp.arange(state.tokens.shape[1])[None, :] >= state.length[:, None]
     return dataclasses.replace(state, tokens=jnp.where(behind, 1, state.tokens))
 
 
 def has_cache(state: decode.DecodeState) -> bool:
-    """Whether the drafter keeps keys and values."""
-    leaves = jax.tree.leaves(state.draft, is_leaf=lambda x: isinstance(x, Cache))
-    return any(isinstance(x, Cache) for x in leaves)
+    """Whether the drafter keeps a cache."""
+    return bool(caches_in(state.draft))

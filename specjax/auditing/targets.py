@@ -78,7 +78,7 @@ def random_drafter(name: str, num_draft: int, target: Model) -> Spec:
 
 @jax.jit
 def _whole(net: Frozen, tokens: Any) -> Any:
-    return net(tokens, None)[0]
+    return net.head(net(tokens).hidden)
 
 
 def full_logits(target: Model, tokens: Any) -> np.ndarray:

@@ -45,8 +45,7 @@ def differences(target: Model, ours: Trace, plain: Trace) -> list[dict[str, Any]
 
 @jax.jit
 def _last(net: Any, tokens: jax.Array, last: jax.Array) -> jax.Array:
-    states, _, _ = net.hidden(tokens, None)
-    one = jax.lax.dynamic_slice_in_dim(states, last, 1, axis=1)
+    one = jax.lax.dynamic_slice_in_dim(net(tokens).hidden, last, 1, axis=1)
     return net.head(one)[0, 0].astype(jnp.float32)
 
 

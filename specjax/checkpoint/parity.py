@@ -114,8 +114,8 @@ def target_outputs(
     with jax.default_matmul_precision("highest"):
         logits, hidden, block, prenorm = _full(net, tokens)
     out = {"logits": logits[0], "hidden_states": hidden[:, 0], "last_prenorm": prenorm[0]}
-    for i, (k, v) in enumerate(zip(block.k, block.v)):
-        out |= {f"cache_k_L{i}": k, f"cache_v_L{i}": v}
+    for i, part in enumerate(block):
+        out |= {f"cache_{name}_L{i}": x for name, x in zip("kv", part, strict=True)}
     arrays = {name: np.asarray(value) for name, value in out.items()}
     return arrays | {"greedy_tokens": _greedy(net, ids[:prompt_len], steps)[0]}
 
@@ -124,21 +124,22 @@ def target_outputs(
 def _full(net: Frozen, tokens: Array) -> tuple[Array, Array, Any, Array]:
     """Logits [1, S, V], hidden states [L + 1, 1, S, D], block, and the state before the norm."""
     count = net.config.num_layers + 1
-    logits, features, block = net(tokens, None, taps=tuple(range(count)))
-    assert features is not None
-    hidden = features.reshape(*tokens.shape, count, net.config.hidden_size)
+    out = net(tokens, taps=tuple(range(count)))
+    assert out.features is not None
+    hidden = out.features.reshape(*tokens.shape, count, net.config.hidden_size)
     # The last tap is after the final norm: the same stack without it, on a copy of the structure
     # that shares the weights. The compiler merges the two passes.
     module = net.module
     module.norm = lambda x: x
-    prenorm, _, _ = module.hidden(tokens, None)
-    return logits, jnp.moveaxis(hidden, 2, 0), block, prenorm
+    prenorm = module(tokens).hidden
+    return net.head(out.hidden), jnp.moveaxis(hidden, 2, 0), out.block, prenorm
 
 
 @jax.jit
 def _step(net: Frozen, tokens: Array, cache: Any) -> tuple[Array, Array, Any]:
-    logits, _, block = net(tokens, cache)
-    cache = cache.commit(block, jnp.full((1,), tokens.shape[1], jnp.int32))
+    out = net(tokens, cache)
+    logits = net.head(out.hidden)
+    cache = cache.commit(out.block, jnp.full((1,), tokens.shape[1], jnp.int32))
     return logits[0, -1], logits[:, -1:].argmax(-1).astype(jnp.int32), cache
 
 

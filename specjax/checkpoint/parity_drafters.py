@@ -19,13 +19,14 @@ import numpy as np
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.load import Model
 from specjax.checkpoint.parity import Comparison, Tolerances, compare_arrays
+from specjax.core.attend import attend
 from specjax.core.types import Array
+from specjax.core.view import causal
 from specjax.drafters.dflash import embed, head
-from specjax.models.drafts.dflash import DFlashConfig, View
+from specjax.models.drafts.dflash import Blocks, DFlashConfig
 from specjax.models.drafts.eagle3 import Eagle3Config
 from specjax.models.drafts.medusa import MedusaConfig
 from specjax.models.frozen import Frozen
-from specjax.models.layers.attention import attend, causal
 from specjax.models.vocabulary import Vocabulary
 
 # What golden files hold besides outputs.
@@ -116,7 +117,7 @@ def _explain(row: Comparison) -> Comparison:
 @functools.partial(jax.jit, static_argnames="taps")
 def _taps(net: Frozen, tokens: Array, taps: tuple[int, ...]) -> Array:
     """[S] -> [S, F]."""
-    features = net.hidden(tokens[None], None, taps=taps)[1]
+    features = net(tokens[None], taps=taps).features
     assert features is not None
     return features[0]
 
@@ -139,8 +140,9 @@ def _dflash_pass(
     module, length = net.module, context.shape[0]
     masks = jnp.full((config.block_size - 1,), config.mask_token_id, jnp.int32)
     x = embed(module, config, vocabulary, jnp.concatenate([anchor, masks])[None])
-    view = View.of_blocks(jnp.full((1, 1), length, jnp.int32), config.block_size)
-    h = module.block(x, view, module.context(context[None], jnp.arange(length)[None]))
+    blocks = Blocks.at(jnp.full((1, 1), length, jnp.int32), config.block_size)
+    look = blocks.looking_at(module.context(context[None], jnp.arange(length)[None]), config)
+    h = module.block(x, blocks.positions, blocks.offsets, look)
     logits = head(module, config, vocabulary, h[:, config.block_size - config.max_guesses :])
     out = {"context_proj": module.fuse(context[None]), "draft_hidden": h, "draft_logits": logits}
     if config.selector_rank:

@@ -6,11 +6,10 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 from flax import nnx
 
 from specjax.compiler.abstract import Abstract, states
-from specjax.core.cache import Cache
+from specjax.core.cache import caches_in
 from specjax.drafters.eagle3 import Eagle3Drafter
 from specjax.drafters.lm import LMDrafter
 from specjax.drafters.medusa import MedusaDrafter
@@ -23,7 +22,7 @@ class Floor:
     weight_bytes: int  # of the target
     draft_bytes: int  # of the drafter's own weights, as often as its passes read them
     borrowed_bytes: int  # of the target's head, where the drafter reads it a second time
-    cache_bytes: int  # keys and values of the committed tokens, of both
+    cache_bytes: int  # what is remembered of the committed tokens, by both
     logits_bytes: int  # of the block, float32
     flops: int  # of the products with weights and of attention to the committed tokens
 
@@ -84,13 +83,12 @@ def floor(abstract: Abstract, context: int) -> Floor:
     cache, draft = states(abstract)
     shards = 1 if target.mesh is None else target.mesh.size
     own = shards // model if hasattr(drafter, "net") and drafter.net.replicated else shards
-    slots = abstract.tokens.shape[1]
-    held = _cached(cache) // shards + steps * _cached(draft) // own
+    of = lambda state: sum(c.bytes_read(context) for c in caches_in(state))
     return Floor(
         weight_bytes=weight_bytes,
         draft_bytes=draft_bytes,
         borrowed_bytes=borrowed,
-        cache_bytes=held * context // slots,
+        cache_bytes=of(cache) // shards + steps * of(draft) // own,
         logits_bytes=4 * rows * block * target.config.vocab_size // model,
         flops=flops,
     )
@@ -118,13 +116,6 @@ def _attention(net: Any, rows: int, tokens: int, context: int, shards: int) -> i
         return 0
     slots = 2 * config.num_layers * rows * context * config.head_dim
     return 2 * tokens * slots * config.num_heads // shards
-
-
-def _cached(state: Any) -> int:
-    """Bytes of keys and values in a state, on all devices."""
-    is_cache = lambda x: isinstance(x, Cache)
-    caches = filter(is_cache, jax.tree.leaves(state, is_leaf=is_cache))
-    return sum(x.size * x.dtype.itemsize for c in caches for x in (*c.k, *c.v))
 
 
 def _sharers(name: str, config: Any) -> int:

@@ -90,4 +90,5 @@ class Kept:
     tokens: Array  # [B, M + 1] int32, as they were fed: the pending one, then guesses
     count: Array  # [B] int32, how many of them are committed; 0: the row is done
     features: Array | None  # [B, M + 1, F], the tapped states of those tokens
-    path: Array | None = None  # [B, M + 1] int32, for a drafter that holds a tree's block of its own
+    # [B, M + 1] int32, for a drafter that holds a tree's block of its own.
+    path: Array | None = None

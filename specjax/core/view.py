@@ -28,8 +28,7 @@ class View:
     def chain(cls, num_tokens: int, num_before: int = 0) -> View:
         """One token after the other: each sees those before it, and itself."""
         depth = jnp.arange(num_before + num_tokens)[None, :]
-        index = jnp.arange(num_tokens)
-        return cls(depth, (depth <= num_before + index[:, None])[None])
+        return cls(depth, causal(num_tokens, num_before))
 
     @classmethod
     def tree(cls, parents: Parents) -> View:
@@ -44,3 +43,9 @@ class View:
     def positions(self, length: Array) -> Array:
         """[B, T] int32 of the T tokens, behind caches of ``length`` [B]."""
         return length[:, None] + self.depth[:, -self.num_tokens :]
+
+
+def causal(num_tokens: int, num_before: int = 0) -> Array:
+    """[1, T, P + T] bool: token i sees the P tokens of the block before it and tokens 0..i."""
+    seen, index = jnp.arange(num_before + num_tokens), jnp.arange(num_tokens)
+    return (seen[None, :] <= num_before + index[:, None])[None]

@@ -2,7 +2,9 @@
 
 A drafter is a pytree (its weights are traced, the rest is static) whose methods return new state
 and change nothing. Between cycles its state has seen the committed tokens, whatever that means for
-it. It obeys six laws, each a test that every registered drafter is put through:
+it. Of the guesses nothing outlives the cycle: what was computed of them is held until the verdict,
+and the state takes in what was kept. It obeys six laws, each a test that every registered drafter
+is put through:
 
 1. Truth: ``Proposal.q`` is exactly the law each guess was drawn from.
 2. Purity: the same inputs give the same outputs.
@@ -18,8 +20,23 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from specjax.core.types import KINDS, Array, Proposal, pytree
+import jax.numpy as jnp
+
+from specjax.core import trees
+from specjax.core.cache import Cache
+from specjax.core.types import KINDS, Array, Kept, Parents, Proposal, pytree
 from specjax.sampling import Counts, Sampling
+
+
+@pytree
+class Bound:
+    """The target and its memory, for drafters that draft with it: read, never written.
+
+    The cache holds every committed token but the pending one.
+    """
+
+    net: Any  # models.Frozen
+    cache: Cache
 
 
 @pytree
@@ -31,14 +48,23 @@ class Context:
     keys: Array  # [B] the rows' keys, to be folded (core.keys), never consumed
     sampling: Sampling
     counts: Counts | None  # of the committed tokens; output [B, V]
+    target: Bound | None = None  # always there in a cycle
+
+    @property
+    def pending(self) -> Array:
+        """[B, 1] int32."""
+        return jnp.take_along_axis(self.tokens, self.length[:, None] - 1, axis=1)
 
 
 class Drafter(Protocol):
-    """A drafter. ``num_draft``, ``kind`` and ``taps`` are static."""
+    """A drafter. ``num_draft``, ``kind`` and ``taps`` are static.
+
+    One whose guesses form a tree also has ``parents`` (`core.types.Parents`).
+    """
 
     @property
     def num_draft(self) -> int:
-        """K, the number of guesses of a cycle."""
+        """K, the number of guesses of a cycle; of a tree, W."""
         ...
 
     @property
@@ -48,36 +74,32 @@ class Drafter(Protocol):
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """The target's hidden states it wants (`Decoder.hidden`); empty: none is computed."""
+        """The target's hidden states it wants (`Decoder`); empty: none is computed."""
         ...
 
     def init(self, rows: int, slots: int) -> Any:
         """The state before any token, with room for ``slots`` of them."""
         ...
 
-    def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
+    def prefill(self, state: Any, tokens: Array, count: Array, features: Array | None) -> Any:
         """Takes in the first ``count`` [B] of the prompt's next ``tokens`` [B, T]."""
         ...
 
-    def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
-        """Guesses K tokens. A guess of -1 is none: it is never accepted."""
-        ...
+    def propose(self, state: Any, context: Context) -> tuple[Proposal, Any]:
+        """Guesses, and whatever ``update`` needs: the state, and what was computed of the guesses.
 
-    def update(
-        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Any:
-        """Hears the verdict.
-
-        Args:
-          draft: the state that ``propose`` returned.
-          block: [B, K + 1], the tokens that were scored: the pending one and the guesses.
-          count: [B], how many tokens were committed; 0: none, the row is done.
-          length: [B], the committed length after them.
-          features: [B, K + 1, F], the tapped states of the block's tokens.
+        A guess of -1 is none: it is never accepted.
         """
         ...
 
-    def grow(self, draft: Any, slots: int) -> Any:
+    def update(self, held: Any, kept: Kept) -> Any:
+        """Hears what is committed of the cycle, and returns the new state.
+
+        ``held`` is what ``propose`` returned; see `core.types.Kept`.
+        """
+        ...
+
+    def grow(self, state: Any, slots: int) -> Any:
         """The same state with room for ``slots`` tokens."""
         ...
 
@@ -92,6 +114,17 @@ class Spec(Protocol):
         guess ignores it. Raises ValueError if the two do not fit.
         """
         ...
+
+
+def parents_of(drafter: Any) -> Parents | None:
+    """The tree that its guesses form; None: a chain."""
+    return getattr(drafter, "parents", None)
+
+
+def num_levels(drafter: Any) -> int:
+    """M, the most guesses that one cycle can accept: K for a chain."""
+    parents = parents_of(drafter)
+    return drafter.num_draft if parents is None else trees.num_levels(parents)
 
 
 def check_num_draft(num_draft: int) -> None:

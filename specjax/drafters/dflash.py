@@ -21,12 +21,13 @@ from flax import nnx
 
 from specjax.core import sharding
 from specjax.core.cache import Cache
-from specjax.core.types import Array, Proposal, one_line, pytree, static
+from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_num_draft
 from specjax.drafters.drawing import draw_all, onto_target
 from specjax.models.config import DecoderConfig
-from specjax.models.drafts.dflash import DFlashConfig, DFlashNet, View
+from specjax.models.drafts.dflash import DFlashConfig, DFlashNet, block_views
 from specjax.models.frozen import Frozen
+from specjax.models.layers.attention import looking_back
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -106,11 +107,8 @@ class DFlashDrafter:
         guesses, q = draw_all(self.logits(self.states(draft, context)), self.kind, context)
         return Proposal(tokens=guesses, q=q), draft
 
-    def update(
-        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Any:
-        del block, length
-        return self._append(draft, count, features)
+    def update(self, held: Any, kept: Kept) -> Any:
+        return self._append(held, kept.count, kept.features)
 
     def grow(self, draft: Any, slots: int) -> Any:
         return draft.grow(slots)
@@ -125,14 +123,16 @@ class DFlashDrafter:
     def states(self, cache: Cache, context: Context) -> Array:
         """One pass over the block: the states [B, K, D] that the guesses are made from."""
         config, k = self.config, self.num_draft
-        pending = jnp.take_along_axis(context.tokens, context.length[:, None] - 1, axis=1)
         slots = k if config.shifted else k + 1
-        masks = jnp.full((pending.shape[0], slots - 1), config.mask_token_id, jnp.int32)
-        tokens = jnp.concatenate([pending, masks], axis=1)
-        view = View.of_blocks(cache.length[:, None], slots)
+        masks = jnp.full((context.length.shape[0], slots - 1), config.mask_token_id, jnp.int32)
+        tokens = jnp.concatenate([context.pending, masks], axis=1)
+        offsets = jnp.arange(slots)
+        positions = cache.length[:, None] + offsets[None, :]
+        look = looking_back(cache, block_views(config, slots))
         with sharding.replicated(self.net.replicated):
             net = self.net.module
-            h = net.block(embed(net, config, self.vocabulary, tokens), view, cache)
+            x = embed(net, config, self.vocabulary, tokens)
+            h = net.block(x, positions, offsets, look)
         return h[:, slots - k :]
 
     def logits(self, h: Array) -> Array:

@@ -77,7 +77,7 @@ class DFlash2Drafter(DFlashDrafter):
         with sharding.replicated(self.net.replicated):
             gates = selector.gate(h)
         vocab = self.vocabulary.output.shape[0]
-        previous = jnp.take_along_axis(context.tokens, context.length[:, None] - 1, axis=1)[:, 0]
+        previous = context.pending[:, 0]
 
         def step(carry: Any, inputs: Any) -> Any:
             previous, counts = carry

@@ -5,8 +5,8 @@ guesses. The logits of a slot get ``W_2 W_1[token before]`` added, and guesses a
 to right: their law is autoregressive and exact. With a Markov rank of 0 it is the "DFlash" of the
 DeepSpec checkpoints.
 
-A confidence head, where there is one, estimates the chance that each guess is accepted. Nothing
-here acts on it; the state keeps the last cycle's (`DSparkState.confidence`).
+A confidence head, where there is one, estimates the chance that each guess is accepted
+(`Held.confidence`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from specjax.core import sharding
 from specjax.core.cache import Cache
-from specjax.core.types import Array, Proposal, one_line, pytree
+from specjax.core.types import Array, Kept, Proposal, one_line, pytree
 from specjax.drafters.base import Context, check_kind
 from specjax.drafters.dflash import (
     DFlashDrafter,
@@ -70,11 +70,11 @@ class DSpark:
 
 
 @pytree
-class DSparkState:
-    """What `DSparkDrafter` carries from cycle to cycle."""
+class Held:
+    """What `DSparkDrafter` knows of a cycle until its verdict."""
 
     cache: Cache  # of the context
-    # [B, K] float32: the chance that each guess of the last cycle is accepted; NaN without a head.
+    # [B, K] float32: the chance that each guess is accepted; NaN without a head.
     confidence: Array
 
 
@@ -82,22 +82,11 @@ class DSparkState:
 class DSparkDrafter(DFlashDrafter):
     """`DFlashDrafter` with guesses drawn from left to right."""
 
-    def init(self, rows: int, slots: int) -> DSparkState:
-        return DSparkState(
-            self.net.init_cache(rows, slots), jnp.full((rows, self.num_draft), jnp.nan)
-        )
-
-    def prefill(
-        self, draft: DSparkState, tokens: Array, count: Array, features: Array | None
-    ) -> DSparkState:
-        del tokens
-        return dataclasses.replace(draft, cache=self._append(draft.cache, count, features))
-
-    def propose(self, draft: DSparkState, context: Context) -> tuple[Proposal, DSparkState]:
-        h = self.states(draft.cache, context)
+    def propose(self, state: Cache, context: Context) -> tuple[Proposal, Held]:
+        h = self.states(state, context)
         logits = self.logits(h)
         net = self.net.module
-        previous = jnp.take_along_axis(context.tokens, context.length[:, None] - 1, axis=1)[:, 0]
+        previous = context.pending[:, 0]
 
         def step(carry: Any, inputs: Any) -> Any:
             previous, counts = carry
@@ -113,16 +102,10 @@ class DSparkDrafter(DFlashDrafter):
         _, (guesses, laws, chances) = jax.lax.scan(step, (previous, context.counts), slots)
         q = None if laws is None else laws.swapaxes(0, 1)
         proposal = Proposal(tokens=guesses.swapaxes(0, 1), q=q)
-        return proposal, dataclasses.replace(draft, confidence=chances.swapaxes(0, 1))
+        return proposal, Held(state, chances.swapaxes(0, 1))
 
-    def update(
-        self, draft: DSparkState, block: Array, count: Array, length: Array, features: Array | None
-    ) -> DSparkState:
-        del block, length
-        return dataclasses.replace(draft, cache=self._append(draft.cache, count, features))
-
-    def grow(self, draft: DSparkState, slots: int) -> DSparkState:
-        return dataclasses.replace(draft, cache=draft.cache.grow(slots))
+    def update(self, held: Held, kept: Kept) -> Cache:
+        return self._append(held.cache, kept.count, kept.features)
 
     def _confidence(self, net: Any, h: Array, previous: Array) -> Array:
         """States [B, D] and tokens [B] before them -> the chance [B] that the guess is accepted."""

@@ -8,7 +8,7 @@ at the last of them gives the first guess. From there on the draft feeds on its 
     committed   a b c d e            e is pending
     cache       (a,b)                m = 1 pair
     waiting     f_b f_c f_d          fused features of positions m, m + 1, ..
-    first pass  (b,c) (c,d) (d,e)    -> guess x; into the cache
+    first pass  (b,c) (c,d) (d,e)    -> guess x; into the cache once the verdict is heard
     then        (s,x) (s',y) ..      one guess a step, K - 1 times; dropped afterwards
 """
 
@@ -24,14 +24,16 @@ from flax import nnx
 
 from specjax.core import sharding
 from specjax.core.cache import Block, Cache
+from specjax.core.cache.block import drop_first, put, widen
 from specjax.core.sharding import constrain
-from specjax.core.types import Array, Proposal, one_line, pytree, static
+from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
+from specjax.core.view import View, causal
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import count_guess, draw, onto_target
 from specjax.models.config import DecoderConfig
-from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net, looking_back
+from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net
 from specjax.models.frozen import Frozen
-from specjax.models.layers.attention import causal
+from specjax.models.layers.attention import looking_back
 from specjax.models.vocabulary import Vocabulary
 from specjax.sampling import Counts
 
@@ -115,6 +117,14 @@ class Pairs:
 
 
 @pytree
+class Held:
+    """What `Eagle3Drafter` knows of a cycle until its verdict."""
+
+    state: Pairs
+    block: Block  # of the pairs that were waiting, [B, .., K + 1, .]
+
+
+@pytree
 class Eagle3Drafter:
     """The cycle's side of `Eagle3`."""
 
@@ -133,94 +143,77 @@ class Eagle3Drafter:
         features = jnp.zeros(shape, self.net.module.dtype)
         return keep(self.net.init_cache(rows, slots), features, jnp.zeros((rows,), jnp.int32))
 
-    def prefill(self, draft: Pairs, tokens: Array, count: Array, features: Array | None) -> Pairs:
+    def prefill(self, state: Pairs, tokens: Array, count: Array, features: Array | None) -> Pairs:
         # The chunk's first token belongs to the last feature of the chunk before. The very first
         # one has none: a place that nobody sees, dropped before the commit.
-        first = draft.waiting == 0
+        first = state.waiting == 0
         skipped = first.astype(jnp.int32)
         fused = self._fuse(features)
-        x = jnp.concatenate([draft.features[:, :1], fused[:, :-1]], axis=1)
+        x = jnp.concatenate([state.features[:, :1], fused[:, :-1]], axis=1)
         place = jnp.arange(x.shape[1])
         hidden = first[:, None, None] & (place == 0)[None, None, :]
-        _, _, block = self._read(
-            x,
-            tokens,
-            (draft.cache.length - skipped)[:, None] + place[None, :],
-            draft.cache,
-            None,
-            causal(len(place)) & ~hidden,
-        )
+        view = View(place[None, :] - skipped[:, None], causal(len(place)) & ~hidden)
+        _, _, block = self._read(x, tokens, state.cache, view)
         last = jnp.take_along_axis(fused, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
-        kept = jnp.where((count > 0)[:, None, None], last, draft.features[:, :1])
+        kept = jnp.where((count > 0)[:, None, None], last, state.features[:, :1])
         return keep(
-            draft.cache.commit(block.drop_first(first), jnp.maximum(count - skipped, 0)),
-            draft.features.at[:, :1].set(kept),
-            jnp.where(count > 0, 1, draft.waiting),
+            state.cache.commit(drop_first(block, first), jnp.maximum(count - skipped, 0)),
+            state.features.at[:, :1].set(kept),
+            jnp.where(count > 0, 1, state.waiting),
         )
 
-    def propose(self, draft: Pairs, context: Context) -> tuple[Proposal, Pairs]:
+    def propose(self, state: Pairs, context: Context) -> tuple[Proposal, Held]:
         # A text of one token has no feature: zeros stand in for it, at position -1, seen by
         # themselves alone and never committed.
-        width, cache = self.num_draft + 1, draft.cache
-        none = draft.waiting == 0
-        pairs = jnp.maximum(draft.waiting, 1)
-        features = jnp.where(none[:, None, None], 0, draft.features)
-        positions = (context.length - 1 - pairs)[:, None] + jnp.arange(width)[None, :]
-        after = jnp.minimum(positions + 1, context.length[:, None] - 1)
+        width, cache = self.num_draft + 1, state.cache
+        none = state.waiting == 0
+        pairs = jnp.maximum(state.waiting, 1)
+        features = jnp.where(none[:, None, None], 0, state.features)
+        place = jnp.arange(width + self.num_draft)
+        first = place[None, :width] - none.astype(jnp.int32)[:, None]  # [B, K + 1] depths
+        after = jnp.minimum(cache.length[:, None] + first + 1, context.length[:, None] - 1)
         tokens = jnp.take_along_axis(context.tokens, after, axis=1)
-        fed_back, normed, block = self._read(
-            features, tokens, positions, cache, None, causal(width)
-        )
+        fed_back, normed, block = self._read(features, tokens, cache, View(first, causal(width)))
         last = (pairs - 1)[:, None, None]
-        state = jnp.take_along_axis(fed_back, last, axis=1)
+        fed = jnp.take_along_axis(fed_back, last, axis=1)
         normed = jnp.take_along_axis(normed, last, axis=1)
         guess, law = self._draw(normed, jnp.int32(0), context.counts, context)
 
         # One guess a step from here on, behind the places of the first pass.
-        place = jnp.arange(width + self.num_draft)
-        committed = place[None, None, :] < draft.waiting[:, None, None]
+        committed = place[None, None, :] < state.waiting[:, None, None]
+        behind = state.waiting[:, None] + jnp.arange(self.num_draft - 1)[None, :]
+        depth = jnp.concatenate([first, behind], axis=1)
 
         def step(carry: tuple[Array, Array, Block, Counts | None], i: Array) -> Any:
-            guess, state, block, counts = carry
+            guess, fed, block, counts = carry
             counts = count_guess(counts, guess)
             drafted = (place >= width) & (place < width + i - 1) | (place == place[-1])
-            state, normed, new = self._read(
-                state,
-                guess[:, None],
-                (context.length - 2 + i)[:, None],
-                cache,
-                block,
-                committed | drafted[None, None, :],
-            )
+            here = state.waiting[:, None] + i - 1
+            view = View(jnp.concatenate([depth, here], axis=1), committed | drafted[None, None, :])
+            fed, normed, new = self._read(fed, guess[:, None], cache, view, block)
             guess, law = self._draw(normed, i, counts, context)
-            return (guess, state, block.put(new, width + i - 1), counts), (guess, law)
+            return (guess, fed, put(block, new, width + i - 1), counts), (guess, law)
 
-        carry = (guess, state, block.widen(width + self.num_draft - 1), context.counts)
-        (end, *_), rest = jax.lax.scan(step, carry, jnp.arange(1, self.num_draft))
+        carry = (guess, fed, widen(block, width + self.num_draft - 1), context.counts)
+        _, rest = jax.lax.scan(step, carry, jnp.arange(1, self.num_draft))
         guesses, q = jax.tree.map(
             lambda first, more: jnp.concatenate([first[:, None], more.swapaxes(0, 1)], axis=1),
             (guess, law),
             rest,
         )
-        # Committed at once, when all that reads the cache has been read.
-        cache = cache.commit(block, draft.waiting + jnp.minimum(end, 0))
-        return Proposal(tokens=guesses, q=q), dataclasses.replace(draft, cache=cache)
+        return Proposal(tokens=guesses, q=q), Held(state, block)
 
-    def update(
-        self, draft: Pairs, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Pairs:
-        del block, length
-        # What a finished row had waiting still waits: its pairs are taken back out of the cache.
-        active = count > 0
-        back = jnp.where(active, 0, draft.waiting)
+    def update(self, held: Held, kept: Kept) -> Pairs:
+        # What a finished row had waiting still waits.
+        active, state = kept.count > 0, held.state
         return keep(
-            draft.cache.rollback(draft.cache.length - back),
-            jnp.where(active[:, None, None], self._fuse(features), draft.features),
-            jnp.where(active, count, draft.waiting),
+            state.cache.commit(held.block, jnp.where(active, state.waiting, 0)),
+            jnp.where(active[:, None, None], self._fuse(kept.features), state.features),
+            jnp.where(active, kept.count, state.waiting),
         )
 
-    def grow(self, draft: Pairs, slots: int) -> Pairs:
-        return dataclasses.replace(draft, cache=draft.cache.grow(slots))
+    def grow(self, state: Pairs, slots: int) -> Pairs:
+        return dataclasses.replace(state, cache=state.cache.grow(slots))
 
     def _fuse(self, features: Array | None) -> Array:
         assert features is not None
@@ -228,20 +221,15 @@ class Eagle3Drafter:
             return self.net.module.fuse(features)
 
     def _read(
-        self,
-        x: Array,
-        tokens: Array,
-        positions: Array,
-        cache: Cache,
-        before: Block | None,
-        visible: Array,
+        self, x: Array, tokens: Array, cache: Cache, view: View, before: Block | None = None
     ) -> tuple[Array, Array, Block]:
         """Runs the draft over pairs of ``x`` [B, T, D] and ``tokens`` [B, T] behind the cache."""
         own = self.net.config.own_embedding
         with sharding.replicated(self.net.replicated):
             net = self.net.module
             embedded = net.embed_tokens(tokens) if own else self.vocabulary.embed(tokens)
-            return net(x, embedded, positions, looking_back(cache, before, visible))
+            positions = view.positions(cache.length)
+            return net(x, embedded, positions, looking_back(cache, view, before))
 
     def _draw(
         self, normed: Array, index: Array, counts: Counts | None, context: Context

@@ -1,12 +1,15 @@
 """An independent, smaller language model (Leviathan et al. 2023; Chen et al. 2023).
 
-Between cycles the draft cache holds every committed token but the last two. The first draft step of
-a cycle is two tokens wide and feeds both: after a full acceptance the last guess has not been
-through the draft model yet, and feeding it together with the pending token costs one narrow pass
-less than a step of its own.
+Its state is its cache, which is only ever appended to. Between cycles it misses the pending token
+and, after a cycle whose guesses were all right, the last of those, which was never fed. So the
+first draft step of a cycle is two tokens wide: feeding the missing one together with the pending
+one costs a narrow pass less than a step of its own. Where nothing is missing the first of the two
+is padding that nobody sees. What was fed waits in a block until the verdict; what was kept of it is
+committed.
 
-    committed   a b c d     length 4, cache length 2
-    feed        c d         -> law of the first guess; then one guess a step, K - 1 times
+    committed   a b c d     length 4, cache length 3 (2 if c was the last guess of its cycle)
+    feed        . d         -> law of the first guess; then one guess a step, K - 1 times
+    block       . d x y     place i at depth i - 1 (i, if c is fed)
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.cache import Block, Cache
-from specjax.core.types import KINDS, Array, Proposal, one_line, pytree, static
+from specjax.core.cache.block import drop_first, put, widen
+from specjax.core.types import KINDS, Array, Kept, Proposal, one_line, pytree, static
+from specjax.core.view import View, causal
 from specjax.drafters.base import Context, check_num_draft
 from specjax.drafters.drawing import count_guess, draw
 from specjax.drafters.vocabularies import check_same_tokens
-from specjax.models.layers.attention import causal
 from specjax.sampling import Counts
 
 
@@ -68,6 +72,15 @@ class LM:
 
 
 @pytree
+class Held:
+    """What `LMDrafter` knows of a cycle until its verdict."""
+
+    cache: Cache
+    block: Block  # of the K + 1 tokens that were fed
+    padded: Array  # [B] bool: the first of them is padding
+
+
+@pytree
 class LMDrafter:
     """K guesses, one after the other, by a language model.
 
@@ -85,52 +98,42 @@ class LMDrafter:
     def init(self, rows: int, slots: int) -> Cache:
         return self.net.init_cache(rows, slots)
 
-    def prefill(self, draft: Cache, tokens: Array, count: Array, features: Array | None) -> Cache:
+    def prefill(self, state: Cache, tokens: Array, count: Array, features: Array | None) -> Cache:
         del features
-        _, _, block = self.net.hidden(self._known(tokens), draft)
-        return draft.commit(block, count)
+        return state.commit(self.net(self._known(tokens), state).block, count)
 
-    def propose(self, draft: Cache, context: Context) -> tuple[Proposal, Cache]:
-        # A text of one token has none before the last: then the first of the pair is padding, at
-        # position -1, seen by nobody and dropped before the commit.
-        alone = context.length == 1
-        cache = draft.rollback(jnp.maximum(context.length - 2, 0))
-        tokens = jax.vmap(last_two)(context.tokens, context.length)
-        positions = context.length[:, None] - 2 + jnp.arange(2)[None, :]
-        padding = alone[:, None, None] & (jnp.arange(2) == 0)[None, None, :]
-        x, _, block = self.net.hidden(
-            self._known(tokens), cache, positions=positions, visible=causal(2) & ~padding
-        )
-        guess, law = self._draw(x[:, -1], jnp.int32(0), context.counts, context)
-
-        # One guess a step from here on. Their keys and values wait in the block, K + 1 tokens wide.
-        place = jnp.arange(self.num_draft + 2)
-        padding = alone[:, None, None] & (place == 0)[None, None, :]
+    def propose(self, state: Cache, context: Context) -> tuple[Proposal, Held]:
+        cache, width = state, self.num_draft + 1
+        padded = cache.length == context.length - 1  # [B]: nothing is missing
+        place = jnp.arange(width)
+        depth = place[None, :] - padded.astype(jnp.int32)[:, None]  # [B, K + 1]
+        real = (~padded[:, None] | (place > 0)[None, :])[:, None, :]  # [B, 1, K + 1]
+        pair = jax.vmap(last_two)(context.tokens, context.length)
+        view = View(depth[:, :2], causal(2) & real[:, :, :2])
+        out = self.net(self._known(pair), cache, view=view)
+        guess, law = self._draw(out.hidden[:, -1], jnp.int32(0), context.counts, context)
 
         def step(carry: tuple[Array, Block, Counts | None], i: Array) -> Any:
             guess, block, counts = carry
             counts = count_guess(counts, guess)
-            seen = (place < i + 1) | (place == self.num_draft + 1)
-            x, _, new = self.net.hidden(
-                guess[:, None],
-                cache,
-                before=block,
-                positions=(context.length - 1 + i)[:, None],
-                visible=seen[None, None, :] & ~padding,
+            here = jax.lax.dynamic_slice_in_dim(depth, i + 1, 1, axis=1)
+            seen = real & (place <= i)[None, None, :]
+            view = View(
+                jnp.concatenate([depth, here], axis=1),
+                jnp.pad(seen, ((0, 0), (0, 0), (0, 1)), constant_values=True),
             )
-            guess, law = self._draw(x[:, 0], i, counts, context)
-            return (guess, block.put(new, i + 1), counts), (guess, law)
+            out = self.net(guess[:, None], cache, view=view, before=block)
+            guess, law = self._draw(out.hidden[:, 0], i, counts, context)
+            return (guess, put(block, out.block, i + 1), counts), (guess, law)
 
-        carry = (guess, block.widen(self.num_draft + 1), context.counts)
-        (last, block, _), rest = jax.lax.scan(step, carry, jnp.arange(1, self.num_draft))
+        carry = (guess, widen(out.block, width), context.counts)
+        (_, block, _), rest = jax.lax.scan(step, carry, jnp.arange(1, self.num_draft))
         guesses, q = jax.tree.map(
             lambda first, more: jnp.concatenate([first[:, None], more.swapaxes(0, 1)], axis=1),
             (guess, law),
             rest,
         )
-        # Committed at once, when all that reads the cache has been read.
-        count = jnp.where(alone, self.num_draft, self.num_draft + 1) + jnp.minimum(last, 0)
-        return Proposal(tokens=guesses, q=q), cache.commit(block.drop_first(alone), count)
+        return Proposal(tokens=guesses, q=q), Held(cache, block, padded)
 
     def _draw(
         self, x: Array, index: Array, counts: Counts | None, context: Context
@@ -149,11 +152,11 @@ class LMDrafter:
             return tokens
         return jnp.minimum(tokens, self.net.config.vocab_size - 1)
 
-    def update(
-        self, draft: Cache, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Cache:
-        del block, count, features
-        return draft.rollback(jnp.maximum(length - 2, 0))
+    def update(self, held: Held, kept: Kept) -> Cache:
+        # The last guess was never fed.
+        count = jnp.where(held.padded, 0, 1) + jnp.minimum(kept.count, self.num_draft)
+        block = drop_first(held.block, held.padded)
+        return held.cache.commit(block, jnp.where(kept.count > 0, count, 0))
 
-    def grow(self, draft: Cache, slots: int) -> Cache:
-        return draft.grow(slots)
+    def grow(self, state: Cache, slots: int) -> Cache:
+        return state.grow(slots)

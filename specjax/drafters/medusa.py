@@ -18,7 +18,7 @@ from flax import nnx
 
 from specjax.core import sharding
 from specjax.core.sharding import constrain
-from specjax.core.types import Array, Proposal, one_line, pytree, static
+from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import draw_all
 from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
@@ -117,11 +117,8 @@ class MedusaDrafter:
         guesses, q = draw_all(logits, self.kind, context)
         return Proposal(tokens=guesses, q=q), draft
 
-    def update(
-        self, draft: Array, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Array:
-        del block, length
-        return last_state(draft, count, features)
+    def update(self, held: Array, kept: Kept) -> Array:
+        return last_state(held, kept.count, kept.features)
 
     def grow(self, draft: Array, slots: int) -> Array:
         del slots

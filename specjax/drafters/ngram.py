@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.types import Array, Proposal, pytree, static
+from specjax.core.types import Array, Kept, Proposal, pytree, static
 from specjax.drafters.base import Context, check_num_draft
 
 
@@ -72,11 +72,9 @@ class NGram:
         guess = tokens[place + 1 + jnp.arange(self.num_draft) % period]
         return jnp.where(longest >= self.min_ngram, guess, -1)
 
-    def update(
-        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Any:
-        del block, count, length, features
-        return draft
+    def update(self, held: Any, kept: Kept) -> Any:
+        del kept
+        return held
 
     def grow(self, draft: Any, slots: int) -> Any:
         del slots

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from specjax.core.types import Array, Proposal, pytree
+from specjax.core.types import Array, Kept, Proposal, pytree
 from specjax.drafters.base import Context
 
 
@@ -32,11 +32,9 @@ class NoDraft:
         rows = context.tokens.shape[0]
         return Proposal(tokens=jnp.zeros((rows, 0), jnp.int32), q=None), draft
 
-    def update(
-        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Any:
-        del block, count, length, features
-        return draft
+    def update(self, held: Any, kept: Kept) -> Any:
+        del kept
+        return held
 
     def grow(self, draft: Any, slots: int) -> Any:
         del slots

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import decode
+from specjax.core import trees
 from specjax.core.sharding import use_mesh
-from specjax.core.types import Array, Proposal, pytree, static
-from specjax.drafters.base import Context, Spec
+from specjax.core.types import Array, Kept, Proposal, pytree, static
+from specjax.drafters.base import Bound, Context, Spec
 from specjax.sampling import Options
 from specjax.session import Row, Session
 
@@ -65,11 +66,9 @@ class Silent:
         del context
         return draft, draft
 
-    def update(
-        self, draft: Any, block: Array, count: Array, length: Array, features: Array | None
-    ) -> Any:
-        del block, count, length, features
-        return draft
+    def update(self, held: Any, kept: Kept) -> Any:
+        del kept
+        return held
 
     def grow(self, draft: Any, slots: int) -> Any:
         del slots
@@ -129,7 +128,7 @@ class CycleProgram:
         last = () if host_loop else (jnp.int32(1),)
         with use_mesh(target.mesh):
             state = self._fresh()
-            self.cache_shape = state.cache.k[0].shape
+            self.cache_shapes = sorted({x.shape for x in jax.tree.leaves(state.cache.layers)})
             times = [time.perf_counter()]
             traced = program.trace(target.net, self.drafter, self.rule, self._request, state, *last)
             times.append(time.perf_counter())
@@ -154,7 +153,7 @@ class CycleProgram:
             None,
             with_details=False,
         )
-        return dataclasses.replace(state, cache=state.cache.rollback(state.length - 1))
+        return dataclasses.replace(state, cache=state.cache.assume(state.length - 1))
 
     def seconds(self, *, cycles: int, repeats: int = 1) -> float:
         """Seconds of a cycle: the median over the repeats, each from the same beginning."""
@@ -205,30 +204,31 @@ class DraftProgram:
         del session
         self._length = jnp.full((rows,), PROMPT_TOKENS, jnp.int32)
         self._slots = slots
+        self._net = target.net
         block = jax.ShapeDtypeStruct((rows, self.drafter.num_draft + 1), jnp.int32)
         with use_mesh(self._mesh):
-            cache = jax.eval_shape(lambda net: net.init_cache(rows, slots), target.net)
+            self._cache = _init_cache(target.net, rows=rows, slots=slots).assume(self._length - 1)
             shape = jax.eval_shape(
-                lambda net, t, c: net.hidden(t, c, taps=self.drafter.taps)[1],
+                lambda net, t, c: net(t, c, taps=self.drafter.taps).features,
                 target.net,
                 block,
-                cache,
+                self._cache,
             )
             self._features = None if shape is None else jnp.ones(shape.shape, shape.dtype)
-            args = (self.drafter, self._request, *self._fresh(), self._features, jnp.int32(1))
-            self.compiled = _draft_program.lower(*args).compile()
+            self.compiled = _draft_program.lower(*self._arguments(), jnp.int32(1)).compile()
 
-    def _fresh(self) -> tuple[Array, Array, Any]:
+    def _arguments(self) -> tuple[Any, ...]:
+        bound = Bound(self._net, self._cache)
         tokens = jnp.zeros((len(self._length), self._slots), jnp.int32)
-        return tokens, self._length, _init_draft(self.drafter, rows=len(tokens), slots=self._slots)
+        draft = _init_draft(self.drafter, rows=len(tokens), slots=self._slots)
+        return self.drafter, self._request, bound, tokens, self._length, draft, self._features
 
     def run(self, cycles: int) -> float:
         """Seconds that drafting for ``cycles`` cycles takes."""
         with use_mesh(self._mesh):
-            fresh = jax.block_until_ready(self._fresh())
+            arguments = jax.block_until_ready(self._arguments())
             begin = time.perf_counter()
-            args = (self.drafter, self._request, *fresh, self._features, jnp.int32(cycles))
-            jax.block_until_ready(self.compiled(*args))
+            jax.block_until_ready(self.compiled(*arguments, jnp.int32(cycles)))
             return time.perf_counter() - begin
 
 
@@ -245,6 +245,7 @@ def one_token_session(
 def draft_loop(
     drafter: Any,
     request: decode.Request,
+    target: Bound,
     tokens: Array,
     length: Array,
     draft: Any,
@@ -259,10 +260,9 @@ def draft_loop(
 
     def body(_: Array, carry: tuple[Array, Array, Any, Array]) -> tuple[Array, Array, Any, Array]:
         tokens, length, draft, seen = carry
-        context = Context(tokens, length, request.keys, request.sampling, None)
-        proposal, draft = drafter.propose(draft, context)
-        pending = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)
-        block = jnp.concatenate([pending, jnp.maximum(proposal.tokens, 0)], axis=1)
+        context = Context(tokens, length, request.keys, request.sampling, None, target)
+        proposal, held = drafter.propose(draft, context)
+        block = jnp.concatenate([context.pending, jnp.maximum(proposal.tokens, 0)], axis=1)
         count = jnp.ones_like(length)
         heard = features
         if features is not None:
@@ -270,7 +270,12 @@ def draft_loop(
         if proposal.q is not None:
             seen = seen + proposal.q.max(-1).sum()
         tokens = decode.put(tokens, block[:, 1:2], length, jnp.ones_like(block[:, :1], bool))
-        return tokens, length + 1, drafter.update(draft, block, count, length + 1, heard), seen
+        path = None
+        if proposal.parents is not None:  # of the last guess, as good as any
+            route = jnp.asarray(trees.routes(proposal.parents)[-1])
+            path = jnp.broadcast_to(route[None], (len(length), len(route)))
+        kept = decode.along_path(block, count, heard, path)
+        return tokens, length + 1, drafter.update(held, kept), seen
 
     carry = (tokens, length, draft, jnp.zeros((), jnp.float32))
     tokens, _, draft, seen = jax.lax.fori_loop(0, steps, body, carry)
@@ -281,5 +286,10 @@ def _init(drafter: Any, *, rows: int, slots: int) -> Any:
     return drafter.init(rows, slots)
 
 
+def _cache(net: Any, *, rows: int, slots: int) -> Any:
+    return net.init_cache(rows, slots)
+
+
+_init_cache = jax.jit(_cache, static_argnames=("rows", "slots"))
 _draft_program = jax.jit(draft_loop, donate_argnames=("tokens", "draft"))
 _init_draft = jax.jit(_init, static_argnames=("rows", "slots"))

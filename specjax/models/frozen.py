@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,8 +9,9 @@ import jax
 from flax import nnx
 
 from specjax.core import sharding
-from specjax.core.cache import Block, Cache
+from specjax.core.cache import Cache
 from specjax.core.types import Array, pytree, static
+from specjax.models.layers.decoder import Pass
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -51,18 +51,10 @@ class Frozen:
     def module(self) -> Any:
         return nnx.merge(self.graphdef, self.params)
 
-    def __call__(
-        self, tokens: Array, cache: Cache | None, *, taps: tuple[int, ...] = ()
-    ) -> tuple[Array, Array | None, Block]:
+    def __call__(self, tokens: Array, cache: Cache | None = None, **kwargs: Any) -> Pass:
+        """See `models.layers.decoder.Decoder`."""
         with sharding.replicated(self.replicated):
-            return self.module(tokens, cache, taps=taps)
-
-    def hidden(
-        self, tokens: Array, cache: Cache | None, **kwargs: Any
-    ) -> tuple[Array, Array | None, Block]:
-        """See `models.layers.decoder.Decoder.hidden`."""
-        with sharding.replicated(self.replicated):
-            return self.module.hidden(tokens, cache, **kwargs)
+            return self.module(tokens, cache, **kwargs)
 
     def head(self, x: Array) -> Array:
         with sharding.replicated(self.replicated):
@@ -79,7 +71,7 @@ class Frozen:
     def init_cache(self, rows: int, slots: int) -> Cache:
         with sharding.replicated(self.replicated):
             cache = self.module.init_cache(rows, slots)
-        return dataclasses.replace(cache, kv_axis=None) if self.replicated else cache
+        return cache.replicated() if self.replicated else cache
 
 
 def _rounded(number: int) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from specjax.core.cache import Entry, Part
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig, read_decoder_config
 from specjax.models.layers.attention import MLP, Attention
 from specjax.models.layers.decoder import Decoder
 from specjax.models.layers.norm import RMSNorm
-from specjax.models.layers.rope import Rotation
+from specjax.models.layers.reading import Reading
 from specjax.models.registry import register
 
 
@@ -29,23 +30,24 @@ class LlamaLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, **norm)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
+    def init_entry(self, rows: int, slots: int, dtype: jnp.dtype) -> Entry:
+        return self.self_attn.init_entry(rows, slots, dtype)
+
     def __call__(
-        self,
-        x: Array,
-        rotate: Rotation,
-        visible: Array,
-        cached: tuple[Array, Array, Array] | None,
-        before: tuple[Array, Array] | None,
-    ) -> tuple[Array, Array, Array]:
-        mixed, k, v = self.self_attn(self.input_layernorm(x), rotate, visible, cached, before)
+        self, x: Array, entry: Any, before: Part | None, reading: Reading
+    ) -> tuple[Array, Part]:
+        mixed, part = self.self_attn(self.input_layernorm(x), entry, before, reading)
         x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), k, v
+        return x + self.mlp(self.post_attention_layernorm(x)), part
 
 
 @register("llama")
 class Llama(Decoder):
     @staticmethod
-    def make_layer(config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+    def make_layer(
+        config: DecoderConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> nnx.Module:
+        del index
         return LlamaLayer(config, dtype=dtype, rngs=rngs)
 
     @staticmethod

@@ -23,7 +23,10 @@ class Qwen3Layer(LlamaLayer):
 @register("qwen3")
 class Qwen3(Decoder):
     @staticmethod
-    def make_layer(config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+    def make_layer(
+        config: DecoderConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> nnx.Module:
+        del index
         return Qwen3Layer(config, dtype=dtype, rngs=rngs)
 
     @staticmethod

@@ -142,11 +142,12 @@ def make_objective(
     ) -> tuple[Array, Array, Sums]:
         del key
         inputs = constrain(tokens[:, :-1], "batch", None)
-        logits, _, _ = skeleton.module(params, compute_dtype)(inputs, None)
+        net = skeleton.module(params, compute_dtype)
+        logits = net.head(net(inputs).hidden)
         loss = losses.cross_entropy(logits, tokens[:, 1:])
         if distill:
             assert teacher is not None
-            wanted = teacher(inputs, None)[0]
+            wanted = teacher.head(teacher(inputs).hidden)
             loss = (1 - distill) * loss + distill * losses.forward_kl(wanted, logits)
         return loss.sum(), jnp.float32(loss.size), {}
 

@@ -165,7 +165,7 @@ def test_parameters_and_caches_are_split_and_stay_where_they_are() -> None:
     s.advance(1)
     assert decode.run_program._cache_size() == programs
     for cache in (s.state.cache, s.state.draft):
-        for buffer in cache.k + cache.v:
+        for buffer in jax.tree.leaves(cache.layers):
             assert buffer.shape[1] == 4 and buffer.sharding.shard_shape(buffer.shape)[:2] == (4, 1)
 
 
@@ -191,8 +191,8 @@ def test_a_draft_that_cannot_be_split_is_replicated() -> None:
     assert whole.net.module.lm_head.weight[...].sharding.is_fully_replicated
 
     def step(net: Any, tokens: Any, cache: Any) -> Any:
-        logits, _, block = net(tokens, cache)
-        return logits, cache.commit(block, jnp.ones((ROWS,), jnp.int32))
+        out = net(tokens, cache)
+        return net.head(out.hidden), cache.commit(out.block, jnp.ones((ROWS,), jnp.int32))
 
     with use_mesh(mesh):
         cache = jax.jit(lambda net: net.init_cache(ROWS, 32))(whole.net)
@@ -202,7 +202,7 @@ def test_a_draft_that_cannot_be_split_is_replicated() -> None:
         program = jax.jit(step).lower(whole.net, tokens, cache).compile()
         after = program(whole.net, tokens, cache)[1]
     assert not collectives(program.as_text())
-    for buffer in (cache.k[0], after.k[0], after.v[0]):
+    for buffer in jax.tree.leaves((cache.layers[0], after.layers[0])):
         assert buffer.sharding.shard_shape(buffer.shape) == (ROWS // 2, 4, 32, 8)
     with pytest.raises(ValueError, match="on different devices") as info:
         write_text("greedy", on_mesh(2, 4)[0], draft())
@@ -216,9 +216,9 @@ def test_what_is_written_otherwise_for_tpus_is_the_same() -> None:
 
     def logits(net: Any, tokens: Any) -> Any:
         cache = net.init_cache(tokens.shape[0], 16)
-        _, _, block = net(tokens[:, :2], cache)
+        block = net(tokens[:, :2], cache).block
         cache = cache.commit(block, jnp.full(tokens.shape[:1], 2, jnp.int32))
-        return net(tokens[:, 2:], cache)[0]
+        return net.head(net(tokens[:, 2:], cache).hidden)
 
     with use_mesh(big.mesh):
         want = jax.jit(logits)(big.net, tokens)
@@ -304,7 +304,9 @@ def test_the_verify_pass_is_one_sharded_forward() -> None:
     assert {k: entry["count"] for k, entry in counted.items()} == {k: kinds.count(k) for k in kinds}
     # The largest thing that may cross: one activation of the block, [B, K + 1, D or V].
     activation = ROWS * 4 * max(32, VOCAB)
-    assert activation <= 32 * 32 < s.state.cache.k[0].size // 8  # a weight, a device's cache
+    assert (
+        activation <= 32 * 32 < s.state.cache.layers[0].keys.size // 8
+    )  # a weight, a device's cache
     for name, sizes in found:
         assert max(sizes) <= activation, (name, sizes)
     # Sums after o_proj and down_proj, and one for the embedding. The best of the vocabulary is

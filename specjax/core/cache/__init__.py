@@ -1,8 +1,8 @@
 """The memory of a model's layers: entries of every kind behind one `Cache`."""
 
-from specjax.core.cache.base import Cache, Entry, empty
+from specjax.core.cache.base import Cache, Entry, caches_in, empty
 from specjax.core.cache.block import Block, Part
 from specjax.core.cache.full import Full
 from specjax.core.cache.ring import Ring
 
-__all__ = ["Block", "Cache", "Entry", "Full", "Part", "Ring", "empty"]
+__all__ = ["Block", "Cache", "Entry", "Full", "Part", "Ring", "caches_in", "empty"]

@@ -44,6 +44,10 @@ class Entry(Protocol):
         """With the worst that may lie in memory wherever nothing must be seen; for tests."""
         ...
 
+    def filled(self, length: int) -> float:
+        """The share of its arrays that a text of ``length`` tokens fills, from 0 to 1."""
+        ...
+
     def replicated(self) -> Entry:
         """The same, of a model that every device of a mesh holds whole."""
         ...
@@ -69,8 +73,7 @@ class Cache:
         # count is never negative, but the compiler does not know: this is the dependence.
         start = self.length + jnp.minimum(count, 0)
         layers = tuple(
-            entry.commit(part, start, count)
-            for entry, part in zip(self.layers, block, strict=True)
+            entry.commit(part, start, count) for entry, part in zip(self.layers, block, strict=True)
         )
         return Cache(layers, constrain(self.length + count, "batch"))
 
@@ -83,6 +86,10 @@ class Cache:
         layers = tuple(e.stale(self.length) for e in self.layers)
         return dataclasses.replace(self, layers=layers)
 
+    def assume(self, length: Array) -> Cache:
+        """As if it held ``length`` [B] tokens, whatever lies in memory: to measure times alone."""
+        return dataclasses.replace(self, length=length)
+
     def first(self, depth: int) -> Cache:
         """The memory of the first ``depth`` layers: the same arrays."""
         return dataclasses.replace(self, layers=self.layers[:depth])
@@ -94,7 +101,22 @@ class Cache:
     @property
     def num_bytes(self) -> int:
         """Of all entries' arrays."""
-        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.layers))
+        return sum(map(num_bytes, self.layers))
+
+    def bytes_read(self, length: int) -> int:
+        """Of all entries, those that a pass behind ``length`` tokens cannot do without."""
+        return round(sum(e.filled(length) * num_bytes(e) for e in self.layers))
+
+
+def num_bytes(entry: Any) -> int:
+    """Of its arrays, on all devices."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(entry))
+
+
+def caches_in(state: Any) -> list[Cache]:
+    """The caches in a drafter's state, or in any other pytree."""
+    is_cache = lambda x: isinstance(x, Cache)
+    return [x for x in jax.tree.leaves(state, is_leaf=is_cache) if is_cache(x)]
 
 
 def empty(layers: tuple[Any, ...], rows: int) -> Cache:

@@ -40,8 +40,7 @@ class Full:
         size = self.keys.shape[2]
         cached = None
         if size:
-            seen = jnp.arange(size)[None, None, :] < length[:, None, None]
-            cached = (self.keys, self.values, seen)
+            cached = (self.keys, self.values, valid_slots(size, length)[:, None])
         return attend(q, keys, values, view.visible, cached, scale=scale)
 
     def commit(self, part: Part, length: Array, count: Array) -> Full:
@@ -62,5 +61,13 @@ class Full:
         keys, values = lay.poison((self.keys, self.values), hidden)
         return dataclasses.replace(self, keys=keys, values=values)
 
+    def filled(self, length: int) -> float:
+        return length / max(self.keys.shape[2], 1)
+
     def replicated(self) -> Full:
         return dataclasses.replace(self, axis=None)
+
+
+def valid_slots(size: int, length: Array) -> Array:
+    """[B, S] bool: the slots that hold a committed token."""
+    return jnp.arange(size)[None, :] < length[:, None]

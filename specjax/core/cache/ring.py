@@ -18,8 +18,9 @@ class Ring:
     """The tokens that a window of attention may still see, and memory for no more.
 
     R slots suffice for a window of R + 1: a token sees itself and those before it, and it is not
-    in the cache yet. Only what is kept is written, so nothing that may still be seen is overwritten,
-    however few the slots and however wide the block. A text shorter than the window has fewer.
+    in the cache yet. Only what is kept is written, so nothing that may still be seen is
+    overwritten, however few the slots and however wide the block. A text shorter than the window
+    has fewer.
     """
 
     keys: Array  # [B, G, R, H]
@@ -48,7 +49,7 @@ class Ring:
         return cls(new(), new(), window, from_start)
 
     def positions(self, length: Array) -> Array:
-        """[B, R] int32: the latest committed position of each slot; negative where there is none."""
+        """[B, R] int32: the latest committed position of each slot; negative where none is."""
         size, last = self.keys.shape[2], length[:, None] - 1
         return last - (last - jnp.arange(size)[None, :]) % size
 
@@ -95,6 +96,9 @@ class Ring:
         hidden = (held < 0) | (held < length[:, None] - reach)
         keys, values = lay.poison((self.keys, self.values), hidden)
         return dataclasses.replace(self, keys=keys, values=values)
+
+    def filled(self, length: int) -> float:
+        return min(length / max(self.keys.shape[2], 1), 1.0)
 
     def replicated(self) -> Ring:
         return dataclasses.replace(self, axis=None)

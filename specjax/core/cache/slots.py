@@ -14,7 +14,9 @@ from specjax.core.types import Array
 _MAX_UNROLLED_ROWS = 8
 
 
-def zeros(rows: int, heads: int, slots: int, width: int, dtype: jnp.dtype, axis: str | None) -> Array:
+def zeros(
+    rows: int, heads: int, slots: int, width: int, dtype: jnp.dtype, axis: str | None
+) -> Array:
     """[B, G, S, H], sharded by rows and heads where there is a mesh."""
     return pin(jnp.zeros((rows, heads, slots, width), dtype), axis)
 
@@ -63,7 +65,7 @@ def write(buffer: Array, new: Array, start: Array) -> Array:
 
 
 def write_at(buffer: Array, new: Array, slots: Array) -> Array:
-    """Writes token t of ``new`` [B, G, T, H] into slot ``slots`` [B, T]; one past the end: nowhere."""
+    """Writes token t of ``new`` [B, G, T, H] into slot ``slots`` [B, T]; past the end: nowhere."""
 
     def one_row(buffer: Array, new: Array, slots: Array) -> Array:
         return buffer.at[:, slots].set(new, mode="drop")

@@ -16,14 +16,18 @@ Training runs the same functions over many blocks at once; only the masks differ
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.core.cache import Block, Cache, empty_cache
+from specjax.core.attend import attend
+from specjax.core.cache import Block, Cache, Full, Part, Ring, empty
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, pytree
+from specjax.core.view import View
 from specjax.models.config import DecoderConfig
 from specjax.models.drafts.dflash_heads import (
     CandidateSelector,
@@ -31,7 +35,7 @@ from specjax.models.drafts.dflash_heads import (
     GroupedConv,
     MarkovHead,
 )
-from specjax.models.layers.attention import MLP, Attention, attend, split_heads
+from specjax.models.layers.attention import MLP, Attention, Look, split_heads
 from specjax.models.layers.decoder import Embed
 from specjax.models.layers.linear import Linear, activation_dtype
 from specjax.models.layers.norm import RMSNorm
@@ -79,16 +83,16 @@ class DFlashConfig:
 
 
 @pytree
-class View:
-    """What the T queries of a pass see, for layers with and without a window: shared by layers."""
+class Blocks:
+    """Many blocks side by side over one text, for training: what each of their T slots sees."""
 
     positions: Array  # [B, T] int32
-    anchors: Array  # [B, T] int32: position of the anchor of the query's block
-    blocks: Array  # [T] int32: which block a query belongs to
-    offsets: Array  # [T] int32: its slot in the block
+    anchors: Array  # [B, T] int32: position of the anchor of the slot's block
+    blocks: Array  # [T] int32: which block a slot belongs to
+    offsets: Array  # [T] int32: its place in the block
 
     @classmethod
-    def of_blocks(cls, anchors: Array, num_slots: int) -> View:
+    def at(cls, anchors: Array, num_slots: int) -> Blocks:
         """Blocks of ``num_slots`` that begin at ``anchors`` [B, N], one behind the other."""
         num = anchors.shape[1]
         offsets = jnp.tile(jnp.arange(num_slots), num)
@@ -96,31 +100,60 @@ class View:
         blocks = jnp.repeat(jnp.arange(num), num_slots)
         return cls(starts + offsets[None, :], starts, blocks, offsets)
 
-    def of_context(self, num_slots: int, config: DFlashConfig, window: int | None) -> Array:
+    def of_context(self, num_tokens: int, config: DFlashConfig, window: int | None) -> Array:
         """[B, T, S] bool: strictly before the anchor, and inside the window."""
-        slot = jnp.arange(num_slots)[None, None, :]
-        seen = slot < self.anchors[:, :, None]
+        place = jnp.arange(num_tokens)[None, None, :]
+        seen = place < self.anchors[:, :, None]
         if window is None:
             return seen
         if config.window_from_anchor:
-            return seen & (slot >= self.anchors[:, :, None] - window)
-        return seen & (self.positions[:, :, None] - slot < window)
+            return seen & (place >= self.anchors[:, :, None] - window)
+        return seen & (self.positions[:, :, None] - place < window)
 
-    def of_block(self, causal: bool, window: int | None) -> Array:
-        """[1, T, T] bool: the query's own block."""
-        behind = self.offsets[:, None] - self.offsets[None, :]  # query minus key
-        seen = self.blocks[:, None] == self.blocks[None, :]
-        if causal:
-            seen = seen & (behind >= 0)
-        if window is not None:
-            seen = seen & (jnp.abs(behind) < window)
-        return seen[None]
+    def looking_at(self, context: Block, config: DFlashConfig) -> Look:
+        """Slots see ``context``, keys and values of the whole text, and their own block."""
+        num_tokens, own = context[0][0].shape[2], self.blocks[:, None] == self.blocks[None, :]
+        masks = {
+            (window, causal): (
+                self.of_context(num_tokens, config, window),
+                inside(self.offsets, causal, window) & own[None],
+            )
+            for window, causal in {*zip(config.windows, config.causal)}
+        }
+
+        def look(layer: int, q: Array, k: Array, v: Array) -> Array:
+            outside, within = masks[config.windows[layer], config.causal[layer]]
+            keys, values = context[layer]
+            return attend(q, k, v, within, (keys, values, outside))
+
+        return look
+
+
+def inside(offsets: Array, causal: bool, window: int | None) -> Array:
+    """[1, T, T] bool: what slots ``offsets`` [T] see of one block."""
+    behind = offsets[:, None] - offsets[None, :]  # query minus key
+    seen = jnp.ones_like(behind, bool)
+    if causal:
+        seen = seen & (behind >= 0)
+    if window is not None:
+        seen = seen & (jnp.abs(behind) < window)
+    return seen[None]
+
+
+def block_views(config: DFlashConfig, num_slots: int) -> tuple[View, ...]:
+    """For each layer, one block of ``num_slots`` right behind the context."""
+    offsets = jnp.arange(num_slots)
+    views = {
+        (window, causal): View(offsets[None], inside(offsets, causal, window))
+        for window, causal in {*zip(config.windows, config.causal)}
+    }
+    return tuple(views[pair] for pair in zip(config.windows, config.causal))
 
 
 class DFlashAttention(Attention):
     """Queries from the block; keys and values from the context and the block."""
 
-    def keys_values(self, x: Array, rotate: Rotation) -> tuple[Array, Array]:
+    def keys_values(self, x: Array, rotate: Rotation) -> Part:
         """[B, T, D] -> [B, G, T, H] twice."""
         c = self.config
         k, v = (
@@ -133,13 +166,11 @@ class DFlashAttention(Attention):
         pinned = lambda y: constrain(y, "batch", "kv_heads", None, None)
         return pinned(k), pinned(v)
 
-    def block(
-        self, x: Array, rotate: Rotation, visible: Array, context: tuple[Array, Array, Array]
-    ) -> Array:
-        """[B, T, D] -> [B, T, D]; ``context`` is keys, values and what is seen of them."""
+    def block(self, x: Array, rotate: Rotation, look: Callable[..., Array]) -> Array:
+        """[B, T, D] -> [B, T, D]; ``look`` is a `Look` of this layer."""
         q = rotate(self.q_norm(split_heads(self.q_proj(x), self.config.num_heads)))
         k, v = self.keys_values(x, rotate)
-        out = attend(constrain(q, "batch", "heads", None, None), k, v, visible, context)
+        out = look(constrain(q, "batch", "heads", None, None), k, v)
         return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -160,19 +191,14 @@ class DFlashLayer(nnx.Module):
             self.mlp_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self,
-        x: Array,
-        rotate: Rotation,
-        visible: Array,
-        context: tuple[Array, Array, Array],
-        offsets: Array,
+        self, x: Array, rotate: Rotation, look: Callable[..., Array], offsets: Array
     ) -> Array:
         y = self.input_layernorm(x)
         if not self.has_conv:
-            x = x + self.self_attn.block(y, rotate, visible, context)
+            x = x + self.self_attn.block(y, rotate, look)
             return x + self.mlp(self.post_attention_layernorm(x))
         before, after = self.attention_conv(y, offsets)
-        x = x + after(self.self_attn.block(before(y), rotate, visible, context))
+        x = x + after(self.self_attn.block(before(y), rotate, look))
         y = self.post_attention_layernorm(x)
         before, after = self.mlp_conv(y, offsets)
         return x + after(self.mlp(before(y)))
@@ -218,43 +244,39 @@ class DFlashNet(nnx.Module):
         """Keys and values in every layer of the tokens at ``positions`` [B, T]."""
         c = self.fuse(features)
         rotate = rotation(self.config.backbone.rope, positions, self.config.backbone.head_dim)
-        pairs = [layer.self_attn.keys_values(c, rotate) for layer in self.layers]
-        return Block(k=tuple(k for k, _ in pairs), v=tuple(v for _, v in pairs))
+        return tuple(layer.self_attn.keys_values(c, rotate) for layer in self.layers)
 
-    def block(self, x: Array, view: View, context: Block | Cache) -> Array:
+    def block(self, x: Array, positions: Array, offsets: Array, look: Look) -> Array:
         """Runs blocks of embedded tokens over the context.
 
         Args:
           x: [B, T, D], anchors and masks, embedded and scaled.
-          view: what each of the T queries sees.
-          context: keys and values of the committed tokens, slot s holding position s.
+          positions: [B, T] int32.
+          offsets: [T] int32, each one's place in its block.
+          look: what they see: `Blocks.looking_at`, or a cache with `block_views`.
 
         Returns:
           The final, normed states [B, T, D].
         """
-        config, num_slots = self.config, context.k[0].shape[2]
-        rotate = rotation(config.backbone.rope, view.positions, config.backbone.head_dim)
-        masks = {
-            (window, causal): (
-                view.of_context(num_slots, config, window),
-                view.of_block(causal, window),
-            )
-            for window, causal in {*zip(config.windows, config.causal)}
-        }
+        backbone = self.config.backbone
+        rotate = rotation(backbone.rope, positions, backbone.head_dim)
         for i, layer in enumerate(self.layers):
-            outside, inside = masks[config.windows[i], config.causal[i]]
-            x = layer(x, rotate, inside, (context.k[i], context.v[i], outside), view.offsets)
+            x = layer(x, rotate, functools.partial(look, i), offsets)
             x = constrain(x, "batch", None, None)
         return self.norm(x)
 
     def init_cache(self, rows: int, slots: int) -> Cache:
-        """An empty context, in the type of the activations."""
-        c = self.config.backbone
-        return empty_cache(
-            rows=rows,
-            slots=slots,
-            layers=c.num_layers,
-            kv_heads=c.num_kv_heads * c.kv_repeat,
-            head_dim=c.head_dim,
-            dtype=activation_dtype(self.norm.weight[...].dtype),
+        """An empty context for texts of ``slots`` tokens, in the type of the activations."""
+        config, c = self.config, self.config.backbone
+        dtype = activation_dtype(self.norm.weight[...].dtype)
+        sizes = (rows, slots, c.num_kv_heads * c.kv_repeat, c.head_dim, dtype)
+        start = config.window_from_anchor
+        return empty(
+            tuple(
+                Full.empty(*sizes)
+                if window is None
+                else Ring.empty(*sizes, window=window, from_start=start)
+                for window in config.windows
+            ),
+            rows,
         )

@@ -18,24 +18,22 @@ steps of its own column; everything else is the same code.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.core.cache import Block, Cache, empty_cache
+from specjax.core.cache import Block, Cache, Full, Part, empty
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig
-from specjax.models.layers.attention import MLP, Attention, attend, split_heads, valid_slots
+from specjax.models.layers.attention import MLP, Attention, Look, split_heads
 from specjax.models.layers.decoder import Embed
 from specjax.models.layers.linear import Linear, activation_dtype, linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.rope import Rotation, rotation
-
-# (layer, queries [B, N, T, H], keys [B, G, T, H], values [B, G, T, H]) -> [B, N, T, H]
-Look = Callable[[int, Array, Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +49,6 @@ class Eagle3Config:
     fc_norm: bool = False  # 3.1: a norm for each tap
     norm_output: bool = False  # 3.1: the normed state is fed back
     own_embedding: bool = False
-
-
-def looking_back(cache: Cache, before: Block | None, visible: Array) -> Look:
-    """Queries see all of ``cache`` and, of the block, what ``visible`` [B or 1, T, P + T] says."""
-    seen = valid_slots(cache)
-
-    def look(layer: int, q: Array, k: Array, v: Array) -> Array:
-        if before is not None:
-            k = jnp.concatenate([before.k[layer], k], axis=2)
-            v = jnp.concatenate([before.v[layer], v], axis=2)
-        return attend(q, k, v, visible, (cache.k[layer], cache.v[layer], seen))
-
-    return look
 
 
 class Eagle3Layer(nnx.Module):
@@ -83,8 +68,8 @@ class Eagle3Layer(nnx.Module):
 
     def __call__(
         self, x: Array, embedded: Array, rotate: Rotation, look: Callable[..., Array]
-    ) -> tuple[Array, Array, Array]:
-        """States and embeddings [B, T, D] -> states, keys and values [B, G, T, H].
+    ) -> tuple[Array, Part]:
+        """States and embeddings [B, T, D] -> states; keys and values [B, G, T, H].
 
         ``look`` is a `Look` of this layer.
         """
@@ -105,7 +90,7 @@ class Eagle3Layer(nnx.Module):
         v = constrain(v, "batch", "kv_heads", None, None)
         mixed = look(q, k, v).swapaxes(1, 2).reshape(*x.shape[:2], -1)
         x = x + attn.o_proj(mixed)
-        return x + self.mlp(self.post_attention_layernorm(x)), k, v
+        return x + self.mlp(self.post_attention_layernorm(x)), (k, v)
 
 
 class Eagle3Net(nnx.Module):
@@ -165,15 +150,14 @@ class Eagle3Net(nnx.Module):
         c = self.config.backbone
         rotate = rotation(c.rope, positions, c.head_dim)
         embedded = constrain(embedded.astype(x.dtype), "batch", None, None)
-        keys: list[Array] = []
-        values: list[Array] = []
+        block: list[Part] = []
         for i, layer in enumerate(self.layers):
-            x, k, v = layer(x, embedded, rotate, lambda *qkv, i=i: look(i, *qkv))
+            x, part = layer(x, embedded, rotate, functools.partial(look, i))
             x = constrain(x, "batch", None, None)
-            keys, values = [*keys, k], [*values, v]
+            block = [*block, part]
         normed = self.norm(x)
         fed_back = normed if self.config.norm_output else x
-        return fed_back, normed, Block(k=tuple(keys), v=tuple(values))
+        return fed_back, normed, tuple(block)
 
     def head(self, normed: Array) -> Array:
         """[..., D] -> logits [..., V_draft] float32."""
@@ -183,11 +167,5 @@ class Eagle3Net(nnx.Module):
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of pairs, in the type of the activations."""
         c = self.config.backbone
-        return empty_cache(
-            rows=rows,
-            slots=slots,
-            layers=c.num_layers,
-            kv_heads=c.num_kv_heads * c.kv_repeat,
-            head_dim=c.head_dim,
-            dtype=self.dtype,
-        )
+        sizes = (rows, slots, c.num_kv_heads * c.kv_repeat, c.head_dim, self.dtype)
+        return empty(tuple(Full.empty(*sizes) for _ in self.layers), rows)

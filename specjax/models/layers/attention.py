@@ -1,110 +1,53 @@
-"""Grouped-query attention over a static cache and the block of tokens being fed.
+"""Grouped-query attention over an entry of the cache and the block of tokens being fed.
 
-The cache is read, never written, here: scores over the cached slots and scores over the block are
-two products that share one softmax. The keys and values of the block are returned, and committed
-when the verdict is known (`core.cache`).
+The entry is read, never written, here. The keys and values of the block are returned, and
+committed when the verdict is known (`core.cache`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.core.cache import Cache
-from specjax.core.platform import num_cores
+from specjax.core.cache import Block, Cache, Full, Part, Ring
+from specjax.core.cache.block import join
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
+from specjax.core.view import View
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
-from specjax.models.layers.rope import Rotation
+from specjax.models.layers.reading import Reading
 
-_MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
-
-
-def causal(num_tokens: int, num_before: int = 0) -> Array:
-    """[1, T, P + T] bool: token i sees the P tokens of the block before it and tokens 0..i."""
-    seen, index = jnp.arange(num_before + num_tokens), jnp.arange(num_tokens)
-    return (seen[None, :] <= num_before + index[:, None])[None]
+# (layer, queries [B, N, T, H], keys [B, G, T, H], values [B, G, T, H]) -> [B, N, T, H]: what the
+# queries of a layer see, where training and decoding differ in nothing else.
+Look = Callable[[int, Array, Array, Array], Array]
 
 
-def valid_slots(cache: Cache) -> Array:
-    """[B, 1, S] bool: the slots of ``cache`` that hold a committed token."""
-    return jnp.arange(cache.num_slots)[None, None, :] < cache.length[:, None, None]
+def looking_back(cache: Cache, views: View | Sequence[View], before: Block | None = None) -> Look:
+    """Queries see ``cache`` and, of the block, what the view says: one for all layers, or one each.
 
-
-def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    visible: Array,
-    cached: tuple[Array, Array, Array] | None,
-) -> Array:
-    """Softmax attention of the block's queries over the cache and the block.
-
-    Args:
-      q: [B, N, T, H], of the block's last T tokens.
-      k: [B, G, U, H], of the whole block; query head n reads key/value head ``n // (N / G)``.
-      v: [B, G, U, H].
-      visible: [B or 1, T, U] bool, which tokens of the block each query sees.
-      cached: keys [B, G, S, H], values [B, G, S, H] and which slots each query sees, [B, 1 or T, S]
-        bool; None where the block is the whole sequence.
-
-    Returns:
-      [B, N, T, H] in the type of ``q``. Scores and softmax are float32.
+    ``before`` holds the block's P tokens that were fed earlier.
     """
-    rows, heads, num_tokens, head_dim = q.shape
-    groups, dtype = k.shape[1], q.dtype
-    repeats = heads // groups
-    q = q.reshape(rows, groups, repeats * num_tokens, head_dim)
-    scale = jnp.float32(head_dim**-0.5)
 
-    def scores(q: Array, keys: Array, mask: Array) -> Array:
-        """[B, G, R * T, S]: ``mask`` is [B or 1, T or 1, S]."""
-        # Keys on the left: a transposed right-hand side would be a copy of the cache on CPU.
-        dots = jnp.einsum("bgsh,bgmh->bgsm", keys, q, preferred_element_type=jnp.float32)
-        dots = dots.swapaxes(2, 3).reshape(rows, groups, repeats, num_tokens, -1)
-        masked = jnp.where(mask[:, None, None], scale * dots, _MASKED)
-        return masked.reshape(rows, groups, repeats * num_tokens, -1)
+    def look(layer: int, q: Array, k: Array, v: Array) -> Array:
+        view = views if isinstance(views, View) else views[layer]
+        new = join(None if before is None else before[layer], (k, v))
+        return cache.layers[layer].attend(q, new, cache.length, view)
 
-    def weighted(weights: Array, values: Array) -> Array:
-        return jnp.einsum(
-            "bgms,bgsh->bgmh",
-            weights.astype(values.dtype),
-            values,
-            preferred_element_type=jnp.float32,
-        )
-
-    new = scores(q, k, visible)
-    top = new.max(-1, keepdims=True)
-    if cached is None:
-        new = jnp.exp(new - top)
-        out = weighted(new / new.sum(-1, keepdims=True), v)
-    else:
-        cached_k, cached_v, seen = cached
-        old = scores(q, cached_k, seen)
-        top = jnp.maximum(top, old.max(-1, keepdims=True))
-        if num_cores() > 1 and 4 * repeats * num_tokens > head_dim:
-            # Many queries: forming the scores again, once their largest is known, moves fewer bytes
-            # than keeping them in main memory. (The barrier makes it another product.)
-            top, q = jax.lax.optimization_barrier((top, q))
-            old = scores(q, cached_k, seen)
-        old, new = jnp.exp(old - top), jnp.exp(new - top)
-        total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
-        # Stale slots have weight exactly 0. (Their values must be finite: masking the values too
-        # would copy the cache.)
-        out = (weighted(old, cached_v) + weighted(new, v)) / total
-    return out.reshape(rows, heads, num_tokens, head_dim).astype(dtype)
+    return look
 
 
 class Attention(nnx.Module):
     """Projections, rotation, attention, output projection.
 
     ``head_norm`` makes the norm that some families apply to each query and key head;
-    ``in_features`` is the width of the input where it is not the model's.
+    ``in_features`` is the width of the input where it is not the model's. With a ``window`` a token
+    sees itself and the ``window - 1`` tokens before it, and the cache keeps no more.
     """
 
     def __init__(
@@ -112,6 +55,7 @@ class Attention(nnx.Module):
         config: DecoderConfig,
         *,
         head_norm: bool,
+        window: int | None = None,
         in_features: int | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -131,21 +75,21 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(c.head_dim, **norm)
             self.k_norm = RMSNorm(c.head_dim, **norm)
         self.head_norm = head_norm
+        self.window = window
         self.config = c
 
-    def __call__(
-        self,
-        x: Array,
-        rotate: Rotation,
-        visible: Array,
-        cached: tuple[Array, Array, Array] | None,
-        before: tuple[Array, Array] | None,
-    ) -> tuple[Array, Array, Array]:
-        """[B, T, D] -> ([B, T, D], keys [B, G, T, H], values [B, G, T, H]).
-
-        ``before`` holds keys and values [B, G, P, H] of the block's tokens that were fed earlier.
-        """
+    def init_entry(self, rows: int, slots: int, dtype: jnp.dtype) -> Full | Ring:
+        """An empty memory for texts of ``slots`` tokens."""
         c = self.config
+        heads = c.num_kv_heads * c.kv_repeat
+        if self.window is None:
+            return Full.empty(rows, slots, heads, c.head_dim, dtype)
+        return Ring.empty(rows, slots, heads, c.head_dim, dtype, window=self.window)
+
+    def project(self, x: Array, reading: Reading) -> tuple[Array, Array, Array]:
+        """[B, T, D] -> queries [B, N, T, H], keys and values [B, G, T, H], normed and rotated."""
+        c = self.config
+        rotate = reading.rotation(c.rope, c.head_dim)
         q = split_heads(self.q_proj(x), c.num_heads)
         k = split_heads(self.k_proj(x), c.num_kv_heads)
         v = split_heads(self.v_proj(x), c.num_kv_heads)
@@ -157,14 +101,19 @@ class Attention(nnx.Module):
         q = constrain(q, "batch", "heads", None, None)
         k = constrain(k, "batch", "kv_heads", None, None)
         v = constrain(v, "batch", "kv_heads", None, None)
-        all_k, all_v = k, v
-        if before is not None:
-            all_k = jnp.concatenate([before[0], k], axis=2)
-            all_v = jnp.concatenate([before[1], v], axis=2)
-        out = attend(q, all_k, all_v, visible, cached)
+        return q, k, v
+
+    def __call__(
+        self, x: Array, entry: Full | Ring, before: Part | None, reading: Reading
+    ) -> tuple[Array, Part]:
+        """[B, T, D] -> [B, T, D], and what ``entry`` must commit of it.
+
+        ``before`` is that of the block's P tokens that were fed earlier.
+        """
+        q, k, v = self.project(x, reading)
+        out = entry.attend(q, join(before, (k, v)), reading.length, reading.view)
         rows, _, num_tokens, _ = out.shape
-        out = out.swapaxes(1, 2).reshape(rows, num_tokens, -1)
-        return self.o_proj(out), k, v
+        return self.o_proj(out.swapaxes(1, 2).reshape(rows, num_tokens, -1)), (k, v)
 
 
 def split_heads(x: Array, heads: int) -> Array:

@@ -3,7 +3,7 @@
 A text gives its context once; its blocks, [anchor, mask, mask, ...] at N random positions, are run
 over it in chunks under `jax.checkpoint`, heads and losses included, so that neither the states of
 all blocks nor their logits over the vocabulary exist at once: memory does not grow with N. The
-network's functions are those of inference; only `View` has many blocks instead of one.
+network's functions are those of inference; only `Blocks` has many blocks instead of one.
 
 The loss of guess k is weighted by ``exp(-(k - 1) / gamma)`` (DFlash, arXiv:2602.06036) or, with
 ``gamma=0``, by D-PACE (arXiv:2605.18810). It mixes cross entropy with the text, a divergence from
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.drafters.dflash import embed, head
-from specjax.models.drafts.dflash import DFlashConfig, DFlashNet, View
+from specjax.models.drafts.dflash import Blocks, DFlashConfig, DFlashNet
 from specjax.models.frozen import Frozen
 from specjax.models.vocabulary import Vocabulary
 from specjax.train import losses
@@ -124,12 +124,12 @@ class DFlashObjective:
     ) -> tuple[DFlashNet, Any, Array]:
         """The network, the context of each text, and the target's final states [B, T, D]."""
         tokens = constrain(batch.tokens, "batch", None)
-        final, features, _ = target.hidden(tokens, None, taps=self.config.taps)
-        assert features is not None
+        out = target(tokens, taps=self.config.taps)
+        assert out.features is not None
         net = self.skeleton.module(params, self.compute_dtype)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
-        context = net.context(jax.lax.stop_gradient(features), positions)
-        return net, context, jax.lax.stop_gradient(final)
+        context = net.context(jax.lax.stop_gradient(out.features), positions)
+        return net, context, jax.lax.stop_gradient(out.hidden)
 
     def _chunks(self, anchors: Array, keep: Array) -> tuple[Array, Array]:
         """[B, N] -> [chunks, B, C], padded with blocks that are not kept."""
@@ -148,7 +148,9 @@ class DFlashObjective:
         tokens = jnp.full((rows, num, size), self.config.mask_token_id, jnp.int32)
         tokens = tokens.at[:, :, 0].set(jnp.take_along_axis(batch.tokens, anchors, axis=1))
         x = embed(net, self.config, vocabulary, tokens.reshape(rows, num * size))
-        h = net.block(x, View.of_blocks(anchors, size), context)
+        blocks = Blocks.at(anchors, size)
+        look = blocks.looking_at(context, self.config)
+        h = net.block(x, blocks.positions, blocks.offsets, look)
         return h.reshape(rows, num, size, -1)[:, :, size - self.num_draft :]
 
     def _labels(self, batch: Batch, anchors: Array) -> tuple[Array, Array]:

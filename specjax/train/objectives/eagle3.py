@@ -22,12 +22,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from specjax.core.attend import attend
 from specjax.core.cache import Block
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
+from specjax.core.view import causal
 from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net, Look
 from specjax.models.frozen import Frozen
-from specjax.models.layers.attention import attend, causal
 from specjax.train import losses
 from specjax.train.lm import Params, Skeleton
 from specjax.train.objectives.base import Batch
@@ -158,9 +159,9 @@ class Eagle3Objective:
     def _features(self, net: Eagle3Net, batch: Batch, target: Frozen) -> tuple[Array, Array]:
         """The target's final states and the fused features, [B, T, D_target] and [B, T, D]."""
         tokens = constrain(batch.tokens, "batch", None)
-        final, features, _ = target.hidden(tokens, None, taps=self.config.taps)
-        assert features is not None
-        return jax.lax.stop_gradient(final), net.fuse(jax.lax.stop_gradient(features))
+        out = target(tokens, taps=self.config.taps)
+        assert out.features is not None
+        return jax.lax.stop_gradient(out.hidden), net.fuse(jax.lax.stop_gradient(out.features))
 
     def _named(self, logits: Array) -> Array:
         """The target's id of the likeliest draft token."""
@@ -203,15 +204,15 @@ def looking_along(first: Block, own: tuple[Block, ...], visible: Array) -> Look:
         rows, heads, width, size = q.shape
         groups = k.shape[1]
         q = q.reshape(rows, groups, heads // groups, width, size)
-        column_k = jnp.stack([*(block.k[layer] for block in own), k], axis=2)  # [B, G, J, T, H]
-        column_v = jnp.stack([*(block.v[layer] for block in own), v], axis=2)
+        column_k = jnp.stack([*(block[layer][0] for block in own), k], axis=2)  # [B, G, J, T, H]
+        column_v = jnp.stack([*(block[layer][1] for block in own), v], axis=2)
         dots = lambda form, k: jnp.einsum(form, q, k, preferred_element_type=jnp.float32)
-        scores = dots("bgrth,bgsh->bgrts", first.k[layer])
+        scores = dots("bgrth,bgsh->bgrts", first[layer][0])
         scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
         scores = jnp.concatenate([scores, dots("bgrth,bgjth->bgrtj", column_k)], axis=-1)
         weights = jax.nn.softmax(scores * jnp.float32(size**-0.5)).astype(v.dtype)
         weigh = lambda form, w, v: jnp.einsum(form, w, v, preferred_element_type=jnp.float32)
-        out = weigh("bgrts,bgsh->bgrth", weights[..., :width], first.v[layer])
+        out = weigh("bgrts,bgsh->bgrth", weights[..., :width], first[layer][1])
         out = out + weigh("bgrtj,bgjth->bgrth", weights[..., width:], column_v)
         return out.reshape(rows, heads, width, size).astype(q.dtype)
 

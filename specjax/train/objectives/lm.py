@@ -72,8 +72,8 @@ class LMObjective:
                 lambda: batch,
             )
         tokens = constrain(batch.tokens, "batch", None)
-        logits, _, _ = draft(tokens, None)
-        wanted = jax.lax.stop_gradient(target(tokens, None)[0])
+        logits = draft.head(draft(tokens).hidden)
+        wanted = jax.lax.stop_gradient(target.head(target(tokens).hidden))
         loss, counted, sums = self._positions(logits, wanted, batch)
         return loss.sum(), counted.sum(), sums
 
@@ -110,16 +110,16 @@ class LMObjective:
         start = jnp.where(fits.any(-1), scores.argmax(-1), 0).astype(jnp.int32)
 
         cache = draft.init_cache(rows, width)
-        _, _, block = draft.hidden(batch.tokens, cache)
-        cache = cache.commit(block, jnp.maximum(start - 1, 0))
+        cache = cache.commit(draft(batch.tokens, cache).block, jnp.maximum(start - 1, 0))
         last = jnp.take_along_axis(batch.tokens, jnp.maximum(start - 1, 0)[:, None], axis=1)[:, 0]
 
         def step(carry: Any, key: Array) -> Any:
             cache, token = carry
-            logits, _, block = draft(token[:, None], cache)
+            out = draft(token[:, None], cache)
+            logits = draft.head(out.hidden)
             keys = jax.random.split(key, rows)
             drawn = jax.vmap(gumbel_argmax)(keys, logits[:, 0] / self.temperature)
-            return (cache.commit(block, jnp.ones_like(token)), drawn), drawn
+            return (cache.commit(out.block, jnp.ones_like(token)), drawn), drawn
 
         _, drawn = jax.lax.scan(step, (cache, last), jax.random.split(draw_key, num))
         offset = place - start[:, None]
@@ -134,7 +134,8 @@ class LMObjective:
 
     def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
         del target
-        logits, _, _ = self.skeleton.module(params, self.compute_dtype)(batch.tokens, None)
+        draft = self.skeleton.module(params, self.compute_dtype)
+        logits = draft.head(draft(batch.tokens).hidden)
         width = batch.tokens.shape[1]
         right = logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]
         # Guess i with token t pending is what position t + i says, the text before it being right.

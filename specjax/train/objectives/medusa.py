@@ -88,7 +88,7 @@ class MedusaObjective:
     def _states(self, batch: Batch, target: Frozen) -> Array:
         """[B, T, D]: with token t pending, the final state of token t - 1; zeros at first."""
         tokens = constrain(batch.tokens, "batch", None)
-        final, _, _ = target.hidden(tokens, None)
+        final = target(tokens).hidden
         return jnp.pad(jax.lax.stop_gradient(final), ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
     def _cut(self, tree: Any) -> Any:
