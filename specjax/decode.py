@@ -190,7 +190,7 @@ def cycle(
             tokens=put(state.tokens, verdict.tokens, state.length, committed),
             length=length,
             done=state.done | stopped | (length >= request.limit),
-            cache=state.cache.commit(out.block, count, verdict.path),
+            cache=state.cache.commit(out.block, count, verdict.path, after=verdict.tokens[:, -1]),
             draft=drafter.update(held, along_path(fed, count, out.features, verdict.path)),
             counts=None if state.counts is None else state.counts.add(verdict.tokens, committed),
             trace=record(state, proposal, verdict, count, logits),

@@ -207,7 +207,9 @@ class Eagle3Drafter:
         # What a finished row had waiting still waits.
         active, state = kept.count > 0, held.state
         return keep(
-            state.cache.commit(held.block, jnp.where(active, state.waiting, 0)),
+            state.cache.commit(
+                held.block, jnp.where(active, state.waiting, 0), after=kept.tokens[:, -1]
+            ),
             jnp.where(active[:, None, None], self._fuse(kept.features), state.features),
             jnp.where(active, kept.count, state.waiting),
         )

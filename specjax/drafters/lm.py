@@ -116,7 +116,7 @@ class LMDrafter:
         def step(carry: tuple[Array, Block, Counts | None], i: Array) -> Any:
             guess, block, counts = carry
             counts = count_guess(counts, guess)
-            here = jax.lax.dynamic_slice_in_dim(depth, i + 1, 1, axis=1)
+            here = i + 1 - padded.astype(jnp.int32)[:, None]
             seen = real & (place <= i)[None, None, :]
             view = View(
                 jnp.concatenate([depth, here], axis=1),
@@ -156,7 +156,8 @@ class LMDrafter:
         # The last guess was never fed.
         count = jnp.where(held.padded, 0, 1) + jnp.minimum(kept.count, self.num_draft)
         block = drop_first(held.block, held.padded)
-        return held.cache.commit(block, jnp.where(kept.count > 0, count, 0))
+        count = jnp.where(kept.count > 0, count, 0)
+        return held.cache.commit(block, count, after=kept.tokens[:, -1])
 
     def grow(self, state: Cache, slots: int) -> Cache:
         return state.grow(slots)

@@ -60,18 +60,26 @@ class Cache:
     layers: tuple[Any, ...]  # of Entry
     length: Array  # [B] int32
 
-    def commit(self, block: Block, count: Array, path: Array | None = None) -> Cache:
+    def commit(
+        self,
+        block: Block,
+        count: Array,
+        path: Array | None = None,
+        *,
+        after: Array | None = None,
+    ) -> Cache:
         """Appends ``count`` [B] tokens of ``block``; count 0 leaves the row as it was.
 
         They are those at the places ``path`` [B, M + 1], in that order; None: the block's first.
 
-        Pass a count that was computed from what was read of this cache (a verdict, a guess): the
-        write then depends on the reads, and the compiler needs no copy to keep the two apart.
+        ``after`` [B], never negative, was computed from what was read of this cache (a verdict, a
+        guess): the write then depends on the reads, and the compiler needs no copy to keep the two
+        apart. None: ``count`` was.
         """
         if path is not None:
             block = jax.tree.map(lambda x: take(x, path), block)
-        # count is never negative, but the compiler does not know: this is the dependence.
-        start = self.length + jnp.minimum(count, 0)
+        # It is never negative, but the compiler does not know: this is the dependence.
+        start = self.length + jnp.minimum(count if after is None else after, 0)
         layers = tuple(
             entry.commit(part, start, count) for entry, part in zip(self.layers, block, strict=True)
         )
