@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from specjax.core import keys
 from specjax.core.noise import gumbel_argmax
-from specjax.core.types import Array, Proposal, pytree, static
+from specjax.core.types import Array, Kept, Proposal, pytree, static
 from specjax.drafters.base import Context
 from specjax.verify import Token
 from specjax.verify.base import RejectionLaw
@@ -54,8 +54,8 @@ class MarkovDrafter:
         """The guesses [K] with -1 for those that are left out; ``laws`` is [K, V]."""
         return guesses
 
-    def update(self, draft: Any, block: Array, count: Array, length: Array, features: Any) -> Any:
-        return draft
+    def update(self, held: Any, kept: Kept) -> Any:
+        return held
 
     def grow(self, draft: Any, slots: int) -> Any:
         return draft

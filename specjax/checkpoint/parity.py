@@ -131,7 +131,7 @@ def _full(net: Frozen, tokens: Array) -> tuple[Array, Array, Any, Array]:
     # that shares the weights. The compiler merges the two passes.
     module = net.module
     module.norm = lambda x: x
-    prenorm = module(tokens).hidden
+    prenorm = module(tokens, net.init_cache(tokens.shape[0], 0)).hidden
     return net.head(out.hidden), jnp.moveaxis(hidden, 2, 0), out.block, prenorm
 
 
