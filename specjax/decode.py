@@ -16,6 +16,7 @@ The one invariant. Between cycles every committed token but the last is in the t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -23,13 +24,13 @@ import jax.numpy as jnp
 
 from specjax.core import keys as key_roles
 from specjax.core import trees
-from specjax.core.cache import Cache
-from specjax.core.cache.block import take
+from specjax.core.cache import Block, Cache
+from specjax.core.cache.block import take, widen
 from specjax.core.program import Program
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree
 from specjax.core.view import View
-from specjax.drafters.base import Bound, Context, Drafter, num_levels
+from specjax.drafters.base import Bound, Context, Drafter, num_levels, widths_of
 from specjax.sampling import Counts, Sampling, count_prefixes, warp
 from specjax.verify.base import VerifyKeys
 
@@ -165,38 +166,120 @@ def cycle(
     """
     bound = Bound(target, state.cache)
     context = Context(
-        state.tokens, state.length, request.keys, request.sampling, state.counts, bound
+        state.tokens,
+        state.length,
+        request.keys,
+        request.sampling,
+        state.counts,
+        bound,
+        state.done,
     )
     with jax.named_scope("specjax/draft"):
         proposal, held = drafter.propose(state.draft, context)
-    parents = proposal.parents
 
-    with jax.named_scope("specjax/verify"):
-        fed = jnp.concatenate([context.pending, jnp.maximum(proposal.tokens, 0)], axis=1)
-        view = None if parents is None else View.tree(parents)
-        out = target(fed, state.cache, view=view, taps=drafter.taps)  # of [B, W + 1] tokens
-        logits = target.head(out.hidden)
-
+    judged = judge(target, drafter, rule, request, state, context, proposal)
+    verdict = judged.verdict
     with jax.named_scope("specjax/accept"):
-        prefixes = count_prefixes(state.counts, proposal.tokens, parents)
-        logits = warp(logits, request.sampling, prefixes)
-        verdict = verify(rule, request, state.length, logits, proposal)
         count, stopped = commit_count(verdict, request, state)
 
     with jax.named_scope("specjax/commit"):
         length = state.length + count
         committed = jnp.arange(verdict.tokens.shape[1])[None, :] < count[:, None]
+        kept = along_path(judged.fed, count, judged.features, verdict.path)
+        # What was written waits for what was read: the verdict's last token is made of all of it.
+        cache = state.cache.commit(judged.block, count, verdict.path, after=verdict.tokens[:, -1])
         state = DecodeState(
             tokens=put(state.tokens, verdict.tokens, state.length, committed),
             length=length,
             done=state.done | stopped | (length >= request.limit),
-            cache=state.cache.commit(out.block, count, verdict.path, after=verdict.tokens[:, -1]),
-            draft=drafter.update(held, along_path(fed, count, out.features, verdict.path)),
+            cache=cache,
+            draft=drafter.update(held, kept),
             counts=None if state.counts is None else state.counts.add(verdict.tokens, committed),
-            trace=record(state, proposal, verdict, count, logits),
+            trace=record(state, judged, count),
             num_cycles=state.num_cycles + 1,
         )
     return pin(state)
+
+
+@pytree
+class Judged:
+    """What the target's pass over a block gave, W + 1 wide whatever was fed."""
+
+    proposed: Array  # [B, W] int32, the guesses that were verified; -1: none
+    fed: Array  # [B, W + 1] int32, the block
+    verdict: Verdict
+    features: Array | None  # [B, W + 1, F]
+    block: Block
+    details: Details | None  # of one cycle, without their axis of slots
+
+
+def judge(
+    target: Any,
+    drafter: Drafter,
+    rule: Any,
+    request: Request,
+    state: DecodeState,
+    context: Context,
+    proposal: Proposal,
+) -> Judged:
+    """Scores and verifies as many guesses as the neediest row wants, in a program of that width.
+
+    What a row does not want is masked whatever the width, so that no row depends on the others.
+    """
+    full = functools.partial(judge_first, target, drafter, rule, request, state, context, proposal)
+    widths = widths_of(drafter)
+    if proposal.wanted is None or len(widths) == 1:
+        return full(widths[-1])
+    most = jnp.where(state.done, 0, proposal.wanted).max()
+    branches = [functools.partial(full, width) for width in widths]
+    return jax.lax.switch(jnp.searchsorted(jnp.asarray(widths), most), branches)
+
+
+def judge_first(
+    target: Any,
+    drafter: Drafter,
+    rule: Any,
+    request: Request,
+    state: DecodeState,
+    context: Context,
+    proposal: Proposal,
+    width: int,
+) -> Judged:
+    """Scores and verifies the first ``width`` guesses of a chain, or all of a tree."""
+    parents, lacking = proposal.parents, drafter.num_draft - width
+    if proposal.wanted is not None or lacking:
+        proposal = proposal.first(width)
+    with jax.named_scope("specjax/verify"):
+        fed = jnp.concatenate([context.pending, jnp.maximum(proposal.tokens, 0)], axis=1)
+        view = None if parents is None else View.tree(parents)
+        out = target(fed, state.cache, view=view, taps=drafter.taps)  # of [B, W + 1] tokens
+        logits = target.head(out.hidden)
+    with jax.named_scope("specjax/accept"):
+        prefixes = count_prefixes(state.counts, proposal.tokens, parents)
+        logits = warp(logits, request.sampling, prefixes)
+        verdict = verify(rule, request, state.length, logits, proposal)
+    details = None
+    if state.trace.details is not None:
+        details = laws_at_tokens(proposal, verdict, logits)
+    judged = Judged(proposal.tokens, fed, verdict, out.features, out.block, details)
+    return widened(judged, lacking) if lacking else judged
+
+
+def widened(judged: Judged, lacking: int) -> Judged:
+    """With ``lacking`` more guesses, none of them verified."""
+
+    def pad(x: Array, fill: int = 0) -> Array:
+        widths = [(0, 0), (0, lacking)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, widths, constant_values=fill)
+
+    return Judged(
+        proposed=pad(judged.proposed, -1),
+        fed=pad(judged.fed),
+        verdict=dataclasses.replace(judged.verdict, tokens=pad(judged.verdict.tokens)),
+        features=None if judged.features is None else pad(judged.features),
+        block=widen(judged.block, judged.fed.shape[1] + lacking),
+        details=jax.tree.map(pad, judged.details),
+    )
 
 
 def along_path(fed: Array, count: Array, features: Array | None, path: Array | None) -> Kept:
@@ -246,23 +329,19 @@ def commit_count(verdict: Verdict, request: Request, state: DecodeState) -> tupl
     return jnp.where(stopped, is_stop.argmax(-1).astype(count.dtype) + 1, count), stopped
 
 
-def record(
-    state: DecodeState, proposal: Proposal, verdict: Verdict, count: Array, logits: Array
-) -> Trace:
+def record(state: DecodeState, judged: Judged, count: Array) -> Trace:
     """Notes the cycle at its starting position; rows that are done note nothing."""
     active = (count > 0)[:, None]
 
     def note(buffer: Array, new: Array) -> Array:
         return put(buffer, new[:, None], state.length, active)
 
-    trace, details = state.trace, state.trace.details
-    if details is not None:
-        details = jax.tree.map(note, details, laws_at_tokens(proposal, verdict, logits))
+    trace = state.trace
     return Trace(
-        proposed=note(trace.proposed, proposal.tokens),
-        accepted=note(trace.accepted, verdict.num_accepted),
+        proposed=note(trace.proposed, judged.proposed),
+        accepted=note(trace.accepted, judged.verdict.num_accepted),
         committed=note(trace.committed, count),
-        details=details,
+        details=jax.tree.map(note, trace.details, judged.details),
     )
 
 

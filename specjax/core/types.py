@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 T = TypeVar("T")
@@ -63,6 +64,18 @@ class Proposal:
     # from, after every processor. None: a deterministic guess, that is a point mass.
     q: Array | None = None
     parents: Parents | None = static(default=None)  # None: a chain
+    # [B] int32, in 0..K: how many of a chain's guesses are worth verifying; None: all. Whether
+    # guess i is may depend on the guesses before it and on the law q[:, i], never on guess i itself
+    # nor on later ones: dropping a guess for what it is would bias the text.
+    wanted: Array | None = None
+
+    def first(self, width: int) -> Proposal:
+        """Of a chain the first ``width`` guesses; those that a row does not want are none."""
+        tokens = self.tokens[:, :width]
+        if self.wanted is not None:
+            index = jnp.arange(width, dtype=jnp.int32)[None, :]
+            tokens = jnp.where(index < self.wanted[:, None], tokens, -1)
+        return Proposal(tokens, None if self.q is None else self.q[:, :width])
 
 
 @pytree

@@ -49,6 +49,7 @@ class Context:
     sampling: Sampling
     counts: Counts | None  # of the committed tokens; output [B, V]
     target: Bound | None = None  # always there in a cycle
+    done: Array | None = None  # [B] bool: rows that rest; None: none does
 
     @property
     def pending(self) -> Array:
@@ -59,7 +60,9 @@ class Context:
 class Drafter(Protocol):
     """A drafter. ``num_draft``, ``kind`` and ``taps`` are static.
 
-    One whose guesses form a tree also has ``parents`` (`core.types.Parents`).
+    One whose guesses form a tree also has ``parents`` (`core.types.Parents`). One that says how
+    many of its guesses are worth verifying (`Proposal.wanted`) also has ``widths``: the numbers of
+    guesses, ascending up to K, of which the cycle verifies the least that serves every row.
     """
 
     @property
@@ -125,6 +128,27 @@ def num_levels(drafter: Any) -> int:
     """M, the most guesses that one cycle can accept: K for a chain."""
     parents = parents_of(drafter)
     return drafter.num_draft if parents is None else trees.num_levels(parents)
+
+
+def widths_of(drafter: Any) -> tuple[int, ...]:
+    """The numbers of guesses that are verified at once; K alone where a drafter does not say."""
+    return getattr(drafter, "widths", None) or (drafter.num_draft,)
+
+
+def doubling_widths(num_draft: int) -> tuple[int, ...]:
+    """0, 1, 2, 4, .. and K: programs for as few guesses as that."""
+    powers = [2**i for i in range(num_draft.bit_length()) if 2**i < num_draft]
+    return (0, *powers, num_draft)
+
+
+def check_min_confidence(value: float | None) -> None:
+    """Raises ValueError unless it is None or a probability."""
+    if value is not None and not (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+    ):
+        raise ValueError(
+            f"min_confidence={value!r}: must be in (0, 1], or None to verify every guess."
+        )
 
 
 def check_num_draft(num_draft: int) -> None:

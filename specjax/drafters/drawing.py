@@ -62,6 +62,17 @@ def draw(
     return jax.vmap(own)(context.keys, context.length, warped), jax.nn.softmax(warped)
 
 
+def confidence(logits: Array, counts: Counts | None, context: Context) -> Array:
+    """[B]: the largest probability of the draft's law, from its logits [B, V] and penalties.
+
+    At temperature 1, whatever is asked for, so that it means the same in every request. It knows
+    the guesses before and not the one that is drawn from the logits: a length may depend on it.
+    """
+    here = None if counts is None else Counts(counts.prompt, counts.output[:, None, :])
+    processed = penalise(logits[:, None], context.sampling, here)[:, 0]
+    return jnp.exp(processed.max(-1) - jax.nn.logsumexp(processed, axis=-1))
+
+
 def count_guess(counts: Counts | None, guess: Array) -> Counts | None:
     """``counts`` with one more guess [B] of each row."""
     if counts is None:

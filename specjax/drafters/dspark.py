@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from specjax.core import sharding
 from specjax.core.cache import Cache
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree
-from specjax.drafters.base import Context, check_kind
+from specjax.drafters.base import Context, check_kind, check_min_confidence, doubling_widths
 from specjax.drafters.dflash import (
     DFlashDrafter,
     fresh_config,
@@ -36,7 +36,9 @@ from specjax.models.frozen import Frozen
 class DSpark:
     """A network with shifted slots as a drafter; attributes as in `DFlash`.
 
-    ``kind`` says how guesses are drawn; None: what suits the temperature and the rule.
+    ``kind`` says how guesses are drawn; None: what suits the temperature and the rule. With
+    ``min_confidence`` no guess of a row is verified from the first one on whose chance of being
+    accepted, by the confidence head, is below it.
     """
 
     net: Frozen
@@ -44,6 +46,7 @@ class DSpark:
     kind: str | None = None
     target_ids: Array | None = None
     name: str = "dspark"
+    min_confidence: float | None = None
 
     __repr__ = one_line
 
@@ -55,7 +58,16 @@ class DSpark:
             raise ValueError(
                 f"{self.name}: a Markov head over a reduced vocabulary is unsupported."
             )
-        return DSparkDrafter(*parts(self, target), self.kind or kind)
+        check_min_confidence(self.min_confidence)
+        if self.min_confidence is None:
+            return DSparkDrafter(*parts(self, target), self.kind or kind)
+        if not self.net.config.confidence_head:
+            raise ValueError(
+                f"min_confidence={self.min_confidence}: {self.name} has no confidence head; leave "
+                "it out, or use a checkpoint that has one."
+            )
+        least = jnp.float32(self.min_confidence)
+        return DSparkDrafter(*parts(self, target), self.kind or kind, least)
 
     @classmethod
     def fresh(cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any) -> DSpark:
@@ -82,6 +94,13 @@ class Held:
 class DSparkDrafter(DFlashDrafter):
     """`DFlashDrafter` with guesses drawn from left to right."""
 
+    min_confidence: Array | None = None  # [] float32
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        whole = (self.num_draft,)
+        return whole if self.min_confidence is None else doubling_widths(self.num_draft)
+
     def propose(self, state: Cache, context: Context) -> tuple[Proposal, Held]:
         h = self.states(state, context)
         logits = self.logits(h)
@@ -101,7 +120,12 @@ class DSparkDrafter(DFlashDrafter):
         slots = (jnp.arange(self.num_draft), logits.swapaxes(0, 1), h.swapaxes(0, 1))
         _, (guesses, laws, chances) = jax.lax.scan(step, (previous, context.counts), slots)
         q = None if laws is None else laws.swapaxes(0, 1)
-        proposal = Proposal(tokens=guesses.swapaxes(0, 1), q=q)
+        wanted = None
+        if self.min_confidence is not None:
+            # A chance is that of a guess not drawn yet: it knows its slot and the token before.
+            sure = jnp.cumprod(chances >= self.min_confidence, axis=0, dtype=jnp.int32)
+            wanted = sure.sum(0, dtype=jnp.int32)
+        proposal = Proposal(tokens=guesses.swapaxes(0, 1), q=q, wanted=wanted)
         return proposal, Held(state, chances.swapaxes(0, 1))
 
     def update(self, held: Held, kept: Kept) -> Cache:

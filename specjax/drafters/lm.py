@@ -15,6 +15,7 @@ committed.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,10 +25,18 @@ from specjax.core.cache import Block, Cache
 from specjax.core.cache.block import drop_first, put, widen
 from specjax.core.types import KINDS, Array, Kept, Proposal, one_line, pytree, static
 from specjax.core.view import View, causal
-from specjax.drafters.base import Context, check_num_draft
-from specjax.drafters.drawing import count_guess, draw
+from specjax.drafters.base import (
+    Context,
+    check_min_confidence,
+    check_num_draft,
+    doubling_widths,
+)
+from specjax.drafters.drawing import confidence, count_guess, draw
 from specjax.drafters.vocabularies import check_same_tokens
 from specjax.sampling import Counts
+
+# Feeds guess i - 1 behind a block: (guess [B], block, i []) -> logits [B, V] of guess i, block.
+Step = Callable[[Array, Block, Array], tuple[Array, Block]]
 
 
 def last_two(tokens: Array, length: Array) -> Array:
@@ -43,11 +52,14 @@ class LM:
       model: the draft, as `specjax.load` returns it.
       num_draft: K, guesses a cycle.
       kind: how they are drawn, see `LMDrafter`; None: what suits the temperature and the rule.
+      min_confidence: guessing ends, for a row, before the first guess whose law's largest
+        probability (`drawing.confidence`) is below this; None: K guesses always.
     """
 
     model: Any
     num_draft: int = 5
     kind: str | None = None
+    min_confidence: float | None = None
 
     __repr__ = one_line
 
@@ -58,6 +70,7 @@ class LM:
           ValueError: if target and draft do not speak the same tokens or share a mesh.
         """
         check_num_draft(self.num_draft)
+        check_min_confidence(self.min_confidence)
         if self.kind is not None and self.kind not in KINDS:
             raise ValueError(f"kind={self.kind!r}: must be one of {', '.join(KINDS)}.")
         check_same_tokens(target, self.model)
@@ -68,7 +81,8 @@ class LM:
             )
         same = target.config.vocab_size == self.model.config.vocab_size
         size = None if same else target.config.vocab_size
-        return LMDrafter(self.model.net, self.num_draft, self.kind or kind, size)
+        least = None if self.min_confidence is None else jnp.float32(self.min_confidence)
+        return LMDrafter(self.model.net, self.num_draft, self.kind or kind, size, least)
 
 
 @pytree
@@ -78,6 +92,19 @@ class Held:
     cache: Cache
     block: Block  # of the K + 1 tokens that were fed
     padded: Array  # [B] bool: the first of them is padding
+    num_guesses: Array | int  # that were drawn; all but the last were fed
+
+
+@pytree
+class Drawn:
+    """The guesses of a cycle so far, and what the next one needs."""
+
+    tokens: Array  # [B, K] int32
+    laws: Array | None  # [B, K, V]
+    wanted: Array  # [B] int32: how many are worth verifying
+    going: Array  # [B] bool: the row's next guess may be
+    block: Block
+    counts: Counts | None
 
 
 @pytree
@@ -85,15 +112,22 @@ class LMDrafter:
     """K guesses, one after the other, by a language model.
 
     ``kind`` says how they are drawn, see `drafters.drawing`. ``vocab_size`` is the target's where
-    the draft has more rows of padding, or fewer.
+    the draft has more rows of padding, or fewer. With ``min_confidence`` the drafting ends when no
+    row wants another guess (`LM`).
     """
 
     net: Any  # models.Frozen
     num_draft: int = static()
     kind: str = static()
     vocab_size: int | None = static(default=None)
+    min_confidence: Array | None = None  # [] float32
 
     taps = ()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        whole = (self.num_draft,)
+        return whole if self.min_confidence is None else doubling_widths(self.num_draft)
 
     def init(self, rows: int, slots: int) -> Cache:
         return self.net.init_cache(rows, slots)
@@ -111,11 +145,9 @@ class LMDrafter:
         pair = jax.vmap(last_two)(context.tokens, context.length)
         view = View(depth[:, :2], causal(2) & real[:, :, :2])
         out = self.net(self._known(pair), cache, view=view)
-        guess, law = self._draw(out.hidden[:, -1], jnp.int32(0), context.counts, context)
 
-        def step(carry: tuple[Array, Block, Counts | None], i: Array) -> Any:
-            guess, block, counts = carry
-            counts = count_guess(counts, guess)
+        def step(guess: Array, block: Block, i: Array) -> tuple[Array, Block]:
+            """Feeds guess ``i - 1``: the logits [B, V] of guess ``i``, and the block with it."""
             here = i + 1 - padded.astype(jnp.int32)[:, None]
             seen = real & (place <= i)[None, None, :]
             view = View(
@@ -123,28 +155,89 @@ class LMDrafter:
                 jnp.pad(seen, ((0, 0), (0, 0), (0, 1)), constant_values=True),
             )
             out = self.net(guess[:, None], cache, view=view, before=block)
-            guess, law = self._draw(out.hidden[:, 0], i, counts, context)
-            return (guess, put(block, out.block, i + 1), counts), (guess, law)
+            return self._logits(out.hidden[:, 0]), put(block, out.block, i + 1)
 
-        carry = (guess, widen(out.block, width), context.counts)
-        (_, block, _), rest = jax.lax.scan(step, carry, jnp.arange(1, self.num_draft))
+        logits, block = self._logits(out.hidden[:, -1]), widen(out.block, width)
+        if self.min_confidence is not None:
+            drawn, num = self._while_worth(logits, block, step, context)
+            proposal = Proposal(tokens=drawn.tokens, q=drawn.laws, wanted=drawn.wanted)
+            return proposal, Held(cache, drawn.block, padded, num)
+        proposal, block = self._always(logits, block, step, context)
+        return proposal, Held(cache, block, padded, self.num_draft)
+
+    def _always(
+        self, logits: Array, block: Block, step: Step, context: Context
+    ) -> tuple[Proposal, Block]:
+        """K guesses."""
+        guess, law = draw(logits, self.kind, jnp.int32(0), context.counts, context)
+
+        def body(carry: tuple[Array, Block, Counts | None], i: Array) -> Any:
+            guess, block, counts = carry
+            counts = count_guess(counts, guess)
+            logits, block = step(guess, block, i)
+            guess, law = draw(logits, self.kind, i, counts, context)
+            return (guess, block, counts), (guess, law)
+
+        carry = (guess, block, context.counts)
+        (_, block, _), rest = jax.lax.scan(body, carry, jnp.arange(1, self.num_draft))
         guesses, q = jax.tree.map(
             lambda first, more: jnp.concatenate([first[:, None], more.swapaxes(0, 1)], axis=1),
             (guess, law),
             rest,
         )
-        return Proposal(tokens=guesses, q=q), Held(cache, block, padded)
+        return Proposal(tokens=guesses, q=q), block
 
-    def _draw(
-        self, x: Array, index: Array, counts: Counts | None, context: Context
-    ) -> tuple[Array, Array | None]:
-        """Guess ``index`` [B] of the cycle from states ``x`` [B, D]; its law [B, V] if sampled."""
+    def _while_worth(
+        self, logits: Array, block: Block, step: Step, context: Context
+    ) -> tuple[Drawn, Array]:
+        """At least one guess and at most K, until no row wants another; and how many."""
+
+        def take(drawn: Drawn, logits: Array, i: Array) -> Drawn:
+            """Draws guess ``i``; whether it is worth verifying is known before it is drawn."""
+            assert self.min_confidence is not None
+            sure = confidence(logits, drawn.counts, context) >= self.min_confidence
+            going = drawn.going & sure
+            guess, law = draw(logits, self.kind, i, drawn.counts, context)
+            laws = None
+            if law is not None:
+                empty = jnp.zeros((len(law), self.num_draft, law.shape[1]), law.dtype)
+                laws = empty if drawn.laws is None else drawn.laws
+                laws = jax.lax.dynamic_update_slice_in_dim(laws, law[:, None], i, axis=1)
+            return Drawn(
+                jax.lax.dynamic_update_slice_in_dim(drawn.tokens, guess[:, None], i, axis=1),
+                laws,
+                drawn.wanted + going.astype(jnp.int32),
+                going,
+                drawn.block,
+                count_guess(drawn.counts, guess),
+            )
+
+        def body(carry: tuple[Array, Drawn]) -> tuple[Array, Drawn]:
+            i, drawn = carry
+            guess = jax.lax.dynamic_index_in_dim(drawn.tokens, i - 1, axis=1, keepdims=False)
+            logits, block = step(guess, drawn.block, i)
+            return i + 1, take(dataclasses.replace(drawn, block=block), logits, i)
+
+        def worth(carry: tuple[Array, Drawn]) -> Array:
+            i, drawn = carry
+            return (i < self.num_draft) & drawn.going.any()
+
+        rows = len(logits)
+        none = jnp.full((rows, self.num_draft), -1, jnp.int32)
+        going = jnp.ones((rows,), bool) if context.done is None else ~context.done
+        first = Drawn(none, None, jnp.zeros((rows,), jnp.int32), going, block, context.counts)
+        first = take(first, logits, jnp.int32(0))
+        num, drawn = jax.lax.while_loop(worth, body, (jnp.int32(1), first))
+        return drawn, num
+
+    def _logits(self, x: Array) -> Array:
+        """States [B, D] -> logits [B, V] over the target's vocabulary."""
         logits = self.net.head(x)
         if self.vocab_size is not None:
             lacking = max(self.vocab_size - logits.shape[-1], 0)
             logits = jnp.pad(logits, ((0, 0), (0, lacking)), constant_values=-jnp.inf)
             logits = logits[:, : self.vocab_size]
-        return draw(logits, self.kind, index, counts, context)
+        return logits
 
     def _known(self, tokens: Array) -> Array:
         """Tokens as the draft can look them up: of those it has no row for, its last one."""
@@ -154,7 +247,7 @@ class LMDrafter:
 
     def update(self, held: Held, kept: Kept) -> Cache:
         # The last guess was never fed.
-        count = jnp.where(held.padded, 0, 1) + jnp.minimum(kept.count, self.num_draft)
+        count = jnp.where(held.padded, 0, 1) + jnp.minimum(kept.count, held.num_guesses)
         block = drop_first(held.block, held.padded)
         count = jnp.where(kept.count > 0, count, 0)
         return held.cache.commit(block, count, after=kept.tokens[:, -1])

@@ -1,0 +1,149 @@
+"""Guesses that are not worth verifying: the text's law does not change, and time is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import checks
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from conftest import AS_USERS_DO
+
+import specjax
+from specjax import decode, session, verify
+from specjax.auditing.tables import all_blocks, along, chance, deviation, evaluate, suitable
+from specjax.compiler.hlo import count_copies
+from specjax.core.cache import caches_in
+from specjax.drafters import LM
+from specjax.drafters.base import doubling_widths
+from specjax.sampling import Options
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+V, K = 3, 3
+
+
+def cut(blocks: np.ndarray, worth: np.ndarray) -> np.ndarray:
+    """No guess from the first one on that is not ``worth`` [D, K] verifying."""
+    return np.where(worth.cumprod(1).astype(bool), blocks, -1)
+
+
+@pytest.mark.parametrize("name", ["token", "block", "coupled"])
+def test_a_length_that_does_not_know_the_guess_is_exact(name: str) -> None:
+    """All blocks, the length decided by each guess's law and the guesses before: to 1e-12."""
+    rule, blocks, shortened, biased = verify.get(name), all_blocks(V, K), 0, 0.0
+    for case, (p, q) in suitable(rule, V, K).items():
+        weights, laws = chance(q, blocks), along(q, blocks, K)  # [D, K, V]
+        short = cut(blocks, laws.max(-1) >= 0.55)
+        shortened += int((short < 0).any())
+        error = deviation(p, short, weights, *evaluate(rule, p, short, q)).size
+        assert error < 1e-12, case
+        # What must never be done: to drop a guess for its own probability.
+        own = np.take_along_axis(laws, blocks[..., None], -1)[..., 0]
+        wrong = cut(blocks, own >= 0.55)
+        biased = max(biased, deviation(p, wrong, weights, *evaluate(rule, p, wrong, q)).size)
+    assert shortened >= 2 and biased > 0.01
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_texts_follow_the_targets_law(rule: str) -> None:
+    """Whole texts, several cycles long, as the decode loop writes them."""
+    spec = LM(checks.law_draft(), 2, min_confidence=0.9)
+    drafter = spec.bind(checks.law_target(), "sampled")
+    texts, _ = checks.many_texts(drafter, rule, 64)
+    checks.law_of_texts(drafter, rule, 12_000)
+    fixed = LM(checks.law_draft(), 2).bind(checks.law_target(), "sampled")
+    assert (checks.many_texts(fixed, rule, 64)[0] != texts).any()  # it did shorten some
+
+
+def specs(least: float | None) -> dict[str, Any]:
+    target = tiny.model()
+    spark = tiny.fresh("dspark", 5, target)
+    return {
+        "lm": LM(tiny.near(target), 5, min_confidence=least),
+        "dspark": dataclasses.replace(spark, min_confidence=least),
+    }
+
+
+@pytest.mark.parametrize("name,least", [("lm", 0.5), ("lm", 0.8), ("dspark", 0.5)])
+def test_greedy_and_coupled_text_is_the_plain_one(name: str, least: float) -> None:
+    """And each row's cycles are those that it has alone, whatever its neighbours want."""
+    target, prompts = tiny.model(), tiny.prompts(4)
+    for temperature in (0.0, 0.9):
+        ask = {"max_new_tokens": 24, "temperature": temperature, "rule": None, "details": True}
+        if temperature:
+            ask["rule"] = "coupled"
+        plain = specjax.generate(
+            target, "none", prompts, seed=[3, 4, 5, 6], **{**ask, "details": False}
+        )
+        out = specjax.generate(target, specs(least)[name], prompts, seed=[3, 4, 5, 6], **ask)
+        assert out.tokens == plain.tokens
+        guesses = [len(cycle.proposed) for row in out.trace.rows for cycle in row]
+        assert min(guesses) < max(guesses), "every cycle verified as many"
+        alone = specjax.generate(target, specs(least)[name], [prompts[2]], seed=5, **ask)
+        assert alone.tokens[0] == out.tokens[2]
+        ours, theirs = alone.trace.rows[0], out.trace.rows[2]
+        assert [c.proposed for c in ours] == [c.proposed for c in theirs]
+        assert [c.accepted for c in ours] == [c.accepted for c in theirs]
+
+
+def test_the_state_is_that_of_a_fresh_prefill() -> None:
+    target, least = tiny.model(), 0.5
+    texts, states = tiny.prompts(12), []
+    for cycles in (6, 0):
+        rows = [session.Row(t, Options(temperature=0.8), i, 40, ()) for i, t in enumerate(texts)]
+        s = session.Session(target, specs(least)["lm"], rows)
+        s.advance(cycles)
+        states.append(s)
+        texts = [t + n for t, n in zip(texts, s.new_tokens())]
+    lengths = {len(c.proposed) for row in states[0].trace().rows for c in row}
+    assert len(lengths) > 2, lengths
+    proposals = []
+    for s in states:
+        context = decode.Context(
+            s.state.tokens, s.state.length, s.request.keys, s.request.sampling, None
+        )
+        proposals.append(jax.jit(s.drafter.propose)(s.state.draft, context)[0])
+    ours, fresh = proposals
+    assert (ours.wanted == fresh.wanted).all()
+    wanted = np.arange(5)[None, :] < np.asarray(ours.wanted)[:, None]
+    assert (np.asarray(ours.tokens == fresh.tokens) | ~wanted).all()
+    difference = np.abs(np.asarray(ours.q - fresh.q)).max(-1)
+    assert difference[wanted].max() < 2e-4
+
+
+@pytest.mark.parametrize("name", ["lm", "dspark"])
+def test_no_branch_copies_a_cache(name: str) -> None:
+    """One program with a pass of each width in it; what is fixed has no branch."""
+    target = tiny.model()
+    jax.config.update("jax_disable_most_optimizations", False)  # the program that users run
+    branches = []
+    for least in (0.5, None):
+        rows = [session.Row(p, Options(), 0, 60, ()) for p in tiny.prompts(3)]
+        s = session.Session(target, specs(least)[name], rows)
+        args = (target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
+        compiled = decode.run_program.lower(*args).compile(compiler_options=AS_USERS_DO)
+        text, caches = compiled.as_text(), caches_in(s.state)
+        for shape in {x.shape for c in caches for x in jax.tree.leaves(c.layers)}:
+            assert count_copies(text, shape) == (0, 0), shape
+        found = re.findall(r" conditional\(.*branch_computations=\{([^}]*)\}", text)
+        branches.append(max((len(x.split(",")) for x in found), default=0))
+    assert branches == [len(doubling_widths(5)), 0]
+
+
+def test_what_is_no_probability_is_refused() -> None:
+    target = tiny.model()
+    for least in (0.0, -1, 1.5, "high", True):
+        spec = LM(tiny.draft(), 3, min_confidence=least)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"min_confidence=.*must be in \(0, 1\]"):
+            spec.bind(target, "sampled")
+    headless = tiny.fresh("dspark", 3, target)
+    config = dataclasses.replace(headless.net.config, confidence_head=False)
+    net = dataclasses.replace(headless.net, config=config)
+    spec = dataclasses.replace(headless, net=net, min_confidence=0.5)
+    with pytest.raises(ValueError, match="has no confidence head"):
+        spec.bind(target, "sampled")
