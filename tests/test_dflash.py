@@ -18,13 +18,13 @@ import specjax
 from specjax import session
 from specjax.core.types import Kept
 from specjax.drafters import base
-from specjax.drafters.dflash import DFlash, default_taps, fresh_config, fresh_net
+from specjax.drafters.dflash import DFlash, default_taps, embed, fresh_config, fresh_net
 from specjax.drafters.dflash2 import DFlash2
 from specjax.drafters.eagle3 import Eagle3
 from specjax.models.config import read_rope
 from specjax.models.drafts import dflash as dflash_net
 from specjax.models.drafts.dflash import Blocks
-from specjax.sampling import Options
+from specjax.sampling import Options, make_sampling
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
 from specjax.train.objectives.dflash import DFlashObjective, draw_anchors
@@ -269,3 +269,47 @@ def test_a_bias_against_all_that_a_draft_can_say(name: str) -> None:
         target(), spec, [[1, 2]], max_new_tokens=9, temperature=1.0, logit_bias=bias, rule="token"
     )
     assert out.tokens[0] == [3] * 9
+
+
+@pytest.mark.parametrize("from_anchor", [False, True])
+def test_a_window_allocates_the_window(from_anchor: bool) -> None:
+    """Memory does not follow the text, and the states are those of a pass over all of it."""
+    sizes = {"layers": 2, "window": 6, "window_from_anchor": from_anchor}
+    spec = DFlash.fresh(target(), num_draft=4, seed=1, **sizes)
+    drafter, width = spec.bind(target(), "one_hot"), 30
+    config, c = spec.net.config, spec.net.config.backbone
+    slots = 6 if from_anchor else 5
+    heads = 2 * c.num_layers * c.num_kv_heads * c.head_dim
+    assert {drafter.init(2, n).num_bytes for n in (64, 4096)} == {2 * 4 * slots * heads}
+
+    rng = np.random.default_rng(2)
+    text = jnp.asarray(rng.integers(0, 31, (1, width)), jnp.int32)
+    features = target().net(text, taps=config.taps).features
+    anchors = jnp.arange(1, width)[None]
+    blocks, net = Blocks.at(anchors, config.block_size), spec.net.module
+    context = net.context(features, jnp.arange(width)[None])
+    tokens = jnp.full((width - 1, config.block_size), config.mask_token_id, jnp.int32)
+    tokens = tokens.at[:, 0].set(text[0, 1:])
+    x = embed(net, config, drafter.vocabulary, tokens.reshape(1, -1))
+    look = blocks.looking_at(context, config)
+    want = net.block(x, blocks.positions, blocks.offsets, look)
+    want = want.reshape(width - 1, config.block_size, -1)[:, 1:]
+
+    rows, length = width - 1, np.zeros(width - 1, int)  # one row an anchor
+    state, features = (
+        drafter.init(rows, 64),
+        jnp.broadcast_to(features, (rows, *features.shape[1:])),
+    )
+    while (length < np.arange(1, width)).any():  # in chunks wider than the window, and narrower
+        count = np.minimum(rng.integers(0, 12, rows), np.arange(1, width) - length)
+        place = np.minimum(length[:, None] + np.arange(12), width - 1)
+        block = jnp.take_along_axis(features, jnp.asarray(place)[..., None], axis=1)
+        state = drafter.prefill(state, None, jnp.asarray(count, jnp.int32), block)
+        length += count
+    lengths = jnp.asarray(length + 1, jnp.int32)
+    keys, sampling = (
+        jax.random.split(jax.random.key(0), rows),
+        make_sampling([Options()] * rows, 31),
+    )
+    one = base.Context(jnp.broadcast_to(text, (rows, width)), lengths, keys, sampling, None)
+    np.testing.assert_allclose(drafter.states(state, one), want, atol=2e-5)
