@@ -18,6 +18,7 @@ from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.family import Family
 from specjax.drafters.base import Spec
+from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.measure.trace import Trace
 from specjax.models.drafts.dflash import DFlashConfig
@@ -160,7 +161,7 @@ def _run(
     rows, _ = prepare(target, prompts, 1, 0, (), [], {})
     if not rows:
         raise ValueError("No prompts: give at least one.")
-    wide = drafter.bind(target, "one_hot").num_draft + 1
+    wide = bind(drafter, target, "one_hot")[0].num_draft + 1
     each = -(-cycles // len(rows))
     longest = target.config.max_position_embeddings
     rows = [

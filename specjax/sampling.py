@@ -40,6 +40,12 @@ class Options:
     frequency_penalty: float = 0.0  # subtracted once per occurrence in the output so far
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
+    @property
+    def uses_counts(self) -> bool:
+        """Whether a penalty asks how often tokens occurred."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0)
+
     def check(self, vocab_size: int, max_new_tokens: int = 1) -> None:
         """Raises ValueError, in one line, on a value out of its range.
 

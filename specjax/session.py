@@ -22,6 +22,7 @@ from specjax.core.keys import row_keys
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
 from specjax.core.sharding import check_mesh, use_mesh
+from specjax.drafters import checking
 from specjax.drafters.base import Drafter, Spec
 from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
 from specjax.measure.trace import Call, Trace
@@ -220,6 +221,14 @@ class Session:
                 begin, end = begin - slower, end - slower
         self._calls.append(Call(begin, end, ran))
         self._was_new = new
+        if new:  # what the shapes of a drafter's guesses could not tell
+            trace = self.state.trace
+            self._check_proposed(*hosts.fetch((trace.proposed, trace.committed)))
+
+    def _check_proposed(self, proposed: np.ndarray, committed: np.ndarray) -> None:
+        """Raises ValueError, in one line, on guesses that are no tokens."""
+        vocab, name = self.target.config.vocab_size, checking.name_of(self.spec)
+        checking.check_proposed(proposed, vocab, name, committed)
 
     def _make_room(self) -> bool:
         """Grows the slots if the next block does not fit; whether it did."""
@@ -251,6 +260,7 @@ class Session:
     def trace(self) -> Trace:
         """The cycles so far, with their times."""
         trace, tokens = hosts.fetch((self.state.trace, self.state.tokens))
+        self._check_proposed(trace.proposed, trace.committed)
         return Trace.from_device(trace, tokens, self.num_rows, tuple(self._calls))
 
 
@@ -260,11 +270,13 @@ def choose(
     """Binds the drafter to the target and finds the rule for both.
 
     Raises:
-      ValueError: if the rule is unknown or not lossless for this drafter and these temperatures.
+      ValueError: in one line, if the rule is unknown or not lossless for this drafter and these
+        temperatures, or if one of the two is not what it is taken for (`drafters.checking`).
     """
     if not rows:
         raise ValueError("No prompts: give at least one.")
     greedy = all(r.options.temperature < GREEDY_BELOW for r in rows)
+    counts = any(r.options.uses_counts for r in rows)
     rule = None if rule_name is None else verify.get(rule_name)
     if greedy:
         kind = "one_hot"
@@ -272,9 +284,10 @@ def choose(
         kind = "coupled"
     else:
         kind = "sampled"
-    drafter = spec.bind(target, kind)
+    drafter, proposal = checking.bind(spec, target, kind, greedy=greedy, counts=counts)
     rule = rule or verify.default_rule(drafter.kind, greedy)
     verify.check(rule, drafter.kind, greedy)
+    verify.check_verdict(rule, proposal, target.config.vocab_size)
     return drafter, rule
 
 

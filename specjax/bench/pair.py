@@ -9,6 +9,7 @@ from specjax import api
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
+from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.measure import metrics
 from specjax.measure.calibration import Calibration, calibrate, choose_ks, drafter_name
@@ -48,7 +49,7 @@ def explain_pair(
       ValueError: in one line, on what cannot be served or calibrated.
     """
     spec = as_spec(spec, target)
-    k = spec.bind(target, "one_hot").num_draft
+    k = bind(spec, target, "one_hot")[0].num_draft
     ks = sorted({j for j in choose_ks(target, spec, None) if j <= 2 * k} | {k})
     batch, longest = len(prompts), max(map(len, prompts), default=0) + max_new_tokens
 

@@ -18,6 +18,7 @@ from specjax.bench.synthetic import NOT_THE_MODELS, Forced
 from specjax.checkpoint.drafters.named import Named, parse
 from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
+from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.limits import check_memory
 from specjax.request import prepare
@@ -120,7 +121,7 @@ def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
         for count in (suite.num_draft or (None,)) if k is None else (k,):
             try:
                 one = spec if count is None else dataclasses.replace(spec, num_draft=count)  # type: ignore[type-var]
-                bound = one.bind(target, "one_hot")
+                bound, _ = bind(one, target, "one_hot")
             except ValueError as error:
                 raise ValueError(f"Drafter {name} with k={count}: {error}") from None
             if (name, bound.num_draft) in specs:

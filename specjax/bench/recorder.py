@@ -25,6 +25,7 @@ from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.types import KINDS, Array, Proposal, Verdict
 from specjax.drafters import LM, NGram, Spec
+from specjax.drafters.checking import bind
 from specjax.drafters.eagle3 import Eagle3
 from specjax.drafters.medusa import Medusa
 from specjax.measure.trace import Trace
@@ -123,7 +124,7 @@ def _record_batch(
     target: Model, spec: Spec, rows: Sequence[Row]
 ) -> tuple[Trace, list[list[int]], int]:
     """The recording of one batch, what is behind each text's end, and K."""
-    num_draft = spec.bind(target, "sampled").num_draft
+    num_draft = bind(spec, target, "sampled")[0].num_draft
     if num_draft < 1:
         raise ValueError("A drafter that guesses nothing leaves nothing to record; use another.")
     longest = target.config.max_position_embeddings

@@ -24,6 +24,7 @@ import jax
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.core.files import read_json, write_atomically
 from specjax.drafters import LMDrafter, NoDraft, Spec
+from specjax.drafters.checking import bind
 from specjax.drafters.eagle3 import Eagle3Drafter
 from specjax.measure.cost_model import Costs, costs_at
 from specjax.measure.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
@@ -366,11 +367,11 @@ def choose_ks(target: Any, spec: Any, ks: Sequence[int] | None) -> tuple[int, ..
         return tuple(sorted(set(ks)))
     if spec is None:
         return KS
-    own = spec.bind(target, "one_hot").num_draft
+    own = bind(spec, target, "one_hot")[0].num_draft
     fit = []
     for k in sorted({*KS, own}):
         try:
-            with_num_draft(spec, k).bind(target, "one_hot")
+            bind(with_num_draft(spec, k), target, "one_hot")
         except ValueError:
             if k <= own:
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from specjax.core.types import KINDS
 from specjax.verify.base import Law, Rule, VerifyKeys
 from specjax.verify.block import Block
+from specjax.verify.checking import check_rule, check_verdict
 from specjax.verify.coupled import Coupled, gumbel_acceptance, gumbel_coupling
 from specjax.verify.greedy import Greedy
 from specjax.verify.token import Token
@@ -19,6 +20,8 @@ __all__ = [
     "Token",
     "VerifyKeys",
     "check",
+    "check_rule",
+    "check_verdict",
     "default_rule",
     "get",
     "gumbel_acceptance",
@@ -29,11 +32,13 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in (Greedy(), Token(), Block(
 
 
 def get(name: str | Rule) -> Rule:
-    """The registered rule of that name; a rule itself is handed back."""
-    if isinstance(name, Rule):
+    """The registered rule of that name; a rule itself is checked and handed back."""
+    known = ", ".join(sorted(RULES))
+    if not isinstance(name, str):
+        check_rule(name, known)
         return name
     if name not in RULES:
-        raise ValueError(f"no verification rule {name!r}; there are {', '.join(sorted(RULES))}")
+        raise ValueError(f"no verification rule {name!r}; there are {known}")
     return RULES[name]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from specjax import drafters
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model
 from specjax.drafters import DRAFTERS, LM, NoDraft, Spec
+from specjax.drafters.checking import check_spec
 
 # The drafters inside the package, each made for the demo target.
 EMBEDDED = {
@@ -119,17 +119,11 @@ def as_spec(drafter: Spec | str | None, target: Model) -> Spec:
         return NoDraft()
     if isinstance(drafter, str):
         return parse(drafter).load(target)
-    if inspect.isclass(drafter):
-        raise ValueError(f"{drafter.__name__} is a class; hand over an instance, or its name.")
     if isinstance(drafter, Model):
         raise ValueError(
             f"{drafter.name} is a model, not a drafter: specjax.drafters.LM(model) drafts with it."
         )
-    if not hasattr(drafter, "bind"):
-        raise ValueError(
-            f"a {type(drafter).__name__} is no drafter: hand over a spec (specjax.drafters), a "
-            "name such as 'ngram:4', or None."
-        )
+    check_spec(drafter)
     return drafter
 
 
