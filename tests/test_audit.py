@@ -102,7 +102,7 @@ def test_an_honest_method_passes_every_check() -> None:
             assert check.p_value > 1e-3 and check.power == 0.99 and 0.1 < check.detects < 0.16
     assert report.checks[0].statistic < 1e-12
     text = str(report)
-    assert "No fault found: Drafts with rule block and greedy passed 8 checks" in text
+    assert "No fault found: Drafts with rule block and greedy passed 9 checks" in text
     assert "the first guess was accepted in" in text
     assert json.loads(json.dumps(report.to_json()))["passed"] is True
 

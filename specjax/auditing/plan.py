@@ -15,6 +15,7 @@ from specjax.auditing.exact import check_rule
 from specjax.auditing.laws import GROUPS, VOCAB
 from specjax.auditing.report import AuditReport, Check
 from specjax.auditing.state import check_greedy, check_stale
+from specjax.auditing.states import check_state
 from specjax.auditing.subject import Subject, make_subject
 from specjax.auditing.texts import check_coupling, check_stops, check_texts
 from specjax.checkpoint.load import Model
@@ -31,6 +32,7 @@ CHECKS: dict[str, Callable[[Evidence], Check]] = {
     "coupling": check_coupling,
     "greedy": check_greedy,
     "stale": check_stale,
+    "state": check_state,
 }
 _HOT = ("guesses", "verdicts", "texts", "stops", "coupling")
 MIN_TEXTS = 500
@@ -161,12 +163,13 @@ def _not_applicable(name: str, evidence: Evidence) -> str | None:
     refusal = _refusal(name, subject)
     if refusal is not None:
         return refusal
-    if name in ("guesses", "verdicts"):
-        assert subject.hot is not None
-        if name == "guesses" and subject.hot.drafter.num_draft == 0:
-            return "nothing is guessed"
-        if subject.hot.drafter.kind == "coupled" and evidence.hot.guesses[0].q is None:
-            return "guesses share the target's noise and report no q; the check coupling decides"
+    side = subject.hot or subject.cold
+    assert side is not None
+    if name in ("guesses", "state") and side.drafter.num_draft == 0:
+        return "nothing is guessed"
+    coupled = name in ("guesses", "verdicts") and side.drafter.kind == "coupled"
+    if coupled and evidence.hot.guesses[0].q is None:
+        return "guesses share the target's noise and report no q; the check coupling decides"
     return None
 
 

@@ -65,6 +65,11 @@ class AuditReport:
         what = f"{self.drafter} with {self.rule}"
         if self.passed:
             return f"No fault found: {what} passed {_count(len(self.checks))}, on {self.target}."
+        if [check.name for check in self.failed] == ["state"]:
+            return (
+                f"FAULTY STATE: {what} does not guess what a fresh state of the same text would, "
+                f"on {self.target}. The text is right whatever is guessed; speed is lost."
+            )
         names = ", ".join(check.name for check in self.failed)
         return (
             f"NOT LOSSLESS: {what} fails {len(self.failed)} of {_count(len(self.checks))} "
