@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from specjax.core import sharding
 from specjax.core.cache import Cache
 from specjax.core.types import Array, pytree, static
 from specjax.models.layers.decoder import Pass
+from specjax.models.layers.linear import Adapted
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -59,6 +62,37 @@ class Frozen:
     def head(self, x: Array) -> Array:
         with sharding.replicated(self.replicated):
             return self.module.head(x)
+
+    def first(self, depth: int) -> Frozen:
+        """The first ``depth`` layers under the same norm and head: the same arrays.
+
+        Its memory is `Cache.first` of the whole one's.
+        """
+        module = self.module  # a new one, of the same parameters
+        module.layers = nnx.List(list(module.layers)[:depth])
+        module.config = dataclasses.replace(self.config, num_layers=depth)
+        return dataclasses.replace(Frozen.of(module), replicated=self.replicated)
+
+    def adapted(self, adapters: Mapping[str, tuple[Array, Array]], tokens: Array) -> Frozen:
+        """The same weights, with low-rank side paths that some tokens of a pass take.
+
+        Args:
+          adapters: (down [rank, I], up [O, rank]) of weights [O, I] of the layers, by their paths,
+            such as ``layers.0.mlp.up_proj.weight``.
+          tokens: [T] bool, of every pass of T tokens: those that take the side paths.
+
+        Raises:
+          ValueError: if there is no such weight.
+        """
+        flat = {".".join(map(str, path)): (path, p) for path, p in nnx.to_flat_state(self.params)}
+        for name, (down, up) in adapters.items():
+            path, weight = flat.get(name, ((), None))
+            shape = (up.shape[0], down.shape[1])
+            if weight is None or path[0] != "layers" or weight.shape != shape:
+                raise ValueError(f"{name}: no layer has a weight {list(shape)} of that name.")
+            side = Adapted(weight[...], down, up, tokens)
+            flat[name] = path, weight.replace(side)
+        return dataclasses.replace(self, params=nnx.from_flat_state(list(flat.values())))
 
     @property
     def vocabulary(self) -> Vocabulary:

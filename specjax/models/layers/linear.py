@@ -15,7 +15,7 @@ from flax import nnx
 
 from specjax.core.platform import platform
 from specjax.core.sharding import axis_size, is_replicated
-from specjax.core.types import Array
+from specjax.core.types import Array, pytree
 
 
 @jax.custom_vjp
@@ -96,8 +96,28 @@ def lookup(table: Array, tokens: Array) -> Array:
     return table[tokens].astype(activation_dtype(table.dtype))
 
 
-def linear(x: Array, w: Array, bias: Array | None = None) -> Array:
+@pytree
+class Adapted:
+    """A weight with a low-rank side path, ``up (down x)``, that some tokens take.
+
+    `Linear` takes one where it has a plain weight (`Frozen.adapted`), which pays nothing for it.
+    """
+
+    weight: Array  # [O, I]
+    down: Array  # [rank, I]
+    up: Array  # [O, rank]
+    tokens: Array  # [T] bool: those that take the side path
+
+    def side(self, x: Array) -> Array:
+        """What it adds for ``x`` [..., T, I]: [..., T, O] float32, zeros for the other tokens."""
+        taken = self.tokens.reshape((1,) * (x.ndim - 2) + (-1, 1))
+        return jnp.where(taken, linear(linear(x, self.down), self.up), 0.0)
+
+
+def linear(x: Array, w: Array | Adapted, bias: Array | None = None) -> Array:
     """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32 -> [..., O] f32."""
+    if isinstance(w, Adapted):
+        return linear(x, w.weight, bias) + w.side(x)
     y = _product(x.reshape(-1, x.shape[-1]).astype(w.dtype), w)
     y = y.reshape(*x.shape[:-1], w.shape[0])
     if bias is None:
@@ -132,11 +152,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[..., in] -> [..., out] in the type of ``x``."""
+        w: Array | Adapted = self.weight.get_value()
         if self.splits_input and not self.has_bias and _adds_over_mesh():
             # What devices add up crosses the mesh in the type of activations: half the bytes. Each
             # still accumulates its own part in float32.
-            w = self.weight[...]
-            return jnp.einsum("...i,oi->...o", x.astype(w.dtype), w, preferred_element_type=x.dtype)
-        return linear(x, self.weight[...], self.bias[...] if self.has_bias else None).astype(
-            x.dtype
-        )
+            side = w.side(x).astype(x.dtype) if isinstance(w, Adapted) else None
+            w = w.weight if isinstance(w, Adapted) else w
+            y = jnp.einsum("...i,oi->...o", x.astype(w.dtype), w, preferred_element_type=x.dtype)
+            return y if side is None else y + side
+        return linear(x, w, self.bias[...] if self.has_bias else None).astype(x.dtype)
