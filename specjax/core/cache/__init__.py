@@ -3,6 +3,19 @@
 from specjax.core.cache.base import Cache, Entry, caches_in, empty
 from specjax.core.cache.block import Block, Part
 from specjax.core.cache.full import Full
+from specjax.core.cache.latent import Latent
+from specjax.core.cache.recurrent import Recurrent
 from specjax.core.cache.ring import Ring
 
-__all__ = ["Block", "Cache", "Entry", "Full", "Part", "Ring", "caches_in", "empty"]
+__all__ = [
+    "Block",
+    "Cache",
+    "Entry",
+    "Full",
+    "Latent",
+    "Part",
+    "Recurrent",
+    "Ring",
+    "caches_in",
+    "empty",
+]

@@ -45,18 +45,18 @@ class YarnScaling:
     mscale_all_dim: float | None = None
     truncate: bool = True  # the edges of the ramp are rounded to whole dimensions
 
+    def magnitude(self, m: float) -> float:
+        """By how much a longer context sharpens attention, to the power that ``m`` stands for."""
+        return 1.0 if self.factor <= 1 else 0.1 * m * math.log(self.factor) + 1.0
+
     @property
     def amplitude(self) -> float:
         """What cosines and sines are multiplied by."""
-
-        def scale(m: float) -> float:
-            return 1.0 if self.factor <= 1 else 0.1 * m * math.log(self.factor) + 1.0
-
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale and self.mscale_all_dim:
-            return scale(self.mscale) / scale(self.mscale_all_dim)
-        return scale(1.0)
+            return self.magnitude(self.mscale) / self.magnitude(self.mscale_all_dim)
+        return self.magnitude(1.0)
 
     def kept(self, theta: float, head_dim: int) -> np.ndarray:
         """How much of each frequency [H/2] is kept as it is; the rest is divided by the factor."""
@@ -132,3 +132,11 @@ def rotation(rope: Rope, positions: Array, head_dim: int) -> Rotation:
     return Rotation(
         cos=jnp.concatenate([cos, cos], axis=-1), sin=jnp.concatenate([-sin, sin], axis=-1)
     )
+
+
+def halved(x: Array) -> Array:
+    """``x`` [..., H] of pairs (2i, 2i + 1), as some checkpoints have them, in the order of halves.
+
+    Scores do not notice, where queries and keys are both put in that order.
+    """
+    return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)

@@ -1,0 +1,157 @@
+"""Multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434) as DeepSeek-V3 has it.
+
+    q       = W_qb RMSNorm(W_qa x)        a head: [qn | qr],  qr rotated
+    [c | r] = W_kva x                     c normed, r rotated; all that is remembered of a token
+    k_n     = [W_k,n c | r],  v_n = W_v,n c      of head n, the rows of W_kvb being [W_k,n ; W_v,n]
+    y       = W_o [softmax(scale q_n . k_n) v_n]
+
+Keys and values of all heads are written out where there are many queries. Where there are few, the
+matrices move to their side and attention stays in the compressed space: q_n . W_k,n c is
+(W_k,n^T q_n) . c, and values are made of the weighted sum of c. Both are the same sums in another
+order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from specjax.core.cache import Latent, Part
+from specjax.core.cache.block import join
+from specjax.core.sharding import constrain
+from specjax.core.types import Array
+from specjax.models.layers.attention import split_heads
+from specjax.models.layers.linear import Linear
+from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.reading import Reading
+from specjax.models.layers.rope import Rope, YarnScaling, halved
+
+_EPS = 1e-6  # of the two norms inside, whatever the config says of the others
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConfig:
+    """Sizes and constants of one layer."""
+
+    hidden_size: int
+    num_heads: int
+    query_rank: int | None  # None: queries come from one matrix, `q_proj`
+    rank: int  # C, of the compressed vector
+    plain_dim: int  # of a head's query and key, without position
+    rotary_dim: int  # of the part that is rotated, one key for all heads
+    value_dim: int
+    rope: Rope
+    bias: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Of the scores; a context lengthened by YaRN sharpens them."""
+        scale = (self.plain_dim + self.rotary_dim) ** -0.5
+        yarn = self.rope.scaling
+        if isinstance(yarn, YarnScaling) and yarn.mscale_all_dim:
+            scale *= yarn.magnitude(yarn.mscale_all_dim) ** 2
+        return scale
+
+    def writes_out(self, num_tokens: int) -> bool:
+        """Whether it takes fewer multiplications a token seen to write its keys and values out."""
+        written = self.plain_dim + self.value_dim
+        return num_tokens * (2 * self.rank - written) > self.rank * written
+
+
+class LatentAttention(nnx.Module):
+    """Attributes are named as the checkpoints' tensors: ``self_attn.kv_b_proj.weight``.
+
+    ``written`` says which form is used; None: the one with fewer multiplications.
+    """
+
+    def __init__(
+        self,
+        config: LatentConfig,
+        *,
+        written: bool | None = None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        c = config
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        narrow: dict[str, Any] = {"axes": (None, None), "bias": c.bias, **kwargs}
+        wide, width = c.num_heads * (c.plain_dim + c.rotary_dim), c.hidden_size
+        if c.query_rank is None:
+            self.q_proj = Linear(width, wide, axes=("heads", None), **kwargs)
+        else:
+            self.q_a_proj = Linear(width, c.query_rank, **narrow)
+            self.q_a_layernorm = RMSNorm(c.query_rank, eps=_EPS, **kwargs)
+            self.q_b_proj = Linear(c.query_rank, wide, axes=("heads", None), **kwargs)
+        self.kv_a_proj_with_mqa = Linear(width, c.rank + c.rotary_dim, **narrow)
+        self.kv_a_layernorm = RMSNorm(c.rank, eps=_EPS, **kwargs)
+        rows = c.num_heads * (c.plain_dim + c.value_dim)
+        self.kv_b_proj = Linear(c.rank, rows, axes=("heads", None), **kwargs)
+        inner = c.num_heads * c.value_dim
+        self.o_proj = Linear(inner, width, axes=(None, "heads"), bias=c.bias, **kwargs)
+        self.config = c
+        self.written = written
+
+    def init_entry(self, rows: int, slots: int, dtype: jnp.dtype) -> Latent:
+        """An empty memory for texts of ``slots`` tokens."""
+        return Latent.empty(rows, slots, self.config.rotary_dim, self.config.rank, dtype)
+
+    def __call__(
+        self, x: Array, entry: Latent, before: Part | None, reading: Reading
+    ) -> tuple[Array, Part]:
+        """[B, T, D] -> [B, T, D], and what ``entry`` must commit of it.
+
+        ``before`` is that of the block's P tokens that were fed earlier.
+        """
+        c, num_tokens = self.config, x.shape[1]
+        rotate = reading.rotation(c.rope, c.rotary_dim)
+        plain, rotary = jnp.split(split_heads(self._queries(x), c.num_heads), [c.plain_dim], -1)
+        rotary = rotate(halved(rotary))
+        compressed, key = jnp.split(self.kv_a_proj_with_mqa(x)[:, None], [c.rank], -1)
+        part = (rotate(halved(key)), self.kv_a_layernorm(compressed))
+        new = join(before, part)
+
+        where = (reading.length, reading.view)
+        if c.writes_out(num_tokens) if self.written is None else self.written:
+            q = jnp.concatenate([plain, rotary], axis=-1)
+            out = entry.attend_written(q, new, *where, self._write, scale=c.scale)
+        else:
+            q_both = (rotary, self._absorb(plain))
+            out = self._values(entry.attend(q_both, new, *where, scale=c.scale))
+        out = constrain(out, "batch", "heads", None, None)
+        return self.o_proj(out.swapaxes(1, 2).reshape(x.shape[0], num_tokens, -1)), part
+
+    def _queries(self, x: Array) -> Array:
+        if self.config.query_rank is None:
+            return self.q_proj(x)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+    def _write(self, rotary: Array, compressed: Array) -> tuple[Array, Array]:
+        """Keys [B, N, S, H] and values [B, N, S, Hv] of all heads."""
+        c = self.config
+        both = split_heads(self.kv_b_proj(compressed[:, 0]), c.num_heads)
+        plain, values = jnp.split(both, [c.plain_dim], axis=-1)
+        shared = jnp.broadcast_to(rotary, (*plain.shape[:3], c.rotary_dim))
+        return jnp.concatenate([plain, shared], axis=-1), values
+
+    # The two halves of a head's rows are not cut out of the matrix: that would be a copy of it in
+    # every cycle. Zeros in the query and columns that nobody looks at cost less.
+
+    def _head_rows(self) -> Array:
+        """[N, H + Hv, C]."""
+        return self.kv_b_proj.weight[...].reshape(self.config.num_heads, -1, self.config.rank)
+
+    def _absorb(self, q: Array) -> Array:
+        """[B, N, T, H] -> [B, N, T, C]."""
+        w = self._head_rows()
+        padded = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, self.config.value_dim))).astype(w.dtype)
+        out = jnp.einsum("bnth,nhc->bntc", padded, w, preferred_element_type=jnp.float32)
+        return out.astype(q.dtype)
+
+    def _values(self, x: Array) -> Array:
+        """[B, N, T, C] -> [B, N, T, Hv]."""
+        w = self._head_rows()
+        out = jnp.einsum("bntc,nhc->bnth", x.astype(w.dtype), w, preferred_element_type=jnp.float32)
+        return out[..., self.config.plain_dim :].astype(x.dtype)
