@@ -40,6 +40,11 @@ def random_model(
     raw = {**SIZES, "model_type": family, "vocab_size": vocab, "num_hidden_layers": layers}
     raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
     module = cls(cls.read_config(raw), dtype=jnp.float32, rngs=nnx.Rngs(seed))
+    return loud(module, f"{family}-{seed}", sharp)
+
+
+def loud(module: Any, name: str, sharp: float) -> Model:
+    """A random ``module`` of any family, its weights made so large that its texts vary."""
     # Random weights this small write the same token for ever: larger ones make texts that vary.
     for path, param in nnx.to_flat_state(nnx.state(module)):
         if path[-1] == "weight" and param[...].ndim == 2:
@@ -51,7 +56,7 @@ def random_model(
         stop_token_ids=(),
         bos_token_id=None,
         mesh=None,
-        name=f"{family}-{seed}",
+        name=name,
         dtype=np.dtype(np.float32),
     )
 
