@@ -10,13 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from checks import STEPS, run_cycles
+from checks import STEPS
 from conftest import AS_USERS_DO
 
 import specjax
 from specjax import decode
-from specjax.compiler.hlo import count_copies
-from specjax.core.cache import caches_in
 from specjax.drafters import DRAFTERS, LM
 from specjax.models import FAMILIES
 from specjax.models.layers.linear import lookup
@@ -119,20 +117,7 @@ def test_stale_slots_are_never_read(name: str) -> None:
     Keys are poisoned with NaN. A stale value has weight 0 and 0 * NaN is NaN, so the values are
     poisoned with the largest finite number (`Entry.stale`): any weight above 1e-38 would show.
     """
-    target = tiny.model()
-    clean, dirty = (run_cycles(target, name, 1) for _ in range(2))
-
-    def is_cache(x: object) -> bool:
-        return isinstance(x, decode.Cache)
-
-    for _ in range(12):
-        dirty.state = jax.tree.map(
-            lambda x: x.stale() if is_cache(x) else x, dirty.state, is_leaf=is_cache
-        )
-        clean.advance(1)
-        dirty.advance(1)
-        assert clean.new_tokens() == dirty.new_tokens()
-    assert clean.trace() == dirty.trace()
+    checks.stale_memory(name)
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
@@ -179,21 +164,7 @@ def test_a_handful_of_programs(name: str) -> None:
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_the_loop_updates_the_caches_in_place(name: str) -> None:
     """Optimised program: state donated, and no copy of a cache in it."""
-    target = tiny.model()
-    s = run_cycles(target, name, 1)
-    old = s.state.cache.layers[0].keys
-    args = (target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
-    jax.config.update("jax_disable_most_optimizations", False)  # the program that users run
-    compiled = decode.run_program.lower(*args).compile(compiler_options=AS_USERS_DO)
-    text = compiled.as_text()
-    caches = caches_in(s.state)
-    for shape in {x.shape for c in caches for x in jax.tree.leaves(c.layers)}:
-        assert count_copies(text, shape) == (0, 0), shape
-    assert text.count(" while(") >= 1 and "input_output_alias" in text
-    cache_bytes = sum(c.num_bytes for c in caches)
-    assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes + 200_000
-    compiled(target.net, s.drafter, s.request, s.state, jnp.int32(1))
-    assert old.is_deleted()
+    checks.in_place(name)
 
 
 def test_looking_up_tokens_does_not_convert_the_table() -> None:

@@ -143,7 +143,9 @@ class LMDrafter:
         depth = place[None, :] - padded.astype(jnp.int32)[:, None]  # [B, K + 1]
         real = (~padded[:, None] | (place > 0)[None, :])[:, None, :]  # [B, 1, K + 1]
         pair = jax.vmap(last_two)(context.tokens, context.length)
-        view = View(depth[:, :2], causal(2) & real[:, :, :2])
+        # (Padding sees itself: what sees nothing at all would take in whatever lies in memory.)
+        itself = jnp.eye(2, dtype=jnp.bool_)[None]
+        view = View(depth[:, :2], causal(2) & (real[:, :, :2] | itself))
         out = self.net(self._known(pair), cache, view=view)
 
         def step(guess: Array, block: Block, i: Array) -> tuple[Array, Block]:

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from specjax.core.cache.block import Part, join, take
 from specjax.core.sharding import constrain
+from specjax.core.triangular import solve_unit_lower
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 
@@ -170,10 +171,7 @@ class Recurrent:
             values = beta * (v - share * held[:, :, :num_tokens])
             if old_keys.shape[2]:
                 values = values - _product("bntu,bnuv->bntv", old, old_values)
-            if num_tokens > 1:  # only what is below the diagonal is looked at
-                values = jax.scipy.linalg.solve_triangular(
-                    among, values, lower=True, unit_diagonal=True
-                )
+            values = solve_unit_lower(among, values)
         mixed = _product(
             "bntu,bnuv->bntv", mixing(dots[:, :, -num_tokens:]), join(old_values, values)
         )

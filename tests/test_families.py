@@ -1,0 +1,89 @@
+"""Speculation over memory of every kind: windowed, latent and recurrent targets and drafts.
+
+The law of what is written never depends on a layer. What is tested here is that no entry remembers
+what was not committed, or forgets what was.
+"""
+
+from __future__ import annotations
+
+import checks
+import jax
+import pytest
+import tiny
+import tiny_families
+from checks import STEPS
+
+import specjax
+from specjax.drafters import LM
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def same_as_plain(target: specjax.Model, drafter: specjax.drafters.Spec) -> float:
+    """Greedy and sampled rows, against plain decoding and against no cache at all. Returns tau."""
+    prompts, seeds = tiny.prompts(4), [3, 1, 4, 1]
+    warm = {"temperature": [0.0, 1.0, 0.0, 1.0], "seed": seeds, "rule": "coupled"}
+    want = specjax.generate(target, None, prompts, max_new_tokens=STEPS, **warm).tokens
+    assert len({tuple(w) for w in want}) == 4
+    for b in (0, 2):
+        text = prompts[b] + want[b]
+        logits = tiny.full_logits(target, [text + [0] * (64 - len(text))])[0]
+        assert logits[len(prompts[b]) - 1 : len(text) - 1].argmax(-1).tolist() == want[b]
+    out = specjax.generate(target, drafter, prompts, max_new_tokens=STEPS, **warm)
+    assert out.tokens == want
+    return out.tau
+
+
+@pytest.mark.parametrize("kind", ["ring", "latent", "recurrent", "mixed"])
+def test_text_is_the_targets_own_with_a_draft_of_its_kind(kind: str) -> None:
+    target = tiny_families.model(kind)
+    assert 1.5 < same_as_plain(target, LM(tiny.near(target), 3)) < 4.0
+    assert same_as_plain(target, LM(target, 3)) == 4.0  # always right: nothing falls behind
+
+
+@pytest.mark.parametrize("name", ["ngram", "dflash", "eagle3", "medusa"])
+def test_text_is_the_targets_own_with_other_drafters(name: str) -> None:
+    target = tiny_families.model("mixed")
+    tau = same_as_plain(target, tiny.make(name, 3, target=target))
+    assert tau > 1.0 or name != "ngram"
+
+
+def test_a_recurrent_draft_of_another_target() -> None:
+    same_as_plain(tiny.model(), LM(tiny_families.model("recurrent", seed=7), 3))
+
+
+def test_state_is_that_of_a_fresh_prefill() -> None:
+    """Path independence: also after cycles whose last guess, never fed, was right."""
+    checks.fresh_state("lm", tiny_families.model("mixed"), tolerance=5e-4)
+
+
+def test_stale_memory_is_never_read() -> None:
+    checks.stale_memory("lm", tiny_families.model("mixed"))
+
+
+def test_the_loop_updates_every_entry_in_place() -> None:
+    checks.in_place("lm", tiny_families.model("mixed"))
+
+
+def test_memory_follows_the_text_or_the_window_or_nothing() -> None:
+    small, large = (
+        tiny_families.model("mixed").net.init_cache(2, slots).layers for slots in (64, 1024)
+    )
+
+    def num_bytes(entry: object) -> int:
+        return sum(x.nbytes for x in jax.tree.leaves(entry))
+
+    growth = [num_bytes(b) / num_bytes(a) for a, b in zip(small, large, strict=True)]
+    assert growth == [1.0, 1.0, 16.0, 16.0]  # recurrent, ring, latent, full
+    assert small[1].keys.shape[2] == tiny_families.WINDOW - 1
+
+
+def test_text_longer_than_a_bucket() -> None:
+    """Slots grow between device calls, and the prompt takes several chunks."""
+    target = tiny_families.model("mixed")
+    prompt = (tiny.prompts(4)[3] * 8)[:150]
+    out = specjax.generate(target, LM(tiny.near(target), 3), [prompt], max_new_tokens=170)
+    text = prompt + out.tokens[0]
+    logits = tiny.full_logits(target, [text])[0]
+    assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == out.tokens[0]
+    assert len(text) == 320
