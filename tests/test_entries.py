@@ -13,8 +13,9 @@ import pytest
 from tiny_entries import KINDS, VOCAB, WINDOW, Kind
 
 from specjax.core import trees
-from specjax.core.cache import Cache
+from specjax.core.cache import Cache, Recurrent
 from specjax.core.cache.block import put, widen
+from specjax.core.triangular import solve_unit_lower
 from specjax.core.view import View
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -175,3 +176,37 @@ def test_no_slots_is_no_text() -> None:
             for place in range(WINDOW + 3):
                 t.compare(0, out[0, place], tokens[0, : place + 1].tolist())
             assert t.worst < tolerance, name
+
+
+def test_a_strong_decay_costs_no_digits() -> None:
+    """One token that makes a head forget, and what follows is as exact as without it."""
+    rng, size = np.random.default_rng(2), 64
+    q, k, v = (rng.normal(size=(1, 1, size, n)) for n in (6, 6, 5))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    decay = np.full((1, 1, size, 1), -0.01)
+    decay[0, 0, 7] = -10_000.0
+    beta = rng.uniform(size=(1, 1, size, 1))
+
+    def run(dtype: Any) -> Any:
+        entry = Recurrent.empty(1, 1, 6, 5, channels=1, taps=1, dtype=dtype)
+        given = (jnp.asarray(x, dtype) for x in (q, k, v, decay, beta))
+        out, part = entry.recur(*given, None, View.chain(size))
+        part = (jnp.zeros((1, size, 1), dtype), *part)
+        return out, entry.commit(part, jnp.zeros((1,), jnp.int32), jnp.array([size], jnp.int32))
+
+    with jax.enable_x64(True):
+        want = jax.device_get(run(jnp.float64))
+    for ours, exact in zip(*map(jax.tree.leaves, (run(jnp.float32), want))):
+        np.testing.assert_allclose(ours, exact, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 16, 17, 100])
+def test_unit_triangular_systems(size: int) -> None:
+    """What lies on the diagonal and above does not count, whatever it is."""
+    rng = np.random.default_rng(size)
+    lower, right = rng.normal(size=(2, 3, size, size)), rng.normal(size=(2, 3, size, 4))
+    want = np.linalg.solve(np.eye(size) + np.tril(lower, -1) / size, right)
+    junk = np.where(np.tri(size, k=-1, dtype=bool), lower / size, rng.normal(size=lower.shape))
+    with jax.enable_x64(True):
+        got = solve_unit_lower(jnp.asarray(junk), jnp.asarray(right))
+    np.testing.assert_allclose(got, want, atol=1e-12, rtol=1e-12)

@@ -6,6 +6,8 @@ what was not committed, or forgets what was.
 
 from __future__ import annotations
 
+import functools
+
 import checks
 import jax
 import pytest
@@ -36,7 +38,7 @@ def same_as_plain(target: specjax.Model, drafter: specjax.drafters.Spec) -> floa
 
 @pytest.mark.parametrize("kind", ["ring", "latent", "recurrent", "mixed"])
 def test_text_is_the_targets_own_with_a_draft_of_its_kind(kind: str) -> None:
-    target = tiny_families.model(kind)
+    target = tiny_families.model(kind, layers=4 if kind == "mixed" else 1)
     assert 1.5 < same_as_plain(target, LM(tiny.near(target), 3)) < 4.0
     assert same_as_plain(target, LM(target, 3)) == 4.0  # always right: nothing falls behind
 
@@ -48,21 +50,23 @@ def test_text_is_the_targets_own_with_other_drafters(name: str) -> None:
     assert tau > 1.0 or name != "ngram"
 
 
-def test_a_recurrent_draft_of_another_target() -> None:
-    same_as_plain(tiny.model(), LM(tiny_families.model("recurrent", seed=7), 3))
-
-
 def test_state_is_that_of_a_fresh_prefill() -> None:
     """Path independence: also after cycles whose last guess, never fed, was right."""
-    checks.fresh_state("lm", tiny_families.model("mixed"), tolerance=5e-4)
+    checks.fresh_state("lm", tiny_families.model("mixed"), noise=0.005, tolerance=5e-4)
+
+
+@functools.cache
+def of_few_layers() -> tuple[specjax.Model, specjax.Model]:
+    """A target with every kind of layer, and a draft with one that is recurrent."""
+    return tiny_families.model("mixed"), tiny_families.model("recurrent", layers=1)
 
 
 def test_stale_memory_is_never_read() -> None:
-    checks.stale_memory("lm", tiny_families.model("mixed"))
+    checks.stale_memory("lm", *of_few_layers())
 
 
 def test_the_loop_updates_every_entry_in_place() -> None:
-    checks.in_place("lm", tiny_families.model("mixed"))
+    checks.in_place("lm", *of_few_layers())
 
 
 def test_memory_follows_the_text_or_the_window_or_nothing() -> None:
@@ -76,14 +80,3 @@ def test_memory_follows_the_text_or_the_window_or_nothing() -> None:
     growth = [num_bytes(b) / num_bytes(a) for a, b in zip(small, large, strict=True)]
     assert growth == [1.0, 1.0, 16.0, 16.0]  # recurrent, ring, latent, full
     assert small[1].keys.shape[2] == tiny_families.WINDOW - 1
-
-
-def test_text_longer_than_a_bucket() -> None:
-    """Slots grow between device calls, and the prompt takes several chunks."""
-    target = tiny_families.model("mixed")
-    prompt = (tiny.prompts(4)[3] * 8)[:150]
-    out = specjax.generate(target, LM(tiny.near(target), 3), [prompt], max_new_tokens=170)
-    text = prompt + out.tokens[0]
-    logits = tiny.full_logits(target, [text])[0]
-    assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == out.tokens[0]
-    assert len(text) == 320

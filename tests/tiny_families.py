@@ -4,7 +4,7 @@
     draft = tiny.near(target)                        a draft of the same kinds, often right
     out = specjax.generate(target, LM(draft, 3), tiny.prompts(3), max_new_tokens=24)
 
-`KINDS` names them: "full", "ring" (windows of 5 tokens), "latent", "recurrent" (the delta rule),
+`KINDS` names them: "full", "ring" (windows of 6 tokens), "latent", "recurrent" (the delta rule),
 and "mixed", one layer of each. The vocabulary is that of `tiny.prompts`, 31 tokens. Nothing is put
 into `FAMILIES`, whose names other tests run through; `listed` does that for as long as it is open,
 for what looks families up by the ``model_type`` of a config ("tiny-mixed").
@@ -34,7 +34,7 @@ from specjax.models.layers.latent import LatentAttention, LatentConfig
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.reading import Reading
 
-WINDOW = 5
+WINDOW = 6
 KINDS: dict[str, tuple[str, ...]] = {
     name: (name,) * 2 for name in ("full", "ring", "latent", "recurrent")
 }

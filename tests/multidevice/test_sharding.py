@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_families
 from conftest import AS_USERS_DO
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -117,6 +118,25 @@ def test_trained_drafters_on_a_mesh(name: str, options: dict[str, Any]) -> None:
     want = specjax.generate(target(), spec, PROMPTS, **kwargs)
     assert specjax.generate(big, placed, PROMPTS, **kwargs).tokens == want.tokens
     assert len({tuple(t) for t in want.tokens}) == ROWS
+
+
+def test_every_kind_of_memory_on_a_mesh() -> None:
+    """A recurrent state and a window are split by heads, compressed vectors by rows alone."""
+    alone, small = tiny_families.model("mixed", vocab=VOCAB, layers=3), draft()
+    mesh = make_mesh(2, 2)
+    with tiny_families.listed():
+        split = tiny.placed(alone, mesh)
+    kwargs = {"max_new_tokens": STEPS, "temperature": [0.0, 1.0] * 4, "rule": "coupled"}
+    want = specjax.generate(alone, drafters.LM(small, 3), PROMPTS, **kwargs)
+    spec = drafters.LM(tiny.placed(small, mesh, replicate=True), 3)
+    assert specjax.generate(split, spec, PROMPTS, **kwargs).tokens == want.tokens
+    assert len({tuple(t) for t in want.tokens}) == ROWS
+    with use_mesh(mesh):
+        made = jax.jit(lambda: split.net.init_cache(ROWS, 64))()
+    recurrent, ring, latent = made.layers
+    halves = [recurrent.state, recurrent.window, ring.keys, latent.values]
+    shards = [x.addressable_shards[0].data.shape for x in halves]
+    assert shards == [(4, 2, 6, 8), (4, 3, 28), (4, 1, 5, 8), (4, 1, 64, 6)]
 
 
 def test_a_trained_drafter_that_is_split() -> None:

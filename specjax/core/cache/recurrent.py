@@ -7,12 +7,12 @@ From token to token, with a state S [Dk, Dv], a decay g <= 0 and a strength beta
     S = S + k u^T
     o = S^T q
 
-Over a block all of that is unrolled at once. With G the sum of g along the ancestors of a token,
-itself included, and D[t, s] = e^(G_t - G_s) where t sees s:
+Over a block all of that is unrolled at once. With G_t the sum of g along the ancestors of t, itself
+included, and D_ts = e^(G_t - G_s) where t sees s:
 
     (I + beta (K K^T) D, strictly below) U = beta (V - e^G K S)      one unit-triangular solve
     O = e^G Q S + ((Q K^T) D) U
-    S' = e^G_last S + sum over what is kept of e^(G_last - G_s) k_s u_s^T
+    S = e^G_last S + sum of what is kept of e^(G_last - G_s) k_s u_s^T
 
 A corrected value u depends on ancestors only, and stays right whatever is dropped. So a block
 keeps keys, corrected values and decays, and committing any path of it is one product: nothing is
@@ -43,7 +43,7 @@ class Recurrent:
     """Nothing of it is ever stale, and it does not grow with the text.
 
     Its part of a block is (inputs of the convolution [B, U, C], keys [B, N, U, Dk], corrected
-    values [B, N, U, Dv], decays [B, N, U, 2]: each token's own, and the sum along its ancestors).
+    values [B, N, U, Dv], logarithms of decays [B, N, U, 1]).
     """
 
     state: Array  # [B, N, Dk, Dv]
@@ -149,13 +149,12 @@ class Recurrent:
         num_tokens, dtype, visible = q.shape[2], self.state.dtype, visible[:, None]
         q, k, v, decay = (x.astype(dtype) for x in (q, k, v, decay))
         if before is None:
-            before = (k[..., :0, :], v[..., :0, :], jnp.concatenate([decay, decay], -1)[..., :0, :])
+            before = (k[..., :0, :], v[..., :0, :], decay[..., :0, :])
         old_keys, old_values, old_decays = before
-        keys, own = join(old_keys, k), join(old_decays[..., :1], decay)
-        total = jnp.where(visible, own.swapaxes(2, 3), 0).sum(-1, keepdims=True)  # [B, N, T, 1]
-        totals = join(old_decays[..., 1:], total)
-        gap = jnp.where(visible, total - totals.swapaxes(2, 3), -jnp.inf)
-        weight, share = jnp.exp(gap), jnp.exp(total)  # of the block's tokens, of the state
+        keys, decays = join(old_keys, k), join(old_decays, decay)
+        passed = jnp.where(visible, decays.swapaxes(2, 3), 0)  # [B, N, T, U]
+        share = jnp.exp(passed.sum(-1, keepdims=True))  # [B, N, T, 1], of the state
+        weight = jnp.exp(_of_later(passed))  # [B, N, T, U], of the block's tokens
 
         x = q if beta is None else join(k, q)  # asked of the state and of the block in one product
         held = _product("bnth,bnhv->bntv", x, self.state)
@@ -175,21 +174,20 @@ class Recurrent:
         mixed = _product(
             "bntu,bnuv->bntv", mixing(dots[:, :, -num_tokens:]), join(old_values, values)
         )
-        out = share * held[:, :, -num_tokens:] + mixed
-        return out, (k, values, jnp.concatenate([decay, total], axis=-1))
+        return share * held[:, :, -num_tokens:] + mixed, (k, values, decay)
 
     def commit(self, part: Part, length: Array, count: Array) -> Recurrent:
         del length
         inputs, keys, values, decays = part
-        place, totals = jnp.arange(keys.shape[2], dtype=count.dtype), decays[..., 1:]
-        kept = (place[None, :] < count[:, None])[:, None, :, None]  # [B, 1, T, 1]
-        some = (count > 0)[:, None, None, None]
-        last = jnp.where(some, take(totals, jnp.maximum(count - 1, 0)[:, None]), 0)  # [B, N, 1, 1]
-        weight = jnp.exp(jnp.where(kept, last - totals, -jnp.inf))
-        new = _product("bnth,bntv->bnhv", jnp.where(kept, weight * keys, 0), values)
+        place = jnp.arange(keys.shape[2], dtype=count.dtype)
+        kept = (place[None, :] < count[:, None])[:, None, None, :]  # [B, 1, 1, T]
+        passed = jnp.where(kept, decays.swapaxes(2, 3), 0)  # [B, N, 1, T]
+        weight = jnp.where(kept, jnp.exp(_of_later(passed)), 0).swapaxes(2, 3)
+        keys = jnp.where(kept.swapaxes(2, 3), weight * keys, 0)
+        new = _product("bnth,bntv->bnhv", keys, values)
+        state = jnp.exp(passed.sum(-1, keepdims=True)) * self.state + new
         end = count[:, None] + jnp.arange(self.window.shape[1], dtype=count.dtype)[None, :]
         window = take(join(self.window, inputs.astype(self.window.dtype)), end)
-        state = jnp.exp(last) * self.state + new
         return dataclasses.replace(self, state=state, window=window)._pinned()
 
     def grow(self, slots: int) -> Recurrent:
@@ -206,3 +204,13 @@ class Recurrent:
 
     def replicated(self) -> Recurrent:
         return dataclasses.replace(self, axis=None)
+
+
+def _of_later(x: Array) -> Array:
+    """[..., U]: for each place the sum of those behind it.
+
+    Added up, not as the difference of two sums from the first: one strong decay, far from both,
+    would take the digits of all that follow.
+    """
+    later = jnp.tri(x.shape[-1], k=-1, dtype=x.dtype)  # [from, to]: from > to
+    return _product("...s,su->...u", x, later)
