@@ -195,8 +195,9 @@ def test_a_strong_decay_costs_no_digits() -> None:
         return out, entry.commit(part, jnp.zeros((1,), jnp.int32), jnp.array([size], jnp.int32))
 
     with jax.enable_x64(True):
-        want = jax.device_get(run(jnp.float64))
-    for ours, exact in zip(*map(jax.tree.leaves, (run(jnp.float32), want))):
+        want = jax.device_get(jax.jit(run, static_argnums=0)(jnp.float64))
+    got = jax.jit(run, static_argnums=0)(jnp.float32)
+    for ours, exact in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         np.testing.assert_allclose(ours, exact, atol=2e-6, rtol=2e-6)
 
 
@@ -208,5 +209,5 @@ def test_unit_triangular_systems(size: int) -> None:
     want = np.linalg.solve(np.eye(size) + np.tril(lower, -1) / size, right)
     junk = np.where(np.tri(size, k=-1, dtype=bool), lower / size, rng.normal(size=lower.shape))
     with jax.enable_x64(True):
-        got = solve_unit_lower(jnp.asarray(junk), jnp.asarray(right))
+        got = jax.jit(solve_unit_lower)(jnp.asarray(junk), jnp.asarray(right))
     np.testing.assert_allclose(got, want, atol=1e-12, rtol=1e-12)

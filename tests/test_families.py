@@ -38,7 +38,7 @@ def same_as_plain(target: specjax.Model, drafter: specjax.drafters.Spec) -> floa
 
 @pytest.mark.parametrize("kind", ["ring", "latent", "recurrent", "mixed"])
 def test_text_is_the_targets_own_with_a_draft_of_its_kind(kind: str) -> None:
-    target = tiny_families.model(kind, layers=4 if kind == "mixed" else 1)
+    target = tiny_families.model(kind, layers=2 if kind == "mixed" else 1)
     assert 1.5 < same_as_plain(target, LM(tiny.near(target), 3)) < 4.0
     assert same_as_plain(target, LM(target, 3)) == 4.0  # always right: nothing falls behind
 
@@ -52,7 +52,8 @@ def test_text_is_the_targets_own_with_other_drafters(name: str) -> None:
 
 def test_state_is_that_of_a_fresh_prefill() -> None:
     """Path independence: also after cycles whose last guess, never fed, was right."""
-    checks.fresh_state("lm", tiny_families.model("mixed"), noise=0.005, tolerance=5e-4)
+    target = tiny_families.model("mixed", layers=2)
+    checks.fresh_state("lm", target, noise=0.01, tolerance=2e-4)
 
 
 @functools.cache
