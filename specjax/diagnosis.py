@@ -19,11 +19,11 @@ from specjax.checkpoint.load import Model
 from specjax.core.family import Family
 from specjax.drafters.base import Spec
 from specjax.drafters.checking import bind
+from specjax.drafters.dflash.net import DFlashConfig
+from specjax.drafters.eagle3.net import Eagle3Config
 from specjax.drafters.family import family_of
+from specjax.drafters.medusa.net import MedusaConfig
 from specjax.measure.trace import Trace
-from specjax.models.drafts.dflash import DFlashConfig
-from specjax.models.drafts.eagle3 import Eagle3Config
-from specjax.models.drafts.medusa import MedusaConfig
 from specjax.models.frozen import Frozen
 from specjax.prompts import Prompts
 from specjax.request import prepare

@@ -18,16 +18,15 @@ import specjax
 from specjax import session
 from specjax.core.types import Kept
 from specjax.drafters import base
-from specjax.drafters.dflash import DFlash, default_taps, embed, fresh_config, fresh_net
-from specjax.drafters.dflash2 import DFlash2
+from specjax.drafters.dflash import DFlash, DFlash2, default_taps, embed, fresh_config, fresh_net
+from specjax.drafters.dflash import net as dflash_net
+from specjax.drafters.dflash.net import Blocks
+from specjax.drafters.dflash.objective import DFlashObjective, draw_anchors
 from specjax.drafters.eagle3 import Eagle3
 from specjax.models.config import read_rope
-from specjax.models.drafts import dflash as dflash_net
-from specjax.models.drafts.dflash import Blocks
 from specjax.sampling import Options, make_sampling
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
-from specjax.train.objectives.dflash import DFlashObjective, draw_anchors
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 FAMILY = ["dflash", "dflash2", "dspark"]

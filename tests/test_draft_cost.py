@@ -12,9 +12,9 @@ from scripts import script
 
 from experiments.benchmarking import draft_cost, floor, training_cost
 from specjax.drafters import DFlash, Eagle3, dflash, eagle3
+from specjax.drafters.dflash.net import DFlashNet
+from specjax.drafters.eagle3.net import Eagle3Net
 from specjax.models import FAMILIES, Frozen
-from specjax.models.drafts.dflash import DFlashNet
-from specjax.models.drafts.eagle3 import Eagle3Net
 
 with script("benchmark_training") as benchmark_training:
     SHAPES = benchmark_training.SHAPES

@@ -21,15 +21,15 @@ from specjax.core.types import Array, Kept, Proposal, pytree
 from specjax.core.view import View
 from specjax.drafters.base import Context
 from specjax.drafters.eagle3 import Eagle3, Eagle3Drafter, default_taps
+from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
+from specjax.drafters.eagle3.objective import Eagle3Objective
 from specjax.models import Frozen
 from specjax.models.config import DecoderConfig, read_rope
-from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net
 from specjax.models.layers.attention import looking_back
 from specjax.models.layers.rope import Rope
 from specjax.sampling import Counts, Options, make_sampling
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
-from specjax.train.objectives.eagle3 import Eagle3Objective
 from specjax.train.replay import replay
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -17,11 +17,11 @@ from safetensors.flax import load_file
 
 import specjax
 from specjax.drafters.medusa import Medusa
+from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
+from specjax.drafters.medusa.objective import MedusaObjective
 from specjax.models import Frozen
-from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
-from specjax.train.objectives.medusa import MedusaObjective
 from specjax.train.replay import replay
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

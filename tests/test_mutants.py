@@ -22,7 +22,8 @@ from specjax.core import keys
 from specjax.core.cache import Cache
 from specjax.core.program import Program
 from specjax.core.types import Kept, Proposal, Verdict
-from specjax.drafters import drawing, lm
+from specjax.drafters import drawing
+from specjax.drafters.lm import drafter as lm
 from specjax.verify.base import RejectionLaw, VerifyKeys
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

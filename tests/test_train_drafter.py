@@ -17,6 +17,7 @@ from tiny_checkpoint import byte_level_bpe
 import specjax
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.export import save_pretrained
+from specjax.drafters.lm.objective import LMObjective
 from specjax.measure import trace_file
 from specjax.models.frozen import Frozen
 from specjax.train import lm, loop
@@ -25,7 +26,6 @@ from specjax.train.data.batches import Batches
 from specjax.train.data.rows import Windows
 from specjax.train.drafter import Trainee, fresh
 from specjax.train.objectives.base import Batch
-from specjax.train.objectives.lm import LMObjective
 from specjax.train.replay import replay
 from specjax.train.tokenizer import settings
 

@@ -15,8 +15,7 @@ from experiments.benchmarking import reference_checks as checks
 from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.export import save_pretrained
 from specjax.checkpoint.parity import Comparison
-from specjax.drafters.dflash import DFlash
-from specjax.drafters.dflash2 import DFlash2
+from specjax.drafters.dflash import DFlash, DFlash2
 from specjax.drafters.eagle3 import Eagle3
 from specjax.models import Frozen
 from specjax.train.lm import build

@@ -19,15 +19,14 @@ import optax
 import specjax
 from specjax.core.types import Array
 from specjax.drafters.base import Context
-from specjax.drafters.dflash import DFlash, embed, head
-from specjax.drafters.dflash2 import DFlash2
+from specjax.drafters.dflash import DFlash, DFlash2, embed, head
+from specjax.drafters.dflash.net import Blocks
+from specjax.drafters.dflash.objective import DFlashObjective
 from specjax.drafters.eagle3 import Eagle3
-from specjax.models.drafts.dflash import Blocks
+from specjax.drafters.eagle3.objective import Eagle3Objective
 from specjax.sampling import Options, make_sampling
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
-from specjax.train.objectives.dflash import DFlashObjective
-from specjax.train.objectives.eagle3 import Eagle3Objective
 
 TOLERANCE = 1e-4
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)  # as in reference_drafters.py

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.drafters.dflash import fresh_config
+from specjax.drafters.dflash.net import DFlashConfig, DFlashNet
+from specjax.drafters.dflash.objective import DFlashObjective
 from specjax.models import FAMILIES, Frozen
-from specjax.models.drafts.dflash import DFlashConfig, DFlashNet
 from specjax.train import lm
 from specjax.train.objectives.base import Batch
-from specjax.train.objectives.dflash import DFlashObjective
 
 # Dense bfloat16 FLOP/s by what a device calls itself, from the makers' data sheets.
 PEAKS = {

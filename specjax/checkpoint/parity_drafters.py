@@ -23,9 +23,9 @@ from specjax.core.attend import attend
 from specjax.core.types import Array
 from specjax.core.view import causal
 from specjax.drafters.dflash import embed, head
-from specjax.models.drafts.dflash import Blocks, DFlashConfig
-from specjax.models.drafts.eagle3 import Eagle3Config
-from specjax.models.drafts.medusa import MedusaConfig
+from specjax.drafters.dflash.net import Blocks, DFlashConfig
+from specjax.drafters.eagle3.net import Eagle3Config
+from specjax.drafters.medusa.net import MedusaConfig
 from specjax.models.frozen import Frozen
 from specjax.models.vocabulary import Vocabulary
 

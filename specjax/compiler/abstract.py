@@ -23,11 +23,11 @@ from specjax.compiler.target import plain_config, read_target
 from specjax.core import sharding
 from specjax.core.keys import row_keys
 from specjax.drafters import LM, DFlash, Eagle3, Medusa, NoDraft, dflash, eagle3
+from specjax.drafters.dflash.net import DFlashNet
+from specjax.drafters.eagle3.net import Eagle3Net
+from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 from specjax.models import Frozen
 from specjax.models import family as registered
-from specjax.models.drafts.dflash import DFlashNet
-from specjax.models.drafts.eagle3 import Eagle3Net
-from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
 from specjax.sampling import Options, make_sampling
 from specjax.session import CHUNKS, Row, choose
 

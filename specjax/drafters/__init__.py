@@ -12,9 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from specjax.drafters.base import Context, Drafter, Spec
-from specjax.drafters.dflash import DFlash
-from specjax.drafters.dflash2 import DFlash2
-from specjax.drafters.dspark import DSpark
+from specjax.drafters.dflash import DFlash, DFlash2, DSpark
 from specjax.drafters.eagle3 import Eagle3
 from specjax.drafters.lm import LM, LMDrafter
 from specjax.drafters.medusa import Medusa

@@ -31,7 +31,7 @@ from specjax.compiler import hlo, traffic
 from specjax.compiler.abstract import abstract_net
 from specjax.core.platform import trace_for
 from specjax.core.sharding import make_mesh, use_mesh
-from specjax.models.drafts.dflash import DFlashNet
+from specjax.drafters.dflash.net import DFlashNet
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, STEPS, ROWS = 32, 12, 8

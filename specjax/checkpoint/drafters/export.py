@@ -18,7 +18,6 @@ from safetensors.numpy import save_file
 
 from specjax.checkpoint import tokenizer
 from specjax.checkpoint.assemble import DTYPES
-from specjax.checkpoint.drafters import layouts, layouts_eagle3, layouts_medusa
 from specjax.checkpoint.drafters.layouts import Layout
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
 from specjax.checkpoint.errors import CheckpointError, some
@@ -26,12 +25,15 @@ from specjax.checkpoint.export import named_tensors, save_pretrained
 from specjax.core import hosts
 from specjax.core.files import hold, sync_directory, sync_files, try_directory
 from specjax.core.types import KINDS
-from specjax.models.drafts.dflash import DFlashConfig
-from specjax.models.drafts.eagle3 import Eagle3Config
-from specjax.models.drafts.medusa import MedusaConfig
+from specjax.drafters.dflash import layouts as layouts_dflash
+from specjax.drafters.dflash.net import DFlashConfig
+from specjax.drafters.eagle3 import layouts as layouts_eagle3
+from specjax.drafters.eagle3.net import Eagle3Config
+from specjax.drafters.medusa import layouts as layouts_medusa
+from specjax.drafters.medusa.net import MedusaConfig
 
 _WRITERS: dict[type, dict[str, Any]] = {
-    DFlashConfig: {"zlab": layouts.zlab, "speculators": layouts.speculators},
+    DFlashConfig: {"zlab": layouts_dflash.zlab, "speculators": layouts_dflash.speculators},
     Eagle3Config: {
         "safeailab": layouts_eagle3.safeailab,
         "speculators": layouts_eagle3.speculators,

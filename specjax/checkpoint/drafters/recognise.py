@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from specjax.checkpoint.drafters import deepspec, eagle3, medusa, speculators, zlab
+from specjax.checkpoint.drafters import speculators
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
+from specjax.drafters.dflash import deepspec
+from specjax.drafters.dflash import formats as zlab
+from specjax.drafters.eagle3 import formats as eagle3
+from specjax.drafters.medusa import formats as medusa
 from specjax.models import schema
 from specjax.models.registry import FAMILIES
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specjax.checkpoint.drafters import eagle3, fit, zlab
+from specjax.checkpoint.drafters import fit
 from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError, some
-from specjax.models.drafts.dflash import DFlashConfig
-from specjax.models.drafts.eagle3 import Eagle3Config
+from specjax.drafters.dflash import formats as zlab
+from specjax.drafters.dflash.net import DFlashConfig
+from specjax.drafters.eagle3 import formats as eagle3
+from specjax.drafters.eagle3.net import Eagle3Config
 
 _LAYERS = "transformer_layer_config"
 # Those fields of the Transformers classes whose defaults `read_decoder_config` does not share.

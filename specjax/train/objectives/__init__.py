@@ -31,16 +31,18 @@ def _load(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _kind(file: str, spec: str, objective: str | None = None) -> Kind:
-    taught = objective or f"{file}:{spec}Objective"
-    return Kind(f"specjax.drafters.{file}:{spec}", f"specjax.train.objectives.{taught}")
+def _kind(folder: str, spec: str, objective: str | None = None) -> Kind:
+    taught = f"{objective or spec}Objective"
+    return Kind(
+        f"specjax.drafters.{folder}:{spec}", f"specjax.drafters.{folder}.objective:{taught}"
+    )
 
 
 KINDS: dict[str, Kind] = {
     "lm": _kind("lm", "LM"),
     "dflash": _kind("dflash", "DFlash"),
-    "dflash2": _kind("dflash2", "DFlash2", "dflash:DFlashObjective"),
-    "dspark": _kind("dspark", "DSpark", "dflash:DFlashObjective"),
+    "dflash2": _kind("dflash", "DFlash2", "DFlash"),
+    "dspark": _kind("dflash", "DSpark", "DFlash"),
     "eagle3": _kind("eagle3", "Eagle3"),
     "medusa": _kind("medusa", "Medusa"),
 }

@@ -15,8 +15,8 @@ from specjax.checkpoint.drafters import fit
 from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
-from specjax.drafters.eagle3 import Eagle3
-from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net
+from specjax.drafters.eagle3.drafter import Eagle3
+from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 
 _IDS = "eagle_aux_hidden_state_layer_ids"
 # What ModelOpt and others write about the wiring, and how it is wired here.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
-from specjax.models.drafts.medusa import MedusaConfig
+from specjax.drafters.medusa.net import MedusaConfig
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.lm import Params, Skeleton

@@ -30,8 +30,8 @@ from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.core.view import View, causal
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import count_guess, draw, onto_target
+from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.models.config import DecoderConfig
-from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import looking_back
 from specjax.models.vocabulary import Vocabulary

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from specjax.checkpoint.drafters.layouts import Layout, Tensors, refuser
-from specjax.models.drafts.medusa import MedusaConfig
+from specjax.drafters.medusa.net import MedusaConfig
 
 
 def medusa(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:

@@ -27,7 +27,7 @@ from specjax.core.cache import Block
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.core.view import causal
-from specjax.models.drafts.eagle3 import Eagle3Config, Eagle3Net, Look
+from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net, Look
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.lm import Params, Skeleton

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from specjax.core import sharding
 from specjax.core.types import Array, Proposal, one_line, pytree
 from specjax.drafters.base import Context, check_kind
-from specjax.drafters.dflash import (
+from specjax.drafters.dflash.drafter import (
     DFlashDrafter,
     fresh_config,
     fresh_net,

@@ -21,7 +21,7 @@ from specjax.core import sharding
 from specjax.core.cache import Cache
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree
 from specjax.drafters.base import Context, check_kind, check_min_confidence, doubling_widths
-from specjax.drafters.dflash import (
+from specjax.drafters.dflash.drafter import (
     DFlashDrafter,
     fresh_config,
     fresh_net,

@@ -23,9 +23,9 @@ from specjax.core import sharding
 from specjax.core.cache import Cache
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_num_draft
+from specjax.drafters.dflash.net import DFlashConfig, DFlashNet, block_views
 from specjax.drafters.drawing import draw_all, onto_target
 from specjax.models.config import DecoderConfig
-from specjax.models.drafts.dflash import DFlashConfig, DFlashNet, block_views
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import looking_back
 from specjax.models.vocabulary import Vocabulary

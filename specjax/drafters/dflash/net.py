@@ -28,13 +28,13 @@ from specjax.core.cache import Block, Cache, Full, Part, Ring, empty
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, pytree
 from specjax.core.view import View
-from specjax.models.config import DecoderConfig
-from specjax.models.drafts.dflash_heads import (
+from specjax.drafters.dflash.heads import (
     CandidateSelector,
     ConfidenceHead,
     GroupedConv,
     MarkovHead,
 )
+from specjax.models.config import DecoderConfig
 from specjax.models.layers.attention import MLP, Attention, Look, split_heads
 from specjax.models.layers.decoder import Embed
 from specjax.models.layers.linear import Linear, activation_dtype

@@ -16,7 +16,7 @@ from specjax.checkpoint.drafters.layouts import (
 )
 from specjax.checkpoint.export import rope_scaling
 from specjax.core import hosts
-from specjax.models.drafts.eagle3 import Eagle3Config
+from specjax.drafters.eagle3.net import Eagle3Config
 
 
 def safeailab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:

@@ -12,8 +12,8 @@ from typing import Any
 from specjax.checkpoint.drafters.keys import Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError, some
-from specjax.drafters.medusa import Medusa
-from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
+from specjax.drafters.medusa.drafter import Medusa
+from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 
 _BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
 _OUTPUT = re.compile(r"(\d+)\.(\d+)\.weight")

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
-from specjax.drafters.dflash import embed, head
-from specjax.models.drafts.dflash import Blocks, DFlashConfig, DFlashNet
+from specjax.drafters.dflash.drafter import embed, head
+from specjax.drafters.dflash.net import Blocks, DFlashConfig, DFlashNet
 from specjax.models.frozen import Frozen
 from specjax.models.vocabulary import Vocabulary
 from specjax.train import losses

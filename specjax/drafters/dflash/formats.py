@@ -14,10 +14,10 @@ from specjax.checkpoint.drafters import fit
 from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
-from specjax.drafters.dflash import DFlash
-from specjax.drafters.dflash2 import DFlash2
-from specjax.drafters.dspark import DSpark
-from specjax.models.drafts.dflash import DFlashConfig, DFlashNet
+from specjax.drafters.dflash.dflash2 import DFlash2
+from specjax.drafters.dflash.drafter import DFlash
+from specjax.drafters.dflash.dspark import DSpark
+from specjax.drafters.dflash.net import DFlashConfig, DFlashNet
 from specjax.models.windows import read_windows
 
 BLOCK = "dflash_config"

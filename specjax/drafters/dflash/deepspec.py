@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from specjax.checkpoint.drafters import zlab
 from specjax.checkpoint.drafters.source import Plan, Source
-from specjax.models.drafts.dflash import DFlashConfig
+from specjax.drafters.dflash import formats as zlab
+from specjax.drafters.dflash.net import DFlashConfig
 
 
 def read(source: Source, target: Any) -> Plan:

@@ -21,7 +21,7 @@ from specjax.core.sharding import constrain
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import draw_all
-from specjax.models.drafts.medusa import MedusaConfig, MedusaNet
+from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 from specjax.models.frozen import Frozen
 
 

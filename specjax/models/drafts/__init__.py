@@ -1,1 +1,0 @@
-"""Networks of the drafters that are trained, one kind a file."""
