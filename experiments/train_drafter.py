@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -30,10 +31,13 @@ from experiments import cli, training
 from experiments.progress import tensorboard
 from specjax.checkpoint.drafters.export import formats_of, save_drafter, take_export
 from specjax.checkpoint.errors import CheckpointError
-from specjax.core import hosts
+from specjax.core import hosts, own
 from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.core.family import Family
 from specjax.core.files import read_json, write_atomically
 from specjax.core.sharding import parse_mesh, use_mesh
+from specjax.drafters.registry import class_of
+from specjax.drafters.spec import ask, with_num_draft
 from specjax.measure import trace_file
 from specjax.train import lm, loop
 from specjax.train.config import FREE, DrafterConfig, identity
@@ -45,7 +49,6 @@ from specjax.train.data.text import Speech, default_cache
 from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee, fresh
 from specjax.train.narrow import narrowed
-from specjax.train.objectives import KINDS
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_directory("workdir", "Checkpoints, metrics.jsonl, trace.jsonl, run.json.")
@@ -232,20 +235,23 @@ def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any
     """The drafter to begin with: loaded, or with random weights."""
     sizes = dict(config.sizes)
     if config.init:
-        if config.kind == "lm":
+        kind = class_of(config.kind)
+        if ask(kind, "family") is Family.MODEL:
             model = specjax.load(config.init, dtype=jnp.float32, mesh=target.mesh)
-            return specjax.drafters.LM(model, config.num_draft)
-        spec: Any = specjax.load_drafter(config.init, target)
-        if not isinstance(spec, KINDS[config.kind].load_spec()):
+            return kind.made(model, config.num_draft)
+        place = f"{config.kind}:{config.init}" if own.is_own(config.kind) else config.init
+        spec: Any = specjax.load_drafter(place, target)
+        if not isinstance(spec, kind):
             raise ValueError(
                 f"--config.init={config.init} holds {getattr(spec, 'name', 'a language model')}, "
                 f"which cannot be trained on as --config.kind={config.kind}."
             )
-        spec = dataclasses.replace(spec, num_draft=config.num_draft)
+        spec = with_num_draft(spec, config.num_draft)
         if neurons := sizes.get("intermediate_size"):
             spec = dataclasses.replace(spec, net=narrowed(spec.net, neurons))
         return spec
-    if config.kind == "eagle3" and "draft_vocab_size" in sizes:
+    fresh_takes = inspect.signature(class_of(config.kind).fresh).parameters
+    if "draft_vocab_size" in sizes and "target_ids" in fresh_takes:
         rows = sizes.pop("draft_vocab_size")
         sizes["target_ids"], share = frequent_tokens(sources.train, rows, target.config.vocab_size)
         print(f"draft vocabulary: {rows} tokens, {share:.1%} of what is trained on", flush=True)

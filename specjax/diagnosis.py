@@ -1,15 +1,15 @@
 """`check_drafter`: does a loaded drafter draft? A few dozen greedy cycles, and a diagnosis.
 
 A drafter that is read wrongly raises no error: verification repairs every guess, and only speed is
-lost. So its tau is measured, and where it is near 1 the usual mistakes are tried one by one: the
-same weights with the taps one layer lower and higher, the target's rotary base, other masks. A
-trial that makes tau rise names the mistake.
+lost. So its tau is measured, and where it is near 1 the usual mistakes are tried one by one, which
+its kind knows (`Spec.misreadings`): the same weights with the taps one layer lower and higher, the
+target's rotary base, other masks. A trial that makes tau rise names the mistake.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,10 @@ import numpy as np
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.family import Family
-from specjax.drafters.base import Spec
 from specjax.drafters.checking import bind
-from specjax.drafters.dflash.net import DFlashConfig
-from specjax.drafters.eagle3.net import Eagle3Config
 from specjax.drafters.family import family_of
-from specjax.drafters.medusa.net import MedusaConfig
+from specjax.drafters.spec import Spec, ask
 from specjax.measure.trace import Trace
-from specjax.models.frozen import Frozen
 from specjax.prompts import Prompts
 from specjax.request import prepare
 from specjax.session import Session
@@ -32,7 +28,6 @@ from specjax.session import Session
 WARN_BELOW = 1.5  # tau; a sound drafter reaches it on nearly any text
 _RISES = 1.3  # a trial must raise tau by this factor to be named ..
 _SETTLES = 1.5  # .. and by this one to end the search
-_TARGETS_ROPE = "the target's rotary base and scaling"
 _RANDOM_PROMPTS, _RANDOM_LENGTH = 3, 24
 
 CANNED = (
@@ -178,52 +173,9 @@ def _run(
 
 def _variants(target: Model, drafter: Any) -> Iterator[tuple[str, str, Spec]]:
     """The usual mistakes undone: (what, what it means if tau rises, the drafter)."""
-    net: Any = getattr(drafter, "net", None)
-    config = getattr(net, "config", None)
-    if not isinstance(config, DFlashConfig | Eagle3Config):
-        return
-
-    def with_config(**changes: Any) -> Spec:
-        return dataclasses.replace(drafter, net=reread(net, **changes))
-
-    last = target.config.num_layers
-    for step, word in ((1, "higher"), (-1, "lower")):
-        taps = tuple(t + step for t in config.taps)
-        if all(0 <= t <= last for t in taps):
-            shift = "outputs of layers" if step > 0 else "inputs of layers (hidden_states)"
-            means = (
-                f"this checkpoint numbers its taps as {shift}, unlike what its format says: "
-                f"{'add 1 to' if step > 0 else 'subtract 1 from'} the layer ids in its config.json"
-            )
-            yield f"taps one {word}", means, with_config(taps=taps)
-    rope = target.config.rope
-    if config.backbone.rope != rope:
-        backbone = dataclasses.replace(config.backbone, rope=rope)
-        means = "it was trained with them: write rope_theta and the scaling into its config.json"
-        yield _TARGETS_ROPE, means, with_config(backbone=backbone)
-    if isinstance(config, Eagle3Config):
-        flipped = not config.norm_before_residual
-        means = f"its config should say norm_before_residual: {str(flipped).lower()}"
-        yield f"norm_before_residual={flipped}", means, with_config(norm_before_residual=flipped)
-        return
-    for causal in {True, False} if len({*config.causal}) > 1 else {not config.causal[0]}:
-        means = f"its config should say is_causal: {str(causal).lower()}"
-        masks = (causal,) * len(config.causal)
-        yield f"blocks causal: {causal}", means, with_config(causal=masks)
-    if any(w is not None for w in config.windows):
-        means = "its sliding_window is wrong, or its layers do not slide"
-        yield "no window", means, with_config(windows=(None,) * len(config.windows))
-    if config.embedding_scale == 1.0:
-        scale = float(target.config.hidden_size) ** 0.5
-        means = f"its embeddings are scaled: write input_embedding_scale: {scale:g}"
-        yield "embeddings times sqrt(width)", means, with_config(embedding_scale=scale)
-
-
-def reread(net: Frozen, **changes: Any) -> Frozen:
-    """The same weights under a config with other constants (none that changes a shape)."""
-    module = net.module
-    module.config = dataclasses.replace(module.config, **changes)
-    return dataclasses.replace(Frozen.of(module), replicated=net.replicated)
+    for misreading in ask(drafter, "misreadings")(target):
+        for trial in misreading.trials:
+            yield trial.what, trial.means, trial.spec
 
 
 def _causes(
@@ -232,13 +184,6 @@ def _causes(
     """The likely reasons in order, with what is known of each."""
     if report.found is not None:
         yield (f"With {report.found.what} tau is {report.found.tau:.2f}: {report.found.means}.")
-    tried = {t.what: f"{t.tau:.2f}" for t in report.trials}
-
-    def seen(*names: str) -> str:
-        got = [f"tau {tried[n]} with {n}" for n in names if n in tried]
-        return f" (tried: {', '.join(got)})" if got else ""
-
-    config = getattr(getattr(drafter, "net", None), "config", None)
     if report.family is not Family.TRAINED:
         yield from _causes_of_others(report)
         return
@@ -246,48 +191,17 @@ def _causes(
         f"Another target: it must be the very checkpoint, and the same fine-tune, that "
         f"{target.name} is; sizes that agree do not show that."
     )
-    if isinstance(config, DFlashConfig | Eagle3Config):
-        taps = ", ".join(map(str, config.taps))
-        yield (
-            f"Taps off by one: it reads hidden_states {taps} of {target.config.num_layers} layers"
-            f"{seen('taps one higher', 'taps one lower')}."
-        )
-    if isinstance(config, DFlashConfig):
-        yield f"Mask token: {_mask(target, config)}; a wrong id destroys every guess."
-    if isinstance(config, DFlashConfig | Eagle3Config):
-        ours, theirs = config.backbone.rope, target.config.rope
-        yield (
-            f"Rotary embedding: base {ours.theta:g}, {_scaling(ours)}; the target has "
-            f"{theirs.theta:g}, {_scaling(theirs)}, which it need not share"
-            f"{seen(_TARGETS_ROPE)}."
-        )
-    if isinstance(config, DFlashConfig):
-        yield (
-            f"Scales: embeddings times {config.embedding_scale:g}, logits times "
-            f"{config.output_multiplier:g}, soft-cap {config.logit_softcap}"
-            f"{seen('embeddings times sqrt(width)')}."
-        )
-        yield (
-            f"Masks: causal in the block {_each(config.causal)}, windows {_each(config.windows)}"
-            f"{seen('blocks causal: True', 'blocks causal: False', 'no window')}."
-        )
-    if isinstance(config, Eagle3Config):
-        yield (
-            f"Norms: norm_before_residual={config.norm_before_residual}, norm_before_fc="
-            f"{config.norm_before_fc}, fc_norm={config.fc_norm}"
-            f"{seen('norm_before_residual=True', 'norm_before_residual=False')}."
-        )
+    tried = {t.what: f"{t.tau:.2f}" for t in report.trials}
+    for misreading in ask(drafter, "misreadings")(target):
+        names = [t.what for t in misreading.trials if t.what in tried]
+        seen = ", ".join(f"tau {tried[name]} with {name}" for name in names)
+        yield f"{misreading.cause}{f' (tried: {seen})' if seen else ''}."
     ids = getattr(drafter, "target_ids", None)
     if ids is not None:
         known = set(np.asarray(ids).tolist())
         written = [t for row in tokens for t in row]
         share = sum(t in known for t in written) / max(len(written), 1)
         yield f"Reduced head: its {len(known)} tokens are {share:.0%} of what the target wrote."
-    if isinstance(config, MedusaConfig):
-        yield (
-            "Heads in another order, or trained on states before the final norm: they are read as "
-            "guessing 2, 3, .. tokens ahead from the state after it."
-        )
     yield (
         f"The prompts: {report.texts}, without a chat template. A drafter trained on chats, on "
         "thinking or on none, accepts little elsewhere: give prompts=[...] of the kind it will see."
@@ -316,19 +230,3 @@ def _causes_of_others(report: DrafterReport) -> Iterator[str]:
         f"The prompts: {report.texts}, without a chat template: give prompts=[...] of the kind it "
         "will see."
     )
-
-
-def _mask(target: Model, config: DFlashConfig) -> str:
-    text = f"id {config.mask_token_id}"
-    if target.tokenizer is None:
-        return text
-    word = target.tokenizer.decode([config.mask_token_id], skip_special_tokens=False)
-    return f"{text}, {word!r} in the tokenizer" if word else f"{text}, unused by the tokenizer"
-
-
-def _scaling(rope: Any) -> str:
-    return "no scaling" if rope.scaling is None else type(rope.scaling).__name__
-
-
-def _each(values: Sequence[Any]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else str(list(values))

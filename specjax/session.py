@@ -23,7 +23,8 @@ from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
 from specjax.core.sharding import check_mesh, use_mesh
 from specjax.drafters import checking
-from specjax.drafters.base import Drafter, Spec
+from specjax.drafters.base import Drafter
+from specjax.drafters.spec import Spec
 from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
 from specjax.measure.trace import Call, Trace
 from specjax.sampling import GREEDY_BELOW, Counts, Options, make_sampling

@@ -24,6 +24,7 @@ from specjax.checkpoint import CheckpointError
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.export import named_tensors
 from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter, prompt_of
+from specjax.drafters import misreadings
 from specjax.drafters.family import family_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -420,6 +421,6 @@ def test_causes_of_other_kinds(goal: specjax.Model) -> None:
     assert list(diagnosis._variants(goal, medusa)) == []
     with pytest.raises(ValueError, match="cycles=0"):
         specjax.check_drafter(goal, medusa, cycles=0)
-    again = diagnosis.reread(eagle.net, norm_output=True)
+    again = misreadings.reread(eagle.net, norm_output=True)
     assert again.module.config.norm_output and again.config.norm_output
     assert dataclasses.replace(again.config, norm_output=False) == eagle.net.config

@@ -19,7 +19,7 @@ from specjax.auditing.states import check_state
 from specjax.auditing.subject import Subject, make_subject
 from specjax.auditing.texts import check_coupling, check_stops, check_texts
 from specjax.checkpoint.load import Model
-from specjax.drafters.base import Spec
+from specjax.drafters.spec import Spec
 from specjax.verify import Rule
 
 # Of a report, in its order.

@@ -10,12 +10,14 @@ from typing import Any
 from specjax import drafters, verify
 from specjax.auditing.laws import VOCAB
 from specjax.auditing.targets import random_drafter, random_model
-from specjax.checkpoint.drafters.named import EMBEDDED, parse
+from specjax.checkpoint.drafters.named import parse
 from specjax.checkpoint.load import Model
 from specjax.core.by_shape import Misfit, calling
 from specjax.drafters import checking
-from specjax.drafters.base import Drafter, Spec
+from specjax.drafters.base import Drafter
 from specjax.drafters.checking import name_of
+from specjax.drafters.registry import kind_of
+from specjax.drafters.spec import Spec, ask
 from specjax.sampling import Options
 from specjax.session import Row, choose
 from specjax.verify import Rule
@@ -112,11 +114,11 @@ def make_spec(
                 "bind(target, kind) (specjax.drafters.Spec)."
             )
     checking.check_spec(spec)
-    kind = next((n for n, e in drafters.DRAFTERS.items() if _made_by(e, spec)), None)
-    if isinstance(spec, drafters.LM):
+    kind = kind_of(spec)
+    if ask(spec, "own_model")() is not None:
         small: Any = dataclasses.replace(spec, model=draft, num_draft=num_draft or spec.num_draft)
         return small, ["audited as a method, with a small random draft in place of its model"]
-    if kind is not None:
+    if kind is not None and drafters.DRAFTERS[kind].fresh is not None:
         small = random_drafter(kind, k, target)
         if hasattr(spec, "kind"):
             small = dataclasses.replace(small, kind=spec.kind)
@@ -149,7 +151,8 @@ def _make_named(
     said = parse(text)
     method = said.name
     if method is None:
-        method = next((m for m, demo in EMBEDDED.items() if demo == said.checkpoint), None)
+        demos = {entry.demo: name for name, entry in drafters.DRAFTERS.items()}
+        method = demos.get(said.checkpoint)
     if method is None:
         raise ValueError(
             f"{text!r} is a checkpoint, and methods are audited: name that, NAME[:K], one of "
@@ -164,7 +167,3 @@ def _make_named(
     if entry.fresh is not None:
         return random_drafter(method, k, target), notes
     return drafters.make(method, model=draft if entry.needs_model else None, num_draft=k), notes
-
-
-def _made_by(entry: drafters.Entry, spec: Any) -> bool:
-    return entry.fresh is not None and isinstance(spec, getattr(entry.fresh, "__self__", ()))

@@ -13,7 +13,7 @@ from flax import nnx
 
 from specjax import drafters
 from specjax.checkpoint.load import Model
-from specjax.drafters.base import Spec
+from specjax.drafters.spec import Spec
 from specjax.models import FAMILIES, Frozen
 
 SIZES = {

@@ -24,10 +24,9 @@ from specjax.api import finish_reason
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.types import KINDS, Array, Proposal, Verdict
-from specjax.drafters import LM, NGram, Spec
+from specjax.drafters import Spec
 from specjax.drafters.checking import bind
-from specjax.drafters.eagle3 import Eagle3
-from specjax.drafters.medusa import Medusa
+from specjax.drafters.spec import ask
 from specjax.measure.trace import Trace
 from specjax.prompts import Prompts
 from specjax.recording import complete
@@ -36,9 +35,6 @@ from specjax.session import Row, Session, check_requests
 from specjax.verify.base import VerifyKeys
 from specjax.verify.greedy import Greedy, GreedyLaw
 
-# Their first k guesses are those of the same drafter with num_draft=k. (A DFlash block of another
-# size is another input to its network.)
-NESTED = (LM, NGram, Eagle3, Medusa)
 CYCLES_PER_LOOK = 16
 
 
@@ -109,7 +105,7 @@ def record(
         )
         beyond += after[: len(part)]
     joined = Trace.join(traces)
-    exact = list(range(1, k + 1)) if isinstance(spec, NESTED) else [k]
+    exact = list(range(1, k + 1)) if ask(spec, "nested") else [k]
     setup: dict[str, Any] = {
         **joined.setup,
         "rule": "greedy",

@@ -10,10 +10,11 @@ from typing import Any
 
 from specjax.bench.job import Job
 from specjax.bench.plan import Case
-from specjax.bench.recorder import NESTED, record
+from specjax.bench.recorder import record
 from specjax.bench.stops import parse_stop
 from specjax.bench.store import Record, Store, write_json
 from specjax.bench.summary import chosen_by_category, load_costs, predicted
+from specjax.drafters.spec import ask
 from specjax.measure import metrics, replay, trace_file
 from specjax.measure.pooled import pool
 from specjax.measure.trace import Trace
@@ -66,7 +67,7 @@ def to_record(job: Job) -> Iterator[Case]:
     seen = set()
     for group in job.groups:
         for case in sorted(group.cases, key=lambda c: -c.num_draft):
-            nested = isinstance(case.spec, NESTED)
+            nested = bool(ask(case.spec, "nested"))
             key = (case.prompt_set, case.drafter, nested or case.num_draft)
             if case.batch == batch and case.drafter != "none" and key not in seen:
                 seen.add(key)

@@ -28,7 +28,6 @@ from specjax.core.sharding import parse_mesh
 from specjax.models import DecoderConfig, Frozen
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
-EMBEDDED = ("target", "draft", "dflash", "eagle3", "medusa")  # a model, and drafters for it
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -169,11 +168,12 @@ def locate(name: str) -> tuple[Path, bool]:
     """The local path that ``name`` means, and whether it is a hub repository instead."""
     if name.startswith("demo:"):
         which = name.removeprefix("demo:")
-        if which not in EMBEDDED:
-            known = ", ".join(f"demo:{embedded}" for embedded in EMBEDDED)
+        there = sorted(path.parent.name for path in DEMO.glob("*/config.json"))
+        if not there:
+            raise CheckpointError(f"{name}: this installation lacks {DEMO}; reinstall it.")
+        if which not in there:
+            known = ", ".join(f"demo:{embedded}" for embedded in there)
             raise CheckpointError(f"{name}: the embedded checkpoints are {known}.")
-        if not (DEMO / which).is_dir():
-            raise CheckpointError(f"{name}: this installation lacks {DEMO / which}; reinstall it.")
         return DEMO / which, False
     path = Path(name).expanduser()
     if name and path.is_dir():

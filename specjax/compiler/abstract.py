@@ -7,6 +7,7 @@ Nothing is allocated and no random weights are drawn. Everything is placed as `s
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,12 @@ from specjax import decode
 from specjax.checkpoint.assemble import on_mesh
 from specjax.checkpoint.load import Model
 from specjax.compiler.target import plain_config, read_target
-from specjax.core import sharding
+from specjax.core import own, sharding
+from specjax.core.family import Family
 from specjax.core.keys import row_keys
-from specjax.drafters import LM, DFlash, Eagle3, Medusa, NoDraft, dflash, eagle3
-from specjax.drafters.dflash.net import DFlashNet
-from specjax.drafters.eagle3.net import Eagle3Net
-from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
+from specjax.drafters import DRAFTERS
+from specjax.drafters.registry import entry_of
+from specjax.drafters.spec import Sizes, ask, is_trained
 from specjax.models import Frozen
 from specjax.models import family as registered
 from specjax.sampling import Options, make_sampling
@@ -63,9 +64,10 @@ class Setup:
                 raise ValueError(f"--config.{name}={getattr(self, name)!r}: must be {rule}.")
 
         read_target(self.target, self.layers)
-        if self.drafter == "lm":
+        known = self.drafter in DRAFTERS or own.is_own(self.drafter)
+        need(known, "drafter", f"one of {', '.join(DRAFTERS)}, or FILE.py:NAME")
+        if ask(entry_of(self.drafter).thing, "family") is Family.MODEL:
             read_target(self.draft_model, 0, "draft_model")
-        need(self.drafter in BUILDERS, "drafter", f"one of {', '.join(BUILDERS)}")
         need(self.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
         need(self.programs in ("all", "run"), "programs", "all or run")
         need(self.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")
@@ -82,6 +84,7 @@ class Abstract:
     """All that the programs of a session are called with; arrays are `jax.ShapeDtypeStruct`."""
 
     target: Model
+    spec: Any
     drafter: Any  # bound
     rule: Any
     request: decode.Request
@@ -113,7 +116,7 @@ def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
         )
     options = [Options(temperature=setup.temperature, top_p=setup.top_p)] * setup.rows
     row = Row(prompt=[0], options=options[0], seed=0, max_new_tokens=1, stop_token_ids=())
-    spec = BUILDERS[setup.drafter](setup, plain, target)
+    spec = _spec(setup, plain, target)
     drafter, rule = choose(target, spec, [row], setup.rule or None)
 
     def like(x: Any) -> Any:
@@ -131,6 +134,7 @@ def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
     )
     return Abstract(
         target=target,
+        spec=spec,
         drafter=jax.tree.map(like, drafter),
         rule=rule,
         request=jax.tree.map(like, request),
@@ -158,17 +162,18 @@ def abstract_net(build: Callable[[], Any], mesh: Mesh | None, *, replicate: bool
     """The module that ``build`` makes, with shapes for weights, placed by their logical axes."""
     module = nnx.eval_shape(build)
     graphdef, state = nnx.split(module)
+    params = _placed(state, mesh, replicate)
+    return Frozen(params, graphdef, module.config, replicate)
+
+
+def _placed(state: Any, mesh: Mesh | None, replicate: bool) -> Any:
+    """Shapes for the parameters of ``state``, placed by their logical axes."""
     placed = []
     for path, parameter in nnx.to_flat_state(state):
         value = parameter.get_value()
-        axes = () if replicate else parameter.get_metadata("axes")
+        axes = () if replicate else parameter.get_metadata().get("axes", ())
         placed.append((path, parameter.replace(shaped(value.shape, value.dtype, mesh, axes))))
-    return Frozen(
-        params=nnx.from_flat_state(placed),
-        graphdef=graphdef,
-        config=module.config,
-        replicated=replicate,
-    )
+    return nnx.from_flat_state(placed)
 
 
 def _model(name: str, setup: Setup, plain: Any, mesh: Mesh | None, *, replicate: bool) -> Model:
@@ -188,86 +193,60 @@ def _model(name: str, setup: Setup, plain: Any, mesh: Mesh | None, *, replicate:
     )
 
 
-def _none(setup: Setup, plain: Any, target: Model) -> NoDraft:
-    del setup, plain, target
-    return NoDraft()
+def _spec(setup: Setup, plain: Any, target: Model) -> Any:
+    """The drafter: as its kind is published for targets of this size, else as it begins to train.
+
+    Raises:
+      ValueError: in one line, on sizes that do not fit.
+    """
+    entry = entry_of(setup.drafter)
+    if not inspect.isclass(entry.thing) or not entry.needs_model:
+        return entry.build(target, setup.num_draft)
+    cls: Any = entry.thing
+    replicate = setup.replicate_drafter and target.mesh is not None
+    if ask(cls, "family") is Family.MODEL:
+        config = plain_config(setup.draft_model, 0, "draft_model")
+        model = _model(setup.draft_model, setup, config, target.mesh, replicate=replicate)
+        return cls.made(model, setup.num_draft)
+    shards = 1 if target.mesh is None or replicate else target.mesh.shape["model"]
+    sizes = Sizes(
+        setup.num_draft, setup.draft_layers, setup.draft_taps, setup.draft_vocab, shards=shards
+    )
+    try:
+        outline = ask(cls, "outline")(plain, sizes)
+    except ValueError as error:
+        raise ValueError(f"--config.{error}") from None
+    if outline is None:
+        return _begun(cls, setup, target, replicate)
+    config = outline.config
+    if hasattr(config, "backbone"):
+        backbone = on_mesh(config.backbone, target.mesh, setup.drafter, replicate)
+        config = dataclasses.replace(config, backbone=backbone)
+    net = abstract_net(
+        lambda: outline.network(config, dtype=jnp.dtype(setup.dtype), rngs=nnx.Rngs(0)),
+        target.mesh,
+        replicate=replicate,
+    )
+    return cls(net=net, num_draft=setup.num_draft, **outline.fields)
 
 
-def _dflash(setup: Setup, plain: Any, target: Model) -> DFlash:
-    """Of the sizes that z-lab publishes for targets of this width: all of its layers are full."""
-    if setup.draft_taps > plain.num_layers:
+def _begun(cls: Any, setup: Setup, target: Model, replicate: bool) -> Any:
+    """What training begins with, as shapes: of a kind that no size is published of."""
+    if not is_trained(cls):
         raise ValueError(
-            f"--config.draft_taps={setup.draft_taps}: the target has {plain.num_layers} layers."
+            f"--config.drafter={setup.drafter}: {cls.__name__} has neither outline() nor fresh(), "
+            "so there is nothing to compile without weights."
         )
-    config = dflash.fresh_config(
-        plain, setup.num_draft, layers=setup.draft_layers or 5, num_taps=setup.draft_taps
-    )
-    config = _fitted(config, setup, target)
-    net = abstract_net(
-        lambda: DFlashNet(config, dtype=jnp.dtype(setup.dtype), rngs=nnx.Rngs(0)),
-        target.mesh,
-        replicate=_replicated(setup, target),
-    )
-    return DFlash(net, setup.num_draft)
+    made: list[Any] = []
 
+    def build(net: Frozen) -> tuple[Any, dict[str, Any]]:
+        spec = cls.fresh(dataclasses.replace(target, net=net), num_draft=setup.num_draft)
+        made.append(spec)
+        values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+        return spec.net.params, {n: v for n, v in values.items() if isinstance(v, jax.Array)}
 
-def _eagle3(setup: Setup, plain: Any, target: Model) -> Eagle3:
-    """One layer and a vocabulary of its own, as SafeAILab publishes them."""
-    shards = 1 if target.mesh is None or setup.replicate_drafter else target.mesh.shape["model"]
-    if not 1 <= setup.draft_vocab <= plain.vocab_size or setup.draft_vocab % shards:
-        raise ValueError(
-            f"--config.draft_vocab={setup.draft_vocab}: must be a multiple of {shards}, the devices"
-            f" of the model axis, and at most {plain.vocab_size}."
-        )
-    config = eagle3.fresh_config(
-        plain, draft_vocab_size=setup.draft_vocab, layers=setup.draft_layers or 1
-    )
-    config = _fitted(config, setup, target)
-    net = abstract_net(
-        lambda: Eagle3Net(config, dtype=jnp.dtype(setup.dtype), rngs=nnx.Rngs(0)),
-        target.mesh,
-        replicate=_replicated(setup, target),
-    )
-    return Eagle3(net, setup.num_draft, None, np.arange(setup.draft_vocab, dtype=np.int32))  # type: ignore[arg-type]
-
-
-def _lm(setup: Setup, plain: Any, target: Model) -> LM:
-    """A smaller model of the target's vocabulary."""
-    del plain
-    draft = plain_config(setup.draft_model, 0, "draft_model")
-    replicate = _replicated(setup, target)
-    return LM(
-        _model(setup.draft_model, setup, draft, target.mesh, replicate=replicate), setup.num_draft
-    )
-
-
-def _medusa(setup: Setup, plain: Any, target: Model) -> Medusa:
-    """As many heads as guesses, each with a table of the target's whole vocabulary."""
-    config = MedusaConfig(
-        plain.hidden_size, plain.vocab_size, setup.num_draft, setup.draft_layers or 1
-    )
-    net = abstract_net(
-        lambda: MedusaNet(config, dtype=jnp.dtype(setup.dtype), rngs=nnx.Rngs(0)),
-        target.mesh,
-        replicate=_replicated(setup, target),
-    )
-    return Medusa(net, setup.num_draft)
-
-
-def _replicated(setup: Setup, target: Model) -> bool:
-    return setup.replicate_drafter and target.mesh is not None
-
-
-def _fitted(config: Any, setup: Setup, target: Model) -> Any:
-    replicate = _replicated(setup, target)
-    backbone = on_mesh(config.backbone, target.mesh, setup.drafter, replicate)
-    return dataclasses.replace(config, backbone=backbone)
-
-
-BUILDERS: dict[str, Callable[[Setup, Any, Model], Any]] = {
-    "none": _none,
-    "lm": _lm,
-    "dflash": _dflash,
-    "eagle3": _eagle3,
-    "medusa": _medusa,
-}
+    params, arrays = jax.eval_shape(build, target.net)
+    params = _placed(params, target.mesh, replicate)
+    net = dataclasses.replace(made[0].net, params=params, replicated=replicate)
+    arrays = {n: shaped(v.shape, v.dtype, target.mesh) for n, v in arrays.items()}
+    return dataclasses.replace(made[0], net=net, **arrays)

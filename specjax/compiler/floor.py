@@ -10,9 +10,7 @@ from flax import nnx
 
 from specjax.compiler.abstract import Abstract, states
 from specjax.core.cache import caches_in
-from specjax.drafters.eagle3 import Eagle3Drafter
-from specjax.drafters.lm import LMDrafter
-from specjax.drafters.medusa import MedusaDrafter
+from specjax.drafters.spec import ask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +64,13 @@ def floor(abstract: Abstract, context: int) -> Floor:
     weight_bytes, draft_bytes, borrowed = size * sum(read.values()), 0, 0
     flops = 2 * rows * block * _products(target.net, read)
     flops += _attention(target.net, rows, block, context, model)
-    steps = drafter.num_draft if isinstance(drafter, LMDrafter | Eagle3Drafter) else 1
+    steps = ask(abstract.spec, "passes")(drafter.num_draft)
     if hasattr(drafter, "net"):
         read, net = _read(drafter.net), drafter.net
-        if isinstance(drafter, MedusaDrafter):  # a head a guess; those behind are not read
-            read = {n: x for n, x in read.items() if int(n.split(".")[1]) < drafter.num_draft}
-        draft_bytes = size * sum(x * (1 if n.startswith("fc") else steps) for n, x in read.items())
-        serial = {LMDrafter: steps, Eagle3Drafter: steps, MedusaDrafter: 1}
-        tokens = serial.get(type(drafter), block)
+        times = {n: ask(abstract.spec, "weight_reads")(n, drafter.num_draft) for n in read}
+        draft_bytes = size * sum(x * times[n] for n, x in read.items())
+        read = {n: x for n, x in read.items() if times[n]}
+        tokens = ask(abstract.spec, "tokens_fed")(drafter.num_draft)
         flops += 2 * rows * tokens * _products(net, read)
         flops += _attention(net, rows, tokens, context, 1 if net.replicated else model)
         if hasattr(drafter, "vocabulary") and "lm_head.weight" not in weights(net):

@@ -12,6 +12,8 @@ from typing import Any
 
 from specjax.checkpoint.hf import read_json
 from specjax.checkpoint.load import locate
+from specjax.drafters.registry import entry_of
+from specjax.drafters.spec import ask
 from specjax.models import family
 from specjax.models.shapes import SHAPES
 
@@ -88,9 +90,10 @@ def _limits(made: Mapping[str, Any], plain: Any, shards: int) -> Iterator[tuple[
     yield "slots", longest, f"the target ends at {longest} tokens"
     # Read when it is asked for: slots may have shrunk.
     yield "context", max(3 * made["slots"] // 4, 1), f"three quarters of {made['slots']} slots"
-    if made["drafter"] == "dflash":
+    asked = ask(entry_of(made["drafter"]).thing, "outline_sizes")
+    if "taps" in asked:
         yield "draft_taps", plain.num_layers, f"the target has {plain.num_layers} layers"
-    if made["drafter"] == "eagle3":
+    if "vocab" in asked:
         split = 1 if made["replicate_drafter"] else shards
         most = plain.vocab_size // split * split
         yield "draft_vocab", most, f"the target has {plain.vocab_size} tokens"

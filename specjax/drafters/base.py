@@ -107,18 +107,6 @@ class Drafter(Protocol):
         ...
 
 
-class Spec(Protocol):
-    """What a user hands over: a drafter that does not know its target yet."""
-
-    def bind(self, target: Any, kind: str) -> Drafter:
-        """The drafter for ``target`` (a `specjax.Model`).
-
-        ``kind`` is the kind of guesses that suits the request; a drafter that has only one way to
-        guess ignores it. Raises ValueError if the two do not fit.
-        """
-        ...
-
-
 def parents_of(drafter: Any) -> Parents | None:
     """The tree that its guesses form; None: a chain."""
     return getattr(drafter, "parents", None)

@@ -21,7 +21,8 @@ from specjax.core.by_shape import Misfit, by_shape, calling, is_ours, shape, tak
 from specjax.core.keys import row_keys
 from specjax.core.sharding import use_mesh
 from specjax.core.types import KINDS, Kept, Proposal
-from specjax.drafters.base import Bound, Context, Drafter, Spec, num_levels, parents_of
+from specjax.drafters.base import Bound, Context, Drafter, num_levels, parents_of
+from specjax.drafters.spec import Spec
 from specjax.models.layers.linear import activation_dtype
 from specjax.sampling import Counts, Options, make_sampling
 

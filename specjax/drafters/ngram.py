@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from specjax.core.family import Family
 from specjax.core.types import Array, Kept, Proposal, pytree, static
 from specjax.drafters.base import Context, check_num_draft
+from specjax.drafters.spec import Spec
 
 
 @pytree
-class NGram:
+class NGram(Spec):
     """Deterministic guesses from the row's own committed tokens.
 
     Of all earlier places where the last ``n`` tokens occur, with n from ``max_ngram`` down to
@@ -28,6 +30,9 @@ class NGram:
     max_ngram: int = static(default=3)
     min_ngram: int = static(default=1)
 
+    summary = "prompt lookup in the text so far"
+    family = Family.LOOKUP
+    nested = True
     kind = "one_hot"
     taps = ()
 

@@ -6,15 +6,28 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from specjax.core.family import Family
 from specjax.core.types import Array, Kept, Proposal, pytree
 from specjax.drafters.base import Context
+from specjax.drafters.spec import Spec
 
 
 @pytree
-class NoDraft:
+class NoDraft(Spec):
+    summary = "no guesses: plain decoding"
+    family = Family.NONE
     num_draft = 0
     kind = "one_hot"
     taps = ()
+
+    @classmethod
+    def made(cls, loaded: Any, num_draft: int | None) -> NoDraft:
+        del loaded, num_draft
+        return cls()
+
+    def passes(self, num_draft: int) -> int:
+        del num_draft
+        return 0
 
     def bind(self, target: Any, kind: str) -> NoDraft:
         del target, kind

@@ -22,10 +22,12 @@ from typing import Any
 import jax
 
 from specjax.checkpoint.drafters.named import as_spec
+from specjax.core.family import Family
 from specjax.core.files import read_json, write_atomically
-from specjax.drafters import LMDrafter, NoDraft, Spec
+from specjax.drafters import NoDraft, Spec
 from specjax.drafters.checking import bind
-from specjax.drafters.eagle3 import Eagle3Drafter
+from specjax.drafters.family import family_of
+from specjax.drafters.spec import ask, name_of
 from specjax.measure.cost_model import Costs, costs_at
 from specjax.measure.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
 from specjax.measure.rounds import Sample, Timers, summarise, take
@@ -35,7 +37,6 @@ from specjax.session import Row, bucket, check_requests
 VERSION = 1
 KS = (1, 2, 3, 4, 6, 8, 12, 16)
 _COMPILING = 0.6  # about this share of the time goes into compiling
-_SERIAL = (LMDrafter, Eagle3Drafter)  # a pass a guess; all others guess in one
 
 Progress = Callable[[float, str], None]  # (share that is done, what comes now)
 
@@ -173,9 +174,10 @@ def with_num_draft(spec: Any, k: int) -> Any:
     return dataclasses.replace(spec, num_draft=k)
 
 
-def draft_calls(drafter: Any) -> int:
-    """Draft passes of a cycle that follow each other: ``draft_calls`` of a drafter of one's own."""
-    serial = drafter.num_draft if isinstance(drafter, _SERIAL) else 1
+def draft_calls(spec: Any, drafter: Any) -> int:
+    """Draft passes of a cycle that follow each other: `Spec.passes`, or ``draft_calls`` of what it
+    is bound to."""
+    serial = max(ask(spec, "passes")(drafter.num_draft), 1)
     return int(getattr(drafter, "draft_calls", serial))
 
 
@@ -287,7 +289,7 @@ class Cell:
                 whole = CycleProgram(target, with_num_draft(spec, k), rule=rule, **common)
                 draft = DraftProgram(target, with_num_draft(spec, k), rule=rule, **common)
                 kind, own = whole.drafter.kind, whole.rule.name
-                self._draft_calls[k] = draft_calls(whole.drafter)
+                self._draft_calls[k] = draft_calls(spec, whole.drafter)
             silent = CycleProgram(target, Silent(k, kind), rule=own, **common)
             self._rule = silent.rule.name
             count = min(cycles, silent.most_cycles)
@@ -348,7 +350,7 @@ def timed(program: CycleProgram | DraftProgram, cycles: int) -> Callable[[], flo
 
 def drafter_name(spec: Any) -> str:
     """As in the setup of a trace."""
-    return str(getattr(spec, "name", type(spec).__name__.lower()))
+    return name_of(spec)
 
 
 def check_numbers(name: str, values: Sequence[int]) -> None:
@@ -360,7 +362,7 @@ def check_numbers(name: str, values: Sequence[int]) -> None:
 
 def choose_ks(target: Any, spec: Any, ks: Sequence[int] | None) -> tuple[int, ...]:
     """The numbers of guesses to measure, checked against drafter and target."""
-    if isinstance(spec, NoDraft):
+    if spec is not None and family_of(spec) is Family.NONE:
         raise ValueError("NoDraft guesses nothing: pass None to measure verification alone.")
     if ks is not None:
         check_numbers("ks", ks)

@@ -24,7 +24,8 @@ from specjax import decode
 from specjax.core import trees
 from specjax.core.sharding import use_mesh
 from specjax.core.types import Array, Kept, Proposal, pytree, static
-from specjax.drafters.base import Bound, Context, Spec
+from specjax.drafters.base import Bound, Context
+from specjax.drafters.spec import Spec
 from specjax.sampling import Options
 from specjax.session import Row, Session
 
@@ -32,7 +33,7 @@ PROMPT_TOKENS = 16  # where cycles begin unless a prompt is given
 
 
 @pytree
-class Silent:
+class Silent(Spec):
     """K times "no guess": a cycle costs what verifying K guesses costs, and commits one token.
 
     ``kind`` is that of the drafter it stands for: rules do more where guesses were drawn from a

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from specjax.core import own
 from specjax.core.assignments import assign
 from specjax.train.data.jsonl import Reading
 from specjax.train.lm import OPTIMIZERS
-from specjax.train.objectives import KINDS
+from specjax.train.objectives import trained_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +147,13 @@ class EvalConfig:
 class DrafterConfig:
     """One run of ``experiments/train_drafter.py``. Steps are optimizer steps."""
 
-    kind: str  # one of `objectives.KINDS`
+    kind: str  # of drafters: a registered one that can be trained, or FILE.py:NAME
     target: str  # what `specjax.load` takes
     init: str  # a drafter to start from, a directory; "": random weights
     num_draft: int  # K
     sizes: Mapping[str, Any]  # of a new drafter: what its `fresh` takes; lm: a config.json
-    objective: Mapping[str, Any]  # hyperparameters of the kind's objective
+    # Hyperparameters of the kind's objective; "name": of another one, registered or FILE.py:NAME.
+    objective: Mapping[str, Any]
     data: DataConfig
     eval: EvalConfig
     optimizer: str
@@ -182,8 +184,11 @@ class DrafterConfig:
 
     def __post_init__(self) -> None:
         check_schedule(self)
-        if self.kind not in KINDS:
-            raise ValueError(f"--config.kind={self.kind!r}: known: {', '.join(KINDS)}.")
+        known = trained_kinds()
+        if self.kind not in known and not own.is_own(self.kind):
+            raise ValueError(
+                f"--config.kind={self.kind!r}: known: {', '.join(known)}, and FILE.py:NAME."
+            )
         if self.num_draft < 1:
             raise ValueError(f"--config.num_draft={self.num_draft} must be positive.")
         if self.data.seq_len <= self.num_draft + 1:

@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.core import hosts
+from specjax.core.family import Family
 from specjax.core.sharding import axis_size
 from specjax.core.types import Array
 from specjax.drafters.lm import LM
+from specjax.drafters.registry import class_of
+from specjax.drafters.spec import ask, is_trained, name_of
 from specjax.models.frozen import Frozen
 from specjax.models.registry import family
 from specjax.train import lm
 from specjax.train.data.rows import Row
-from specjax.train.objectives import KINDS
+from specjax.train.objectives import objective_of
 from specjax.train.objectives.base import Batch, Objective
 from specjax.train.replay import Replay, replay
 
@@ -56,9 +59,9 @@ class Trainee:
         """
         net = network(spec)
         skeleton, params = lm.Skeleton.of(net.module)
-        objective = KINDS[kind].load_objective()
-        fields = {f.name for f in dataclasses.fields(objective)}
         given = dict(hyperparameters)
+        objective = objective_of(kind, given.pop("name", ""))
+        fields = {f.name for f in dataclasses.fields(objective)}
         unknown = sorted(set(given) - fields)
         if unknown:
             known = sorted(fields - {"skeleton", "config", "compute_dtype", "target_ids"})
@@ -84,15 +87,15 @@ class Trainee:
         dtype = self.compute_dtype
         net = self.skeleton.frozen(params, network(self.spec).config, dtype)
         net = dataclasses.replace(net, replicated=network(self.spec).replicated)
-        if isinstance(self.spec, LM):
-            model = dataclasses.replace(self.spec.model, net=net, dtype=np.dtype(dtype))
-            return dataclasses.replace(self.spec, model=model)
-        return dataclasses.replace(self.spec, net=net)
+        return ask(self.spec, "with_net")(net)
 
 
 def network(spec: Any) -> Frozen:
-    """The drafter's own network."""
-    return spec.model.net if isinstance(spec, LM) else spec.net
+    """The drafter's own network. Raises ValueError if it has none."""
+    net = ask(spec, "own_net")()
+    if net is None:
+        raise ValueError(f"{name_of(spec)} has no network to train (a field net, see Spec).")
+    return net
 
 
 def fresh(kind: str, target: Any, sizes: Mapping[str, Any], *, num_draft: int, seed: int) -> Any:
@@ -101,9 +104,11 @@ def fresh(kind: str, target: Any, sizes: Mapping[str, Any], *, num_draft: int, s
     Raises:
       ValueError: if the sizes are not such a drafter's.
     """
-    if kind == "lm":
+    spec = class_of(kind)
+    if ask(spec, "family") is Family.MODEL:
         return _fresh_lm(target, sizes, num_draft=num_draft, seed=seed)
-    spec = KINDS[kind].load_spec()
+    if not is_trained(spec):
+        raise ValueError(f"--config.kind={kind}: {spec.__name__} has no classmethod fresh().")
     full = dataclasses.replace(target, dtype=np.dtype(np.float32))
     try:
         return spec.fresh(full, num_draft=num_draft, seed=seed, **sizes)

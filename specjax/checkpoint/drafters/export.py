@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from specjax.checkpoint import tokenizer
 from specjax.checkpoint.assemble import DTYPES
+from specjax.checkpoint.drafters import plain
 from specjax.checkpoint.drafters.layouts import Layout
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
 from specjax.checkpoint.errors import CheckpointError, some
@@ -25,22 +26,11 @@ from specjax.checkpoint.export import named_tensors, save_pretrained
 from specjax.core import hosts
 from specjax.core.files import hold, sync_directory, sync_files, try_directory
 from specjax.core.types import KINDS
-from specjax.drafters.dflash import layouts as layouts_dflash
-from specjax.drafters.dflash.net import DFlashConfig
-from specjax.drafters.eagle3 import layouts as layouts_eagle3
-from specjax.drafters.eagle3.net import Eagle3Config
-from specjax.drafters.medusa import layouts as layouts_medusa
-from specjax.drafters.medusa.net import MedusaConfig
+from specjax.drafters import DRAFTERS
+from specjax.drafters.spec import ask
 
-_WRITERS: dict[type, dict[str, Any]] = {
-    DFlashConfig: {"zlab": layouts_dflash.zlab, "speculators": layouts_dflash.speculators},
-    Eagle3Config: {
-        "safeailab": layouts_eagle3.safeailab,
-        "speculators": layouts_eagle3.speculators,
-    },
-    MedusaConfig: {"medusa": layouts_medusa.medusa},
-}
-FORMATS = ("zlab", "safeailab", "speculators", "medusa", "hf")
+# Of the kinds of the package.
+FORMATS = (*dict.fromkeys(n for e in DRAFTERS.values() for n in e.formats.write), "plain", "hf")
 # What an export consists of, and may replace.
 _FILES = {
     "config.json",
@@ -53,11 +43,12 @@ _FILES = {
 
 
 def formats_of(spec: Any) -> tuple[str, ...]:
-    """The formats that a drafter can be written in; empty: it has no weights of its own."""
-    if hasattr(spec, "model"):
+    """The formats that a drafter can be written in, its own first; empty: it has no weights."""
+    if ask(spec, "own_model")() is not None:
         return ("hf",)
-    net = getattr(spec, "net", None)
-    return tuple(_WRITERS.get(type(net.config), {})) if net is not None else ()
+    if ask(spec, "own_net")() is None:
+        return ()
+    return tuple(ask(spec, "formats")().write) or ("plain",)
 
 
 def save_drafter(
@@ -79,7 +70,7 @@ def save_drafter(
       spec: what `load_drafter` or training returns.
       directory: created; what stands there already must be an earlier export and is replaced.
       format: ``zlab`` (DFlash, DFlash2), ``safeailab`` (EAGLE-3), ``speculators`` (both),
-        ``medusa``, or ``hf`` for a draft that is a language model.
+        ``medusa``, ``hf`` for a draft that is a language model, or ``plain`` for any network.
       target: the `specjax.Model` that it drafts for.
       dtype: of the stored weights, float32 or bfloat16; None: their own.
       verifier: how the target is called in the config, a hub repository or a path: engines load
@@ -90,7 +81,7 @@ def save_drafter(
         finite, or the directory holds something else.
       CheckpointError: if it cannot be written. Nothing is left behind.
     """
-    formats = formats_of(spec)
+    formats = (*dict.fromkeys((*formats_of(spec), "plain")),) if formats_of(spec) else ()
     name = getattr(spec, "name", type(spec).__name__)
     if format not in formats:
         known = f"can be written as {', '.join(formats)}" if formats else "has nothing to write"
@@ -99,14 +90,15 @@ def save_drafter(
     directory = Path(directory)
     hosts.first_writes("export", lambda: _refuse_strangers(directory))
     stored = None if dtype is None else _read_dtype(dtype)
-    if hasattr(spec, "model"):
-        stored = stored or spec.model.dtype
-        model = dataclasses.replace(spec.model, net=hosts.fetch(spec.model.net))
+    if (drafts := ask(spec, "own_model")()) is not None:
+        stored = stored or drafts.dtype
+        model = dataclasses.replace(drafts, net=hosts.fetch(drafts.net))
         put: Callable[[Path], None] = lambda whole: _write_model(model, whole, stored)
         hosts.first_writes("export", lambda: _write(directory, put))
         return
-    tensors = named_tensors(spec.net.params, stored)
-    layout = _WRITERS[type(spec.net.config)][format](spec, tensors, target, verifier or target.name)
+    tensors = named_tensors(ask(spec, "own_net")().params, stored)
+    write = {"plain": plain.write, **ask(spec, "formats")().write}[format]
+    layout = write(spec, tensors, target, verifier or target.name)
     name = next(iter(tensors.values())).dtype.name
     layout.config["dtype"] = name
     if "transformer_layer_config" in layout.config:

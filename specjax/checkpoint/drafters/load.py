@@ -12,14 +12,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from specjax.checkpoint.assemble import assemble_module, check_layers, on_mesh
+from specjax.checkpoint.drafters import plain
 from specjax.checkpoint.drafters.recognise import recognise
 from specjax.checkpoint.drafters.source import PICKLES, read_source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.load import Model, download, load, locate, read_dtype
-from specjax.core import sharding
+from specjax.core import own, sharding
 from specjax.core.types import KINDS
-from specjax.drafters.base import Spec
 from specjax.drafters.lm import LM
+from specjax.drafters.registry import class_of
+from specjax.drafters.spec import Spec, ask
 
 
 def load_drafter(
@@ -38,7 +40,8 @@ def load_drafter(
     Formats, recognised by the keys of config.json and the names of the tensors: z-lab and SpecForge
     DFlash, z-lab DFlash2, DeepSpec, SafeAILab and SpecForge EAGLE-3, speculators (DFlash, EAGLE-3),
     Medusa; and an ordinary language model, which drafts as `drafters.LM`. The ``name`` of what is
-    returned says what was recognised.
+    returned says what was recognised. A drafter of one's own is saved in a plain format, and loads
+    where its class is registered or named: ``FILE.py:NAME:CHECKPOINT``.
 
     Args:
       path_or_repo: a directory, a repository on the Hugging Face hub, or what else `load` takes.
@@ -66,20 +69,25 @@ def load_drafter(
             f"{name}: asked for on other devices than {target.name}; leave mesh out."
         )
     try:
+        name, cls = _own_class(name)
         path, is_repository = locate(name)
-        if path.is_file() or name in ("demo:target", "demo:draft"):
+        if path.is_file():
             return _language_model(name, target, num_draft, kind, wanted, revision, replicate)
         if is_repository:
             path = download(name, revision, otherwise=PICKLES)
         elif revision is not None:
             raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
         source = read_source(path)
-        form = recognise(source)
+        form = recognise(source, () if cls is None else ask(cls, "formats")().read)
         if form is None:
             # What was downloaded is loaded from where it lies.
-            return _language_model(str(path), target, num_draft, kind, wanted, None, replicate)
+            lies = str(path) if is_repository else name
+            return _language_model(lies, target, num_draft, kind, wanted, None, replicate)
         source = source.as_format(form.name)
-        plan = form.read(source, target)
+        if form is plain.FORMAT:
+            plan = plain.read(source, target, cls)
+        else:
+            plan = form.read(source, target)
         config = plan.config
         if hasattr(config, "backbone"):
             check_layers(config.backbone, plan.tensors, source.where)
@@ -106,6 +114,10 @@ def load_drafter(
     label = name if is_repository else path.resolve().name
     num_draft = plan.num_draft if num_draft is None else num_draft
     spec = plan.make(net, ids, num_draft, kind, f"{label} ({form.name})")
+    if cls is not None and not isinstance(spec, cls):
+        raise CheckpointError(
+            f"{source.where}: holds a {type(spec).__name__}, which is not {cls.__name__}."
+        )
     spec.bind(target, kind or KINDS[0])
     return spec
 
@@ -129,3 +141,13 @@ def _language_model(
     spec = LM(model, 5 if num_draft is None else num_draft, kind)
     spec.bind(target, kind or KINDS[0])
     return spec
+
+
+def _own_class(name: str) -> tuple[str, Any]:
+    """The checkpoint, and the class that ``FILE.py:NAME:CHECKPOINT`` says it is of, or None."""
+    if not own.is_own(name):
+        return name, None
+    place = own.read_place(name)
+    if not place.rest:
+        raise CheckpointError(f"{name}: names no checkpoint; write {place}:CHECKPOINT.")
+    return place.rest, class_of(str(place))

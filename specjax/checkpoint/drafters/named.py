@@ -1,6 +1,7 @@
 """Drafters by name, the same form everywhere: ``NAME[:CHECKPOINT][:K]`` or ``CHECKPOINT[:K]``.
 
-ngram    ngram:4    demo:dflash    demo:dflash:7    lm:demo:draft:3    eagle3:path/to/drafter
+ngram    ngram:4    demo:dflash    demo:dflash:7    lm:demo:draft:3    medusa:path/to/drafter
+path/to/file.py:NAME    path/to/file.py:NAME:4    path/to/file.py:NAME:path/to/drafter:4
 """
 
 from __future__ import annotations
@@ -10,19 +11,16 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from specjax import drafters
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model
-from specjax.drafters import DRAFTERS, LM, NoDraft, Spec
+from specjax.core import own
+from specjax.core.family import Family
+from specjax.drafters import DRAFTERS, NoDraft, Spec
 from specjax.drafters.checking import check_spec
+from specjax.drafters.family import family_of
+from specjax.drafters.registry import Entry, entry_of
+from specjax.drafters.spec import name_of
 
-# The drafters inside the package, each made for the demo target.
-EMBEDDED = {
-    "lm": "demo:draft",
-    "dflash": "demo:dflash",
-    "eagle3": "demo:eagle3",
-    "medusa": "demo:medusa",
-}
 DEMO = "demo:target"
 
 
@@ -30,9 +28,14 @@ DEMO = "demo:target"
 class Named:
     """What a text says of a drafter."""
 
-    name: str | None  # of the registry; None: whatever the checkpoint holds
+    name: str | None  # of the registry, or FILE.py:NAME; None: whatever the checkpoint holds
     checkpoint: str | None = None
     num_draft: int | None = None  # K; None: what it was trained for, or 5
+
+    @property
+    def entry(self) -> Entry | None:
+        """What the name stands for. Raises ValueError if there is no such thing."""
+        return None if self.name is None else entry_of(self.name)
 
     def complete(self, target: str) -> Named:
         """With the embedded checkpoint, where ``target`` is the demo's and none was said.
@@ -40,9 +43,10 @@ class Named:
         Raises:
           ValueError: in one line, if a checkpoint is missing, or said of a drafter without one.
         """
+        entry = self.entry
         if self.name == "none" and self.num_draft is not None:
             raise ValueError(f"num_draft={self.num_draft}: the drafter none guesses nothing.")
-        needs = self.name is None or DRAFTERS[self.name].needs_model
+        needs = entry is None or entry.needs_model
         if not needs and self.checkpoint is not None:
             raise ValueError(
                 f"Drafter {self.name} takes no checkpoint, but {self.checkpoint!r} was given; "
@@ -50,8 +54,8 @@ class Named:
             )
         if not needs or self.checkpoint is not None:
             return self
-        if target == DEMO and self.name in EMBEDDED:
-            return dataclasses.replace(self, checkpoint=EMBEDDED[self.name])
+        if target == DEMO and entry is not None and entry.demo is not None:
+            return dataclasses.replace(self, checkpoint=entry.demo)
         raise ValueError(
             f"{f'Drafter {self.name}' if self.name else 'A drafter'} for {target} needs a "
             f"checkpoint: write {self.name or 'NAME'}:CHECKPOINT, or use ngram."
@@ -63,41 +67,46 @@ class Named:
         Raises:
           ValueError: if there is none of that kind, or it does not fit the target.
         """
-        said = self.complete(target.name)
+        said, entry = self.complete(target.name), self.entry
         if said.checkpoint is None:
-            assert said.name is not None
-            return drafters.make(said.name, num_draft=said.num_draft)
-        spec = load_drafter(said.checkpoint, target, dtype=dtype, num_draft=said.num_draft)
-        if said.name is None:
+            assert entry is not None
+            return entry.build(target, said.num_draft)
+        own_kind = said.name is not None and own.is_own(said.name)
+        place = f"{said.name}:{said.checkpoint}" if own_kind else said.checkpoint
+        spec = load_drafter(place, target, dtype=dtype, num_draft=said.num_draft)
+        if entry is None or own_kind:
             return spec
-        if isinstance(spec, LM) != (said.name == "lm"):
-            kind = "a language model" if isinstance(spec, LM) else getattr(spec, "name", "another")
+        if (family_of(spec) is Family.MODEL) != (entry.thing.family is Family.MODEL):
+            kind = "a language model" if family_of(spec) is Family.MODEL else name_of(spec)
             raise ValueError(
                 f"{said.checkpoint} holds {kind}, which is not {said.name}; leave the name out."
             )
-        return spec if said.name == "lm" else drafters.make(said.name, model=spec)
+        return entry.make(spec, None)
 
 
 def parse(text: str) -> Named:
     """Reads ``NAME[:CHECKPOINT][:K]`` or ``CHECKPOINT[:K]``, without a look at checkpoints.
 
-    A checkpoint may hold colons of its own; what exists as a file is taken for one.
+    A checkpoint may hold colons of its own; what exists as a file is taken for one. NAME may be
+    ``FILE.py:NAME``.
 
     Raises:
       ValueError: in one line, if there is no such drafter.
     """
     whole, num_draft = str(text), None
-    if not _exists(whole):
-        head, _, tail = whole.rpartition(":")
-        if head and tail.isascii() and tail.isdecimal():
-            whole, num_draft = head, int(tail)
+    if own.is_own(whole):
+        place = own.read_place(whole)
+        checkpoint, number = _split_number(place.rest)
+        return Named(str(place), checkpoint or None, number)
+    if ":" in whole:
+        whole, num_draft = _split_number(whole)
     name, colon, checkpoint = whole.partition(":")
     if name in DRAFTERS:
         if colon and not checkpoint:
             raise ValueError(f"Drafter {text!r} ends in a colon: write NAME[:CHECKPOINT][:K].")
         return Named(name, checkpoint or None, num_draft)
-    place = name == "demo" or "/" in name or name.endswith(".bin") or _exists(whole)
-    if not place:
+    is_place = name == "demo" or "/" in name or name.endswith(".bin") or _exists(whole)
+    if not is_place:
         near = difflib.get_close_matches(name, DRAFTERS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise ValueError(
@@ -125,6 +134,14 @@ def as_spec(drafter: Spec | str | None, target: Model) -> Spec:
         )
     check_spec(drafter)
     return drafter
+
+
+def _split_number(text: str) -> tuple[str, int | None]:
+    """``REST:K``, or K alone, taken apart; what exists as a file is no number."""
+    head, _, tail = text.rpartition(":")
+    if not _exists(text) and tail.isascii() and tail.isdecimal():
+        return head, int(tail)
+    return text, None
 
 
 def _exists(name: str) -> bool:

@@ -6,55 +6,18 @@ What is known and not supported is refused here, by the name of the method.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specjax.checkpoint.drafters import speculators
-from specjax.checkpoint.drafters.source import Plan, Source
+from specjax.checkpoint.drafters import plain
+from specjax.checkpoint.drafters.format import Format
+from specjax.checkpoint.drafters.source import Source
 from specjax.checkpoint.errors import CheckpointError
-from specjax.drafters.dflash import deepspec
-from specjax.drafters.dflash import formats as zlab
-from specjax.drafters.eagle3 import formats as eagle3
-from specjax.drafters.medusa import formats as medusa
+from specjax.drafters import DRAFTERS
 from specjax.models import schema
 from specjax.models.registry import FAMILIES
 
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-    """A format and its readers ``(source, target)``."""
-
-    name: str
-    read: Callable[[Source, Any], Plan]
-    config: Callable[[Source, Any], Any]  # of the network, as far as the config alone says it
-
-
-ZLAB = Format("z-lab DFlash", zlab.read, zlab.read_config)
-ZLAB2 = Format("z-lab DFlash2", zlab.read, zlab.read_config)
-DEEPSPEC = Format("DeepSpec DSpark", deepspec.read, deepspec.read_config)
-EAGLE3 = Format("EAGLE-3", eagle3.read, eagle3.read_config)
-SPECULATORS = Format("speculators DFlash", speculators.read_dflash, speculators.read_dflash_config)
-SPECULATORS3 = Format(
-    "speculators EAGLE-3", speculators.read_eagle3, speculators.read_eagle3_config
-)
-MEDUSA = Format("Medusa", medusa.read, medusa.read_config)
-FORMATS = (ZLAB, ZLAB2, DEEPSPEC, EAGLE3, SPECULATORS, SPECULATORS3, MEDUSA)
-
-_ARCHITECTURES = {
-    "DFlashDraftModel": ZLAB,
-    "DFlash2DraftModel": ZLAB2,
-    "DSparkDraftModel": DEEPSPEC,
-    "Qwen3DSparkModel": DEEPSPEC,
-    "Gemma4DSparkModel": DEEPSPEC,
-    "LlamaForCausalLMEagle3": EAGLE3,
-    "Eagle3LlamaForCausalLM": EAGLE3,
-}
-_FUSING = (
-    "midlayer.hidden_norm.weight",
-    "layers.0.hidden_norm.weight",
-    "midlayer.self_attn.q_proj.weight",
-)
 _REFUSED_ARCHITECTURES = {
     "DominoDraftModel": "a Domino drafter (a recurrent network over the block)",
     "Eagle3DeepseekV2ForCausalLM": "an EAGLE-3 drafter with multi-head latent attention (MLA)",
@@ -80,42 +43,51 @@ _REFUSED_PARTS = {
 }
 
 
-def recognise(source: Source) -> Format | None:
+def known_formats() -> tuple[Format, ...]:
+    """Those of all registered kinds; what kinds share, once."""
+    return tuple(dict.fromkeys(f for entry in DRAFTERS.values() for f in entry.formats.read))
+
+
+def recognise(source: Source, more: tuple[Format, ...] = ()) -> Format | None:
     """The format; None for an ordinary language model.
+
+    ``more`` are looked for first.
 
     Raises:
       CheckpointError: if it is a drafter that is not supported, or nothing that is known.
     """
-    raw, names = source.raw, source.tensors.keys()
+    raw, formats = source.raw, (*more, *known_formats())
+    if plain.KEY in raw:
+        return plain.FORMAT
     _refuse(source)
     if "speculators_model_type" in raw:
         kind = raw["speculators_model_type"]
-        formats = {"dflash": SPECULATORS, "dflash2": SPECULATORS, "eagle3": SPECULATORS3}
-        if kind not in formats:
+        found = next((f for f in formats if kind in f.speculators), None)
+        if found is None:
+            known = ", ".join(kind for f in formats for kind in f.speculators)
             raise CheckpointError(
                 f"{source.where}: speculators_model_type={kind!r} is not supported (supported: "
-                f"{', '.join(formats)})."
+                f"{known})."
             )
-        return formats[kind]
-    heads = not names or any(name.split(".")[0].isdigit() for name in names)
-    if heads and ("medusa_num_heads" in raw or "medusa_num_layers" in raw):
-        return MEDUSA
-    for architecture in raw.get("architectures") or ():
-        if architecture in _ARCHITECTURES:
-            return _ARCHITECTURES[architecture]
-    # One layer that fuses an embedding and a state, whatever the architecture is called.
-    if any(name in names for name in _FUSING):
-        return EAGLE3
-    if {"fc.weight", "hidden_norm.weight"} <= names and "dflash_config" in raw:
-        return ZLAB2 if any(n.startswith("candidate_selector.") for n in names) else ZLAB
-    if "fc.weight" in names:
+        return found
+    named = raw.get("architectures") or ()
+    # Where no architecture belongs to a format, what the config says of one is its target's.
+    tests = (
+        lambda f: not f.architectures and f.looks(source),
+        lambda f: any(name in f.architectures for name in named),
+        lambda f: f.looks(source),
+    )
+    for test in tests:
+        if found := next(filter(test, formats), None):
+            return found
+    if "fc.weight" in source.tensors:
         raise CheckpointError(
             f"{source.where}: an EAGLE-1/2 drafter by its tensors (fc and no midlayer), which is "
             "not supported; use an EAGLE-3 drafter."
         )
     if raw.get("model_type") in FAMILIES:
         return None
-    known = ", ".join(f.name for f in FORMATS)
+    known = ", ".join(f.name for f in formats)
     raise CheckpointError(
         f"{source.where}: neither a drafter in a known format ({known}) nor a language model of a "
         f"supported family: architectures={raw.get('architectures')!r}, "

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from specjax.checkpoint.drafters.source import Plan, Source
-from specjax.drafters.dflash import formats as zlab
+from specjax.drafters.dflash import zlab
 from specjax.drafters.dflash.net import DFlashConfig
 
 

@@ -24,12 +24,13 @@ from specjax.drafters.dflash.drafter import (
     parts,
     refuse,
 )
+from specjax.drafters.dflash.kind import DFlashKind
 from specjax.drafters.drawing import count_guess, draw
 from specjax.models.frozen import Frozen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DFlash2:
+class DFlash2(DFlashKind):
     """A network with a candidate selector as a drafter; attributes as in `DFlash`.
 
     ``kind`` says how guesses are drawn; None: what suits the temperature and the rule.
@@ -41,6 +42,7 @@ class DFlash2:
     target_ids: Array | None = None
     name: str = "dflash2"
 
+    summary = "DFlash with convolutions and a candidate selector"
     __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> DFlash2Drafter:

@@ -23,8 +23,10 @@ from specjax.core import sharding
 from specjax.core.cache import Cache
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_num_draft
+from specjax.drafters.dflash.kind import DFlashKind
 from specjax.drafters.dflash.net import DFlashConfig, DFlashNet, block_views
 from specjax.drafters.drawing import draw_all, onto_target
+from specjax.drafters.spec import Outline, Sizes
 from specjax.models.config import DecoderConfig
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import looking_back
@@ -32,7 +34,7 @@ from specjax.models.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DFlash:
+class DFlash(DFlashKind):
     """A DFlash network as a drafter, before it is known what it will draft for.
 
     Attributes:
@@ -48,6 +50,9 @@ class DFlash:
     target_ids: Array | None = None
     name: str = "dflash"
 
+    summary = "a block guessed in one pass from the target's states"
+    demo = "demo:dflash"
+    outline_sizes = ("taps",)
     __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> DFlashDrafter:
@@ -76,6 +81,16 @@ class DFlash:
         """
         net = fresh_net(fresh_config(target.config, num_draft, **sizes), target.dtype, seed)
         return cls(start_from(net, target) if from_target else net)
+
+    @classmethod
+    def outline(cls, target: Any, sizes: Sizes) -> Outline:
+        """Of the sizes that z-lab publishes for targets of this width: all layers are full."""
+        if sizes.taps > target.num_layers:
+            raise ValueError(f"draft_taps={sizes.taps}: the target has {target.num_layers} layers.")
+        config = fresh_config(
+            target, sizes.num_draft, layers=sizes.layers or 5, num_taps=sizes.taps or 5
+        )
+        return Outline(DFlashNet, config)
 
 
 @pytree

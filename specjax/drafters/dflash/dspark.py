@@ -28,12 +28,13 @@ from specjax.drafters.dflash.drafter import (
     parts,
     refuse,
 )
+from specjax.drafters.dflash.kind import DFlashKind
 from specjax.drafters.drawing import count_guess, draw
 from specjax.models.frozen import Frozen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DSpark:
+class DSpark(DFlashKind):
     """A network with shifted slots as a drafter; attributes as in `DFlash`.
 
     ``kind`` says how guesses are drawn; None: what suits the temperature and the rule. With
@@ -48,6 +49,7 @@ class DSpark:
     name: str = "dspark"
     min_confidence: float | None = None
 
+    summary = "DFlash with shifted slots and a Markov head"
     __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> DSparkDrafter:

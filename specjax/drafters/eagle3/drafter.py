@@ -30,7 +30,9 @@ from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.core.view import View, causal
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import count_guess, draw, onto_target
+from specjax.drafters.eagle3.kind import Eagle3Kind
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
+from specjax.drafters.spec import Outline, Sizes
 from specjax.models.config import DecoderConfig
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import looking_back
@@ -39,7 +41,7 @@ from specjax.sampling import Counts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Eagle3:
+class Eagle3(Eagle3Kind):
     """An EAGLE-3 network as a drafter, before it is known what it will draft for.
 
     Attributes:
@@ -56,6 +58,9 @@ class Eagle3:
     target_ids: Array | None = None
     name: str = "eagle3"
 
+    summary = "one layer over fused states of the target, step by step"
+    demo = "demo:eagle3"
+    outline_sizes = ("vocab",)
     __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> Eagle3Drafter:
@@ -105,6 +110,18 @@ class Eagle3:
         head = target.net.vocabulary.output
         net.lm_head.weight[...] = (head if ids is None else head[ids]).astype(target.dtype)
         return cls(Frozen.of(net), num_draft, kind, ids)
+
+    @classmethod
+    def outline(cls, target: Any, sizes: Sizes) -> Outline:
+        """One layer and a vocabulary of its own, as SafeAILab publishes them."""
+        rows = sizes.vocab or target.vocab_size
+        if not 1 <= rows <= target.vocab_size or rows % sizes.shards:
+            raise ValueError(
+                f"draft_vocab={rows}: must be a multiple of {sizes.shards}, the devices of the "
+                f"model axis, and at most {target.vocab_size}."
+            )
+        config = fresh_config(target, draft_vocab_size=rows, layers=sizes.layers or 1)
+        return Outline(Eagle3Net, config, {"target_ids": np.arange(rows, dtype=np.int32)})
 
 
 @pytree

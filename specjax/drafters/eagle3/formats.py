@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from specjax.checkpoint.drafters import fit
+from specjax.checkpoint.drafters import fit, speculators
+from specjax.checkpoint.drafters.format import Format, Formats
 from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
+from specjax.drafters.eagle3 import layouts
 from specjax.drafters.eagle3.drafter import Eagle3
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 
@@ -92,6 +94,46 @@ def _width(target: Any, otherwise: int) -> int:
     return otherwise if target is None else target.config.hidden_size
 
 
+def read_speculators(source: Source, target: Any) -> Plan:
+    """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
+    config, tensors = (
+        read_speculators_config(source, target),
+        speculators.without_targets(source, target),
+    )
+    return plan(source, target, config, tensors, speculators.speculative_tokens(source))
+
+
+def read_speculators_config(source: Source, target: Any) -> Eagle3Config:
+    """As `read_config`."""
+    where, keys = source.where, Keys(source.raw, source.where)
+    layers = speculators.read_layers(source)
+    Keys(layers, f"{where}, {speculators.LAYERS}").finish(*BACKBONE)
+    if layers["model_type"] != "llama":
+        raise CheckpointError(
+            f"{where}: {speculators.LAYERS}.model_type={layers['model_type']!r} is not supported "
+            "for EAGLE-3 (supported: llama)."
+        )
+    backbone = fit.read_backbone(layers, where)
+    ids = keys.integers(_IDS)
+    if ids is None:
+        ids = () if target is None else default_taps(target.config.num_layers)
+    width = backbone.hidden_size if target is None else target.config.hidden_size
+    config = Eagle3Config(
+        backbone=backbone,
+        taps=fit.read_taps(where, target, ids, _IDS, 0) if ids else (),
+        target_hidden_size=keys.integer("target_hidden_size", width),
+        draft_vocab_size=keys.integer("draft_vocab_size", 32000),
+        norm_before_residual=bool(keys.flag("norm_before_residual")),
+        norm_before_fc=bool(keys.flag("norm_before_fc")),
+        fc_norm=bool(keys.flag("fc_norm")),
+        norm_output=bool(keys.flag("norm_output")),
+    )
+    keys.flag("embed_requires_grad")
+    keys.finish(*speculators.INERT, strict=True)
+    speculators.speculative_tokens(source)
+    return config
+
+
 def plan(
     source: Source,
     target: Any,
@@ -128,3 +170,29 @@ def plan(
         return Eagle3(net, 5 if num_draft is None else num_draft, kind, ids, name)
 
     return Plan(config, Eagle3Net, tensors, called, make, ids, num_draft)
+
+
+# One layer that fuses an embedding and a state, whatever the architecture is called.
+_FUSING = (
+    "midlayer.hidden_norm.weight",
+    "layers.0.hidden_norm.weight",
+    "midlayer.self_attn.q_proj.weight",
+)
+FORMATS = Formats(
+    read=(
+        Format(
+            "EAGLE-3",
+            read,
+            read_config,
+            architectures=("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"),
+            looks=lambda source: any(name in source.tensors for name in _FUSING),
+        ),
+        Format(
+            "speculators EAGLE-3",
+            read_speculators,
+            read_speculators_config,
+            speculators=("eagle3",),
+        ),
+    ),
+    write={"safeailab": layouts.safeailab, "speculators": layouts.speculators},
+)

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax.core.cache import Block, Cache
 from specjax.core.cache.block import drop_first, put, widen
+from specjax.core.family import Family
 from specjax.core.types import KINDS, Array, Kept, Proposal, one_line, pytree, static
 from specjax.core.view import View, causal
 from specjax.drafters.base import (
@@ -32,8 +34,13 @@ from specjax.drafters.base import (
     doubling_widths,
 )
 from specjax.drafters.drawing import confidence, count_guess, draw
+from specjax.drafters.spec import Spec
 from specjax.drafters.vocabularies import check_same_tokens
+from specjax.models.frozen import Frozen
 from specjax.sampling import Counts
+
+if TYPE_CHECKING:
+    from specjax.drafters.lm.objective import LMObjective
 
 # Feeds guess i - 1 behind a block: (guess [B], block, i []) -> logits [B, V] of guess i, block.
 Step = Callable[[Array, Block, Array], tuple[Array, Block]]
@@ -45,7 +52,7 @@ def last_two(tokens: Array, length: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class LM:
+class LM(Spec):
     """A loaded draft model as a drafter, before it is known what it will draft for.
 
     Attributes:
@@ -61,6 +68,11 @@ class LM:
     kind: str | None = None
     min_confidence: float | None = None
 
+    summary = "a smaller language model"
+    needs_model = True
+    demo = "demo:draft"
+    family = Family.MODEL
+    nested = True
     __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> LMDrafter:
@@ -83,6 +95,36 @@ class LM:
         size = None if same else target.config.vocab_size
         least = None if self.min_confidence is None else jnp.float32(self.min_confidence)
         return LMDrafter(self.model.net, self.num_draft, self.kind or kind, size, least)
+
+    @classmethod
+    def made(cls, loaded: Any, num_draft: int | None) -> LM:
+        """Of a model, or of one such drafter."""
+        if isinstance(loaded, cls):
+            return loaded if num_draft is None else dataclasses.replace(loaded, num_draft=num_draft)
+        return cls(loaded, 5 if num_draft is None else num_draft)
+
+    @classmethod
+    def objective(cls) -> type[LMObjective]:
+        from specjax.drafters.lm.objective import LMObjective
+
+        return LMObjective
+
+    def own_model(self) -> Any:
+        return self.model
+
+    def own_net(self) -> Frozen:
+        return self.model.net
+
+    def with_net(self, net: Frozen) -> LM:
+        dtype = np.dtype(jax.tree.leaves(net.params)[0].dtype)
+        model = dataclasses.replace(self.model, net=net, dtype=dtype)
+        return dataclasses.replace(self, model=model)
+
+    def passes(self, num_draft: int) -> int:
+        return num_draft
+
+    def tokens_fed(self, num_draft: int) -> int:
+        return num_draft
 
 
 @pytree

@@ -21,12 +21,14 @@ from specjax.core.sharding import constrain
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import draw_all
+from specjax.drafters.medusa.kind import MedusaKind
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
+from specjax.drafters.spec import Outline, Sizes
 from specjax.models.frozen import Frozen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Medusa:
+class Medusa(MedusaKind):
     """Medusa heads as a drafter, before it is known what they will draft for.
 
     Attributes:
@@ -41,6 +43,8 @@ class Medusa:
     kind: str | None = None
     name: str = "medusa"
 
+    summary = "a head a guess on the target's last state"
+    demo = "demo:medusa"
     __repr__ = one_line
 
     def bind(self, target: Any, kind: str) -> MedusaDrafter:
@@ -68,7 +72,7 @@ class Medusa:
         return MedusaDrafter(self.net, num_draft, self.kind or kind, target.config.num_layers)
 
     @classmethod
-    def fresh(
+    def fresh(  # type: ignore[override]
         cls,
         target: Any,
         *,
@@ -84,6 +88,12 @@ class Medusa:
         for head in net.heads:
             head.output.weight[...] = target.net.vocabulary.output.astype(target.dtype)
         return cls(Frozen.of(net), num_draft, kind)
+
+    @classmethod
+    def outline(cls, target: Any, sizes: Sizes) -> Outline:
+        """As many heads as guesses, each with a table of the target's whole vocabulary."""
+        shape = (target.hidden_size, target.vocab_size)
+        return Outline(MedusaNet, MedusaConfig(*shape, sizes.num_draft, sizes.layers or 1))
 
 
 @pytree

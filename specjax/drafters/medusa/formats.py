@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from specjax.checkpoint.drafters.format import Format, Formats
 from specjax.checkpoint.drafters.keys import Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError, some
+from specjax.drafters.medusa import layouts
 from specjax.drafters.medusa.drafter import Medusa
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 
@@ -61,3 +63,15 @@ def read(source: Source, target: Any) -> Plan:
 
     config = MedusaConfig(theirs.hidden_size, theirs.vocab_size, heads, max(layers, 0))
     return Plan(config, MedusaNet, source.tensors, called, make)
+
+
+def _looks(source: Source) -> bool:
+    names = source.tensors.keys()
+    heads = not names or any(name.split(".")[0].isdigit() for name in names)
+    return heads and ("medusa_num_heads" in source.raw or "medusa_num_layers" in source.raw)
+
+
+# Published configs name the architecture of their target, if any.
+FORMATS = Formats(
+    read=(Format("Medusa", read, read_config, looks=_looks),), write={"medusa": layouts.medusa}
+)

@@ -1,0 +1,59 @@
+"""Ways to misread a checkpoint that several kinds share: taps off by one, another rotary base."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from specjax.drafters.spec import Misreading, Trial
+from specjax.models.frozen import Frozen
+
+TARGETS_ROPE = "the target's rotary base and scaling"
+
+
+def reread(net: Frozen, **changes: Any) -> Frozen:
+    """The same weights under a config with other constants (none that changes a shape)."""
+    module = net.module  # merged anew: changing it leaves ``net`` as it is
+    module.config = dataclasses.replace(module.config, **changes)
+    return dataclasses.replace(Frozen.of(module), replicated=net.replicated)
+
+
+def trial(what: str, means: str, spec: Any, **changes: Any) -> Trial:
+    """A `Trial` of ``spec`` whose network is read with other constants."""
+    return Trial(what, means, dataclasses.replace(spec, net=reread(spec.net, **changes)))
+
+
+def taps(spec: Any, target: Any) -> Misreading:
+    """Of a network whose config has ``taps``, indices into hidden_states."""
+    said, last, trials = spec.net.config.taps, target.config.num_layers, []
+    for step, word in ((1, "higher"), (-1, "lower")):
+        moved = tuple(t + step for t in said)
+        if all(0 <= t <= last for t in moved):
+            shift = "outputs of layers" if step > 0 else "inputs of layers (hidden_states)"
+            means = (
+                f"this checkpoint numbers its taps as {shift}, unlike what its format says: "
+                f"{'add 1 to' if step > 0 else 'subtract 1 from'} the layer ids in its config.json"
+            )
+            trials.append(trial(f"taps one {word}", means, spec, taps=moved))
+    listed = ", ".join(map(str, said))
+    cause = f"Taps off by one: it reads hidden_states {listed} of {last} layers"
+    return Misreading(cause, tuple(trials))
+
+
+def rope(spec: Any, target: Any) -> Misreading:
+    """Of a network whose config has a ``backbone``, a `DecoderConfig`."""
+    backbone, theirs = spec.net.config.backbone, target.config.rope
+    ours, trials = backbone.rope, []
+    if ours != theirs:
+        means = "it was trained with them: write rope_theta and the scaling into its config.json"
+        other = dataclasses.replace(backbone, rope=theirs)
+        trials.append(trial(TARGETS_ROPE, means, spec, backbone=other))
+    cause = (
+        f"Rotary embedding: base {ours.theta:g}, {_scaling(ours)}; the target has "
+        f"{theirs.theta:g}, {_scaling(theirs)}, which it need not share"
+    )
+    return Misreading(cause, tuple(trials))
+
+
+def _scaling(rope: Any) -> str:
+    return "no scaling" if rope.scaling is None else type(rope.scaling).__name__
