@@ -137,9 +137,6 @@ def test_the_race_stands_still_and_runs(tmp_path: Path) -> None:
     assert "dflash, k = 4 finished first: 1.55x as fast" in str(specjax.race(TRACE, PLAIN))
 
 
-HOSTILE = "=cmd|' /C'!A0\n`x` <b>*[a](http://x)*</b> \x1b[31m[red]"
-
-
 def test_names_in_figures_are_no_formulas_and_not_hidden() -> None:
     with figures.style():
         figure = Figure()
