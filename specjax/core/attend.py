@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from specjax.core.platform import num_cores
+from specjax.core.platform import num_cores, platform
 from specjax.core.types import Array
 
 _MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
@@ -48,16 +48,18 @@ def attend(
     repeats, head_dim = heads // groups, sum(part.shape[-1] for part in parts)
     parts = tuple(x.reshape(rows, groups, repeats * num_tokens, x.shape[-1]) for x in parts)
     factor = jnp.float32(head_dim**-0.5 if scale is None else scale)
+    # As one operand of two products, queries would have XLA's GPU compiler put the cache and the
+    # block's keys into one buffer, to multiply both at once. (A single key makes no product.)
+    apart = cached is not None and v.shape[2] > 1 and platform() == "gpu"
 
     def scores(parts: tuple[Array, ...], keys: Parts, mask: Array) -> Array:
         """[B, G, R * T, S]: ``mask`` is [B or 1, T or 1, S]."""
         dots = None
         for q, part in zip(parts, keys if isinstance(keys, tuple) else (keys,), strict=True):
-            # Keys on the left: a transposed right-hand side would be a copy of the cache on CPU.
-            one = jnp.einsum("bgsh,bgmh->bgsm", part, q, preferred_element_type=jnp.float32)
+            one = _product(q, part, apart)
             dots = one if dots is None else dots + one
         assert dots is not None
-        dots = dots.swapaxes(2, 3).reshape(rows, groups, repeats, num_tokens, -1)
+        dots = dots.reshape(rows, groups, repeats, num_tokens, -1)
         masked = jnp.where(mask[:, None, None], factor * dots, _MASKED)
         return masked.reshape(rows, groups, repeats * num_tokens, -1)
 
@@ -69,7 +71,7 @@ def attend(
             preferred_element_type=jnp.float32,
         )
 
-    new = scores(parts, k, visible)
+    new = scores(jax.lax.optimization_barrier(parts) if apart else parts, k, visible)
     top = new.max(-1, keepdims=True)
     if cached is None:
         new = jnp.exp(new - top)
@@ -89,3 +91,12 @@ def attend(
         # would copy the cache.)
         out = (weighted(old, cached_v) + weighted(new, v)) / total
     return out.reshape(rows, heads, num_tokens, v.shape[-1]).astype(dtype)
+
+
+def _product(q: Array, keys: Array, left: bool) -> Array:
+    """[B, G, M, H], [B, G, S, H] -> [B, G, M, S] float32, with queries on the left or right."""
+    if left:  # nothing is transposed behind it: fewer kernels on GPU
+        return jnp.einsum("bgmh,bgsh->bgms", q, keys, preferred_element_type=jnp.float32)
+    # Keys on the left: a transposed right-hand side would be a copy of the cache on CPU.
+    dots = jnp.einsum("bgsh,bgmh->bgsm", keys, q, preferred_element_type=jnp.float32)
+    return dots.swapaxes(2, 3)

@@ -10,28 +10,37 @@ beside the one of all other tests; by hand, in any that has specjax (V is the ve
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import SingleDeviceSharding
 from test_compile import SETUP
 
-from specjax.compiler import report, topology
+from specjax.compiler import branches, hlo, report, topology
+from specjax.compiler.origins import Origins
 from specjax.core.sharding import mesh_sizes
 
-# Of a cycle of two layers and three guesses, on one H100, as jax 0.10.2 compiles it: kernels, and
-# copies of caches that are put beside new keys: XLA merges small products.
-ON_GPU = {"none": (43, 0), "lm": (219, 4), "dflash": (89, 0), "eagle3": (156, 2), "medusa": (63, 0)}
+# Kernels of a cycle of two layers and three guesses, on one H100, as jax 0.10.2 compiles it. Some
+# of lm's and EAGLE-3's replace copies of caches beside new keys (core/attend.py).
+ON_GPU = {"none": 43, "lm": 226, "dflash": 89, "eagle3": 158, "medusa": 63}
 
 
-def cycle_of(name: str, mesh: str, drafter: str) -> dict[str, Any]:
-    """The account of the tiny model's cycle; the test is skipped where the compiler is missing."""
+def found(name: str) -> topology.Topology:
+    """The devices; the test is skipped where their compiler is missing."""
     try:
-        devices = topology.find(name)
+        return topology.find(name)
     except ValueError as error:
         if "which is not installed" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+def cycle_of(name: str, mesh: str, drafter: str) -> dict[str, Any]:
+    """The account of the tiny model's cycle."""
+    devices = found(name)
     setup = dataclasses.replace(SETUP, drafter=drafter, dtype="bfloat16", rows=8)
     made = report.make(setup, devices, devices.mesh(**mesh_sizes(mesh)))
     cycle: dict[str, Any] = made["cycle"]
@@ -48,16 +57,48 @@ def test_a_gpu(drafter: str) -> None:
     assert cycle["cache_copies"] == 0 and cycle["weight_copies"] == 0
     assert cycle["bytes_written"]["caches"] == layers * 2 * 8 * tokens * 64 * 2
     assert cycle["collectives"] == {}
-    kernels, joins = ON_GPU[drafter]
     other = 1.0 if jax.__version__ == "0.10.2" else 1.25  # another compiler fuses otherwise
-    assert cycle["kernels"]["total"] <= other * kernels and cycle["cache_joins"] <= joins
+    assert cycle["kernels"]["total"] <= other * ON_GPU[drafter] and cycle["cache_joins"] == 0
     phases = {"other", "verify", "accept", "commit"} | ({"draft"} - {drafter})
     assert set(cycle["kernels"]["by_scope"]) <= phases
+
+
+@pytest.mark.parametrize("handed_on", [False, True])
+def test_branches_on_a_gpu(handed_on: bool) -> None:
+    """A branch that reads a cache copies nothing; one that hands it on does, and that is seen."""
+    place = SingleDeviceSharding(found("h100:1").devices[0])
+
+    def branch(rows: int, cache: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = jax.nn.softmax(x[:rows] @ cache.T) @ cache
+        x = x.at[:rows].set(y)
+        return (jax.lax.dynamic_update_slice(cache, x, (0, 0)) if handed_on else x), x
+
+    def program(cache: jax.Array, x: jax.Array, limit: jax.Array) -> Any:
+        def cycle(state: Any) -> Any:
+            i, cache, x = state
+            widths = [functools.partial(branch, rows) for rows in (2, 4, 8)]
+            new, x = jax.lax.switch(i % 3, widths, cache, x)
+            updated = jax.lax.dynamic_update_slice(cache, new, (i, 0))
+            return i + 1, new if handed_on else updated, x
+
+        return jax.lax.while_loop(lambda s: s[0] < limit, cycle, (0, cache, x))
+
+    shapes = (((4096, 128), jnp.bfloat16), ((8, 128), jnp.bfloat16), ((), jnp.int32))
+    given = (jax.ShapeDtypeStruct(s, d, sharding=place) for s, d in shapes)
+    text = jax.jit(program, donate_argnums=(0,)).lower(*given).compile().as_text()
+    module = hlo.parse(text)
+    assert module.main_loop is not None
+    body, origins = module.main_loop.called("body"), Origins(module)
+    kind = lambda home, value, index: origins.of(home, value, index).argument
+    module, (choice,) = branches.settle(module, body, kind, origins)
+    assert choice.counted == 2 and choice.branches[2].bytes > 2 * 4096 * 128 * 2
+    copied = [one.copied.get("cache", 0) for one in choice.branches]
+    assert all(copied) if handed_on else not any(copied)
 
 
 @pytest.mark.parametrize("name,mesh", [("h100:2", "model:2"), ("v5e:2x4", "data:2,model:4")])
 def test_several(name: str, mesh: str) -> None:
     """Caches stay where they are, split over the devices; two sums a layer, one an embedding."""
     cycle = cycle_of(name, mesh, "dflash")
-    assert cycle["cache_copies"] == 0
+    assert cycle["cache_copies"] == cycle["cache_joins"] == 0
     assert cycle["collectives"]["all-reduce"]["count"] <= 2 * 3 + 2
