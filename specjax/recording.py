@@ -69,7 +69,7 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         {k: v for k, v in dataclasses.asdict(row.options).items() if k != "logit_bias"}
         for row in rows
     ]
-    drafter = session.drafter
+    drafter, least = session.drafter, getattr(session.spec, "min_confidence", None)
     return {
         "target": target.name,
         "drafter": getattr(session.spec, "name", type(session.spec).__name__.lower()),
@@ -77,6 +77,7 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         "rule": session.rule.name,
         "kind": drafter.kind,
         "num_draft": drafter.num_draft,
+        **({} if least is None else {"min_confidence": least}),
         "batch": len(rows),
         "options": options[0] if all(o == options[0] for o in options) else options,
         "dtype": str(target.dtype),

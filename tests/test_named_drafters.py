@@ -24,6 +24,8 @@ FORMS = {
     "lm:owner/name": Named("lm", "owner/name"),
     "eagle3:/a:b/c:12": Named("eagle3", "/a:b/c", 12),
     "owner/name:3": Named(None, "owner/name", 3),
+    "lm:owner/name:8@0.5": Named("lm", "owner/name", 8, 0.5),
+    "lm:8@1": Named("lm", None, 8, 1.0),
     "stories.bin": Named(None, "stories.bin"),
 }
 
@@ -55,6 +57,9 @@ def test_what_exists_is_a_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
         "lm": ("lm for target needs a checkpoint", "lm:CHECKPOINT"),
         "demo:nothing": ("demo:nothing", "demo:dflash"),
         "no/where/at/all": ("no such file",),
+        "ngram:4@0.5": ("@0.5", "ngram", "use lm or dspark"),
+        "ngram:4@2": ("behind @", "4@0.5"),
+        "lm:owner/name:4@": ("behind @", "4@0.5"),
     }.items(),
 )
 def test_refused(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:

@@ -136,7 +136,8 @@ def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
 def label_of(said: Named) -> str:
     """What a drafter is called in results: of a local directory its last part."""
     path = None if said.checkpoint is None else Path(said.checkpoint).expanduser()
-    return path.resolve().name if path and path.exists() else str(said.checkpoint or said.name)
+    label = path.resolve().name if path and path.exists() else str(said.checkpoint or said.name)
+    return label if said.min_confidence is None else f"{label}@{said.min_confidence:g}"
 
 
 def expand(

@@ -2,12 +2,15 @@
 
 ngram    ngram:4    demo:dflash    demo:dflash:7    lm:demo:draft:3    medusa:path/to/drafter
 path/to/file.py:NAME    path/to/file.py:NAME:4    path/to/file.py:NAME:path/to/drafter:4
+
+K may be ``K@C``: at most K guesses, and none from the first one on whose confidence is below C.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ class Named:
     name: str | None  # of the registry, or FILE.py:NAME; None: whatever the checkpoint holds
     checkpoint: str | None = None
     num_draft: int | None = None  # K; None: what it was trained for, or 5
+    min_confidence: float | None = None  # C; None: every guess is verified
 
     @property
     def entry(self) -> Entry | None:
@@ -67,6 +71,20 @@ class Named:
         Raises:
           ValueError: if there is none of that kind, or it does not fit the target.
         """
+        return self.shortened(self._load(target, dtype))
+
+    def shortened(self, spec: Any) -> Spec:
+        """``spec`` with the confidence that was asked for. Raises ValueError if it knows none."""
+        if self.min_confidence is None:
+            return spec
+        if "min_confidence" not in getattr(spec, "__dataclass_fields__", {}):
+            raise ValueError(
+                f"@{self.min_confidence:g}: {name_of(spec)} does not say how sure it is of a "
+                "guess; leave it out, or use lm or dspark."
+            )
+        return dataclasses.replace(spec, min_confidence=self.min_confidence)
+
+    def _load(self, target: Model, dtype: Any) -> Spec:
         said, entry = self.complete(target.name), self.entry
         if said.checkpoint is None:
             assert entry is not None
@@ -93,18 +111,18 @@ def parse(text: str) -> Named:
     Raises:
       ValueError: in one line, if there is no such drafter.
     """
-    whole, num_draft = str(text), None
+    whole, num_draft, least = str(text), None, None
     if own.is_own(whole):
         place = own.read_place(whole)
-        checkpoint, number = _split_number(place.rest)
-        return Named(str(place), checkpoint or None, number)
+        checkpoint, num_draft, least = _split_number(place.rest)
+        return Named(str(place), checkpoint or None, num_draft, least)
     if ":" in whole:
-        whole, num_draft = _split_number(whole)
+        whole, num_draft, least = _split_number(whole)
     name, colon, checkpoint = whole.partition(":")
     if name in DRAFTERS:
         if colon and not checkpoint:
             raise ValueError(f"Drafter {text!r} ends in a colon: write NAME[:CHECKPOINT][:K].")
-        return Named(name, checkpoint or None, num_draft)
+        return Named(name, checkpoint or None, num_draft, least)
     is_place = name == "demo" or "/" in name or name.endswith(".bin") or _exists(whole)
     if not is_place:
         near = difflib.get_close_matches(name, DRAFTERS, 1)
@@ -112,7 +130,7 @@ def parse(text: str) -> Named:
         raise ValueError(
             f"No drafter {name!r}; there are {', '.join(sorted(DRAFTERS))}, and checkpoints{hint}"
         )
-    return Named(None, whole, num_draft)
+    return Named(None, whole, num_draft, least)
 
 
 def as_spec(drafter: Spec | str | None, target: Model) -> Spec:
@@ -136,12 +154,28 @@ def as_spec(drafter: Spec | str | None, target: Model) -> Spec:
     return drafter
 
 
-def _split_number(text: str) -> tuple[str, int | None]:
-    """``REST:K``, or K alone, taken apart; what exists as a file is no number."""
+def _split_number(text: str) -> tuple[str, int | None, float | None]:
+    """``REST:K[@C]``, or K[@C] alone, taken apart; what exists as a file is no number.
+
+    Raises:
+      ValueError: if C is no probability.
+    """
     head, _, tail = text.rpartition(":")
-    if not _exists(text) and tail.isascii() and tail.isdecimal():
-        return head, int(tail)
-    return text, None
+    number, sign, least = tail.partition("@")
+    if _exists(text) or not (number.isascii() and number.isdecimal()):
+        return text, None, None
+    if not sign:
+        return head, int(number), None
+    try:
+        value = float(least)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise ValueError(
+            f"{text!r}: behind @ stands the least confidence, a number in (0, 1], such as "
+            f"{number}@0.5."
+        )
+    return head, int(number), value
 
 
 def _exists(name: str) -> bool:
