@@ -5,8 +5,9 @@
       --system='Be brief.' --template_args=enable_thinking=false --temperature=0.6
   python -m experiments.chat --target=DIR --drafter=ngram < messages.txt
 
-The target needs a chat template. Each turn renders and prefills the whole conversation anew, so the
-template sees, and may rewrite, every turn; messages themselves are edited by nobody but the user.
+The target needs a chat template. Each turn renders the whole conversation anew, so the template
+sees, and may rewrite, every turn; messages themselves are edited by nobody but the user. What the
+target has read before, up to the first token that differs, is not fed again.
 Ctrl-C ends an answer and keeps what was said, Ctrl-D ends the chat. From a pipe every line is a
 message. What is not a flag here is a field of --config (configs/chat.py).
 """
@@ -65,6 +66,7 @@ class Chat:
     painter: Painter
     messages: list[dict[str, str]]
     turns: int = 0
+    memory: specjax.Memory = dataclasses.field(default_factory=specjax.Memory)
     saved: Path | None = None  # the file that /save wrote, and may write again
 
     def reset(self) -> None:
@@ -93,7 +95,9 @@ class Chat:
                     )
                 request = {**self.request, "max_new_tokens": min(most, room)}
                 seed = (_SEED.value + self.turns) % 2**32
-                pieces = specjax.stream(self.target, self.spec, [ids], seed=seed, **request)
+                pieces = specjax.stream(
+                    self.target, self.spec, [ids], seed=seed, memory=self.memory, **request
+                )
             except ValueError as error:
                 raise Refused(str(error)) from None
             said = show_stream(pieces, self.target, self.painter, interrupt)
@@ -101,7 +105,7 @@ class Chat:
         self.messages = [*messages, {"role": "assistant", "content": said.text}]
         self.turns += 1
         wall = time.perf_counter() - begin
-        self.say(describe(said, wall))
+        self.say(describe(said, wall, *self.memory.kept))
         self.say(f"{len(ids) + len(said.tokens)} of {longest} tokens{why(said, most, room)}\n")
 
     def save(self, name: str) -> None:
@@ -251,15 +255,18 @@ def read_lines(chat: Chat) -> Iterator[str]:
         yield line
 
 
-def describe(said: Said, wall: float) -> str:
-    """One line about an answer: tau, speed, and what is not in the speed; ``wall`` in seconds."""
+def describe(said: Said, wall: float, kept: int = 0) -> str:
+    """One line about an answer: tau, speed, and what is not in the speed; ``wall`` in seconds.
+
+    ``kept`` tokens of its prompt were known from the turn before.
+    """
     if not said.cycles:
         return "no token came"
     committed, begin, end = len(said.tokens), said.cycles[0].begin, said.cycles[-1].end
     parts = [
         f"tau {committed / len(said.cycles):.2f} ({committed} tokens, {len(said.cycles)} passes)",
         f"{committed / (end - begin):.1f} tokens/s",
-        f"prefill {begin:.2f} s",
+        f"prefill {begin:.2f} s" + (f" ({kept} tokens known)" if kept else ""),
     ]
     if wall - end > 0.5:
         parts.append(f"compiling {wall - end:.1f} s, not in the speed")

@@ -16,6 +16,7 @@ from specjax.checkpoint.load import Model, load
 from specjax.core.sharding import make_mesh, parse_mesh
 from specjax.diagnosis import DrafterReport, check_drafter
 from specjax.measure.trace import Cycle, Trace
+from specjax.memory import Memory
 from specjax.sampling import Options
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "AuditReport",
     "Cycle",
     "DrafterReport",
+    "Memory",
     "Model",
     "Options",
     "Output",

@@ -11,6 +11,7 @@ from specjax.checkpoint.load import Model
 from specjax.drafters import Spec
 from specjax.limits import check_count, check_memory
 from specjax.measure.trace import Cycle, Trace
+from specjax.memory import Memory, open_session
 from specjax.prompts import Prompts
 from specjax.recording import complete, complete_row
 from specjax.request import prepare
@@ -78,6 +79,7 @@ def generate(
     host_loop: bool = False,
     chunk: int = CHUNKS[-1],
     details: bool = False,
+    memory: Memory | None = None,
     template_args: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
@@ -102,6 +104,8 @@ def generate(
       chunk: the most prompt tokens that one prefill pass feeds.
       details: whether the trace also notes the probabilities of guesses and tokens, which costs a
         softmax a cycle (`measure.trace.Detail`).
+      memory: what earlier calls left, so that a prompt that goes on with their text is not fed
+        again from its first token; see `Memory`.
       template_args: what the target's chat template reads besides the messages of conversations,
         such as ``{"enable_thinking": False}``.
       tools: the functions that the template tells the target about, as JSON schemas.
@@ -117,9 +121,7 @@ def generate(
     )
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
-    session = Session(
-        target, as_spec(drafter, target), rows, rule=rule, chunk=chunk, details=details
-    )
+    session = open_session(target, drafter, rows, memory, rule=rule, chunk=chunk, details=details)
     if stops:
         watch = StopStrings(target, stops, [row.prompt for row in rows])
         while not session.done.all():
@@ -167,6 +169,7 @@ def stream(
     cycles_per_call: int = 4,
     chunk: int = CHUNKS[-1],
     details: bool = False,
+    memory: Memory | None = None,
     template_args: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
@@ -179,9 +182,7 @@ def stream(
     rows, stops = prepare(
         target, prompts, max_new_tokens, seed, stop, stop_token_ids, options, template_args, tools
     )
-    session = Session(
-        target, as_spec(drafter, target), rows, rule=rule, chunk=chunk, details=details
-    )
+    session = open_session(target, drafter, rows, memory, rule=rule, chunk=chunk, details=details)
     return _stream(target, session, rows, stops, cycles_per_call)
 
 
@@ -223,7 +224,13 @@ def _stream(
     sent_cycles = [0] * len(rows)
     text, sent_text = [""] * len(rows), [0] * len(rows)
     open_rows = set(range(len(rows)))
+    turn = session.turns
     while open_rows:
+        if session.turns != turn:
+            raise ValueError(
+                "Another call has gone on with this memory: read a text to its end before, or give "
+                "each a Memory() of its own."
+            )
         session.advance(cycles)
         tokens, done = session.new_tokens(), session.done
         session.finish(watch.look(tokens))

@@ -142,11 +142,14 @@ def prefill(
 ) -> DecodeState:
     """Feeds positions ``start .. start + width - 1`` of every prompt, its pending token excepted.
 
-    Rows whose prompt ends before take part with a count of 0. ``start`` is traced: all chunks of
-    one width, of prompts of any length, share one program.
+    Rows whose prompt ends before take part with a count of 0. ``start`` ([B], or [] for all rows)
+    is where the cache of each ends. It is traced: all chunks of one width, of prompts of any
+    length, share one program.
     """
-    rows = state.tokens.shape[0]
-    chunk = jax.lax.dynamic_slice(state.tokens, (0, start), (rows, width))
+    start = jnp.broadcast_to(start, state.length.shape)
+    places = start[:, None] + jnp.arange(width)[None, :]
+    last = state.tokens.shape[1] - 1
+    chunk = jnp.take_along_axis(state.tokens, jnp.minimum(places, last), axis=1)
     count = jnp.clip(state.length - 1 - start, 0, width)
     out = target(chunk, state.cache, taps=drafter.taps)
     state = dataclasses.replace(
@@ -397,26 +400,8 @@ def run(
     return jax.lax.while_loop(unfinished, body, (jnp.zeros((), jnp.int32), state))[1]
 
 
-def grow(drafter: Drafter, state: DecodeState, *, slots: int) -> DecodeState:
-    """The same state with ``slots`` slots."""
-    more = slots - state.tokens.shape[1]
-
-    def pad(x: Array, fill: int) -> Array:
-        widths = [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2)
-        return jnp.pad(x, widths, constant_values=fill)
-
-    return dataclasses.replace(
-        state,
-        tokens=pad(state.tokens, 0),
-        cache=state.cache.grow(slots),
-        draft=drafter.grow(state.draft, slots),
-        trace=jax.tree.map(lambda x: pad(x, -1), state.trace),
-    )
-
-
 # The compiled programs. State is donated: the caches are updated in place.
 init_program = Program(init_state, static_argnames="with_details")
 prefill_program = Program(prefill, static_argnames="width", donate_argnames="state")
 run_program = Program(run, static_argnames="rule", donate_argnames="state")
 cycle_program = Program(cycle, static_argnames="rule", donate_argnames="state")
-grow_program = Program(grow, static_argnames="slots")

@@ -57,7 +57,12 @@ def check_guesses(target: Any, num_draft: int) -> None:
 
 
 def check_memory(
-    target: Any, drafter: Any, lengths: Sequence[int], batch: int | None = None
+    target: Any,
+    drafter: Any,
+    lengths: Sequence[int],
+    batch: int | None = None,
+    *,
+    held: int = 0,
 ) -> None:
     """Raises ValueError if the caches of a batch are larger than the memory that is free.
 
@@ -66,11 +71,13 @@ def check_memory(
       drafter: bound to it.
       lengths: how long each row's text may become, prompt included.
       batch: rows that are decoded together; None: all.
+      held: bytes of a state that this one takes the place of.
     """
     rows = len(lengths) if batch is None else min(batch, len(lengths))
     if target.mesh is not None:
         rows += -rows % target.mesh.shape["data"]
     slots, free = bucket(max(lengths) + drafter.num_draft + 1), free_memory(target.mesh)
+    free = None if free is None else free + held
     if free is None or rows * _roughly(target, drafter, slots) * _SPARE < free:
         return
     needed = functools.partial(_needed, target, drafter, slots=slots)

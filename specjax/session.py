@@ -15,32 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import decode, verify
+from specjax import between, decode, verify
 from specjax.core import hosts
 from specjax.core.compiles import Stopwatch
-from specjax.core.keys import row_keys
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
 from specjax.core.sharding import check_mesh, use_mesh
 from specjax.drafters import checking
-from specjax.drafters.base import Drafter
+from specjax.drafters.base import Drafter, can_cut
 from specjax.drafters.spec import Spec
+from specjax.layout import Layout, Row
 from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
 from specjax.measure.trace import Call, Trace
-from specjax.sampling import GREEDY_BELOW, Counts, Options, make_sampling
+from specjax.sampling import GREEDY_BELOW
 
 CHUNKS = (16, 64, 256)  # widths of a prefill pass: prompts of any length compile these alone
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One request, checked."""
-
-    prompt: Sequence[int]
-    options: Options
-    seed: int
-    max_new_tokens: int
-    stop_token_ids: Sequence[int]
 
 
 class Session:
@@ -55,6 +44,8 @@ class Session:
     request: decode.Request
     state: decode.DecodeState
     prompt_lengths: np.ndarray  # [B] int32
+    kept: list[int]  # of each row, how many tokens of its prompt an earlier turn had fed
+    turns: int  # begun so far, the first included
     num_rows: int  # without those that only fill the mesh
 
     def __init__(
@@ -82,71 +73,103 @@ class Session:
         """
         check_mesh(target.mesh)
         self.clock = Stopwatch()
-        self._calls: list[Call] = []
-        self._was_new = False  # the program of the last call
-        self._asked: set[tuple[Program, int]] = set()
         warn_of_slow_updates()
         self.target, self.spec, self.num_rows = target, drafter, len(rows)
         check_count("chunk", chunk)
-        self.drafter, self.rule = check_requests(target, drafter, rows, rule)
-        check_memory(target, self.drafter, [len(r.prompt) + r.max_new_tokens for r in rows])
-        k = self.drafter.num_draft
-        shards = 1 if target.mesh is None else target.mesh.shape["data"]
-        padding = [dataclasses.replace(rows[0], prompt=rows[0].prompt[:1])] * (-len(rows) % shards)
-        rows = [*rows, *padding]
-
-        self.prompt_lengths = np.asarray([len(r.prompt) for r in rows], np.int32)
-        limit = self.prompt_lengths + np.asarray([r.max_new_tokens for r in rows], np.int32)
-        self._needed = int(limit.max()) + k + 1
-        longest = int(self.prompt_lengths.max())
-        self._chunks = plan_chunks(longest - 1, min(int(chunk), bucket(longest)))
-        fed = sum(width for _, width in self._chunks)
-        slots = bucket(max(fed, min(self._needed, int(self.prompt_lengths.max()) + k + 1)))
-
-        vocab = target.config.vocab_size
-        tokens = np.zeros((len(rows), slots), np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row.prompt)] = row.prompt
-        sampling = make_sampling([r.options for r in rows], vocab)
-        sampling = dataclasses.replace(sampling, greedy=self.rule.greedy_only)
-        stops = max(max((len(r.stop_token_ids) for r in rows), default=0), 1)
-        stop_ids = np.full((len(rows), stops), -1, np.int32)
-        for i, row in enumerate(rows):
-            stop_ids[i, : len(row.stop_token_ids)] = row.stop_token_ids
-        counts = None
-        if sampling.uses_counts:
-            seen = np.zeros((len(rows), vocab), bool)
-            for i, row in enumerate(rows):
-                seen[i, list(row.prompt)] = True
-            counts = Counts(jnp.asarray(seen), jnp.zeros((len(rows), vocab), jnp.int32))
-        done = np.arange(len(rows)) >= self.num_rows
-
-        self.request = decode.Request(
-            keys=row_keys(jnp.asarray([r.seed for r in rows], jnp.uint32)),
-            limit=jnp.asarray(limit),
-            stop_ids=jnp.asarray(stop_ids),
-            sampling=sampling,
-        )
-        self.clock.leave_out_compiling(0.0)
+        bound, found = check_requests(target, drafter, rows, rule)
+        check_memory(target, bound, [len(r.prompt) + r.max_new_tokens for r in rows])
+        layout = self._lay_out(rows, found)
+        self._begin(layout, bound, found, chunk)
+        self.kept, self.turns = [0] * len(rows), 1
+        chunks = plan_chunks(layout.longest - 1, self._widest)
+        slots = bucket(max(sum(width for _, width in chunks), layout.longest + bound.num_draft + 1))
         with use_mesh(target.mesh):
             begin = self.clock.seconds
             self.state = decode.init_program(
-                target.net,
-                self.drafter,
-                jnp.asarray(tokens),
-                jnp.asarray(self.prompt_lengths),
-                jnp.asarray(done),
-                counts,
+                target.net, bound, *layout.prompts(slots), with_details=details
+            )
+            self.clock.leave_out_compiling(begin)
+            self._prefill(chunks, np.zeros_like(layout.prompt_lengths))
+
+    def turn(
+        self,
+        rows: Sequence[Row],
+        *,
+        rule: str | verify.Rule | None = None,
+        chunk: int = CHUNKS[-1],
+        details: bool = False,
+    ) -> bool:
+        """Goes on with as many other requests, and feeds of them only what is not known yet.
+
+        Row by row a prompt may continue the text of this session, or leave it anywhere. Texts,
+        guesses and verdicts are those of a new session. Arguments and errors as there.
+
+        Returns:
+          False, with nothing changed, if it has to be a new session: its drafter cannot be cut, or
+          the prompts are so much shorter that a cycle, whose cost follows the slots, would suffer.
+        """
+        clock = Stopwatch()
+        if len(rows) != self.num_rows:
+            raise ValueError(f"{len(rows)} requests in a session of {self.num_rows}: give as many.")
+        check_count("chunk", chunk)
+        bound, found = check_requests(self.target, self.spec, rows, rule)
+        held = sum(x.nbytes for x in jax.tree.leaves(self.state))
+        lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
+        check_memory(self.target, bound, lengths, held=held)
+        layout = self._lay_out(rows, found)
+        least = layout.longest + bound.num_draft + 1
+        if not can_cut(bound, self.state.draft) or 2 * bucket(least) < self.num_slots:
+            return False
+        self.clock = clock
+        self.turns += 1
+        self._begin(layout, bound, found, chunk)
+        with use_mesh(self.target.mesh):
+            self._grow_to(least)
+            same = layout.agreement(*hosts.fetch((self.state.tokens, self.state.length)))
+            begin = self.clock.seconds
+            self.state = between.resume_program(
+                self.target.net,
+                bound,
+                self.state,
+                *layout.prompts(self.num_slots),
+                jnp.asarray(same),
                 with_details=details,
             )
             self.clock.leave_out_compiling(begin)
-            for start, width in self._chunks:
-                begin = self.clock.seconds
-                self.state = decode.prefill_program(
-                    target.net, self.drafter, self.state, jnp.int32(start), width=width
-                )
-                self.clock.leave_out_compiling(begin)
-            jax.block_until_ready(self.state)
+            kept = hosts.fetch(self.state.cache.length)
+            self.kept = kept[: self.num_rows].tolist()
+            chunks = plan_chunks(int((layout.prompt_lengths - 1 - kept).max()), self._widest)
+            # A row that is fed up still takes part, at the place where its cache ends.
+            ends = [np.minimum(kept + start, layout.prompt_lengths - 1) for start, _ in chunks]
+            self._grow_to(max((int(e.max()) + c[1] for e, c in zip(ends, chunks)), default=0))
+            self._prefill(chunks, kept)
+        return True
+
+    def _lay_out(self, rows: Sequence[Row], rule: verify.Rule) -> Layout:
+        mesh = self.target.mesh
+        shards = 1 if mesh is None else mesh.shape["data"]
+        vocab = self.target.config.vocab_size
+        return Layout.of(rows, vocab, greedy=rule.greedy_only, multiple=shards)
+
+    def _begin(self, layout: Layout, drafter: Drafter, rule: verify.Rule, chunk: int) -> None:
+        """Notes what is decoded from now on."""
+        self._calls: list[Call] = []
+        self._was_new = False  # the program of the last call
+        self._asked: set[tuple[Program, int]] = set()
+        self.drafter, self.rule = drafter, rule
+        self.request, self.prompt_lengths = layout.request, layout.prompt_lengths
+        self._widest = min(int(chunk), bucket(layout.longest))
+        self.clock.leave_out_compiling(0.0)
+
+    def _prefill(self, chunks: Sequence[tuple[int, int]], first: np.ndarray) -> None:
+        """Feeds the prompts from the tokens ``first`` [B] on."""
+        for start, width in chunks:
+            begin = self.clock.seconds
+            self.state = decode.prefill_program(
+                self.target.net, self.drafter, self.state, jnp.asarray(first + start), width=width
+            )
+            self.clock.leave_out_compiling(begin)
+        jax.block_until_ready(self.state)
         self.prefilled = self.clock.seconds
 
     @property
@@ -237,10 +260,16 @@ class Session:
         fits = length + self.drafter.num_draft + 1 <= self.num_slots
         if fits or self.done.all():
             return False
-        begin = self.clock.seconds
-        self.state = decode.grow_program(self.drafter, self.state, slots=bucket(self.num_slots + 1))
-        self.clock.leave_out_compiling(begin)
+        self._grow_to(self.num_slots + 1)
         return True
+
+    def _grow_to(self, slots: int) -> None:
+        """Makes room for texts of so many tokens."""
+        if slots <= self.num_slots:
+            return
+        begin = self.clock.seconds
+        self.state = between.grow_program(self.drafter, self.state, slots=bucket(slots))
+        self.clock.leave_out_compiling(begin)
 
     def finish(self, rows: Sequence[int]) -> None:
         """Marks rows as done, where the host found a stop string."""

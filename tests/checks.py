@@ -20,6 +20,7 @@ import specjax
 from specjax import decode, session, verify
 from specjax.compiler.hlo import count_copies
 from specjax.core.cache import Recurrent, caches_in
+from specjax.core.compiles import Compiles
 from specjax.core.keys import row_keys
 from specjax.drafters import LM
 from specjax.sampling import Options, make_sampling
@@ -161,6 +162,48 @@ def in_place(
     assert compiled.memory_analysis().temp_size_in_bytes < cache_bytes + 200_000
     compiled(target.net, s.drafter, s.request, s.state, jnp.int32(1))
     assert old.is_deleted()
+
+
+def another_turn(name: str) -> None:
+    """A prefill after cycles is as good as one of the whole text, wherever each row leaves its own.
+
+    Another one of the kind compiles nothing.
+    """
+    target, rows, rng = tiny.model(), 24, np.random.default_rng(3)
+    draft = tiny.near(target) if name == "lm" else None
+    s = run_cycles(target, name, 7, rows=rows, draft=draft)
+    start = [session.Row(p, Options(temperature=0.8), 0, 60, ()) for p in tiny.prompts(rows)]
+    asked, compiles = start, Compiles()
+    for _ in range(3):
+        texts = [[*r.prompt, *n] for r, n in zip(asked, s.new_tokens())]
+        # Row 0 goes on, row 1 ends before, row 2 has nothing in common; the rest leaves anywhere.
+        same = [len(texts[0]), len(texts[1]) - 4, 0]
+        same += [int(rng.integers(1, len(t) + 1)) for t in texts[3:]]
+        prompts = [t[:n] + [([*t, 0])[n] + 1] + [7, 8] * 2 for t, n in zip(texts, same)]
+        prompts[1], prompts[2] = prompts[1][: same[1]], prompts[2][:1]
+        prompts = [[token % 31 for token in p] for p in prompts]
+        asked = [session.Row(p, Options(temperature=0.8), i, 30, ()) for i, p in enumerate(prompts)]
+        before, compiles = s.num_slots, Compiles()
+        assert s.turn(asked)
+        most = [max(min(n - 1, len(p) - 2), 0) for n, p in zip(same, prompts)]
+        # A drafter may have to hear the last block again.
+        assert all(m - 5 <= kept <= m for m, kept in zip(most, s.kept)), (most, s.kept)
+        s.advance(3)
+    assert compiles.count == 0 and s.num_slots == before
+    fresh = session.Session(target, tiny.make(name, 3, target=target, model=draft), asked)
+    fresh.advance(3)
+    same_cycles(s, fresh)
+
+
+def same_cycles(one: session.Session, other: session.Session) -> None:
+    """Both guess, accept and commit the same from here on, a few cycles long."""
+    strip = lambda cycle: (cycle.proposed, cycle.accepted, cycle.emitted)
+    assert (one.state.cache.length == other.state.cache.length).all()
+    for s in (one, other):
+        s.advance(4)
+    assert one.new_tokens() == other.new_tokens()
+    for a, b in zip(one.trace().rows, other.trace().rows, strict=True):
+        assert len(a) and [strip(c) for c in a] == [strip(c) for c in b]
 
 
 # --- the law of whole texts -----------------------------------------------------------------------

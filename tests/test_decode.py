@@ -126,6 +126,11 @@ def test_state_is_that_of_a_fresh_prefill(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
+def test_another_turn_is_as_good_as_a_fresh_start(name: str) -> None:
+    checks.another_turn(name)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_rows_are_independent_and_done_rows_rest(name: str) -> None:
     target, prompts, seeds = tiny.model(), tiny.prompts(3), [5, 6, 7]
     kwargs = {"temperature": 0.8, "top_k": 12}

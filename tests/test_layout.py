@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "checkpoint.drafters.source": ("core",),
     "checkpoint.drafters.speculators": ("models", "core"),
     "decode": ("drafters.base", "verify", "sampling", "core"),
+    "between": ("decode", "drafters.base", "sampling", "core"),
     "checkpoint": ("models", "drafters", "core"),
     "train": ("drafters", "models", "core", "checkpoint.chat", "measure.replay"),
     "measure": ("decode", "core"),
@@ -56,27 +57,32 @@ MAY_IMPORT = {
     "measure.programs": ("session", "decode", "drafters", "sampling", "core"),
     "view": ("measure", "decode", "core"),
     "limits": ("decode", "core"),
-    "session": ("limits", "decode", "verify", "drafters", "sampling", "measure.trace", "core"),
+    "layout": ("decode", "sampling", "core"),
+    "session": (
+        *("layout", "limits", "between", "decode"),
+        *("verify", "drafters", "sampling", "measure.trace", "core"),
+    ),
     "prompt_forms": (),
     "prompts": ("prompt_forms", "checkpoint"),
     "text": ("checkpoint",),
     "stopping": ("text", "prompt_forms", "checkpoint"),
     "recording": ("session", "text", "checkpoint", "drafters", "measure.trace"),
+    "memory": ("session", "checkpoint", "drafters"),
     "diagnosis": (
         *("request", "prompts", "session", "checkpoint"),
         *("drafters", "models", "measure", "core"),
     ),
     "auditing": (
-        *("session", "decode", "checkpoint"),
+        *("session", "between", "decode", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "bench": (
-        *("api", "request", "prompts", "recording", "limits", "session", "decode"),
+        *("api", "request", "prompts", "recording", "limits", "session", "between", "decode"),
         *("measure", "view", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "compiler": (
-        *("session", "decode", "measure", "checkpoint"),
+        *("session", "between", "decode", "measure", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "request": (
@@ -89,6 +95,7 @@ MAY_IMPORT = {
         "sampling",
     ),
     "api": (
+        "memory",
         "session",
         "request",
         "limits",

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from specjax import api, decode
+from specjax import api, between
 from specjax.bench.exactness import differences
 from specjax.bench.plan import Case, Group, Suite
 from specjax.bench.rendering import Prompt
@@ -193,7 +193,7 @@ def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> N
         session.advance(1)
         while session.num_slots < most:
             with use_mesh(target.mesh):
-                session.state = decode.grow_program(
+                session.state = between.grow_program(
                     session.drafter, session.state, slots=bucket(session.num_slots + 1)
                 )
             session.advance(1)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax import decode
+from specjax import between, decode
 from specjax.compiler.abstract import Abstract, shaped
 from specjax.core.program import compiler_options
 from specjax.core.sharding import use_mesh
@@ -110,5 +110,5 @@ def compile_all(abstract: Abstract, platform: str, only: str) -> Iterator[Compil
     yield build("run", run, 3, net, drafter, abstract.request, state, number)
     if only == "all":
         slots = 2 * abstract.tokens.shape[1]
-        grow = lambda *args: decode.grow(*args, slots=slots)
+        grow = lambda *args: between.grow(*args, slots=slots)
         yield build("grow", grow, None, drafter, state)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from specjax.core import trees
@@ -62,7 +63,9 @@ class Drafter(Protocol):
 
     One whose guesses form a tree also has ``parents`` (`core.types.Parents`). One that says how
     many of its guesses are worth verifying (`Proposal.wanted`) also has ``widths``: the numbers of
-    guesses, ascending up to K, of which the cycle verifies the least that serves every row.
+    guesses, ascending up to K, of which the cycle verifies the least that serves every row. One
+    that can go on with another text that begins as its own also has ``cut(state, length)``, see
+    `cut`; without it the next turn of a conversation is fed from its first token on.
     """
 
     @property
@@ -105,6 +108,21 @@ class Drafter(Protocol):
     def grow(self, state: Any, slots: int) -> Any:
         """The same state with room for ``slots`` tokens."""
         ...
+
+
+def can_cut(drafter: Any, state: Any) -> bool:
+    """Whether `cut` knows how: the drafter says it, or there is no state."""
+    return hasattr(drafter, "cut") or not jax.tree.leaves(state)
+
+
+def cut(drafter: Any, state: Any, length: Array) -> Any:
+    """The state for another text, of which ``length`` [B] tokens are known from the last one.
+
+    The state is as if no more than those had been prefilled: `prefill` follows, with at least one
+    more token in every row, and the first of those is one that the old text had at its place.
+    Where a cache of the state knows fewer, its length says so, and `cut` is asked for so many.
+    """
+    return drafter.cut(state, length) if hasattr(drafter, "cut") else state
 
 
 def parents_of(drafter: Any) -> Parents | None:

@@ -36,6 +36,14 @@ class Entry(Protocol):
         """Appends the first ``count`` [B] tokens of ``part`` behind ``length`` [B]."""
         ...
 
+    def cut(self, length: Array, to: Array) -> tuple[Entry, Array]:
+        """Of ``length`` [B] tokens the first ``to`` [B], and how many it then has.
+
+        That is ``to``, or 0 for a row in which what came behind cannot be taken out again: it
+        begins anew. ``to`` 0 always can.
+        """
+        ...
+
     def grow(self, slots: int) -> Entry:
         """The same contents with room for a text of ``slots`` tokens."""
         ...
@@ -84,6 +92,18 @@ class Cache:
             entry.commit(part, start, count) for entry, part in zip(self.layers, block, strict=True)
         )
         return Cache(layers, constrain(self.length + count, "batch"))
+
+    def cut(self, length: Array) -> Cache:
+        """The first ``length`` [B] tokens, or all there are, for another text that begins so.
+
+        A row of which not every entry can forget what came behind keeps none: its ``length`` tells.
+        Between texts only: within a cycle nothing is taken back.
+        """
+        to = jnp.minimum(length, self.length)
+        for entry in self.layers:
+            to = jnp.minimum(to, entry.cut(self.length, to)[1])
+        layers = tuple(entry.cut(self.length, to)[0] for entry in self.layers)
+        return Cache(layers, constrain(to, "batch"))
 
     def grow(self, slots: int) -> Cache:
         """The same contents with room for texts of ``slots`` tokens."""

@@ -190,6 +190,14 @@ class Recurrent:
         window = take(join(self.window, inputs.astype(self.window.dtype)), end)
         return dataclasses.replace(self, state=state, window=window)._pinned()
 
+    def cut(self, length: Array, to: Array) -> tuple[Recurrent, Array]:
+        """Nothing can be taken out of a state: all of it stays, or nothing."""
+        to = jnp.where(to == length, to, 0)
+        some = (to > 0)[:, None, None]
+        state = jnp.where(some[..., None], self.state, 0)
+        window = jnp.where(some, self.window, 0)
+        return dataclasses.replace(self, state=state, window=window)._pinned(), to
+
     def grow(self, slots: int) -> Recurrent:
         del slots
         return self

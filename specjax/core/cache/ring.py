@@ -82,6 +82,11 @@ class Ring:
         )
         return dataclasses.replace(self, keys=keys, values=values)
 
+    def cut(self, length: Array, to: Array) -> tuple[Ring, Array]:
+        """What was overwritten is lost: it can as long as no slot has been used twice."""
+        whole = (length <= self.keys.shape[2]) | (to == length)
+        return self, jnp.where(whole, to, 0)
+
     def grow(self, slots: int) -> Ring:
         """Only a ring shorter than its window grows: then no slot has been used twice."""
         size = min(slots, most_slots(self.window, self.from_start))

@@ -125,6 +125,9 @@ class DFlashDrafter:
     def update(self, held: Any, kept: Kept) -> Any:
         return self._append(held, kept.count, kept.features)
 
+    def cut(self, draft: Any, length: Array) -> Any:
+        return draft.cut(length)
+
     def grow(self, draft: Any, slots: int) -> Any:
         return draft.grow(slots)
 

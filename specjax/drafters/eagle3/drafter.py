@@ -231,6 +231,11 @@ class Eagle3Drafter:
             jnp.where(active, kept.count, state.waiting),
         )
 
+    def cut(self, state: Pairs, length: Array) -> Pairs:
+        # Pairs 0 .. length - 1, the last of them with the first token that is fed again: so none
+        # is missing before the features of that token, and none waits.
+        return keep(state.cache.cut(length), state.features, jnp.zeros_like(state.waiting))
+
     def grow(self, state: Pairs, slots: int) -> Pairs:
         return dataclasses.replace(state, cache=state.cache.grow(slots))
 

@@ -296,5 +296,8 @@ class LMDrafter:
         count = jnp.where(kept.count > 0, count, 0)
         return held.cache.commit(block, count, after=kept.tokens[:, -1])
 
+    def cut(self, state: Cache, length: Array) -> Cache:
+        return state.cut(length)
+
     def grow(self, state: Cache, slots: int) -> Cache:
         return state.grow(slots)

@@ -130,6 +130,10 @@ class MedusaDrafter:
     def update(self, held: Array, kept: Kept) -> Array:
         return last_state(held, kept.count, kept.features)
 
+    def cut(self, draft: Array, length: Array) -> Array:
+        # Tokens that follow bring a state of their own; behind none there is none.
+        return constrain(jnp.where((length > 0)[:, None], draft, 0), "batch", None)
+
     def grow(self, draft: Array, slots: int) -> Array:
         del slots
         return draft
