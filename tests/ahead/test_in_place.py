@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny_families
 from jax.sharding import SingleDeviceSharding
 from test_compile import SETUP
 
@@ -26,6 +29,8 @@ from specjax.core.sharding import mesh_sizes
 # Kernels of a cycle of two layers and three guesses, on one H100, as jax 0.10.2 compiles it. Some
 # of lm's and EAGLE-3's replace copies of caches beside new keys (core/attend.py).
 ON_GPU = {"none": 43, "lm": 226, "dflash": 89, "eagle3": 158, "medusa": 63}
+
+MESH = "data:2,model:4"
 
 
 def found(name: str) -> topology.Topology:
@@ -38,10 +43,11 @@ def found(name: str) -> topology.Topology:
         pytest.skip(str(error))
 
 
-def cycle_of(name: str, mesh: str, drafter: str) -> dict[str, Any]:
-    """The account of the tiny model's cycle."""
+def cycle_of(name: str, mesh: str, drafter: str, model: str = "tiny") -> dict[str, Any]:
+    """The account of a small model's cycle."""
     devices = found(name)
-    setup = dataclasses.replace(SETUP, drafter=drafter, dtype="bfloat16", rows=8)
+    sizes = {"dtype": "bfloat16", "rows": 8, "target": model, "draft_model": model}
+    setup = dataclasses.replace(SETUP, drafter=drafter, **sizes)
     made = report.make(setup, devices, devices.mesh(**mesh_sizes(mesh)))
     cycle: dict[str, Any] = made["cycle"]
     assert cycle["loops_of_unknown_length"] == 0
@@ -96,7 +102,23 @@ def test_branches_on_a_gpu(handed_on: bool) -> None:
     assert all(copied) if handed_on else not any(copied)
 
 
-@pytest.mark.parametrize("name,mesh", [("h100:2", "model:2"), ("v5e:2x4", "data:2,model:4")])
+@pytest.mark.parametrize("name,mesh,drafter", [("h100:1", "", "lm"), ("v5e:2x4", MESH, "none")])
+def test_every_kind_of_memory(
+    name: str, mesh: str, drafter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recurrent, windowed, latent and full entries are written where they lie."""
+    # (The TPU's compiler takes a cache of five slots into on-chip memory and back.)
+    monkeypatch.setattr(tiny_families, "WINDOW", 129)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": 2048}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 4}
+    config = {"model_type": "tiny-mixed", "max_position_embeddings": 2048, **sizes, **heads}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with tiny_families.listed():
+        cycle = cycle_of(name, mesh, drafter, model=str(tmp_path / "config.json"))
+    assert cycle["cache_copies"] == cycle["cache_joins"] == 0
+
+
+@pytest.mark.parametrize("name,mesh", [("h100:2", "model:2"), ("v5e:2x4", MESH)])
 def test_several(name: str, mesh: str) -> None:
     """Caches stay where they are, split over the devices; two sums a layer, one an embedding."""
     cycle = cycle_of(name, mesh, "dflash")
