@@ -245,6 +245,14 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: proposing(lambda s, c, guess: (Proposal(guess @ jnp.ones((7, 3), jnp.int32)), s)),
         r"propose\(\) fails: TypeError: dot_general .* \(test_mistakes.py, line \d+\)",
     ),
+    "widths that do not ascend": (
+        lambda: other(widths=(0, 2, 1, 3)),
+        r"widths is \(0, 2, 1, 3\); must be a tuple .* ascends to num_draft, 3",
+    ),
+    "fractions wanted": (
+        lambda: proposing(lambda s, c, guess: (Proposal(guess, wanted=jnp.ones((2,))), s)),
+        r"wanted is float32\[2\] for 2 rows; it must be int32\[2\]",
+    ),
     # --- update
     "update returns nothing": (
         lambda: kept_as(lambda held, kept: None),

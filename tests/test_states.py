@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
 from specjax.auditing import audit
 from specjax.core.types import Array, Kept, Proposal, pytree, static
+from specjax.drafters import LM
 from specjax.drafters.base import Context
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -158,7 +160,7 @@ def test_the_drafters_of_others(shared: Path) -> None:
     assert re.search(r"text \[[\d, ]+\]: the state guesses \[.*\], and a fresh state .* \[", found)
 
 
-@pytest.mark.parametrize("name", ["lm", "eagle3"])
-def test_the_drafters_of_this_library(name: str) -> None:
-    report = check_of(name)
+@pytest.mark.parametrize("drafter", ["eagle3", LM(tiny.draft(), 3, min_confidence=0.5)], ids=str)
+def test_the_drafters_of_this_library(drafter: Any) -> None:
+    report = check_of(drafter)
     assert report.passed, str(report)

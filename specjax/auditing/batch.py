@@ -95,8 +95,15 @@ class Batch:
     def context(self, state: decode.DecodeState) -> Context:
         """What the drafter may look at next."""
         asked = self.request
-        bound = Bound(self.target.net, state.cache)
-        return Context(state.tokens, state.length, asked.keys, asked.sampling, state.counts, bound)
+        return Context(
+            state.tokens,
+            state.length,
+            asked.keys,
+            asked.sampling,
+            state.counts,
+            Bound(self.target.net, state.cache),
+            state.done,
+        )
 
     def texts(self, state: decode.DecodeState, pad: int) -> np.ndarray:
         """The new tokens [B, new] of each row, ``pad`` behind its end."""

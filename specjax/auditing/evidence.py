@@ -13,6 +13,8 @@ from specjax import verify
 from specjax.auditing.batch import Batch
 from specjax.auditing.laws import GROUPS, NEW, VOCAB, Group, TextLaw, text_laws
 from specjax.auditing.subject import Side, Subject
+from specjax.core.types import Proposal
+from specjax.drafters.base import Context, Drafter
 from specjax.sampling import Options
 from specjax.session import Row
 
@@ -90,8 +92,13 @@ class Evidence:
 
     @functools.cached_property
     def propose(self) -> Any:
-        """The drafter's guesses alone; compiled anew for each audit."""
-        return jax.jit(lambda drafter, draft, context: drafter.propose(draft, context)[0])
+        """The drafter's guesses that are to be verified; compiled anew for each audit."""
+
+        def run(drafter: Drafter, draft: Any, context: Context) -> Proposal:
+            proposal, _ = drafter.propose(draft, context)
+            return proposal if proposal.wanted is None else proposal.first(drafter.num_draft)
+
+        return jax.jit(run)
 
     def hot_batch(self, side: Side) -> Batch:
         rows = [

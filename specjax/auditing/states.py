@@ -122,7 +122,8 @@ class Story:
 
     def proposed(self, state: decode.DecodeState, keys: Array | None = None) -> Proposed:
         """What the drafter makes of a state, with other ``keys`` than the batch's if given."""
-        context = self.batch.context(state)
+        awake = jnp.zeros((len(self.batch.rows),), jnp.bool_)
+        context = self.batch.context(dataclasses.replace(state, done=awake))
         if keys is not None:
             context = dataclasses.replace(context, keys=keys)
         proposal = self._propose(self.batch.drafter, state.draft, context)

@@ -17,14 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.core import trees
-from specjax.core.by_shape import Misfit, by_shape, calling, is_ours, shape, takes
-from specjax.core.keys import row_keys
+from specjax.core.by_shape import Misfit, calling, is_ours, takes
 from specjax.core.sharding import use_mesh
-from specjax.core.types import KINDS, Kept, Proposal
-from specjax.drafters.base import Bound, Context, Drafter, num_levels, parents_of
+from specjax.drafters.base import Drafter, parents_of, widths_of
 from specjax.drafters.spec import Spec
-from specjax.models.layers.linear import activation_dtype
-from specjax.sampling import Counts, Options, make_sampling
+from specjax.drafters.trial import Trial
 
 _METHODS = {
     "init": ("rows", "slots"),
@@ -34,7 +31,6 @@ _METHODS = {
     "grow": ("state", "slots"),
 }
 _FIELDS = ("num_draft", "kind", "taps")
-_SLOTS, _CHUNK = 256, 16  # those of a short text in a session
 _SEE = "see specjax/drafters/base.py"
 _SEEN: dict[Any, Proposal] = {}  # what was found right -> the shapes of its guesses
 
@@ -105,7 +101,7 @@ def check_drafter(
     known = _SEEN.get(seen)
     if known is None:
         with use_mesh(target.mesh):
-            known = _SEEN[seen] = _Trial(drafter, name, target, greedy, counts).proposal()
+            known = _SEEN[seen] = Trial(drafter, name, target, greedy, counts).proposal()
     return known
 
 
@@ -153,7 +149,7 @@ def _check_fields(drafter: Any, name: str, target: Any) -> None:
                 f"{name} binds to a {kind} whose {f.name} is an array, and static(): compiled "
                 "programs cannot be told apart by it; declare it without static()."
             )
-    for field in (*_FIELDS, "parents"):
+    for field in (*_FIELDS, "parents", "widths"):
         if hasattr(drafter, field) and _is_traced(drafter, field):
             raise Misfit(
                 f"{name} binds to a {kind} whose {field} is a leaf of the pytree: declare it "
@@ -173,6 +169,7 @@ def _check_fields(drafter: Any, name: str, target: Any) -> None:
             f"{name} taps hidden_states[{beyond[0]}], but {target.name} has {last} layers, so "
             f"hidden_states[0] to hidden_states[{last}]."
         )
+    _check_widths(drafter, name)
     parents = parents_of(drafter)
     if parents is None:
         return
@@ -183,6 +180,17 @@ def _check_fields(drafter: Any, name: str, target: Any) -> None:
     if len(parents) != K:
         raise Misfit(
             f"{name}: num_draft is {K}, and parents names {len(parents)} guesses; they must agree."
+        )
+
+
+def _check_widths(drafter: Any, name: str) -> None:
+    """Those that a drafter may say: ascending numbers of guesses, up to all."""
+    widths = widths_of(drafter)
+    whole = isinstance(widths, tuple) and all(isinstance(w, int) and w >= 0 for w in widths)
+    if not whole or list(widths) != sorted({*widths}) or widths[-1] != drafter.num_draft:
+        raise Misfit(
+            f"{name}: widths is {widths!r}; must be a tuple of numbers of guesses that ascends to "
+            f"num_draft, {drafter.num_draft}."
         )
 
 
@@ -207,143 +215,6 @@ def _is_traced(drafter: Any, field: str) -> bool:
     except Exception:  # a property of arrays, say: then it is made of leaves
         return True
     return other is mark or (isinstance(other, tuple) and any(x is mark for x in other))
-
-
-class _Trial:
-    """One cycle of a drafter, by shape."""
-
-    def __init__(self, drafter: Any, name: str, target: Any, greedy: bool, counts: bool):
-        self.drafter, self.name, self.target = drafter, name, target
-        self.greedy, self.counts = greedy, counts
-        data = 1 if target.mesh is None else target.mesh.shape["data"]
-        # Another number than that of the guesses, so that one is not taken for the other.
-        self.rows = data * (3 if drafter.num_draft == 2 * data else 2)
-
-    def proposal(self) -> Proposal:
-        """What it proposes, after everything it does was found to fit."""
-        rows, slots = self.rows, _SLOTS
-        state = self._shapes("init", lambda drafter: drafter.init(rows, slots))
-        fed = (self._ints(_CHUNK), self._ints(), self._features(_CHUNK))
-        prefilled = self._shapes("prefill", lambda drafter, *x: drafter.prefill(*x), state, *fed)
-        self._same(state, prefilled, "prefill")
-        proposal, held = self._propose(state)
-        M, tree = num_levels(self.drafter), proposal.parents is not None
-        path = self._ints(M + 1) if tree else None
-        kept = Kept(self._ints(M + 1), self._ints(), self._features(M + 1), path)
-        updated = self._shapes("update", lambda drafter, *x: drafter.update(*x), held, kept)
-        self._same(state, updated, "update")
-        larger = self._shapes("init", lambda drafter: drafter.init(rows, 2 * slots))
-        grown = self._shapes("grow", lambda drafter, x: drafter.grow(x, 2 * slots), state)
-        self._same(larger, grown, "grow", f"what init makes for {2 * slots} slots is")
-        return proposal
-
-    def _shapes(self, method: str, call: Any, *args: Any) -> Any:
-        return by_shape(f"{self.name}: {method}()", call, self.drafter, *args)
-
-    def _ints(self, *sizes: int) -> Any:
-        return jax.ShapeDtypeStruct((self.rows, *sizes), jnp.int32)
-
-    def _features(self, num_tokens: int) -> Any:
-        taps, width = len(self.drafter.taps), self.target.config.hidden_size
-        if not taps:
-            return None
-        dtype = activation_dtype(self.target.dtype)
-        return jax.ShapeDtypeStruct((self.rows, num_tokens, taps * width), dtype)
-
-    def _context(self) -> Context:
-        V, rows = self.target.config.vocab_size, self.rows
-        asked = Options(
-            temperature=0.0 if self.greedy else 1.0,
-            frequency_penalty=0.5 if self.counts else 0.0,
-        )
-        counts = Counts(self._ints(V), self._ints(V)) if self.counts else None
-        net = self.target.net
-        cache = jax.eval_shape(lambda net: net.init_cache(rows, _SLOTS), net)
-        return Context(
-            tokens=self._ints(_SLOTS),
-            length=self._ints(),
-            keys=jax.eval_shape(row_keys, jax.ShapeDtypeStruct((rows,), jnp.uint32)),
-            sampling=make_sampling([asked] * rows, V),
-            counts=counts,
-            target=Bound(net, cache),
-        )
-
-    def _propose(self, state: Any) -> tuple[Proposal, Any]:
-        name, K, rows = self.name, self.drafter.num_draft, self.rows
-
-        def run(drafter: Any, state: Any, context: Context) -> Any:
-            out = drafter.propose(state, context)
-            if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], Proposal):
-                inner = [type(x).__name__ for x in out] if isinstance(out, tuple) else []
-                what = f"({', '.join(inner)})" if inner else f"a {type(out).__name__}"
-                raise Misfit(
-                    f"{name}: propose() returns {what}; it must return two values, a "
-                    "specjax.core.types.Proposal and what update() needs."
-                )
-            for field in ("tokens", "q"):
-                value = getattr(out[0], field)
-                if not hasattr(value, "dtype") and not (field == "q" and value is None):
-                    raise Misfit(
-                        f"{name}: {field} of the proposal is a {type(value).__name__}; it must be "
-                        "an array."
-                    )
-            return out
-
-        proposal, held = self._shapes("propose", run, state, self._context())
-        if shape(proposal.tokens) != f"int32[{rows}, {K}]":
-            raise Misfit(
-                f"{name} guesses {shape(proposal.tokens)} for {rows} rows; with num_draft={K} it "
-                f"must be int32[{rows}, {K}]."
-            )
-        self._check_law(proposal)
-        if proposal.parents != parents_of(self.drafter):
-            raise Misfit(
-                f"{name}: the proposal's parents are {proposal.parents}, and the drafter's "
-                f"{parents_of(self.drafter)}; they must agree."
-            )
-        return proposal, held
-
-    def _check_law(self, proposal: Proposal) -> None:
-        V, q, name = self.target.config.vocab_size, proposal.q, self.name
-        wanted = f"[{self.rows}, {self.drafter.num_draft}, {V}]"
-        if q is None:
-            if self.drafter.kind == "sampled" and self.drafter.num_draft:
-                raise Misfit(
-                    f"{name}: its guesses are of kind 'sampled', and it reports no law q: they "
-                    f"would be taken for certain. Give q, float32{wanted}, or kind 'one_hot'."
-                )
-            return
-        if str(list(q.shape)) != wanted:
-            raise Misfit(
-                f"{name} reports a law q of shape {list(q.shape)} for {self.rows} rows; it must be "
-                f"{wanted}, rows, guesses, vocabulary."
-            )
-        if q.dtype != jnp.float32:
-            raise Misfit(f"{name} reports a law q of type {q.dtype}; it must be float32.")
-
-    def _same(self, old: Any, new: Any, method: str, of: str = "the state before was") -> None:
-        """Raises unless two states have one structure, and one shape and type in each place."""
-        name = f"{self.name}: {method}()"
-        before: Any = jax.tree.structure(old)
-        if before != jax.tree.structure(new):
-            raise Misfit(
-                f"{name} returns a state of another structure, {_words(new)}, where {of} "
-                f"{_words(old)}."
-            )
-        pairs = zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True)
-        for (path, was), now in pairs:
-            if shape(was) != shape(now):
-                at = jax.tree_util.keystr(path)
-                raise Misfit(
-                    f"{name} returns a state that holds {shape(now)}{f' at {at}' if at else ''}, "
-                    f"where {of} {shape(was)}; shapes and types must stay."
-                )
-
-
-def _words(state: Any) -> str:
-    leaves = jax.tree.leaves(state)
-    kind = "None" if state is None else f"a {type(state).__name__}"
-    return f"{kind} of {len(leaves)} array{'' if len(leaves) == 1 else 's'}"
 
 
 def check_proposed(
