@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import numbers
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +19,15 @@ from specjax.auditing.report import AuditReport, Check
 from specjax.auditing.state import check_greedy, check_stale
 from specjax.auditing.states import check_state
 from specjax.auditing.subject import Subject, make_subject
+from specjax.auditing.target import TARGET_CHECKS, TargetEvidence, check_target, make_target
 from specjax.auditing.texts import check_coupling, check_stops, check_texts
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
+from specjax.drafters.base import check_num_draft
+from specjax.drafters.checking import name_of
 from specjax.drafters.spec import Spec
+from specjax.sampling import Options
+from specjax.session import Row, choose
 from specjax.verify import Rule
 
 # Of a report, in its order.
@@ -36,12 +44,14 @@ CHECKS: dict[str, Callable[[Evidence], Check]] = {
 }
 _HOT = ("guesses", "verdicts", "texts", "stops", "coupling")
 MIN_TEXTS = 500
+MOST_GUESSES = 16
 
 
 def audit(
-    drafter: Spec | Callable[[Model], Spec] | str,
+    drafter: Spec | Callable[[Model], Spec] | str | None = None,
     rule: Rule | str | None = None,
     *,
+    target: Model | type | str | None = None,
     num_draft: int | None = None,
     texts: int = 8000,
     alpha: float = 1e-5,
@@ -51,6 +61,10 @@ def audit(
 ) -> AuditReport:
     """Looks for a reason why the text would not be distributed as the target's own.
 
+    With ``target``, at that target itself: whether each layer's memory is right under any counts
+    and paths, whether what it holds no longer is never seen, whether a block's width matters, and
+    whether text that was guessed is the plain one. Else at a drafter and a rule:
+
     On a small random target whose law of texts is enumerated. Seeds are fixed: the verdict is the
     same in every run. About a minute on two CPU cores, most of it compilation.
 
@@ -59,11 +73,14 @@ def audit(
         depends on the vocabulary or the width; or the name of a registered drafter, NAME[:K].
       rule: a `specjax.verify.Rule` or the name of one; None: the best for the drafter and the
         temperature, as `specjax.generate` takes it.
-      num_draft: K; None: the drafter's own, 2 where it is made here.
+      target: a model from `specjax.load`, the name of a checkpoint or of a registered family, or
+        the class of a family, which gets small random weights. A drafter given beside it guesses
+        its text, too.
+      num_draft: K; None: the drafter's own, 2 where it is made here; with ``target`` 4.
       texts: how many are decoded with each set of options.
       alpha: how often each statistical check may fail without a fault.
       seed: of the texts.
-      checks: names from `CHECKS`, to run some of them only.
+      checks: names from `CHECKS`, or with ``target`` from `TARGET_CHECKS`, to run some only.
       watch: called with each check when it is done.
 
     Raises:
@@ -77,6 +94,7 @@ def audit(
         alpha=alpha,
         seed=seed,
         checks=checks,
+        target=target,
     )
     return plan.run(watch)
 
@@ -114,18 +132,78 @@ class Plan:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class TargetPlan:
+    """An audit of a target whose input was checked."""
+
+    evidence: TargetEvidence
+    names: tuple[str, ...]
+
+    def run(self, watch: Callable[[Check], None] | None = None) -> AuditReport:
+        """As `Plan.run`."""
+        begin, done = time.perf_counter(), []
+        for name in self.names:
+            start = time.perf_counter()
+            check = TARGET_CHECKS[name](self.evidence)
+            check = dataclasses.replace(check, seconds=time.perf_counter() - start)
+            done.append(check)
+            if watch is not None:
+                watch(check)
+        given = self.evidence.drafter
+        return AuditReport(
+            drafter="" if given is None else name_of(given),
+            rule="rule coupled",
+            target=self.evidence.target.name,
+            checks=tuple(done),
+            seconds=time.perf_counter() - begin,
+            of_target=True,
+        )
+
+
+def _prepare_target(
+    target: Model | type | str,
+    drafter: Any,
+    rule: Rule | str | None,
+    num_draft: int | None,
+    seed: int,
+    checks: Sequence[str] | None,
+) -> TargetPlan:
+    """Checks the arguments of `audit` with a target."""
+    if rule is not None:
+        raise ValueError("rule: a target is audited under the rule coupled; leave it out.")
+    names = _names(checks, TARGET_CHECKS)
+    k = 4 if num_draft is None else num_draft
+    check_num_draft(k)
+    if k > MOST_GUESSES:
+        raise ValueError(f"num_draft={k}: a target is audited with at most {MOST_GUESSES} guesses.")
+    model = make_target(target)
+    check_target(model)
+    spec = None
+    if drafter is not None:
+        made = callable(drafter) and not inspect.isclass(drafter) and not hasattr(drafter, "bind")
+        spec = as_spec(drafter(model) if made else drafter, model)
+        choose(model, spec, [Row((0,), Options(temperature=1.0), 0, 1, ())], "coupled")
+    return TargetPlan(TargetEvidence(model, spec, k, int(seed)), names)
+
+
 def prepare(
-    drafter: Spec | Callable[[Model], Spec] | str,
+    drafter: Spec | Callable[[Model], Spec] | str | None = None,
     rule: Rule | str | None = None,
     *,
+    target: Model | type | str | None = None,
     num_draft: int | None = None,
     texts: int = 8000,
     alpha: float = 1e-5,
     seed: int = 0,
     checks: Sequence[str] | None = None,
-) -> Plan:
+) -> Plan | TargetPlan:
     """Checks the arguments of `audit`. Raises its ValueError before any long work."""
-    names = _check_arguments(texts, alpha, seed, checks)
+    _check_numbers(texts, alpha, seed)
+    if target is not None:
+        return _prepare_target(target, drafter, rule, num_draft, seed, checks)
+    names = _names(checks, CHECKS)
+    if drafter is None:
+        raise ValueError("Nothing to audit: give a drafter, a target, or both.")
     subject = make_subject(drafter, rule, num_draft)
     evidence = Evidence(subject, int(texts), float(alpha), int(seed))
     for name in names:
@@ -134,23 +212,25 @@ def prepare(
     return Plan(evidence, names)
 
 
-def _check_arguments(
-    texts: int, alpha: float, seed: int, checks: Sequence[str] | None
-) -> tuple[str, ...]:
-    """The names of the checks to run."""
+def _check_numbers(texts: int, alpha: float, seed: int) -> None:
+    """Raises ValueError on those that say nothing."""
     if not _whole(texts) or texts < MIN_TEXTS:
         raise ValueError(f"texts={texts!r}: must be a whole number, at least {MIN_TEXTS}.")
     if not isinstance(alpha, numbers.Real) or not 0 < alpha <= 0.05:
         raise ValueError(f"alpha={alpha!r}: must be above 0 and at most 0.05.")
     if not _whole(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: must be an integer from 0 to 2**32 - 1.")
-    names = tuple(CHECKS) if checks is None else tuple(checks)
+
+
+def _names(checks: Sequence[str] | None, known: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the checks to run. Raises ValueError if there are none."""
+    names = tuple(known) if checks is None else tuple(checks)
     if isinstance(checks, str) or not names:
         raise ValueError(f"checks={checks!r}: must be a list of names, at least one.")
     for name in names:
-        if name not in CHECKS:
-            raise ValueError(f"No check {name!r}; there are {', '.join(CHECKS)}.")
-    return tuple(name for name in CHECKS if name in names)
+        if name not in known:
+            raise ValueError(f"No check {name!r}; there are {', '.join(known)}.")
+    return tuple(name for name in known if name in names)
 
 
 def _whole(value: object) -> bool:

@@ -50,6 +50,7 @@ class AuditReport:
     not_applicable: tuple[tuple[str, str], ...] = ()  # (check, why)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    of_target: bool = False  # whether the target is what was audited
 
     @property
     def passed(self) -> bool:
@@ -62,6 +63,8 @@ class AuditReport:
     @property
     def verdict(self) -> str:
         """One sentence."""
+        if self.of_target:
+            return self._verdict_on_target()
         what = f"{self.drafter} with {self.rule}"
         if self.passed:
             return f"No fault found: {what} passed {_count(len(self.checks))}, on {self.target}."
@@ -75,6 +78,13 @@ class AuditReport:
             f"NOT LOSSLESS: {what} fails {len(self.failed)} of {_count(len(self.checks))} "
             f"({names}), on {self.target}."
         )
+
+    def _verdict_on_target(self) -> str:
+        number, names = _count(len(self.checks)), ", ".join(check.name for check in self.failed)
+        if self.passed:
+            return f"No fault found: the target {self.target} passed {number}."
+        failed = f"fails {len(self.failed)} of {number} ({names})"
+        return f"FAULTY: the target {self.target} {failed}: text by it may not be its own."
 
     @property
     def ending(self) -> str:

@@ -26,7 +26,7 @@ SIZES = {
 
 @functools.cache
 def random_model(
-    family: str = "llama",
+    family: str | type = "llama",
     *,
     seed: int = 0,
     vocab: int = 31,
@@ -36,11 +36,12 @@ def random_model(
     kv_heads: int = 2,
 ) -> Model:
     """A random model whose logits have a spread of about ``sharp``. Float32, no tokenizer."""
-    cls = FAMILIES[family]
-    raw = {**SIZES, "model_type": family, "vocab_size": vocab, "num_hidden_layers": layers}
+    cls: Any = FAMILIES[family] if isinstance(family, str) else family
+    name = family if isinstance(family, str) else family.__name__.lower()
+    raw = {**SIZES, "model_type": name, "vocab_size": vocab, "num_hidden_layers": layers}
     raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
     module = cls(cls.read_config(raw), dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    return loud(module, f"{family}-{seed}", sharp)
+    return loud(module, f"{name}-{seed}", sharp)
 
 
 def loud(module: Any, name: str, sharp: float) -> Model:

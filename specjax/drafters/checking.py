@@ -19,9 +19,10 @@ import numpy as np
 from specjax.core import trees
 from specjax.core.by_shape import Misfit, calling, is_ours, takes
 from specjax.core.sharding import use_mesh
+from specjax.core.types import KINDS, Proposal
 from specjax.drafters.base import Drafter, parents_of, widths_of
+from specjax.drafters.rehearsal import Rehearsal
 from specjax.drafters.spec import Spec
-from specjax.drafters.trial import Trial
 
 _METHODS = {
     "init": ("rows", "slots"),
@@ -101,7 +102,7 @@ def check_drafter(
     known = _SEEN.get(seen)
     if known is None:
         with use_mesh(target.mesh):
-            known = _SEEN[seen] = Trial(drafter, name, target, greedy, counts).proposal()
+            known = _SEEN[seen] = Rehearsal(drafter, name, target, greedy, counts).proposal()
     return known
 
 

@@ -17,7 +17,7 @@ from specjax.sampling import Counts, Options, make_sampling
 SLOTS, CHUNK = 256, 16  # those of a short text in a session
 
 
-class Trial:
+class Rehearsal:
     """One cycle of a drafter, by shape."""
 
     def __init__(self, drafter: Any, name: str, target: Any, greedy: bool, counts: bool):
