@@ -1,8 +1,12 @@
 """Audits a drafter and a verification rule: is the text distributed as the target's own?
 
+With --target a target instead: is every layer's memory right, whatever is fed and kept of it?
+
   python -m experiments.audit --drafter=dflash                       # a registered drafter
   python -m experiments.audit --drafter=lm --rule=token
   python -m experiments.audit --drafter=my_method.py:drafter --rule=my_method.py:rule
+  python -m experiments.audit --target=qwen3                         # with small random weights
+  python -m experiments.audit --target=CHECKPOINT --drafter=ngram    # who guesses its text, too
 
 A drafter of your own is a spec, or a function that makes one for a target; a rule is an instance of
 a subclass of specjax.verify.Rule. Neither needs to be registered, and the file is run to get them.
@@ -24,9 +28,10 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from specjax.auditing import CHECKS, Check, prepare
+from specjax.auditing import CHECKS, TARGET_CHECKS, Check, prepare
 from specjax.core.files import write_atomically
 from specjax.drafters import DRAFTERS
+from specjax.models import FAMILIES
 from specjax.verify import RULES
 
 _DRAFTER = flags.DEFINE_string(
@@ -38,8 +43,16 @@ _RULE = flags.DEFINE_string(
     f"One of {', '.join(RULES)}; or path/to/file.py:NAME. Default: the best for the drafter at "
     "each temperature.",
 )
+_TARGET = flags.DEFINE_string(
+    "target",
+    None,
+    f"Audits a target: a checkpoint, one of {', '.join(sorted(FAMILIES))} with small random "
+    "weights, or path/to/file.py:NAME, the class of a family. A --drafter guesses its text.",
+)
 _NUM_DRAFT = flags.DEFINE_integer(
-    "num_draft", None, "Guesses a cycle. Default: what a drafter of your own says, else 2."
+    "num_draft",
+    None,
+    "Guesses a cycle. Default: what a drafter of your own says, else 2; with --target 4.",
 )
 _TEXTS = flags.DEFINE_integer(
     "texts", 8000, "Texts with each set of options; more find smaller deviations."
@@ -48,7 +61,11 @@ _ALPHA = flags.DEFINE_float(
     "alpha", 1e-5, "How often each statistical check may fail without a fault."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the texts; the verdict is the same in every run.")
-_CHECKS = flags.DEFINE_list("checks", None, f"Some of {', '.join(CHECKS)}. Default: all.")
+_CHECKS = flags.DEFINE_list(
+    "checks",
+    None,
+    f"Some of {', '.join(CHECKS)}; with --target of {', '.join(TARGET_CHECKS)}. Default: all.",
+)
 _OUTPUT = cli.define_file("output", "A .json file for the report.", ending=".json")
 
 
@@ -58,17 +75,19 @@ def main(argv: Sequence[str]) -> None:
     def show(check: Check) -> None:
         print(check, flush=True)
 
+    said = _TARGET.value is None or flags.FLAGS["drafter"].present
     with cli.one_line_errors():
         plan = prepare(
-            _named(_DRAFTER.value, "drafter"),
+            _named(_DRAFTER.value, "drafter") if said else None,
             _named(_RULE.value, "rule"),
+            target=_named(_TARGET.value, "target"),
             num_draft=_NUM_DRAFT.value,
             texts=_TEXTS.value,
             alpha=_ALPHA.value,
             seed=_SEED.value,
             checks=_CHECKS.value,
         )
-    report = plan.run(show)
+        report = plan.run(show)
     print(report.ending)
     if _OUTPUT.value:
         write_atomically(Path(_OUTPUT.value), json.dumps(report.to_json(), indent=2) + "\n")

@@ -389,6 +389,9 @@ def test_guesses_that_are_no_tokens(late: bool) -> None:
         r"Far: guess 1 of the cycle that starts at position \d+ of row 0 is 9999", said
     )
     assert "the vocabulary has ids 0 to 30; -1 is no guess" in said
+    checks = ["state" if late else "texts"]
+    said = complaint(lambda: specjax.audit(drafter, texts=500, checks=checks))
+    assert re.search(r"Far: guess \d .* is 9999, but the vocabulary has ids 0 to 3;", said)
 
 
 def test_what_is_right_passes_and_costs_little() -> None:

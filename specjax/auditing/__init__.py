@@ -2,5 +2,6 @@
 
 from specjax.auditing.plan import CHECKS, Plan, audit, prepare
 from specjax.auditing.report import AuditReport, Check
+from specjax.auditing.target import TARGET_CHECKS
 
-__all__ = ["CHECKS", "AuditReport", "Check", "Plan", "audit", "prepare"]
+__all__ = ["CHECKS", "TARGET_CHECKS", "AuditReport", "Check", "Plan", "audit", "prepare"]

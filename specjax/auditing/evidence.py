@@ -15,6 +15,7 @@ from specjax.auditing.laws import GROUPS, NEW, VOCAB, Group, TextLaw, text_laws
 from specjax.auditing.subject import Side, Subject
 from specjax.core.types import Proposal
 from specjax.drafters.base import Context, Drafter
+from specjax.drafters.checking import check_proposed
 from specjax.sampling import Options
 from specjax.session import Row
 
@@ -145,11 +146,14 @@ def observe(batch: Batch, propose: Any | None) -> Observed:
             )
             state = batch.advance(state, 1)
     state = batch.advance(state)
+    committed, proposed = np.asarray(state.trace.committed), np.asarray(state.trace.proposed)
+    name, vocab = type(batch.drafter).__name__, batch.target.config.vocab_size
+    check_proposed(proposed, vocab, name, committed)
     return Observed(
         batch=batch,
         texts=batch.texts(state, VOCAB),
         guesses=tuple(guesses),
         accepted=np.asarray(state.trace.accepted),
-        proposed=np.asarray(state.trace.proposed),
-        committed=np.asarray(state.trace.committed),
+        proposed=proposed,
+        committed=committed,
     )

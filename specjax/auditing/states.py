@@ -23,6 +23,7 @@ from specjax.auditing.report import Check
 from specjax.core import trees
 from specjax.core.types import KINDS, Array, Parents, Proposal, Verdict, pytree, static
 from specjax.drafters.base import num_levels
+from specjax.drafters.checking import check_proposed
 from specjax.sampling import Options
 from specjax.session import Row
 from specjax.verify import Rule, VerifyKeys
@@ -128,7 +129,10 @@ class Story:
             context = dataclasses.replace(context, keys=keys)
         proposal = self._propose(self.batch.drafter, state.draft, context)
         q = None if proposal.q is None else np.asarray(proposal.q, np.float64)
-        return Proposed(np.asarray(proposal.tokens), q)
+        tokens = np.asarray(proposal.tokens)
+        name, vocab = type(self.batch.drafter).__name__, self.batch.target.config.vocab_size
+        check_proposed(tokens[:, None], vocab, name)
+        return Proposed(tokens, q)
 
     def advance(self) -> None:
         """One cycle, in which some rows are done and commit nothing."""

@@ -17,7 +17,7 @@ from specjax.auditing.passes import MORE_SLOTS, ROWS, TOLERANCES, Round, by_widt
 from specjax.auditing.report import Check
 from specjax.auditing.targets import full_logits, random_model
 from specjax.checkpoint.load import Model, load
-from specjax.core import keys
+from specjax.core import keys, own
 from specjax.core.by_shape import Misfit, by_shape, calling, shape
 from specjax.core.cache import Cache
 from specjax.core.types import Array, Kept, Proposal, pytree, static
@@ -43,6 +43,10 @@ def make_target(target: Model | type | str) -> Model:
     """
     if isinstance(target, Model):
         return target
+    if own.is_own(target):
+        target = own.find(str(target))
+        if isinstance(target, Model):
+            return target
     if isinstance(target, str):
         return random_model(target) if target in FAMILIES else load(target)
     if not (inspect.isclass(target) and hasattr(target, "read_config")):

@@ -1,0 +1,189 @@
+"""The audit of a target: each kind of entry passes, and planted faults are named by their layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+import tiny
+import tiny_families
+from flax import nnx
+from test_audit import run
+
+import specjax
+from specjax.auditing import TARGET_CHECKS, audit, targets
+from specjax.core.cache import full, recurrent, ring
+from specjax.core.types import Array
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+Patch = pytest.MonkeyPatch
+
+
+def test_a_target_with_every_kind_of_entry_passes() -> None:
+    report = audit(target=tiny_families.model("mixed"), checks=["entries", "stale", "widths"])
+    assert report.passed, str(report)
+    assert "No fault found: the target tiny-mixed-0 passed 3 checks." in str(report)
+    entries, stale, widths = report.checks
+    assert "(Recurrent, Ring, Latent, Full)" in entries.tested
+    assert 0 < entries.statistic < 1e-4 and stale.statistic == 0 and widths.statistic < 1e-4
+
+
+def test_guessed_text_is_plain_text() -> None:
+    report = audit("ngram", target=tiny_families.model("ring", layers=1))
+    assert report.passed and [c.name for c in report.checks] == list(TARGET_CHECKS)
+    coupling = report.checks[-1]
+    accepted = re.search(r"240 tokens .* by the drafter \((\d+) guesses accepted", coupling.tested)
+    assert accepted and int(accepted[1]) > 60
+
+
+# --- planted faults: what is changed, in whose memory, and what must be said ----------------------
+
+
+def a_stale_slot_is_read(patch: Patch) -> None:
+    patch.setattr(full, "valid_slots", lambda size, n: jnp.arange(size)[None] <= n[:, None])
+
+
+def a_window_is_one_too_long(patch: Patch) -> None:
+    class Longer(ring.Ring):
+        def attend(self, q: Array, new: Any, length: Array, view: Any, **kwargs: Any) -> Array:
+            longer = dataclasses.replace(self, window=self.window + 1)
+            return right(longer, q, new, length, view, **kwargs)
+
+    right = ring.Ring.attend
+    patch.setattr(ring.Ring, "attend", Longer.attend)
+
+
+def a_state_takes_one_token_more(patch: Patch) -> None:
+    def commit(self: Any, part: Any, length: Array, count: Array) -> Any:
+        return right(self, part, length, jnp.where(count > 0, count + 1, 0))
+
+    right = recurrent.Recurrent.commit
+    patch.setattr(recurrent.Recurrent, "commit", commit)
+
+
+def siblings_are_seen(patch: Patch) -> None:
+    """A tree's place sees all before it."""
+
+    def attend(self: Any, q: Array, new: Any, length: Array, view: Any, **kwargs: Any) -> Array:
+        size, wide = view.visible.shape[-1], view.visible.shape[1]
+        seen = jnp.arange(size)[None, None] <= jnp.arange(size - wide, size)[None, :, None]
+        return right(self, q, new, length, dataclasses.replace(view, visible=seen), **kwargs)
+
+    right = full.Full.attend
+    patch.setattr(full.Full, "attend", attend)
+
+
+PLANTED: dict[Callable[[Patch], None], tuple[str, str, str]] = {
+    a_stale_slot_is_read: ("full", "stale", r"layer 0 \(Full\) at place 0 .* is not finite"),
+    a_window_is_one_too_long: ("ring", "entries", r"layer 0 \(Ring\) at place \d+ of row \d"),
+    a_state_takes_one_token_more: ("recurrent", "entries", r"Block \d.* layer 0 \(Recurrent\)"),
+    siblings_are_seen: ("full", "entries", r"Block 2, a tree of 7 tokens .* layer 0 \(Full\)"),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED, ids=lambda f: f.__name__)
+def test_a_faulty_entry_is_found(fault: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    kind, check, words = PLANTED[fault]
+    # Of a size of its own: what is compiled with the fault must serve nothing else.
+    target = tiny_families.model(kind, layers=1, vocab=20 + list(PLANTED).index(fault))
+    fault(monkeypatch)
+    report = audit(target=target, checks=[check])
+    assert not report.passed and "FAULTY: the target tiny" in report.verdict
+    assert re.search(words, str(report.failed[0].counterexample)), report.failed[0].counterexample
+
+
+class Widthwise(tiny_families.Tiny):
+    """What it gives depends on how many tokens are fed together."""
+
+    def __call__(self, tokens: Array, cache: Any = None, **kwargs: Any) -> Any:
+        out = super().__call__(tokens, cache, **kwargs)
+        wider = 1.0 + 0.01 * tokens.shape[1]
+        features = None if out.features is None else out.features * wider
+        return dataclasses.replace(out, hidden=out.hidden * wider, features=features)
+
+
+class NoHead(tiny_families.Tiny):
+    """Its head forgets a token of the vocabulary."""
+
+    def head(self, x: Array) -> Array:
+        return super().head(x)[..., 1:]
+
+
+class NoTaps(tiny_families.Tiny):
+    def __call__(self, tokens: Array, cache: Any = None, **kwargs: Any) -> Any:
+        kwargs.pop("taps", None)
+        return super().__call__(tokens, cache, **kwargs)
+
+
+class Unread:
+    """No family."""
+
+
+def of_class(cls: type) -> specjax.Model:
+    right = tiny_families.model("full", layers=1)
+    module = cls(right.config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    return targets.loud(module, cls.__name__, 6.0)
+
+
+def test_a_width_that_matters_is_found() -> None:
+    report = audit(target=of_class(Widthwise), checks=["widths"])
+    found = str(report.failed[0].counterexample)
+    assert "Fed one token at a time, the output of the embedding at token 0" in found
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "nothing": (lambda: audit(), "Nothing to audit: give a drafter, a target, or both"),
+    "no target": (lambda: audit(target=3), "a int is no target"),  # type: ignore[arg-type]
+    "no family": (lambda: audit(target=Unread), "Unread is no target"),
+    "no such name": (lambda: audit(target="lama"), "'lama': no such file or directory"),
+    "a head of another size": (
+        lambda: audit(target=of_class(NoHead)),
+        r"the head's logits is float32\[2, 5, 30\]; its shape must be \[2, 5, 31\]",
+    ),
+    "no taps": (lambda: audit(target=of_class(NoTaps)), "features of all taps is a NoneType"),
+    "a rule": (lambda: audit("ngram", "token", target=tiny.model()), "rule: a target is audited"),
+    "a check of drafters": (
+        lambda: audit(target=tiny.model(), checks=["texts"]),
+        "No check 'texts'; there are entries, stale, widths, coupling",
+    ),
+    "too many guesses": (lambda: audit(target=tiny.model(), num_draft=99), "at most 16 guesses"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case: str) -> None:
+    call, words = BAD[case]
+    with pytest.raises(ValueError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+FAMILY = '''
+from specjax.models.layers.decoder import Decoder
+from specjax.models.llama import Llama, LlamaLayer
+
+
+class Mine(Llama):
+    """A family of one's own."""
+
+
+class Wide(Mine):
+    @staticmethod
+    def read_config(raw):
+        return raw["sliding_window"]
+'''
+
+
+def test_the_script_audits_a_family_in_a_file(capsys: Any, tmp_path: Path) -> None:
+    file = tmp_path / "family.py"
+    file.write_text(FAMILY)
+    status, out, err = run(capsys, f"--target={file}:Mine", "--checks=widths,entries")
+    assert (status, err) == (0, "")
+    assert "the target mine-0 passed 2 checks" in out and "(Full)" in out
+    status, out, err = run(capsys, f"--target={file}:Wide")
+    assert status == 2 and re.search("a small Wide fails: KeyError: 'sliding_window' .*line 1", err)
