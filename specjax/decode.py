@@ -189,8 +189,10 @@ def cycle(
         length = state.length + count
         committed = jnp.arange(verdict.tokens.shape[1])[None, :] < count[:, None]
         kept = along_path(judged.fed, count, judged.features, verdict.path)
-        # What was written waits for what was read: the verdict's last token is made of all of it.
-        cache = state.cache.commit(judged.block, count, verdict.path, after=verdict.tokens[:, -1])
+        # What is written waits for what was read: a verdict is made of all of it. How many guesses
+        # were accepted is its cheapest part, and a constant where there are none.
+        after = verdict.tokens[:, 0] if drafter.num_draft == 0 else verdict.num_accepted
+        cache = state.cache.commit(judged.block, count, verdict.path, after=after)
         state = DecodeState(
             tokens=put(state.tokens, verdict.tokens, state.length, committed),
             length=length,

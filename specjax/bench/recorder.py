@@ -57,7 +57,8 @@ class OneByOne(Greedy):
     def sample(self, keys: VerifyKeys, law: GreedyLaw) -> Verdict:  # type: ignore[override]
         """See ``Rule.sample``; no key is consumed."""
         del keys
-        return Verdict(tokens=law.best, num_accepted=jnp.zeros((), jnp.int32))
+        # Zero; but the compiler must not know, or the caches are copied (`decode.cycle`).
+        return Verdict(tokens=law.best, num_accepted=jnp.minimum(law.best[0], 0))
 
 
 def record(

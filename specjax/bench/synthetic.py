@@ -52,6 +52,9 @@ class Forced(Rule):
         own = verdict.tokens[verdict.num_accepted]
         index = jnp.arange(law.guesses.shape[0], dtype=jnp.int32)
         guessed = (index < count) & (law.guesses >= 0)
+        # A token is never negative; but the count must depend on it, or the caches are copied
+        # (`decode.cycle`).
+        count = count + jnp.minimum(own, 0)
         return Verdict(tokens=jnp.where(guessed, law.guesses, own), num_accepted=count)
 
 
