@@ -155,7 +155,7 @@ def test_chunks_change_nothing(name: str) -> None:
         for place in (0, WINDOW, 255, 256, size - 1):
             whole.compare(0, out[0, place], text[0, : place + 1].tolist())
         pieces, at = Texts(kind, size, seed=7), 0
-        for width in (64, 17, 64, 64, 64, 27):
+        for width in (64, 64, 44, 64, 64):
             one, part = pieces.feed(text[:, at : at + width], View.chain(width))
             np.testing.assert_allclose(one, out[:, at : at + width], atol=tolerance, rtol=0)
             pieces.commit(part, text[:, at : at + width], [list(range(width))] * ROWS)
@@ -211,3 +211,28 @@ def test_unit_triangular_systems(size: int) -> None:
     with jax.enable_x64(True):
         got = jax.jit(solve_unit_lower)(jnp.asarray(junk), jnp.asarray(right))
     np.testing.assert_allclose(got, want, atol=1e-12, rtol=1e-12)
+
+
+def test_gradients_of_the_delta_rule() -> None:
+    """What training takes through a block, longer than what is unrolled, against differences."""
+    rng, size = np.random.default_rng(4), 20
+    q, k, v = (rng.normal(size=(1, 2, size, n)) for n in (3, 3, 2))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    decay, beta = -rng.uniform(size=(2, 1, 2, size, 1)) * [[[[[1.0]]]], [[[[-1.0]]]]]
+    with jax.enable_x64(True):
+        entry = Recurrent.empty(1, 2, 3, 2, channels=1, taps=1, dtype=jnp.float64)
+        given = tuple(map(jnp.asarray, (q, k, v, decay, beta)))
+
+        @jax.jit
+        def loss(*given: jax.Array) -> jax.Array:
+            out, _ = entry.recur(*given, None, View.chain(size))
+            return (out**2).sum()
+
+        slopes = jax.grad(loss, argnums=range(5))(*given)
+        for i, slope in enumerate(slopes):
+            step = jnp.asarray(rng.normal(size=given[i].shape)) * 1e-6
+            ahead, behind = (
+                loss(*given[:i], given[i] + sign * step, *given[i + 1 :]) for sign in (1, -1)
+            )
+            want = (slope * step).sum()
+            np.testing.assert_allclose((ahead - behind) / 2, want, rtol=1e-5)
