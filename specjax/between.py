@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.cache import caches_in
+from specjax.core.cache import Cache, caches_in
 from specjax.core.program import Program
 from specjax.core.types import Array
-from specjax.decode import DecodeState, init_state
+from specjax.decode import DecodeState, init_state, pin
 from specjax.drafters.base import Drafter, cut
 from specjax.sampling import Counts
 
@@ -49,7 +49,7 @@ def resume(
     return dataclasses.replace(fresh, cache=state.cache.cut(kept), draft=draft)
 
 
-def grow(drafter: Drafter, state: DecodeState, *, slots: int) -> DecodeState:
+def grown(drafter: Drafter, state: DecodeState, slots: int) -> DecodeState:
     """The same state with ``slots`` slots."""
     more = slots - state.tokens.shape[1]
 
@@ -57,14 +57,67 @@ def grow(drafter: Drafter, state: DecodeState, *, slots: int) -> DecodeState:
         widths = [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2)
         return jnp.pad(x, widths, constant_values=fill)
 
-    return dataclasses.replace(
-        state,
-        tokens=pad(state.tokens, 0),
-        cache=state.cache.grow(slots),
-        draft=drafter.grow(state.draft, slots),
-        trace=jax.tree.map(lambda x: pad(x, -1), state.trace),
+    return pin(
+        dataclasses.replace(
+            state,
+            tokens=pad(state.tokens, 0),
+            cache=state.cache.grow(slots),
+            draft=drafter.grow(state.draft, slots),
+            trace=jax.tree.map(lambda x: pad(x, -1), state.trace),
+        )
     )
 
 
+def grow(drafter: Drafter, state: DecodeState, *, slots: int) -> DecodeState:
+    """The same state with ``slots`` slots. ``state`` is used up.
+
+    One layer's memory after the other, so that no more than one is there twice. Layers of one shape
+    share a program.
+    """
+
+    def layers(x: Any) -> Any:
+        if not isinstance(x, Cache):
+            return x
+        entries = tuple(replace_changed(grow_entry_program, slots, entry) for entry in x.layers)
+        return dataclasses.replace(x, layers=entries)
+
+    state = jax.tree.map(layers, state, is_leaf=lambda x: isinstance(x, Cache))
+    return replace_changed(grow_rest_program, slots, state, drafter)
+
+
+def grow_entry(entry: Any, *, slots: int, which: tuple[int, ...] | None = None) -> Any:
+    """One layer's memory; of ``which`` of its leaves only those."""
+    return chosen(entry.grow(slots), which)
+
+
+def grow_rest(
+    state: DecodeState, drafter: Drafter, *, slots: int, which: tuple[int, ...] | None = None
+) -> Any:
+    """The state; of ``which`` of its leaves only those."""
+    return chosen(grown(drafter, state, slots), which)
+
+
+def chosen(tree: Any, which: tuple[int, ...] | None) -> Any:
+    """Some leaves of ``tree``; None: all of it."""
+    return tree if which is None else [jax.tree.leaves(tree)[i] for i in which]
+
+
+def replace_changed(program: Program, slots: int, tree: Any, *args: Any) -> Any:
+    """``tree`` as ``program`` grows it; old leaves of other shapes are freed, the rest stays."""
+    wanted = jax.eval_shape(functools.partial(program.function, slots=slots), tree, *args)
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = enumerate(zip(leaves, jax.tree.leaves(wanted), strict=True))
+    which = tuple(i for i, (old, new) in pairs if old.shape != new.shape)
+    if not which:
+        return tree
+    new = jax.block_until_ready(program(tree, *args, slots=slots, which=which))
+    for i, leaf in zip(which, new, strict=True):
+        leaves[i].delete()
+        leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
 resume_program = Program(resume, static_argnames="with_details", donate_argnames="state")
-grow_program = Program(grow, static_argnames="slots")
+grown_program = Program(grown, static_argnames="slots")
+grow_entry_program = Program(grow_entry, static_argnames=("slots", "which"))
+grow_rest_program = Program(grow_rest, static_argnames=("slots", "which"))

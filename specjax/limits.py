@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import decode
+from specjax.core.cache import caches_in
+from specjax.core.cache.base import num_bytes
 from specjax.core.sharding import use_mesh
 
 LARGEST = int(np.iinfo(np.int32).max)  # the device counts in int32
 MIN_SLOTS = 256
-_SPARE = 8  # an estimate this far below what there is needs no exact one
+_known: dict[Any, int] = {}  # bytes of states that were asked for before, by all shapes
 
 
 def is_integer(value: Any) -> bool:
@@ -78,7 +80,7 @@ def check_memory(
         rows += -rows % target.mesh.shape["data"]
     slots, free = bucket(max(lengths) + drafter.num_draft + 1), free_memory(target.mesh)
     free = None if free is None else free + held
-    if free is None or rows * _roughly(target, drafter, slots) * _SPARE < free:
+    if free is None:
         return
     needed = functools.partial(_needed, target, drafter, slots=slots)
     if needed(rows) <= free:
@@ -125,29 +127,34 @@ def _host_memory() -> int | None:
     return min(found, default=None)
 
 
-def _roughly(target: Any, drafter: Any, slots: int) -> int:
-    """Bytes of one row, by the target's sizes alone."""
-    c, k = target.config, drafter.num_draft
-    cache = 2 * c.num_layers * slots * c.num_kv_heads * c.kv_repeat * c.head_dim * 4
-    return cache + slots * (k + 4) * 4 + _laws(target, 1, k + 1)
-
-
 def _needed(target: Any, drafter: Any, rows: int, *, slots: int) -> int:
     """Bytes of the state of ``rows`` rows as they grow to ``slots``, and of one block's laws."""
+    leaves, structure = jax.tree.flatten((target.net, drafter))
+    shapes = tuple((x.shape, x.dtype) for x in leaves)
+    key = structure, shapes, target.mesh, rows, slots
+    if key not in _known:  # asked of every call: tracing takes longer than decoding a few tokens
+        _known[key] = _traced(target, drafter, rows, slots)
+    return _known[key] + _laws(target, rows, drafter.num_draft + 1)
 
-    def of(tree: Any) -> int:
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
-    def state(slots: int) -> int:
+def _traced(target: Any, drafter: Any, rows: int, slots: int) -> int:
+    """Bytes of the largest state on the way to ``slots``, by the shapes of its arrays."""
+
+    def parts(state: decode.DecodeState) -> list[int]:
+        """Bytes of each layer's memory, then of all the rest."""
+        layers = [num_bytes(entry) for cache in caches_in(state) for entry in cache.layers]
+        return [*layers, num_bytes(state) - sum(layers)]
+
+    def state(slots: int) -> decode.DecodeState:
         shape = jax.ShapeDtypeStruct
         one = (shape((rows, slots), jnp.int32), shape((rows,), jnp.int32), shape((rows,), bool))
         init = functools.partial(decode.init_state, counts=None)
         with use_mesh(target.mesh):
-            return of(jax.eval_shape(init, target.net, drafter, *one))
+            return jax.eval_shape(init, target.net, drafter, *one)
 
-    # While a state grows, the one of half the size is still there.
-    before = state(slots // 2) if slots > MIN_SLOTS else 0
-    return state(slots) + before + _laws(target, rows, drafter.num_draft + 1)
+    # While a state grows, one part of that of half the size is still there (`between.grow`).
+    before = max(parts(state(slots // 2))) if slots > MIN_SLOTS else 0
+    return sum(parts(state(slots))) + before
 
 
 def _laws(target: Any, rows: int, width: int) -> int:

@@ -268,7 +268,7 @@ class Session:
         if slots <= self.num_slots:
             return
         begin = self.clock.seconds
-        self.state = between.grow_program(self.drafter, self.state, slots=bucket(slots))
+        self.state = between.grow(self.drafter, self.state, slots=bucket(slots))
         self.clock.leave_out_compiling(begin)
 
     def finish(self, rows: Sequence[int]) -> None:

@@ -290,7 +290,7 @@ def _again(story: Story, a: decode.DecodeState, b: decode.DecodeState, rows: np.
 def _grown(story: Story, now: Proposed) -> Iterator[Fault]:
     """Law 5: a state with more room proposes the same."""
     slots = 2 * story.slots
-    grown = between.grow_program(story.batch.drafter, story.state, slots=slots)
+    grown = between.grown_program(story.batch.drafter, story.state, slots=slots)
     whose = ("after grow() the state", "the state before")
     yield from _fault(story, LAW_5, story.proposed(grown), now, whose, np.ones(ROWS, bool))
 

@@ -193,7 +193,7 @@ def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> N
         session.advance(1)
         while session.num_slots < most:
             with use_mesh(target.mesh):
-                session.state = between.grow_program(
+                session.state = between.grow(
                     session.drafter, session.state, slots=bucket(session.num_slots + 1)
                 )
             session.advance(1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from specjax import between, decode
 from specjax.compiler.abstract import Abstract, shaped
+from specjax.core.cache.base import num_bytes
 from specjax.core.program import compiler_options
 from specjax.core.sharding import use_mesh
 from specjax.session import CHUNKS
@@ -45,7 +46,7 @@ class Compiled:
 def names(abstract: Abstract) -> list[str]:
     """The programs of a generation: prompts of any length, texts that outgrow their buffers."""
     del abstract
-    return ["init", *(f"prefill {width}" for width in CHUNKS), "run", "grow"]
+    return ["init", *(f"prefill {width}" for width in CHUNKS), "run", "grow a layer"]
 
 
 def compile_all(abstract: Abstract, platform: str, only: str) -> Iterator[Compiled]:
@@ -110,5 +111,6 @@ def compile_all(abstract: Abstract, platform: str, only: str) -> Iterator[Compil
     yield build("run", run, 3, net, drafter, abstract.request, state, number)
     if only == "all":
         slots = 2 * abstract.tokens.shape[1]
-        grow = lambda *args: between.grow(*args, slots=slots)
-        yield build("grow", grow, None, drafter, state)
+        largest = max(state.cache.layers, key=num_bytes)
+        grow = lambda entry: between.grow_entry(entry, slots=slots)
+        yield build("grow a layer", grow, None, largest)

@@ -26,13 +26,13 @@ class Program:
 
     def __init__(self, function: Callable[..., Any], **kwargs: Any):
         """Takes what `jax.jit` takes."""
-        self._function, self._kwargs = function, kwargs
+        self.function, self._kwargs = function, kwargs
         self._met: set[Any] = set()  # structures and shapes of arguments
 
     @functools.cached_property
     def _jitted(self) -> Any:
         options = compiler_options(platform()) or None
-        return jax.jit(self._function, compiler_options=options, **self._kwargs)
+        return jax.jit(self.function, compiler_options=options, **self._kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._jitted(*args, **kwargs)

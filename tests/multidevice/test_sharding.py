@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax import decode, drafters, session
+from specjax import between, decode, drafters, session
 from specjax.checkpoint import CheckpointError
 from specjax.compiler import hlo, traffic
 from specjax.compiler.abstract import abstract_net
@@ -187,6 +187,14 @@ def test_parameters_and_caches_are_split_and_stay_where_they_are() -> None:
     for cache in (s.state.cache, s.state.draft):
         for buffer in jax.tree.leaves(cache.layers):
             assert buffer.shape[1] == 4 and buffer.sharding.shard_shape(buffer.shape)[:2] == (4, 1)
+    places = [x.sharding for x in jax.tree.leaves(s.state)]
+    with use_mesh(s.target.mesh):
+        s.state = between.grow(s.drafter, s.state, slots=512)
+    for x, place in zip(jax.tree.leaves(s.state), places, strict=True):
+        assert x.sharding.is_equivalent_to(place, x.ndim)
+    for _ in range(2):
+        s.advance(1)
+        assert decode.run_program._cache_size() == programs + 1  # of the larger state, one
 
 
 def one_session(big: specjax.Model, small: specjax.Model | None) -> session.Session:

@@ -58,7 +58,7 @@ class Full:
         return self, to
 
     def grow(self, slots: int) -> Full:
-        keys, values = (lay.widened(x, slots) for x in (self.keys, self.values))
+        keys, values = (lay.pin(lay.widened(x, slots), self.axis) for x in (self.keys, self.values))
         return dataclasses.replace(self, keys=keys, values=values)
 
     def stale(self, length: Array) -> Full:

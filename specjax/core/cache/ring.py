@@ -92,7 +92,7 @@ class Ring:
         size = min(slots, most_slots(self.window, self.from_start))
         if size <= self.keys.shape[2]:
             return self
-        keys, values = (lay.widened(x, size) for x in (self.keys, self.values))
+        keys, values = (lay.pin(lay.widened(x, size), self.axis) for x in (self.keys, self.values))
         return dataclasses.replace(self, keys=keys, values=values)
 
     def stale(self, length: Array) -> Ring:
