@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from absl import flags
 
 import specjax
+from specjax import verify
 from specjax.core.assignments import read_assignments
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.limits import LARGEST, check_count
@@ -26,8 +27,11 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 def define_flags(*, max_new_tokens: int = 128) -> None:
     """Defines those of the request, and of conversations."""
-    flags.DEFINE_enum(
-        "rule", None, list(RULES), "Verification rule. Default: the best lossless one."
+    flags.DEFINE_string(
+        "rule",
+        None,
+        f"Verification rule, one of {', '.join(RULES)}, or FILE.py:NAME. Default: the best "
+        "lossless one.",
     )
     flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
     flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens of this total mass only.")
@@ -78,6 +82,11 @@ class Law:
             "stop_token_ids": self.stop_token_ids,
             "chunk": self.chunk,
         }
+        if flags.FLAGS.rule is not None:
+            try:
+                verify.get(flags.FLAGS.rule)
+            except ValueError as error:
+                raise ValueError(f"--rule={flags.FLAGS.rule}: {error}.") from None
         law = {f.name: request[f.name] for f in dataclasses.fields(Options)}
         Options(**law).check(LARGEST, request["max_new_tokens"])
         return request

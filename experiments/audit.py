@@ -8,8 +8,9 @@ With --target a target instead: is every layer's memory right, whatever is fed a
   python -m experiments.audit --target=qwen3                         # with small random weights
   python -m experiments.audit --target=CHECKPOINT --drafter=ngram    # who guesses its text, too
 
-A drafter of your own is a spec, or a function that makes one for a target; a rule is an instance of
-a subclass of specjax.verify.Rule. Neither needs to be registered, and the file is run to get them.
+A drafter of your own is a spec, a class of them, or a function that makes one for a target; a rule
+is an instance of a subclass of specjax.verify.Rule. Neither needs to be registered (but may be, by
+--import=FILE.py), and the file is run to get them.
 
 Prints each check as it is done, with the first counterexample of those that fail, and ends with a
 verdict. Exit status 0: no fault found; 1: a fault; 2: bad input. About a minute on 2 CPU cores.
@@ -17,13 +18,10 @@ verdict. Exit status 0: no fault found; 1: a fault; 2: bad input. About a minute
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -78,9 +76,9 @@ def main(argv: Sequence[str]) -> None:
     said = _TARGET.value is None or flags.FLAGS["drafter"].present
     with cli.one_line_errors():
         plan = prepare(
-            _named(_DRAFTER.value, "drafter") if said else None,
-            _named(_RULE.value, "rule"),
-            target=_named(_TARGET.value, "target"),
+            _DRAFTER.value if said else None,
+            _RULE.value,
+            target=_TARGET.value,
             num_draft=_NUM_DRAFT.value,
             texts=_TEXTS.value,
             alpha=_ALPHA.value,
@@ -92,55 +90,6 @@ def main(argv: Sequence[str]) -> None:
     if _OUTPUT.value:
         write_atomically(Path(_OUTPUT.value), json.dumps(report.to_json(), indent=2) + "\n")
     sys.exit(0 if report.passed else 1)
-
-
-def _named(text: str | None, flag: str) -> Any:
-    """A registered name as it is; of FILE.py:NAME the object."""
-    if text is None or ".py" not in text:
-        return text
-    file, colon, name = text.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        raise ValueError(f"--{flag}={text}: write it FILE.py:NAME.")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise ValueError(f"--{flag}={text}: there is no file {file}.")
-    module = _module(path, flag, text)
-    if not hasattr(module, name):
-        public = {n: x for n, x in vars(module).items() if not n.startswith("_")}
-        there = [n for n, x in public.items() if _defined(x, module)]
-        raise ValueError(
-            f"--{flag}={text}: {file} has no {name!r}; it has {', '.join(there) or 'nothing'}."
-        )
-    return getattr(module, name)
-
-
-def _module(path: Path, flag: str, text: str) -> Any:
-    """Runs the file, once for drafter and rule together."""
-    name = "audited_" + "_".join(path.resolve().with_suffix("").parts[1:])
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(path.resolve().parent))  # what lies beside it, as in a script
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
-        del sys.modules[name]
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f.lineno for f in frames if f.filename == str(path)]
-        where = f", line {lines[-1]}" if lines else ""
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"--{flag}={text}: {path.name}{where}: {what}") from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return module
-
-
-def _defined(value: Any, module: Any) -> bool:
-    """Whether a name of the file is its own, or a value: not what it imported."""
-    return getattr(value, "__module__", module.__name__) == module.__name__
 
 
 if __name__ == "__main__":

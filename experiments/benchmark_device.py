@@ -38,7 +38,8 @@ from experiments.benchmarking import draft_cost, floor, training_cost
 from experiments.benchmarking.cycle_cost import CycleProgram, Silent, pass_seconds, products_seconds
 from specjax.core.files import write_atomically
 from specjax.drafters import NoDraft
-from specjax.models import FAMILIES, Frozen
+from specjax.models import Frozen
+from specjax.models import family as registered
 from specjax.models.shapes import SHAPES
 
 GOAL = 0.85  # share of the copy bandwidth that plain decoding should reach
@@ -325,7 +326,7 @@ def is_tau(text: str) -> bool:
 
 def random_net(raw: dict[str, Any], dtype: Any) -> Frozen:
     """A model with random weights that never were on the host; one small program a shape."""
-    family = FAMILIES[raw["model_type"]]
+    family = registered(raw["model_type"])
     config = family.read_config(raw)
     abstract = nnx.eval_shape(lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)

@@ -30,7 +30,9 @@ from experiments import asking, cli, loading
 from experiments.interrupts import Interrupt
 from experiments.writing import Said, open_console, show_stream
 from specjax.checkpoint.drafters.named import Named, parse
+from specjax.core.family import Family
 from specjax.core.files import write_atomically
+from specjax.drafters.family import family_of
 from specjax.prompts import conversation_ids
 from specjax.view.text import Painter
 
@@ -142,7 +144,7 @@ class Chat:
         if asked:
             if not asked.isdecimal():
                 raise Refused(f"/k {asked}: a number of guesses a cycle, such as /k 4.")
-            if isinstance(self.spec, specjax.drafters.NoDraft):
+            if family_of(self.spec) is Family.NONE:
                 raise Refused("The drafter none guesses nothing: /drafter NAME first.")
             try:
                 spec = dataclasses.replace(self.spec, num_draft=int(asked))

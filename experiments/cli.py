@@ -20,8 +20,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import overrides
-from specjax.checkpoint.load import DEMO
-from specjax.core import hosts, launch
+from specjax.checkpoint.load import DEMO, own_family
+from specjax.core import hosts, launch, own
 from specjax.core.cluster import find_place
 from specjax.core.files import take_directory, take_file
 
@@ -92,6 +92,7 @@ def run(
         rest = read_flags(argv)
         with one_line_errors():
             join(argv, several=several, survives_sigterm=survives_sigterm)
+            import_files()
             hosts.first_writes("places", take_places)
         return rest
 
@@ -138,6 +139,19 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("num_processes", None, "How many processes run this together; 1: alone.")
     flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+    flags.DEFINE_multi_string(
+        "import", [], "A file of your own, FILE.py, that registers what is named (specjax.extend)."
+    )
+
+
+def import_files() -> None:
+    """Runs what --import names. Raises ValueError, in one line."""
+    files = flags.FLAGS["import"].value if "import" in flags.FLAGS else None
+    for file in files or ():
+        try:
+            own.run(file)
+        except ValueError as error:
+            raise ValueError(f"--import={file}: {error}") from None
 
 
 def join(argv: Sequence[str], *, several: bool, survives_sigterm: bool) -> None:
@@ -211,6 +225,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     """Sets the flags from a command line and takes the places they name, or exits with one line."""
     rest = read_flags(argv)
     with one_line_errors():
+        import_files()
         take_places()
     return rest
 
@@ -274,6 +289,7 @@ def model_directory(name: str) -> Path:
 
     Of a hub repository it fetches the files of the chat template, which `load` has no use for.
     """
+    _, name = own_family(name)
     if name.startswith("demo:"):
         return DEMO / name.removeprefix("demo:")
     path = Path(name).expanduser()

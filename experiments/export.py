@@ -5,8 +5,9 @@
 
 The checkpoint is one in any format that `specjax.load_drafter` reads, a hub repository included;
 the drafter of a training run is what its --export_dir holds. Formats: zlab (DFlash, DFlash2),
-safeailab (EAGLE-3), speculators (both), medusa, hf (a language model). What is written is read back
-and compared, bit by bit, before the command reports success.
+safeailab (EAGLE-3), speculators (both), medusa, hf (a language model), plain (any network). A
+drafter of your own is FILE.py:NAME:DIR. What is written is read back and compared, bit by bit,
+before the command reports success.
 """
 
 from __future__ import annotations
@@ -23,11 +24,17 @@ from experiments import cli
 from specjax.checkpoint.drafters.export import FORMATS, save_drafter, take_export
 from specjax.checkpoint.drafters.source import PICKLES, read_source
 from specjax.checkpoint.export import named_tensors
-from specjax.checkpoint.load import download, locate
+from specjax.checkpoint.load import download, locate, own_family
+from specjax.drafters.spec import ask
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The drafter.", required=True)
 _TARGET = flags.DEFINE_string("target", "demo:target", "What it drafts for.")
-_FORMAT = flags.DEFINE_enum("format", None, FORMATS, "The format to write.", required=True)
+_FORMAT = flags.DEFINE_string(
+    "format",
+    None,
+    f"The format to write: {', '.join(FORMATS)}, or one of a kind of yours.",
+    required=True,
+)
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to make.", required=True)
 _DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "Of the stored weights. Default: the checkpoint's."
@@ -44,14 +51,16 @@ def main(argv: Sequence[str]) -> None:
     with cli.one_line_errors():
         output = take_export(_OUTPUT.value, "--output")
         target = specjax.load(_TARGET.value)
-        path = _find(_CHECKPOINT.value)
+        kind, checkpoint = own_family(_CHECKPOINT.value)
+        path = _find(checkpoint)
+        called = lambda place: str(place) if kind is None else f"{kind}:{place}"
         # Read without loss, written as it was.
-        drafter = specjax.load_drafter(path, target, dtype="float32")
+        drafter = specjax.load_drafter(called(path), target, dtype="float32")
         dtype = _DTYPE.value or _stored(path)
         save_drafter(
             drafter, output, format=_FORMAT.value, target=target, dtype=dtype, verifier=_verifier()
         )
-        again = specjax.load_drafter(output, target, dtype=dtype)
+        again = specjax.load_drafter(called(output), target, dtype=dtype)
         ours, theirs = _weights(drafter, dtype), _weights(again, dtype)
     if ours.keys() != theirs.keys() or any((ours[n] != theirs[n]).any() for n in ours):
         cli.fail(f"{output}: reads back differently; this is a bug.")
@@ -88,8 +97,7 @@ def _verifier() -> str:
 
 
 def _weights(drafter: Any, dtype: str) -> dict[str, np.ndarray]:
-    net = drafter.model.net if hasattr(drafter, "model") else drafter.net
-    return named_tensors(net.params, dtype)
+    return named_tensors(ask(drafter, "own_net")().params, dtype)
 
 
 if __name__ == "__main__":

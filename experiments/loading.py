@@ -8,7 +8,9 @@ from absl import flags
 
 import specjax
 from specjax.checkpoint.drafters import named
+from specjax.core.family import Family
 from specjax.drafters import DRAFTERS
+from specjax.drafters.spec import ask
 
 flags.disclaim_key_flags()  # they are those of the script that defines them
 
@@ -28,7 +30,8 @@ def define_flags() -> None:
         None,
         "NAME[:CHECKPOINT][:K]. "
         + "; ".join(f"{name}: {entry.summary}" for name, entry in DRAFTERS.items())
-        + f". Default: what --draft holds; without it {DEFAULT_DRAFTER}.",
+        + "; or one of your own, FILE.py:NAME[:CHECKPOINT][:K]. Default: what --draft holds; "
+        f"without it {DEFAULT_DRAFTER}.",
     )
     flags.DEFINE_string(
         "draft",
@@ -70,7 +73,8 @@ def chosen() -> named.Named:
 
 def complete(said: named.Named) -> named.Named:
     """With what the registry and the demo know. Raises ValueError as `Named.complete` does."""
-    if said.num_draft is None and said.name in ("lm", "ngram"):
+    family = None if said.entry is None else ask(said.entry.thing, "family")
+    if said.num_draft is None and family in (Family.MODEL, Family.LOOKUP):
         said = dataclasses.replace(said, num_draft=LM_NUM_DRAFT)
     return said.complete(flags.FLAGS.target)
 

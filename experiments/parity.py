@@ -22,11 +22,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import specjax
+from experiments import cli
 from specjax.checkpoint import CheckpointError, load
 from specjax.checkpoint.drafters.load import load_drafter
+from specjax.checkpoint.load import own_family
 from specjax.checkpoint.parity import Comparison, Tolerances, compare_story, compare_target
 from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter, prompt_of
 
@@ -48,9 +50,8 @@ _STATE_TOL = flags.DEFINE_float(
 
 
 def main(argv: Sequence[str]) -> None:
+    del argv
     try:
-        if argv[1:]:
-            raise CheckpointError(f"unexpected arguments: {' '.join(argv[1:])}")
         rows = compare()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -67,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
 
 def compare() -> list[Comparison]:
     """What the flags ask for."""
-    checkpoint = Path(_CHECKPOINT.value)
+    # Of FILE.py:NAME:CHECKPOINT the last part lies there.
+    checkpoint = Path(own_family(_CHECKPOINT.value)[1])
     beside = checkpoint / "golden.npz"
     if checkpoint.is_file():
         beside = checkpoint.parent / "golden_greedy.json"
@@ -90,7 +92,7 @@ def compare_with_target(
     """A drafter: its passes, and greedy generation with it."""
     target = load(target_path, dtype="float32")
     spec = load_drafter(checkpoint, target)
-    beside = Path(target_path) / "golden.npz"
+    beside = Path(own_family(target_path)[1]) / "golden.npz"
     prompt = prompt_of(golden, read_golden(beside) if beside.is_file() else None)
     made = generated(target, spec, golden, prompt)
     return compare_drafter(target, spec, golden, tolerances, prompt=prompt, generated=made)
@@ -170,4 +172,4 @@ def table(rows: Sequence[Comparison]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

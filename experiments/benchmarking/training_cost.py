@@ -14,7 +14,8 @@ from flax import nnx
 from specjax.drafters.dflash import fresh_config
 from specjax.drafters.dflash.net import DFlashConfig, DFlashNet
 from specjax.drafters.dflash.objective import DFlashObjective
-from specjax.models import FAMILIES, Frozen
+from specjax.models import Frozen
+from specjax.models import family as registered
 from specjax.train import lm
 from specjax.train.objectives.base import Batch
 
@@ -58,7 +59,7 @@ def measure(setup: Setup, *, steps: int, target: Frozen | None = None) -> dict[s
       steps: how many are timed; the median counts.
       target: random weights of ``setup.raw`` that are there already; None: they are drawn.
     """
-    family = FAMILIES[setup.raw["model_type"]]
+    family = registered(setup.raw["model_type"])
     config = family.read_config(setup.raw)
     draft = fresh_config(
         config, setup.block - 1, layers=setup.layers, num_taps=min(5, config.num_layers - 1)

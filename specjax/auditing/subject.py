@@ -12,11 +12,12 @@ from specjax.auditing.laws import VOCAB
 from specjax.auditing.targets import random_drafter, random_model
 from specjax.checkpoint.drafters.named import parse
 from specjax.checkpoint.load import Model
+from specjax.core import own
 from specjax.core.by_shape import Misfit, calling
 from specjax.drafters import checking
 from specjax.drafters.base import Drafter
 from specjax.drafters.checking import name_of
-from specjax.drafters.registry import kind_of
+from specjax.drafters.registry import entry_of, kind_of
 from specjax.drafters.spec import Spec, ask
 from specjax.sampling import Options
 from specjax.session import Row, choose
@@ -66,8 +67,9 @@ def make_subject(
     chosen = None if rule is None else verify.get(rule)
     target = make_target()
     spec, notes = make_spec(drafter, target, num_draft)
-    made = isinstance(drafter, str) or hasattr(drafter, "bind")  # else by a function
-    name = drafter if isinstance(drafter, str) else name_of(drafter if made else spec)
+    named = isinstance(drafter, str) and not own.is_own(drafter)
+    given = hasattr(drafter, "bind")  # else it was made by a function, or a file
+    name = str(drafter) if named else name_of(drafter if given else spec)
 
     def side(temperature: float) -> tuple[Side | None, str]:
         row = Row((0,), Options(temperature=temperature), 0, 1, ())
@@ -163,7 +165,12 @@ def _make_named(
     k = next((k for k in (num_draft, said.num_draft) if k is not None), NUM_DRAFT)
     drafters.base.check_num_draft(k)
     notes = ["audited as a method: checkpoints make no difference"] if said.checkpoint else []
-    entry = drafters.DRAFTERS[method]
+    entry = entry_of(method)
     if entry.fresh is not None:
         return random_drafter(method, k, target), notes
-    return drafters.make(method, model=draft if entry.needs_model else None, num_draft=k), notes
+    if not own.is_own(method):
+        return drafters.make(method, model=draft if entry.needs_model else None, num_draft=k), notes
+    if inspect.isclass(entry.thing):
+        return entry.build(target, k), notes
+    given = num_draft if said.num_draft is None else said.num_draft
+    return make_spec(entry.thing, target, given)

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from specjax import drafters
 from specjax.checkpoint.load import Model
-from specjax.drafters.spec import Spec
-from specjax.models import FAMILIES, Frozen
+from specjax.drafters.registry import entry_of
+from specjax.drafters.spec import Spec, ask, with_num_draft
+from specjax.models import Frozen
+from specjax.models import family as registered
 
 SIZES = {
     "hidden_size": 32,
@@ -36,7 +37,7 @@ def random_model(
     kv_heads: int = 2,
 ) -> Model:
     """A random model whose logits have a spread of about ``sharp``. Float32, no tokenizer."""
-    cls: Any = FAMILIES[family] if isinstance(family, str) else family
+    cls: Any = registered(family) if isinstance(family, str) else family
     name = family if isinstance(family, str) else family.__name__.lower()
     raw = {**SIZES, "model_type": name, "vocab_size": vocab, "num_hidden_layers": layers}
     raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
@@ -65,7 +66,9 @@ def loud(module: Any, name: str, sharp: float) -> Model:
 @functools.cache
 def random_drafter(name: str, num_draft: int, target: Model) -> Spec:
     """A trained kind of drafter with random weights, large enough for guesses to vary."""
-    spec = drafters.DRAFTERS[name].fresh(target, num_draft=num_draft, seed=3)  # type: ignore[misc]
+    entry = entry_of(name)
+    assert entry.fresh is not None
+    spec = entry.fresh(target, num_draft=num_draft, seed=3)
     rng = np.random.default_rng(4)
 
     def louder(param: Any) -> Any:
@@ -79,7 +82,7 @@ def random_drafter(name: str, num_draft: int, target: Model) -> Spec:
 
     flat = [(path, louder(param)) for path, param in nnx.to_flat_state(spec.net.params)]
     net = dataclasses.replace(spec.net, params=nnx.from_flat_state(flat))
-    return drafters.make(name, model=dataclasses.replace(spec, net=net), num_draft=num_draft)
+    return with_num_draft(ask(spec, "with_net")(net), num_draft)
 
 
 @jax.jit

@@ -1,7 +1,8 @@
 """Prompt sets: the published ones, read from the user's own download, and a built-in one.
 
 A set is named ``NAME`` or ``NAME:PATH``, or ``NAME:PATH#sha256=HEX`` to insist on one file. To add
-one is a function from an object of its file to a `Question`, and a line in `SETS`.
+one is a function from an object of its file to a `Question`, and a line in `SETS`, or no line:
+``FILE.py:NAME:PATH`` reads with a function of one's own; ``FILE.py:NAME`` is a list of texts.
 
     spec-bench    question.jsonl of hemingkx/Spec-Bench: question_id, category, turns
     mt-bench      question.jsonl of FastChat: question_id, category, turns
@@ -24,10 +25,11 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specjax.core import own
 from specjax.core.files import parse_json, read_bytes
 from specjax.measure.prompts import whole_text
 
@@ -167,6 +169,8 @@ def load(named: str) -> PromptSet:
       ValueError: in one line, on an unknown set, and on a file that is missing, empty, another
         than the one insisted on, or not of the set's form (naming the line).
     """
+    if own.is_own(named):
+        return _own(named)
     name, _, rest = named.partition(":")
     path, _, pin = rest.partition("#sha256=")
     if name not in SETS:
@@ -187,6 +191,36 @@ def load(named: str) -> PromptSet:
         twice = next(i for i in ids if ids.count(i) > 1)
         raise ValueError(f"{path}: two prompts have the id {twice!r}; give each its own.")
     return PromptSet(name, questions, digest)
+
+
+def register_prompt_set(name: str, reader: Reader) -> None:
+    """Lists a set: what makes a `Question` of an object of its file, a line of JSON each.
+
+    Raises:
+      ValueError: if the name is taken.
+    """
+    if name in SETS and not own.same_thing(SETS[name], reader):
+        raise ValueError(f"Prompt set {name!r} is known already; choose another name.")
+    SETS[name] = reader
+
+
+def _own(named: str) -> PromptSet:
+    """``FILE.py:NAME``: texts or `Question`s, or a function that makes them; ``FILE.py:NAME:PATH``:
+    a reader and its file."""
+    place, thing = own.read_place(named), own.find(named)
+    if place.rest:
+        register_prompt_set(place.name, thing)
+        return load(f"{place.name}:{place.rest}")
+    found = thing() if callable(thing) else thing
+    if isinstance(found, str) or not isinstance(found, Sequence) or not found:
+        raise ValueError(f"{named}: must be a list of texts or of Question, or a function of none.")
+    questions = []
+    for i, one in enumerate(found, 1):
+        if not isinstance(one, str | Question):
+            raise ValueError(f"{named}: entry {i} is a {type(one).__name__}, not text or Question.")
+        questions.append(Question(str(i), "", (one,)) if isinstance(one, str) else one)
+    data = Path(place.file).expanduser().read_bytes()
+    return PromptSet(place.name, tuple(questions), hashlib.sha256(data).hexdigest())
 
 
 def _read(path: Path) -> bytes:

@@ -59,6 +59,7 @@ def load_network(
     mesh: Mesh | None,
     dtype: np.dtype | None,
     replicate: bool = False,
+    family_name: str | None = None,
 ) -> tuple[Frozen, np.dtype]:
     """Reads the weights of a directory.
 
@@ -68,6 +69,7 @@ def load_network(
       mesh: None: the default device.
       dtype: float32 or bfloat16; None: as the checkpoint says.
       replicate: as in `assemble`.
+      family_name: of its class, instead of what ``model_type`` says.
 
     Returns:
       The network and the dtype of its parameters.
@@ -76,7 +78,7 @@ def load_network(
       CheckpointError: on an unsupported config and on damaged, missing or unknown tensors.
     """
     try:
-        cls = family(raw.get("model_type"))
+        cls = family(family_name or raw.get("model_type"))
         config: DecoderConfig = cls.read_config(raw)
     except ValueError as error:
         message = str(error).removeprefix("config.json: ")

@@ -23,6 +23,7 @@ from specjax.checkpoint.hf import load_network, read_config, token_ids
 from specjax.checkpoint.llama2c import load_llama2c
 from specjax.checkpoint.llama2c_tokenizer import BOS, EOS, find_llama2c_tokenizer
 from specjax.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from specjax.core import own
 from specjax.core.files import is_there
 from specjax.core.sharding import parse_mesh
 from specjax.models import DecoderConfig, Frozen
@@ -76,7 +77,8 @@ def load(
     Args:
       path_or_repo: a Hugging Face directory; a llama2.c ``.bin`` file (version 0); the embedded
         pair, ``demo:target`` and ``demo:draft``; or a repository on the Hugging Face hub,
-        ``owner/name``. What exists locally is never looked for on the hub.
+        ``owner/name``. What exists locally is never looked for on the hub. Behind
+        ``FILE.py:NAME:``, a checkpoint of the family of that class.
       mesh: where the weights go: a mesh with axes ``data`` and ``model``, or its description
         such as ``data:2,model:4``. None: the default device.
       dtype: float32 or bfloat16, by name or as a dtype. None: the checkpoint's own.
@@ -92,16 +94,21 @@ def load(
     if isinstance(mesh, str):
         mesh = parse_mesh(mesh)
     try:
+        family, name = own_family(name)
         path, is_repository = locate(name)
         if is_repository:
             path = download(name, revision)
         elif revision is not None:
             raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
         if path.is_file():
+            if family is not None:
+                raise CheckpointError(f"{path} is a llama2.c file, which has a family of its own.")
             return _load_file(path, mesh=mesh, dtype=dtype, replicate=replicate)
         local = not is_repository and not name.startswith("demo:")
         label = path.resolve().name if local else name
-        return _load_directory(path, name=label, mesh=mesh, dtype=dtype, replicate=replicate)
+        return _load_directory(
+            path, name=label, mesh=mesh, dtype=dtype, replicate=replicate, family=family
+        )
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
     except CheckpointError:
@@ -110,8 +117,24 @@ def load(
         raise CheckpointError(str(error)) from None
 
 
+def own_family(name: str) -> tuple[str | None, str]:
+    """``FILE.py:NAME:CHECKPOINT`` as the family ``FILE.py:NAME`` and the checkpoint."""
+    if not own.is_own(name):
+        return None, name
+    place = own.read_place(name)
+    if not place.rest:
+        raise CheckpointError(f"{name}: names no checkpoint; write {place}:CHECKPOINT.")
+    return str(place), place.rest
+
+
 def _load_directory(
-    directory: Path, *, name: str, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool
+    directory: Path,
+    *,
+    name: str,
+    mesh: Mesh | None,
+    dtype: np.dtype | None,
+    replicate: bool,
+    family: str | None = None,
 ) -> Model:
     config_path, generation_path = directory / "config.json", directory / "generation_config.json"
     if not is_there(config_path):
@@ -133,7 +156,9 @@ def _load_directory(
 
     stop_ids, bos_ids = ids("eos_token_id"), ids("bos_token_id")
     tokenizer = load_tokenizer(directory)
-    net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype, replicate=replicate)
+    net, dtype = load_network(
+        directory, raw, mesh=mesh, dtype=dtype, replicate=replicate, family_name=family
+    )
     bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
     if tokenizer and generation.get("eos_token_id") in (None, []):
         stop_ids = _with_end_token(directory, stop_ids, tokenizer.eos_id, net.config.vocab_size)

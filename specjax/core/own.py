@@ -53,7 +53,10 @@ def find(text: str) -> Any:
       ValueError: in one line, if there is no such file or object, or the file cannot be run.
     """
     place = read_place(text)
-    module = run(place.file)
+    try:
+        module = run(place.file)
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from error
     if not hasattr(module, place.name):
         there = [n for n, x in vars(module).items() if not n.startswith("_") and _own(x, module)]
         raise ValueError(
@@ -70,7 +73,7 @@ def run(file: str | Path) -> ModuleType:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise ValueError(f"{file}: there is no such file.")
+        raise ValueError(f"there is no file {file}.")
     path = path.resolve()
     name = "own_" + "_".join(path.with_suffix("").parts[1:])
     state = path.stat()

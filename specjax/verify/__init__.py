@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from typing import Any
+
+from specjax.core import own
 from specjax.core.types import KINDS
 from specjax.verify.base import Law, Rule, VerifyKeys
 from specjax.verify.block import Block
@@ -26,20 +31,49 @@ __all__ = [
     "get",
     "gumbel_acceptance",
     "gumbel_coupling",
+    "register_rule",
 ]
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in (Greedy(), Token(), Block(), Coupled())}
 
 
 def get(name: str | Rule) -> Rule:
-    """The registered rule of that name; a rule itself is checked and handed back."""
+    """The rule of that name, registered or ``FILE.py:NAME``; a rule itself is handed back, checked.
+
+    Raises:
+      ValueError: in one line, if there is none, or it is no rule.
+    """
     known = ", ".join(sorted(RULES))
     if not isinstance(name, str):
         check_rule(name, known)
         return name
+    if own.is_own(name):
+        return _own_rule(own.find(name))
     if name not in RULES:
         raise ValueError(f"no verification rule {name!r}; there are {known}")
     return RULES[name]
+
+
+def register_rule(rule: Rule) -> None:
+    """Lists a rule under its name, which every script and `specjax.generate` then takes.
+
+    Raises:
+      ValueError: if it is no rule, or its name is taken.
+    """
+    rule = _own_rule(rule)
+    known = RULES.get(rule.name)
+    if known is not None and not own.same_thing(known, rule):
+        raise ValueError(f"rule {rule.name!r} is registered already; choose another name")
+    RULES[rule.name] = rule
+
+
+def _own_rule(thing: Any) -> Rule:
+    """An instance; a class of rules that needs no arguments makes its own."""
+    if inspect.isclass(thing) and issubclass(thing, Rule):
+        with contextlib.suppress(TypeError):  # then it is refused as the class that it is
+            thing = thing()
+    check_rule(thing, ", ".join(sorted(RULES)))
+    return thing
 
 
 def default_rule(kind: str, greedy: bool) -> Rule:

@@ -22,7 +22,7 @@ from specjax.drafters import DRAFTERS, NoDraft, Spec
 from specjax.drafters.checking import check_spec
 from specjax.drafters.family import family_of
 from specjax.drafters.registry import Entry, entry_of
-from specjax.drafters.spec import name_of
+from specjax.drafters.spec import ask, name_of
 
 DEMO = "demo:target"
 
@@ -94,7 +94,7 @@ class Named:
         spec = load_drafter(place, target, dtype=dtype, num_draft=said.num_draft)
         if entry is None or own_kind:
             return spec
-        if (family_of(spec) is Family.MODEL) != (entry.thing.family is Family.MODEL):
+        if (family_of(spec) is Family.MODEL) != (ask(entry.thing, "family") is Family.MODEL):
             kind = "a language model" if family_of(spec) is Family.MODEL else name_of(spec)
             raise ValueError(
                 f"{said.checkpoint} holds {kind}, which is not {said.name}; leave the name out."

@@ -16,7 +16,7 @@ from specjax.checkpoint.drafters.source import Source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.drafters import DRAFTERS
 from specjax.models import schema
-from specjax.models.registry import FAMILIES
+from specjax.models.registry import FAMILIES, family
 
 _REFUSED_ARCHITECTURES = {
     "DominoDraftModel": "a Domino drafter (a recurrent network over the block)",
@@ -117,7 +117,7 @@ def read_config(raw: Mapping[str, Any], where: str, target: Any = None) -> tuple
         if form is not None:
             named = dataclasses.replace(source, where=f"{where} ({form.name})")
             return form.name, form.config(named, target)
-        return "language model", FAMILIES[raw["model_type"]].read_config(raw)
+        return "language model", family(raw["model_type"]).read_config(raw)
     except CheckpointError:
         raise
     except ValueError as error:
