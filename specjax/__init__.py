@@ -20,6 +20,7 @@ from specjax.memory import Memory
 from specjax.sampling import Options
 
 if TYPE_CHECKING:
+    from specjax import extend
     from specjax.auditing import AuditReport, audit
     from specjax.view.figures import plot_acceptance, plot_heat, plot_speedup, plot_timeline
     from specjax.view.html import show
@@ -40,6 +41,7 @@ __all__ = [
     "check",
     "check_drafter",
     "drafters",
+    "extend",
     "generate",
     "load",
     "load_drafter",
@@ -72,6 +74,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "extend":
+        return importlib.import_module("specjax.extend")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

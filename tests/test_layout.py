@@ -85,6 +85,10 @@ MAY_IMPORT = {
         *("session", "between", "decode", "measure", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
+    # What files outside the package import: it hands on, and nothing in the package imports it.
+    "extend": (
+        *("bench.prompt_sets", "train", "verify", "drafters", "models", "sampling", "core"),
+    ),
     "request": (
         "session",
         "limits",

@@ -176,7 +176,7 @@ def _placement(
         return None
     if replicate:
         return sharding.named(mesh, ())
-    axes, shape = parameter.get_metadata("axes"), parameter.get_value().shape
+    axes, shape = sharding.axes_of(parameter), parameter.get_value().shape
     placement = sharding.named(mesh, axes)
     for size, axis in zip(shape, placement.spec, strict=True):
         if axis is not None and size % mesh.shape[axis]:

@@ -171,7 +171,7 @@ def _placed(state: Any, mesh: Mesh | None, replicate: bool) -> Any:
     placed = []
     for path, parameter in nnx.to_flat_state(state):
         value = parameter.get_value()
-        axes = () if replicate else parameter.get_metadata().get("axes", ())
+        axes = () if replicate else sharding.axes_of(parameter)
         placed.append((path, parameter.replace(shaped(value.shape, value.dtype, mesh, axes))))
     return nnx.from_flat_state(placed)
 

@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -171,3 +172,9 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 def num_devices(mesh: Mesh | None) -> int:
     return 1 if mesh is None else math.prod(mesh.devices.shape)
+
+
+def axes_of(parameter: Any) -> tuple[str | None, ...]:
+    """The logical axes of an `nnx.Variable`; of one that names none, as in plain layers, none."""
+    axes = parameter.get_metadata().get("axes")
+    return (None,) * parameter.get_value().ndim if axes is None else tuple(axes)

@@ -6,19 +6,16 @@ O(max_ngram * S) integer operations and no trip to the host.
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 
 from specjax.core.family import Family
-from specjax.core.types import Array, Kept, Proposal, pytree, static
-from specjax.drafters.base import Context, check_num_draft
-from specjax.drafters.spec import Spec
+from specjax.core.types import Array, pytree, static
+from specjax.drafters.base import check_num_draft
+from specjax.drafters.bases import Stateless
 
 
 @pytree
-class NGram(Spec):
+class NGram(Stateless):
     """Deterministic guesses from the row's own committed tokens.
 
     Of all earlier places where the last ``n`` tokens occur, with n from ``max_ngram`` down to
@@ -33,8 +30,6 @@ class NGram(Spec):
     summary = "prompt lookup in the text so far"
     family = Family.LOOKUP
     nested = True
-    kind = "one_hot"
-    taps = ()
 
     def __post_init__(self) -> None:
         check_num_draft(self.num_draft)
@@ -44,23 +39,7 @@ class NGram(Spec):
                 "1 <= min_ngram <= max_ngram."
             )
 
-    def bind(self, target: Any, kind: str) -> NGram:
-        del target, kind
-        return self
-
-    def init(self, rows: int, slots: int) -> Any:
-        del rows, slots
-        return ()
-
-    def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
-        del tokens, count, features
-        return draft
-
-    def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
-        guess = jax.vmap(self._guess_row)(context.tokens, context.length)
-        return Proposal(tokens=guess, q=None), draft
-
-    def _guess_row(self, tokens: Array, length: Array) -> Array:
+    def guess(self, tokens: Array, length: Array) -> Array:
         """tokens [S], length [] -> guesses [K]."""
         slots = jnp.arange(tokens.shape[0])
         # matched[t]: how many tokens before and at t equal those before and at the last one.
@@ -76,11 +55,3 @@ class NGram(Spec):
         period = jnp.maximum(length - 1 - place, 1)
         guess = tokens[place + 1 + jnp.arange(self.num_draft) % period]
         return jnp.where(longest >= self.min_ngram, guess, -1)
-
-    def update(self, held: Any, kept: Kept) -> Any:
-        del kept
-        return held
-
-    def grow(self, draft: Any, slots: int) -> Any:
-        del slots
-        return draft

@@ -99,12 +99,13 @@ class Spec(abc.ABC):
         Raises:
           ValueError: if that is of another kind, or K cannot be chosen.
         """
-        if not cls.needs_model:
+        if isinstance(loaded, cls):
+            return with_num_draft(loaded, num_draft)
+        if not ask(cls, "needs_model"):
             return with_num_draft(cls(), num_draft)
-        if not isinstance(loaded, cls):
-            kind = type(loaded).__name__
-            raise ValueError(f"{cls.summary} was asked for, but what was loaded is a {kind}.")
-        return with_num_draft(loaded, num_draft)
+        kind = type(loaded).__name__
+        summary = ask(cls, "summary")
+        raise ValueError(f"{summary} was asked for, but what was loaded is a {kind}.")
 
     @classmethod
     def fresh(cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any) -> Any:

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from specjax.core.sharding import RULES, constrain, named
+from specjax.core.sharding import RULES, axes_of, constrain, named
 from specjax.core.types import Array, pytree
 from specjax.models.frozen import Frozen
 from specjax.models.registry import family
@@ -44,8 +44,7 @@ class Skeleton:
         graphdef, state = nnx.split(module)
         leaves, treedef = jax.tree.flatten(state)
         axes = {
-            ".".join(map(str, path)): tuple(param.get_metadata()["axes"])
-            for path, param in nnx.to_flat_state(state)
+            ".".join(map(str, path)): axes_of(param) for path, param in nnx.to_flat_state(state)
         }
         return cls(graphdef, treedef, axes), dict(zip(axes, leaves, strict=True))
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core import sharding
-from specjax.core.sharding import constrain
-from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
+from specjax.core.types import Array, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
+from specjax.drafters.bases import LastFeatures
 from specjax.drafters.drawing import draw_all
 from specjax.drafters.medusa.kind import MedusaKind
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
@@ -97,7 +96,7 @@ class Medusa(MedusaKind):
 
 
 @pytree
-class MedusaDrafter:
+class MedusaDrafter(LastFeatures):
     """The cycle's side of `Medusa`. Its state [B, D] is the last known final state of the target.
 
     A text of one token has none yet: zeros.
@@ -112,36 +111,12 @@ class MedusaDrafter:
     def taps(self) -> tuple[int, ...]:
         return (self.num_layers,)  # after the final norm
 
-    def init(self, rows: int, slots: int) -> Array:
-        del slots
-        shape = (rows, self.net.config.hidden_size)
-        return constrain(jnp.zeros(shape, self.net.module.dtype), "batch", None)
-
-    def prefill(self, draft: Array, tokens: Array, count: Array, features: Array | None) -> Array:
-        del tokens
-        return last_state(draft, count, features)
+    @property
+    def features(self) -> tuple[int, Any]:
+        return self.net.config.hidden_size, self.net.module.dtype
 
     def propose(self, draft: Array, context: Context) -> tuple[Proposal, Array]:
         with sharding.replicated(self.net.replicated):
             logits = self.net.module(draft, self.num_draft)
         guesses, q = draw_all(logits, self.kind, context)
         return Proposal(tokens=guesses, q=q), draft
-
-    def update(self, held: Array, kept: Kept) -> Array:
-        return last_state(held, kept.count, kept.features)
-
-    def cut(self, draft: Array, length: Array) -> Array:
-        # Tokens that follow bring a state of their own; behind none there is none.
-        return constrain(jnp.where((length > 0)[:, None], draft, 0), "batch", None)
-
-    def grow(self, draft: Array, slots: int) -> Array:
-        del slots
-        return draft
-
-
-def last_state(old: Array, count: Array, features: Array | None) -> Array:
-    """State ``count - 1`` of ``features`` [B, T, D]; where count is 0, ``old`` [B, D]."""
-    assert features is not None
-    last = jnp.take_along_axis(features, jnp.maximum(count - 1, 0)[:, None, None], axis=1)[:, 0]
-    kept = jnp.where((count > 0)[:, None], last.astype(old.dtype), old)
-    return constrain(kept, "batch", None)

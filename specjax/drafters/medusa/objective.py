@@ -19,7 +19,7 @@ from specjax.drafters.medusa.net import MedusaConfig
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.lm import Params, Skeleton
-from specjax.train.objectives.base import Batch
+from specjax.train.objectives.base import Batch, labelled, stack_ahead, states_before
 
 Sums = dict[str, Array]
 
@@ -55,8 +55,7 @@ class MedusaObjective:
         heads, width = self.num_draft, batch.tokens.shape[1]
         place = jnp.arange(width)[None, :]
         # Column 0 has no state: it guesses only behind prompts of one token.
-        labelled = batch.supervised & (place < batch.length[:, None])
-        counted = stack_ahead(labelled, heads) & (place > 0)[..., None]
+        counted = labelled(batch, heads) & (place > 0)[..., None]
         net = self.skeleton.module(params, self.compute_dtype)
         scale = self.decay ** jnp.arange(heads, dtype=jnp.float32)
 
@@ -89,7 +88,7 @@ class MedusaObjective:
         """[B, T, D]: with token t pending, the final state of token t - 1; zeros at first."""
         tokens = constrain(batch.tokens, "batch", None)
         final = target(tokens).hidden
-        return jnp.pad(jax.lax.stop_gradient(final), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        return states_before(final)
 
     def _cut(self, tree: Any) -> Any:
         """[B, T, X] -> [n, B, C, X], padded, of every array."""
@@ -101,10 +100,3 @@ class MedusaObjective:
             return x.reshape(rows, -1, size, last).swapaxes(0, 1)
 
         return jax.tree.map(one, tree)
-
-
-def stack_ahead(x: Array, num: int) -> Array:
-    """``x`` [B, T] -> [B, T, num], the places t + 1, t + 2, ..; zeros behind the end."""
-    width = x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (0, num)))
-    return jnp.stack([padded[:, 1 + i : 1 + i + width] for i in range(num)], axis=-1)

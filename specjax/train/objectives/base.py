@@ -7,11 +7,15 @@ positions of short texts for more.
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
 
 from specjax.core.types import Array, pytree
 from specjax.models.frozen import Frozen
-from specjax.train.lm import Params
+from specjax.train.lm import Params, Skeleton
 
 
 @pytree
@@ -60,3 +64,47 @@ class Objective(Protocol):
         cycles of real speculation (`train.replay`).
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BaseObjective:
+    """What an objective is made of. A subclass is a dataclass too, its fields hyperparameters.
+
+    Attributes:
+      skeleton: of the drafter's network, see `net`.
+      config: of the network.
+      compute_dtype: of the passes; masters are float32.
+      target_ids: [V_draft] int32 of a reduced vocabulary; None: it is the target's.
+      num_draft: K, guesses of a cycle.
+    """
+
+    skeleton: Skeleton
+    config: Any
+    compute_dtype: Any = jnp.bfloat16
+    target_ids: Any = None
+    num_draft: int = 1
+
+    def net(self, params: Params) -> Any:
+        """The network's module with these weights, in the type of the passes."""
+        return self.skeleton.module(params, self.compute_dtype)
+
+
+def states_before(features: Array) -> Array:
+    """``features`` [B, T, F] of texts -> [B, T, F]: with token t pending, those of token t - 1.
+
+    Zeros at first, and without a gradient: what a drafter knows of the text in a cycle.
+    """
+    return jnp.pad(jax.lax.stop_gradient(features), ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+
+def stack_ahead(x: Array, num: int) -> Array:
+    """``x`` [B, T] -> [B, T, num], the places t + 1, t + 2, ..; zeros behind the end."""
+    width = x.shape[1]
+    padded = jnp.pad(x, ((0, 0), (0, num)))
+    return jnp.stack([padded[:, 1 + i : 1 + i + width] for i in range(num)], axis=-1)
+
+
+def labelled(batch: Batch, num: int) -> Array:
+    """[B, T, num] bool: whether guess i, with token t pending, answers for a supervised token."""
+    place = jnp.arange(batch.tokens.shape[1])[None, :]
+    return stack_ahead(batch.supervised & (place < batch.length[:, None]), num)

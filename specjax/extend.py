@@ -1,0 +1,198 @@
+"""All that a file of one's own needs: `from specjax.extend import ...`, and nothing else.
+
+A method is a file. What it defines is named ``path/to/file.py:NAME`` wherever a drafter, a rule, a
+family, an objective or a prompt set is named, in every script and in `specjax.generate`:
+
+    python -m experiments.generate --drafter=mine.py:Mine:4
+    python -m experiments.train_drafter --config=... --config.kind=mine.py:Mine
+    python -m experiments.generate --drafter=mine.py:Mine:runs/mine/export
+    python -m experiments.audit --drafter=mine.py:Mine --rule=mine.py:rule
+
+or it registers a name (``register_drafter("mine", Mine)`` at its end), which a script knows that is
+given ``--import=mine.py``.
+
+Shape letters: B rows, T tokens fed in one call, K guesses, S slots, V vocabulary, D width, F width
+of the tapped features, N heads, G key/value heads, H head width.
+
+    A drafter       Stateless: a pytree with num_draft, and guess(tokens [S], length []) -> [K].
+                    Spec: bind(target, kind) -> a bound drafter (`Drafter`: init, prefill, propose,
+                    update, grow, taps, kind, num_draft). LastFeatures: those with the state [B, F].
+    A network       Spec with net (`Frozen.of(module)`), net_class, objective() and
+                    fresh(target, num_draft=, seed=). The module is made as net_class(config,
+                    dtype=, rngs=) and has the frozen dataclass ``config``, by which it is saved.
+    An objective    BaseObjective: __call__(params, batch, target, key) -> (loss, weight, sums), and
+                    matches(params, batch, target) -> [B, T, K] bool.
+    A rule          Rule: name, takes, law(logits [K + 1, V], proposal) -> Law; lossless = False if
+                    the text is another than the target's own.
+    A family        a class with read_config(raw) and make_layer, of `Decoder`, or any module with
+                    __call__(tokens, cache, view=, before=, taps=) -> Pass, head and init_cache.
+    A prompt set    a list of texts or of `Question`, or a function from an object to a Question.
+
+`help(specjax.extend.NAME)` says more of each.
+"""
+
+from __future__ import annotations
+
+from specjax.bench.prompt_sets import Question, register_prompt_set
+from specjax.core import keys, trees
+from specjax.core.attend import attend
+from specjax.core.cache import Block, Cache
+from specjax.core.cache import block as blocks
+from specjax.core.cache.base import Entry, empty
+from specjax.core.cache.full import Full
+from specjax.core.cache.latent import Latent
+from specjax.core.cache.recurrent import Recurrent
+from specjax.core.cache.ring import Ring
+from specjax.core.family import Family
+from specjax.core.noise import gumbel_argmax
+from specjax.core.sharding import constrain, replicated
+from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, one_line, pytree, static
+from specjax.core.view import View, causal
+from specjax.drafters.base import (
+    Bound,
+    Context,
+    Drafter,
+    check_fits,
+    check_kind,
+    check_num_draft,
+)
+from specjax.drafters.bases import LastFeatures, Stateless, last_features
+from specjax.drafters.drawing import count_guess, draw, draw_all, onto_target
+from specjax.drafters.registry import register_drafter
+from specjax.drafters.spec import Misreading, Outline, Sizes, Spec, Trial
+from specjax.drafters.vocabularies import check_same_tokens
+from specjax.models.config import DecoderConfig, read_decoder_config
+from specjax.models.frozen import Frozen
+from specjax.models.layers.attention import MLP, Attention, looking_back, split_heads
+from specjax.models.layers.decoder import Decoder, Embed, Layer, Pass
+from specjax.models.layers.linear import Linear, activation_dtype, linear, lookup
+from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.rope import Rope, Rotation, rotation
+from specjax.models.llama import Llama, LlamaLayer
+from specjax.models.qwen3 import Qwen3, Qwen3Layer
+from specjax.models.registry import register_family
+from specjax.models.vocabulary import Vocabulary
+from specjax.models.windows import read_windows
+from specjax.sampling import Counts, Sampling
+from specjax.train import losses
+from specjax.train.lm import Params, Skeleton
+from specjax.train.objectives import register_objective
+from specjax.train.objectives.base import (
+    BaseObjective,
+    Batch,
+    Objective,
+    labelled,
+    stack_ahead,
+    states_before,
+)
+from specjax.verify import register_rule
+from specjax.verify.base import (
+    Law,
+    RejectionLaw,
+    Rule,
+    VerifyKeys,
+    at_guesses,
+    count_leading,
+    end_guesses,
+    normalise,
+    rejection_terms,
+)
+
+__all__ = [
+    "MLP",
+    "Array",
+    "Attention",
+    "BaseObjective",
+    "Batch",
+    "Block",
+    "Bound",
+    "Cache",
+    "Context",
+    "Counts",
+    "Decoder",
+    "DecoderConfig",
+    "Drafter",
+    "Embed",
+    "Entry",
+    "Family",
+    "Frozen",
+    "Full",
+    "Kept",
+    "LastFeatures",
+    "Latent",
+    "Law",
+    "Layer",
+    "Linear",
+    "Llama",
+    "LlamaLayer",
+    "Misreading",
+    "Objective",
+    "Outline",
+    "Params",
+    "Parents",
+    "Pass",
+    "Proposal",
+    "Question",
+    "Qwen3",
+    "Qwen3Layer",
+    "RMSNorm",
+    "Recurrent",
+    "RejectionLaw",
+    "Ring",
+    "Rope",
+    "Rotation",
+    "Rule",
+    "Sampling",
+    "Sizes",
+    "Skeleton",
+    "Spec",
+    "Stateless",
+    "Trial",
+    "Verdict",
+    "VerifyKeys",
+    "View",
+    "Vocabulary",
+    "activation_dtype",
+    "at_guesses",
+    "attend",
+    "blocks",
+    "causal",
+    "check_fits",
+    "check_kind",
+    "check_num_draft",
+    "check_same_tokens",
+    "constrain",
+    "count_guess",
+    "count_leading",
+    "draw",
+    "draw_all",
+    "empty",
+    "end_guesses",
+    "gumbel_argmax",
+    "keys",
+    "labelled",
+    "last_features",
+    "linear",
+    "looking_back",
+    "lookup",
+    "losses",
+    "normalise",
+    "one_line",
+    "onto_target",
+    "pytree",
+    "read_decoder_config",
+    "read_windows",
+    "register_drafter",
+    "register_family",
+    "register_objective",
+    "register_prompt_set",
+    "register_rule",
+    "rejection_terms",
+    "replicated",
+    "rotation",
+    "split_heads",
+    "stack_ahead",
+    "states_before",
+    "static",
+    "trees",
+]
