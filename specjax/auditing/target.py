@@ -43,12 +43,10 @@ def make_target(target: Model | type | str) -> Model:
     """
     if isinstance(target, Model):
         return target
-    if own.is_own(target):
+    if own.is_own(target) and not own.read_place(str(target)).rest:  # else it is a checkpoint
         target = own.find(str(target))
         if isinstance(target, Model):
             return target
-    if own.is_own(target) and not own.read_place(str(target)).rest:
-        target = own.find(str(target))
     if isinstance(target, str):
         return random_model(target) if target in FAMILIES else load(target)
     if not (inspect.isclass(target) and hasattr(target, "read_config")):
