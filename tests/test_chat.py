@@ -77,6 +77,16 @@ def test_two_turns_are_those_of_generate(run: Run, target: Path, tmp_path: Path)
     assert out.count("\ntau ") == 3 and out.count("tokens/s") == 3
     assert "ngram with 2 guesses a cycle" in out and out.count("5 messages in") == 2
     assert "of 256 tokens; cut at --max_new_tokens=8" in out
+    # Another K begins anew; behind /reset a first turn like the last conversation's.
+    assert known(out) == [0, 0, len("briefsystem: s\nuser: hi\n") - 1]
+    _, out, _ = run(["hi", "ok"])
+    assert known(out) == [0, len("user: hi\n") - 1]  # of the answer the template makes another text
+
+
+def known(out: str) -> list[int]:
+    """How many tokens each turn knew from the one before."""
+    turns = re.findall(r"prefill [\d.]+ s(?: \((\d+) tokens known\))?", out)
+    return [int(n or 0) for n in turns]
 
 
 def test_what_cannot_be_is_one_line_and_the_chat_goes_on(run: Run, tmp_path: Path) -> None:

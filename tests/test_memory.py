@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import checks
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 import tiny_families
+from tiny_checkpoint import write_tiny
 
 import specjax
 from specjax.core.cache import Cache, Ring
@@ -113,3 +115,22 @@ class Uncut(NGram):
 
     def update(self, held: Any, kept: Any) -> Any:
         return held + kept.count
+
+
+def test_a_turn_behind_a_stop_string_streams_what_a_fresh_one_would(tmp_path: Path) -> None:
+    """Behind the string the device may have decoded more, which is no part of the next prompt."""
+    target = specjax.load(write_tiny(tmp_path / "target"))
+    memory, text = specjax.Memory(), "abc"
+    plain = specjax.generate(target, None, text, max_new_tokens=40, temperature=1.0).text[0]
+    stop = plain[5:7]
+    for turn in range(2):
+        how = {"max_new_tokens": 40, "temperature": 1.0, "stop": stop, "cycles_per_call": 3}
+        fresh = list(specjax.stream(target, "ngram:3", text, **how))
+        told = list(specjax.stream(target, "ngram:3", text, memory=memory, **how))
+        said = "".join(p.text for p in told)
+        assert said == "".join(p.text for p in fresh) and told[-1].finish == fresh[-1].finish
+        assert [p.tokens for p in told] == [p.tokens for p in fresh]
+        if turn == 0:
+            assert said == plain[: plain.index(stop)] and told[-1].finish == "stop"
+        text += said + "de"
+    assert memory.kept[0] > 0
