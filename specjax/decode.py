@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax.core import keys as key_roles
 from specjax.core import trees
@@ -28,9 +29,9 @@ from specjax.core.cache import Block, Cache
 from specjax.core.cache.block import take, widen
 from specjax.core.program import Program
 from specjax.core.sharding import constrain
-from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree
+from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree, static
 from specjax.core.view import View
-from specjax.drafters.base import Bound, Context, Drafter, num_levels, widths_of
+from specjax.drafters.base import Bound, Context, Drafter, num_levels, parents_of, widths_of
 from specjax.sampling import Counts, Sampling, count_prefixes, warp
 from specjax.verify.base import VerifyKeys
 
@@ -67,6 +68,9 @@ class Trace:
     accepted: Array  # [B, S] int32, how many the rule accepted; -1: no cycle started here
     committed: Array  # [B, S] int32, how many tokens were committed; -1: no cycle started here
     details: Details | None
+    # Of a tree alone, as a chain's verdict says all: [B, S] int32, the last place of the path.
+    leaf: Array | None = None
+    parents: Parents | None = static(default=None)
 
 
 @pytree
@@ -95,6 +99,7 @@ def init_state(
 ) -> DecodeState:
     """An empty cache behind the prompts ``tokens`` [B, S]; S is the number of slots."""
     (rows, slots), k, levels = tokens.shape, drafter.num_draft, num_levels(drafter)
+    parents = parents_of(drafter)
     details = None
     if with_details:
         details = Details(
@@ -115,6 +120,8 @@ def init_state(
             accepted=jnp.full((rows, slots), -1, jnp.int32),
             committed=jnp.full((rows, slots), -1, jnp.int32),
             details=details,
+            leaf=None if parents is None else jnp.full((rows, slots), -1, jnp.int32),
+            parents=parents,
         ),
         num_cycles=jnp.zeros((), jnp.int32),
     )
@@ -341,31 +348,38 @@ def record(state: DecodeState, judged: Judged, count: Array) -> Trace:
     def note(buffer: Array, new: Array) -> Array:
         return put(buffer, new[:, None], state.length, active)
 
-    trace = state.trace
+    trace, verdict = state.trace, judged.verdict
+    leaf = None
+    if verdict.path is not None:
+        leaf = jnp.take_along_axis(verdict.path, verdict.num_accepted[:, None], axis=1)[:, 0]
     return Trace(
         proposed=note(trace.proposed, judged.proposed),
-        accepted=note(trace.accepted, judged.verdict.num_accepted),
+        accepted=note(trace.accepted, verdict.num_accepted),
         committed=note(trace.committed, count),
         details=jax.tree.map(note, trace.details, judged.details),
+        leaf=jax.tree.map(note, trace.leaf, leaf),
+        parents=trace.parents,
     )
 
 
 def laws_at_tokens(proposal: Proposal, verdict: Verdict, logits: Array) -> Details:
     """The fields of `Details` for one cycle, without their axis of slots."""
     p = jax.nn.softmax(logits, axis=-1)  # [B, W + 1, V]
-    guesses, k = proposal.tokens, proposal.tokens.shape[1]
+    guesses, k, parents = proposal.tokens, proposal.tokens.shape[1], proposal.parents
+    before = p[:, :k] if parents is None else p[:, np.array(parents)]  # the laws of the guesses
+    emitted = p if verdict.path is None else take(p, verdict.path)  # of the verdict's tokens
 
     def at(laws: Array, tokens: Array) -> Array:
         found = jnp.take_along_axis(laws, jnp.maximum(tokens, 0)[..., None], axis=-1)[..., 0]
         return jnp.where(tokens >= 0, found, 0.0)
 
-    p_guess = at(p[:, :k], guesses)
-    likelier = (p[:, :k] > p_guess[..., None]).sum(-1, dtype=jnp.int32)
+    p_guess = at(before, guesses)
+    likelier = (before > p_guess[..., None]).sum(-1, dtype=jnp.int32)
     return Details(
         p=p_guess,
         q=(guesses >= 0).astype(jnp.float32) if proposal.q is None else at(proposal.q, guesses),
         rank=jnp.where(guesses >= 0, likelier + 1, 0),
-        p_emitted=at(p, verdict.tokens),
+        p_emitted=at(emitted, verdict.tokens),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from specjax.checkpoint.load import Model
+from specjax.drafters.base import parents_of
 from specjax.drafters.family import family_of
 from specjax.measure.trace import Cycle, Text, Trace
 from specjax.session import Row, Session
@@ -49,7 +50,7 @@ def describe_row(
         reader = Reader(tokenizer, prompt)
         for index, piece in [*reader.push(ids), *reader.flush()]:
             pieces[index] += piece
-        rejected = (token for cycle in cycles for token in cycle.proposed[cycle.accepted :])
+        rejected = (cycle.proposed[i] for cycle in cycles for i in cycle.wrong)
         guesses = {token: token_text(tokenizer, prompt, token) for token in dict.fromkeys(rejected)}
     return Text(
         prompt_tokens=tuple(prompt),
@@ -70,6 +71,8 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         for row in rows
     ]
     drafter, least = session.drafter, getattr(session.spec, "min_confidence", None)
+    parents = parents_of(drafter)
+    tree = {} if parents is None else {"parents": list(parents)}
     return {
         "target": target.name,
         "drafter": getattr(session.spec, "name", type(session.spec).__name__.lower()),
@@ -78,6 +81,7 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         "kind": drafter.kind,
         "num_draft": drafter.num_draft,
         **({} if least is None else {"min_confidence": least}),
+        **tree,
         "batch": len(rows),
         "options": options[0] if all(o == options[0] for o in options) else options,
         "dtype": str(target.dtype),

@@ -22,7 +22,7 @@ from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
 from specjax.core.sharding import check_mesh, use_mesh
 from specjax.drafters import checking
-from specjax.drafters.base import Drafter, can_cut
+from specjax.drafters.base import Drafter, can_cut, parents_of
 from specjax.drafters.spec import Spec
 from specjax.layout import Layout, Row
 from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
@@ -315,8 +315,9 @@ def choose(
     else:
         kind = "sampled"
     drafter, proposal = checking.bind(spec, target, kind, greedy=greedy, counts=counts)
-    rule = rule or verify.default_rule(drafter.kind, greedy)
-    verify.check(rule, drafter.kind, greedy)
+    parents = parents_of(drafter)
+    rule = rule or verify.default_rule(drafter.kind, greedy, parents)
+    verify.check(rule, drafter.kind, greedy, parents)
     verify.check_verdict(rule, proposal, target.config.vocab_size)
     return drafter, rule
 

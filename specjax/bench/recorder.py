@@ -48,10 +48,12 @@ class OneByOne(Greedy):
     name: ClassVar[str] = "one_by_one"
     takes: ClassVar[frozenset[str]] = frozenset(KINDS)
     greedy_only: ClassVar[bool] = False
+    trees: ClassVar[bool] = False
 
     def law(self, logits: Array, proposal: Proposal) -> GreedyLaw:
         """See ``Rule.law``."""
         law = super().law(logits, proposal)
+        assert isinstance(law, GreedyLaw), "a recording is of chains"
         return dataclasses.replace(law, survival=jnp.zeros_like(law.survival))
 
     def sample(self, keys: VerifyKeys, law: GreedyLaw) -> Verdict:  # type: ignore[override]

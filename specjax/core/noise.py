@@ -22,6 +22,10 @@ def gumbel_argmax(key: Array, logits: Array) -> Array:
     Returns:
       [] int32. The lowest index wins ties.
     """
-    # The noise has one dtype everywhere, so that a float64 run sees the noise of a float32 one.
-    noise = jax.random.gumbel(key, logits.shape, jnp.float32).astype(logits.dtype)
-    return argmax(logits + noise)
+    return argmax(logits + gumbel(key, logits))
+
+
+def gumbel(key: Array, logits: Array) -> Array:
+    """[V] noise for ``logits`` [V], which only give its size and dtype. ``key`` is consumed."""
+    # The draw has one dtype everywhere, so that a float64 run sees the noise of a float32 one.
+    return jax.random.gumbel(key, logits.shape, jnp.float32).astype(logits.dtype)

@@ -2,8 +2,9 @@
 
 Symbols. Cycle s put k_s guesses to the target, of which the rule accepted a_s, and committed n_s
 tokens. a_s is before, n_s behind the cut at a stop token or the limit: a cycle that accepts four
-guesses, the second of them a stop token, has a = 4 and n = 2. *Pooled* figures are ratios of sums
-over all cycles, never means of ratios.
+guesses, the second of them a stop token, has a = 4 and n = 2. Where guesses form a tree, survival,
+conditional and alpha_hat count its levels instead: a level is accepted if one of its guesses is.
+*Pooled* figures are ratios of sums over all cycles, never means of ratios.
 Times are those of `specjax.measure.clock`.
 
 Whatever cannot be known is None, never NaN, and everything is a JSON value.
@@ -88,14 +89,16 @@ def figures(trace: Trace) -> Figures:
     tokens that a row of it committed. It needs the batches (``setup["batch"]``, or the clock).
     """
     cycles = list(trace)
-    most = max((len(c.proposed) for c in cycles), default=0)
+    most = max((c.num_levels for c in cycles), default=0)
     return {
         **_acceptance(trace, cycles, most),
         **timings(trace),
         "tokens": trace.num_committed,
         "cycles": len(cycles),
         "requests": len(trace.rows),
-        "num_draft": int(trace.setup.get("num_draft", most)),
+        "num_draft": int(
+            trace.setup.get("num_draft", max((len(c.proposed) for c in cycles), default=0))
+        ),
     }
 
 
@@ -139,7 +142,7 @@ def with_intervals(trace: Trace, *, resamples: int = 1000, seed: int = 0) -> dic
     Raises:
       ValueError: if ``resamples`` is below 1.
     """
-    most = max((len(c.proposed) for c in trace), default=0)
+    most = max((c.num_levels for c in trace), default=0)
     above, below = sums(trace, most)
     tau, rate, tpot, *survival = ratio_intervals(above, below, resamples=resamples, seed=seed)
     return {"tau": tau, "accept_rate": rate, "survival": survival, "tpot_ms": tpot}
@@ -157,7 +160,8 @@ def sums(trace: Trace, most: int) -> tuple[np.ndarray, np.ndarray]:
         tokens, time = sum(c.committed for c in row), math.nan if seconds is None else seconds
         ks, hits = [len(c.proposed) for c in row], [c.accepted for c in row]
         above.append([tokens, sum(hits), 1e3 * time, *_at_least(hits, most)])
-        below.append([len(row), sum(ks), tokens, *_at_least(ks, most)])
+        asked = _at_least((c.num_levels for c in row), most)
+        below.append([len(row), sum(ks), tokens, *asked])
     shape = (len(trace.rows), 3 + most)
     return (
         np.asarray(above, np.float64).reshape(shape),
@@ -282,9 +286,9 @@ def _first_diff(a: Sequence[int], b: Sequence[int]) -> int:
 def _acceptance(trace: Trace, cycles: Sequence[Cycle], most: int) -> Figures:
     tokens, num = sum(c.committed for c in cycles), len(cycles)
     ks, hits = [len(c.proposed) for c in cycles], [c.accepted for c in cycles]
-    rejections = sum(a < k for a, k in zip(hits, ks))
-    asked, reached = _at_least(ks, most), _at_least(hits, most)
-    before = [sum(a >= i and k > i for a, k in zip(hits, ks)) for i in range(most)]
+    asked, reached = _at_least((c.num_levels for c in cycles), most), _at_least(hits, most)
+    decided = [c.decided for c in cycles]
+    before = _at_least(decided, most)
     each = [sum(c.committed for c in row) / len(row) for row in trace.rows if row]
     return {
         "tau": _ratio(tokens, num),
@@ -294,7 +298,7 @@ def _acceptance(trace: Trace, cycles: Sequence[Cycle], most: int) -> Figures:
         "accept_rate": _ratio(sum(hits), sum(ks)),
         "survival": [_ratio(a, b) for a, b in zip(reached, asked)],
         "conditional": [_ratio(a, b) for a, b in zip(reached, before)],
-        "alpha_hat": _ratio(sum(hits), sum(hits) + rejections),
+        "alpha_hat": _ratio(sum(hits), sum(decided)),
         "alpha_model": _alpha_model(trace),
         "accept_hist": {str(a): count for a, count in sorted(Counter(hits).items())},
         "waste": _ratio(sum(ks) - sum(hits), tokens),

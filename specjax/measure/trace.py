@@ -16,6 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from specjax.core import trees
+from specjax.core.types import Parents
+
 ACCEPTED, CORRECTION, BONUS = "accepted", "correction", "bonus"
 
 
@@ -23,7 +26,7 @@ ACCEPTED, CORRECTION, BONUS = "accepted", "correction", "bonus"
 class Detail:
     """The laws of one cycle at the tokens that matter; all after temperature and truncation."""
 
-    p: tuple[float, ...]  # [K] the target's probability of each guess
+    p: tuple[float, ...]  # [K] the target's probability of each guess, after those it follows
     q: tuple[float, ...]  # [K] the draft's; 1 for a deterministic guess
     rank: tuple[int, ...]  # [K] place of each guess in the target's order, 1 the likeliest; 0: none
     p_emitted: tuple[float, ...]  # [committed] the target's probability of each committed token
@@ -38,18 +41,54 @@ class Cycle:
     """
 
     position: int  # committed length before it, prompt included
-    proposed: tuple[int, ...]  # the guesses
+    proposed: tuple[int, ...]  # the guesses, those of a tree in the order of their places
     accepted: int  # how many of them the rule accepted
     committed: int  # tokens committed; below accepted + 1 where a stop or the limit cut it short
     emitted: tuple[int, ...] = ()  # [committed] their ids
     detail: Detail | None = None
     begin: float = dataclasses.field(default=math.nan, compare=False)
     end: float = dataclasses.field(default=math.nan, compare=False)
+    parents: Parents | None = None  # what each guess follows (`core.trees`); None: a chain
+    path: tuple[int, ...] = ()  # [accepted] of a tree: which guesses were accepted, in order
+
+    @property
+    def right(self) -> tuple[int, ...]:
+        """[accepted] which of the guesses were accepted."""
+        return tuple(range(self.accepted)) if self.parents is None else self.path
+
+    @property
+    def wrong(self) -> tuple[int, ...]:
+        """Which of the guesses were not accepted."""
+        return tuple(i for i in range(len(self.proposed)) if i not in self.right)
+
+    @property
+    def last(self) -> int:
+        """The place (0 the pending token, i + 1 guess i) at which the accepted guesses end."""
+        return self.right[-1] + 1 if self.right else 0
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """[guesses] how many places behind the pending token each of them stands, from 1."""
+        if self.parents is None:
+            return tuple(range(1, len(self.proposed) + 1))
+        return tuple(trees.depths(self.parents)[1:].tolist())
+
+    @property
+    def num_levels(self) -> int:
+        """The most guesses that could have been accepted: all of a chain, M of a tree."""
+        return len(self.proposed) if self.parents is None else max(self.levels, default=0)
+
+    @property
+    def decided(self) -> int:
+        """The levels at which some guess was accepted or none of those there."""
+        if self.parents is None:
+            return min(self.accepted + 1, len(self.proposed))
+        return self.accepted + (self.last in self.parents)
 
     @property
     def labels(self) -> list[str]:
         """What each committed token is: an accepted guess, a correction or a bonus token."""
-        own = CORRECTION if self.accepted < len(self.proposed) else BONUS
+        own = CORRECTION if self.accepted < self.decided else BONUS
         return ([ACCEPTED] * self.accepted + [own])[: self.committed]
 
 
@@ -102,7 +141,7 @@ class Trace:
         for b in range(num_rows):
             cycles = []
             for j, s in enumerate(np.flatnonzero(trace.accepted[b] >= 0).tolist()):
-                guesses = tuple(int(t) for t in trace.proposed[b, s] if t >= 0)
+                guesses, parents, path, kept = _guesses(trace, b, s)
                 count = int(trace.committed[b, s])
                 begin, end = clock[j] if j < len(clock) else (math.nan, math.nan)
                 cycles.append(
@@ -112,7 +151,9 @@ class Trace:
                         accepted=int(trace.accepted[b, s]),
                         committed=count,
                         emitted=tuple(tokens[b, s : s + count].tolist()),
-                        detail=_detail(trace.details, b, s, len(guesses), count),
+                        detail=_detail(trace.details, b, s, kept, count),
+                        parents=parents,
+                        path=path,
                         begin=begin,
                         end=end,
                     )
@@ -149,11 +190,14 @@ class Trace:
         return self.num_committed / self.num_cycles if self.num_cycles else float("nan")
 
     def survival(self) -> list[float]:
-        """P(accepted >= i) for i = 1..K, over the cycles that had so many guesses."""
-        most = max((len(c.proposed) for c in self), default=0)
+        """P(accepted >= i) for i = 1..K, over the cycles that had so many guesses.
+
+        A tree has as many as levels, whatever their width.
+        """
+        most = max((c.num_levels for c in self), default=0)
         curve = []
         for i in range(1, most + 1):
-            asked = [c for c in self if len(c.proposed) >= i]
+            asked = [c for c in self if c.num_levels >= i]
             curve.append(sum(c.accepted >= i for c in asked) / len(asked))
         return curve
 
@@ -199,13 +243,34 @@ def _clock(calls: Sequence[Call]) -> list[tuple[float, float]]:
     return times
 
 
-def _detail(details: Any, b: int, s: int, guesses: int, count: int) -> Detail | None:
-    """Row ``b``, slot ``s`` of `decode.Details`."""
+def _guesses(
+    trace: Any, b: int, s: int
+) -> tuple[tuple[int, ...], Parents | None, tuple[int, ...], list[int]]:
+    """Row ``b``, slot ``s`` of `decode.Trace`: the guesses, their tree, its path, their places.
+
+    Of a tree, what follows an empty place was never a guess either.
+    """
+    tokens, parents = trace.proposed[b, s].tolist(), trace.parents
+    if parents is None:
+        guesses = tuple(t for t in tokens if t >= 0)
+        return guesses, None, (), list(range(len(guesses)))
+    place = {0: 0}  # of those that are there: place of the block -> place among them
+    for i, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+        if token >= 0 and parent in place:
+            place[i + 1] = len(place)
+    kept = [i - 1 for i in place if i]
+    route = trees.routes(parents)[trace.leaf[b, s]]
+    path = tuple(place[i] - 1 for i in route[1 : trace.accepted[b, s] + 1].tolist())
+    return tuple(tokens[i] for i in kept), tuple(place[parents[i]] for i in kept), path, kept
+
+
+def _detail(details: Any, b: int, s: int, kept: list[int], count: int) -> Detail | None:
+    """Row ``b``, slot ``s`` of `decode.Details`, of the guesses ``kept``."""
     if details is None:
         return None
     return Detail(
-        p=tuple(details.p[b, s, :guesses].tolist()),
-        q=tuple(details.q[b, s, :guesses].tolist()),
-        rank=tuple(details.rank[b, s, :guesses].tolist()),
+        p=tuple(details.p[b, s, kept].tolist()),
+        q=tuple(details.q[b, s, kept].tolist()),
+        rank=tuple(details.rank[b, s, kept].tolist()),
         p_emitted=tuple(details.p_emitted[b, s, :count].tolist()),
     )

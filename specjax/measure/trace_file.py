@@ -1,6 +1,6 @@
 """Traces as files: JSON lines, one a cycle, complete enough to rebuild every number and picture.
 
-    {"type": "trace", "version": 1, "setup": {...}}
+    {"type": "trace", "version": 2, "setup": {...}}
     {"type": "text", "request": 0, "prompt": ..., "prompt_tokens": [...], "seed": 0, "finish": ...,
      "pieces": [...], "guesses": {id: text}, "prefilled": seconds}
     {"type": "cycle", "request": 0, "step": 0, "pos": 5, "k": 4, "draft_ids": [...], "accepted": 2,
@@ -9,8 +9,10 @@
     {"type": "end", "texts": 1, "cycles": 17}
 
 Field names are those of docs/design.md ("Traces"); the last four of a cycle are there only where
-details were asked for. The last line says how many there were, so that a file that was cut in half
-is noticed.
+details were asked for. Where guesses form a tree, a cycle also has "parents" (of each guess the
+place that it follows: 0 the pending token, w + 1 guess w) and "path" (which guesses were accepted,
+from 0, in order). Version 1 had no trees, and is read. The last line says how many there were, so
+that a file that was cut in half is noticed.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from specjax.core.files import parse_json, read_text, write_atomically
+from specjax.core.types import Parents
 from specjax.measure.trace import Cycle, Detail, Text, Trace
 
-VERSION = 1
+VERSION = 2
+_READ = (1, 2)
 _MOST_ROWS = 1_000_000  # that are believed of a file
 
 
@@ -77,6 +81,8 @@ def _cycle_record(cycle: Cycle) -> dict[str, Any]:
         "begin": _seconds(cycle.begin),
         "end": _seconds(cycle.end),
     }
+    if cycle.parents is not None:
+        record |= {"parents": list(cycle.parents), "path": list(cycle.path)}
     if cycle.detail is not None:
         record |= {
             "q_draft": _short(cycle.detail.q),
@@ -112,9 +118,10 @@ def parse(data: str, where: str) -> Trace:
     head = parsed[0]
     if head.get("type") != "trace":
         raise ValueError(f'{where} is not a trace: its first line has no "type": "trace".')
-    if head.get("version") != VERSION:
+    if head.get("version") not in _READ:
         raise ValueError(
-            f"{where} is a trace of version {head.get('version')!r}, this program reads {VERSION}."
+            f"{where} is a trace of version {head.get('version')!r}, this program reads "
+            f"{' and '.join(map(str, _READ))}."
         )
     texts: list[Text] = []
     rows: list[list[Cycle]] = []
@@ -190,6 +197,7 @@ def _cycle(record: Mapping[str, Any]) -> Cycle:
     committed = _whole(record["committed"], most=accepted + 1)
     if len(emitted) not in (0, committed):
         raise ValueError(f"{len(emitted)} emitted_ids of {committed} committed")
+    parents, path = _tree(record, len(proposed), accepted)
     detail = None
     if "p_target" in record:
         detail = Detail(
@@ -205,9 +213,28 @@ def _cycle(record: Mapping[str, Any]) -> Cycle:
         committed=committed,
         emitted=emitted,
         detail=detail,
+        parents=parents,
+        path=path,
         begin=_number(record["begin"]),
         end=_number(record["end"]),
     )
+
+
+def _tree(
+    record: Mapping[str, Any], guesses: int, accepted: int
+) -> tuple[Parents | None, tuple[int, ...]]:
+    """The tree of a cycle's guesses and its path; None and () for a chain."""
+    if "parents" not in record:
+        return None, ()
+    parents, path = _tokens(record["parents"]), _tokens(record["path"])
+    if len(parents) != guesses or any(p > i for i, p in enumerate(parents)):
+        raise ValueError(f"parents {list(parents)} are no tree of {guesses} guesses")
+    ends = (0, *(i + 1 for i in path))
+    if len(path) != accepted or any(
+        i >= guesses or parents[i] != end for i, end in zip(path, ends)
+    ):
+        raise ValueError(f"path {list(path)} is no way through the tree {list(parents)}")
+    return parents, path
 
 
 def _whole(value: Any, most: int = 2**32 - 1) -> int:

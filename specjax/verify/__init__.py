@@ -7,13 +7,14 @@ import inspect
 from typing import Any
 
 from specjax.core import own
-from specjax.core.types import KINDS
+from specjax.core.types import KINDS, Parents
 from specjax.verify.base import Law, Rule, VerifyKeys
 from specjax.verify.block import Block
 from specjax.verify.checking import check_rule, check_verdict
 from specjax.verify.coupled import Coupled, gumbel_acceptance, gumbel_coupling
 from specjax.verify.greedy import Greedy
 from specjax.verify.token import Token
+from specjax.verify.walk import WalkLaw
 
 __all__ = [
     "RULES",
@@ -24,6 +25,7 @@ __all__ = [
     "Rule",
     "Token",
     "VerifyKeys",
+    "WalkLaw",
     "check",
     "check_rule",
     "check_verdict",
@@ -76,32 +78,43 @@ def _own_rule(thing: Any) -> Rule:
     return thing
 
 
-def default_rule(kind: str, greedy: bool) -> Rule:
-    """The best exact rule for a drafter's ``kind`` of guesses, and temperature 0 or above."""
+def default_rule(kind: str, greedy: bool, parents: Parents | None = None) -> Rule:
+    """The best exact rule for a drafter's ``kind`` of guesses, and temperature 0 or above.
+
+    ``parents`` is the tree that the guesses form; None: a chain.
+    """
     if kind not in KINDS:
         raise ValueError(f"no kind of guesses {kind!r}; there are {', '.join(KINDS)}")
     if greedy:
         return RULES["greedy"]
-    return RULES["block" if kind == "sampled" else "coupled"]
+    return RULES["block" if kind == "sampled" and parents is None else "coupled"]
 
 
-def check(rule: Rule, kind: str, greedy: bool) -> None:
+def check(rule: Rule, kind: str, greedy: bool, parents: Parents | None = None) -> None:
     """Raises ValueError unless ``rule`` is lossless for this kind of guesses.
 
     Args:
       rule: the rule asked for.
       kind: one of ``KINDS``.
       greedy: whether every row has temperature 0.
+      parents: the tree that the guesses form; None: a chain.
     """
-    best = default_rule(kind, greedy).name
+    best = default_rule(kind, greedy, parents).name
     if rule.greedy_only and not greedy:
         raise ValueError(
             f"rule {rule.name!r} is exact at temperature 0 only: set temperature=0 "
             f"or use rule {best!r}"
         )
+    if parents is not None and not rule.trees:
+        able = ", ".join(repr(name) for name, r in RULES.items() if r.trees)
+        raise ValueError(
+            f"rule {rule.name!r} verifies chains, and these guesses form a tree of {len(parents)}: "
+            f"use rule {best!r} (of trees: {able})"
+        )
     if greedy and kind == "sampled":
         kind = "one_hot"  # at temperature 0 a drafter's law is a point mass too
     if kind not in rule.takes:
+        other = "draw them 'one_hot' or 'coupled'" if best == rule.name else f"use rule {best!r}"
         raise ValueError(
-            f"rule {rule.name!r} does not take {kind} guesses: {rule.refusal}; use rule {best!r}"
+            f"rule {rule.name!r} does not take {kind} guesses: {rule.refusal}; {other}"
         )

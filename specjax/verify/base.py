@@ -27,7 +27,7 @@ class VerifyKeys:
 
     accept: Array  # key: the acceptance coin
     residual: Array  # key: the token drawn after the accepted guesses
-    noise: Array  # keys [K + 1]: noise[i] belongs to the target's token at block position i
+    noise: Array  # keys [K + 1]: noise[i] belongs to the target's token behind place i of the block
 
 
 class Law(Protocol):
@@ -52,6 +52,7 @@ class Rule:
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]]  # the kinds of guesses for which the rule is exact
     refusal: ClassVar[str] = ""  # why the other kinds are refused
+    trees: ClassVar[bool] = False  # whether guesses may form a tree (`verify.walk`)
     greedy_only: ClassVar[bool] = False  # exact only for a target at temperature 0
 
     def law(self, logits: Array, proposal: Proposal) -> Law:
@@ -60,7 +61,8 @@ class Rule:
         Args:
           logits: [K + 1, V] float32 or float64, the target's warped, unnormalised
             log-probabilities; row i follows i guesses. -inf excludes a token.
-          proposal: tokens [K] int32, -1 for an empty slot; q [K, V] or None.
+          proposal: tokens [K] int32, -1 for an empty slot; q [K, V] or None. Of a tree, which
+            only rules with ``trees`` meet, W guesses; row w of ``logits`` is behind place w.
 
         Returns:
           The law of ``num_accepted`` and of the token after the accepted guesses.

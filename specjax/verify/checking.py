@@ -98,12 +98,12 @@ def check_verdict(rule: Rule, proposal: Proposal, vocab_size: int, *, law: bool 
     if verdict.path is not None:
         _is(f"{name}: path", verdict.path, f"int32[{M + 1}]", "places from the pending token on")
     if law:
-        _check_law(rule, name, logits, row)
+        _check_law(rule, name, logits, row, M)
     _SEEN.add(seen)
 
 
-def _check_law(rule: Rule, name: str, logits: Any, row: Proposal) -> None:
-    W, V = logits.shape[0] - 1, logits.shape[1]
+def _check_law(rule: Rule, name: str, logits: Any, row: Proposal, num_levels: int) -> None:
+    V = logits.shape[1]
 
     def read(logits: Any, proposal: Proposal) -> Any:
         found = rule.law(logits, proposal)
@@ -116,7 +116,7 @@ def _check_law(rule: Rule, name: str, logits: Any, row: Proposal) -> None:
         return found.survival, found.emission(jnp.int32(0))
 
     survival, emission = by_shape(f"{name}: law()", read, logits, row)
-    _is(f"{name}: survival", survival, f"float32[{W}]", "one a guess")
+    _is(f"{name}: survival", survival, f"float32[{num_levels}]", "one a guess")
     _is(f"{name}: emission(i)", emission, f"float32[{V}]", "a law over the vocabulary")
 
 

@@ -36,6 +36,7 @@ from specjax.verify.base import (
     gumbel_argmax,
     normalise,
 )
+from specjax.verify.walk import WalkLaw, own_samples, walk
 
 
 def _terms(p: Array, q: Array) -> tuple[Array, Array]:
@@ -124,17 +125,26 @@ class Coupled(Rule):
 
     name: ClassVar[str] = "coupled"
     takes: ClassVar[frozenset[str]] = frozenset({"one_hot", "coupled"})
+    trees: ClassVar[bool] = True
     refusal: ClassVar[str] = (
         "drawn with noise of their own they would match the target's sample "
         "with probability sum p q only"
     )
 
-    def law(self, logits: Array, proposal: Proposal) -> CoupledLaw:
-        """See ``Rule.law``; q, where given, means that the drafter shared the noise."""
-        return CoupledLaw(logits=logits, q=proposal.q, guesses=end_guesses(proposal.tokens))
+    def law(self, logits: Array, proposal: Proposal) -> CoupledLaw | WalkLaw:
+        """See ``Rule.law``; q, where given, means that the drafter shared the noise.
 
-    def sample(self, keys: VerifyKeys, law: CoupledLaw) -> Verdict:  # type: ignore[override]
+        The law of a tree is that of guesses chosen without the noise, and does not look at q.
+        """
+        guesses = end_guesses(proposal.tokens)
+        if proposal.parents is not None:
+            return WalkLaw(logits, guesses, proposal.parents)
+        return CoupledLaw(logits=logits, q=proposal.q, guesses=guesses)
+
+    def sample(self, keys: VerifyKeys, law: CoupledLaw | WalkLaw) -> Verdict:  # type: ignore[override]
         """See ``Rule.sample``; consumes ``keys.noise`` alone and computes no law."""
+        if isinstance(law, WalkLaw):
+            return walk(own_samples(keys.noise, law), law)
         tokens = jax.vmap(gumbel_argmax)(keys.noise, law.logits)
         num_accepted = count_leading(tokens[:-1] == law.guesses[:-1])
         return Verdict(tokens=tokens, num_accepted=num_accepted)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from specjax.core.argmax import argmax
 from specjax.core.types import Array, Proposal, Verdict, pytree, static
 from specjax.verify.base import Rule, VerifyKeys, count_leading, end_guesses
+from specjax.verify.walk import WalkLaw, walk
 
 
 @pytree
@@ -38,17 +39,22 @@ class Greedy(Rule):
 
     name: ClassVar[str] = "greedy"
     takes: ClassVar[frozenset[str]] = frozenset({"one_hot", "coupled"})
+    trees: ClassVar[bool] = True
     greedy_only: ClassVar[bool] = True
 
-    def law(self, logits: Array, proposal: Proposal) -> GreedyLaw:
+    def law(self, logits: Array, proposal: Proposal) -> GreedyLaw | WalkLaw:
         """See ``Rule.law``."""
-        best = argmax(logits)
         guesses = end_guesses(proposal.tokens)
+        if proposal.parents is not None:
+            return WalkLaw(logits, guesses, proposal.parents, certain=True)
+        best = argmax(logits)
         survival = jnp.cumprod(best[:-1] == guesses[:-1], dtype=logits.dtype)
         return GreedyLaw(best=best, guesses=guesses, survival=survival, vocab=logits.shape[-1])
 
-    def sample(self, keys: VerifyKeys, law: GreedyLaw) -> Verdict:  # type: ignore[override]
+    def sample(self, keys: VerifyKeys, law: GreedyLaw | WalkLaw) -> Verdict:  # type: ignore[override]
         """See ``Rule.sample``; no key is consumed."""
         del keys
+        if isinstance(law, WalkLaw):
+            return walk(argmax(law.logits), law)
         num_accepted = count_leading(law.best[:-1] == law.guesses[:-1])
         return Verdict(tokens=law.best, num_accepted=num_accepted)

@@ -51,7 +51,7 @@ def plot_heat(trace: Trace, row: int = 0, *, window: int = 5, ax: Axes | None = 
     shown = tokens(trace, row, rejected=False)
     if not shown:
         raise ValueError(f"Row {row} has no tokens to draw.")
-    heat, most = rolling_tau(trace, row, window), max(len(c.proposed) for c in trace.rows[row])
+    heat, most = rolling_tau(trace, row, window), max(c.num_levels for c in trace.rows[row])
     places = _places(trace, row)
     lines = _lines(places)
     with canvas(ax, heat_size(trace, row)) as (ax, palette):

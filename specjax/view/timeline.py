@@ -118,7 +118,7 @@ def _block(
     )
     if cycle is None:
         return
-    part = LANE * cycle.accepted / max(len(cycle.proposed), 1)
+    part = LANE * cycle.accepted / max(cycle.num_levels, 1)
     ax.add_patch(
         Rectangle(
             (begin, top + LANE - part),

@@ -33,6 +33,8 @@ class Token:
 def tokens(trace: Trace, row: int, *, rejected: bool = True) -> list[Token]:
     """The new tokens of a row; rejected guesses stand before the token that took their place.
 
+    Of a tree those are the last accepted guess's children, which that token was compared with.
+
     Raises:
       ValueError: if there is no such row.
     """
@@ -57,31 +59,35 @@ def tokens(trace: Trace, row: int, *, rejected: bool = True) -> list[Token]:
 
 def _token(cycle: Cycle, index: int, i: int, token: int, label: str, piece: str) -> Token:
     detail, is_guess = cycle.detail, label == ACCEPTED
+    which = cycle.right[i] if is_guess else -1
     return Token(
         text=piece,
         id=token,
         label=label,
         cycle=index,
         position=cycle.position + i,
-        guess=i + 1 if is_guess else 0,
+        guess=which + 1,
         num_guesses=len(cycle.proposed),
         p=None if detail is None else detail.p_emitted[i],
-        q=detail.q[i] if detail is not None and is_guess else None,
-        rank=detail.rank[i] if detail is not None and is_guess else None,
+        q=detail.q[which] if detail is not None and is_guess else None,
+        rank=detail.rank[which] if detail is not None and is_guess else None,
         end=cycle.end,
     )
 
 
 def _rejected(cycle: Cycle, index: int, text: Text) -> list[Token]:
     """The guesses of a cycle that were not accepted; p, q and rank are given those before."""
-    detail = cycle.detail
+    detail, levels = cycle.detail, cycle.levels
+    shown = cycle.wrong
+    if cycle.parents is not None:
+        shown = tuple(i for i in shown if cycle.parents[i] == cycle.last)
     return [
         Token(
             text=text.guesses.get(cycle.proposed[i], f"⟨{cycle.proposed[i]}⟩"),
             id=cycle.proposed[i],
             label=REJECTED,
             cycle=index,
-            position=cycle.position + i,
+            position=cycle.position + levels[i] - 1,
             guess=i + 1,
             num_guesses=len(cycle.proposed),
             p=None if detail is None else detail.p[i],
@@ -89,7 +95,7 @@ def _rejected(cycle: Cycle, index: int, text: Text) -> list[Token]:
             rank=None if detail is None else detail.rank[i],
             end=cycle.end,
         )
-        for i in range(cycle.accepted, len(cycle.proposed))
+        for i in shown
     ]
 
 
@@ -117,13 +123,14 @@ def describe(trace: Trace) -> str:
 
 
 def name_of(trace: Trace) -> str:
-    """Drafter and guesses: "dflash, k = 4"."""
+    """Drafter and guesses: "dflash, k = 4", "medusa, a tree of 63"."""
     setup = trace.setup
     name = str(setup.get("drafter", "")).split(" (")[0]
     guesses = setup.get("num_draft") or max((len(c.proposed) for c in trace), default=0)
     if not guesses:
         return "plain decoding"
-    return f"{name or 'speculative'}, k = {guesses}"
+    shape = "a tree of" if setup.get("parents") else "k ="
+    return f"{name or 'speculative'}, {shape} {guesses}"
 
 
 # What would steer a terminal or a page: control characters become their pictures, and the marks
