@@ -17,12 +17,14 @@ from specjax import decode, verify
 from specjax.core import keys
 from specjax.core.types import KINDS
 from specjax.drafters import DRAFTERS, drawing, lm
+from specjax.drafters.base import parents_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def bound(name: str, kind: str) -> Any:
-    spec = tiny.make(name, checks.NUM_DRAFT, model=checks.law_draft(), target=checks.law_target())
+    num_draft = 5 if name == "medusa_tree" else checks.NUM_DRAFT  # of two levels, as chains are
+    spec = tiny.make(name, num_draft, model=checks.law_draft(), target=checks.law_target())
     return spec.bind(checks.law_target(), kind)
 
 
@@ -39,6 +41,8 @@ def pairs() -> list[tuple[str, str, str]]:
             rules = [r.name for r in verify.RULES.values() if kind in r.takes and not r.greedy_only]
             if kind == "one_hot":
                 rules = ["coupled" if name == "none" else "token"]
+            if parents_of(bound(name, kind)) is not None:
+                rules = ["coupled"]
             found += [(name, kind, rule) for rule in rules]
     return found
 

@@ -12,7 +12,7 @@ from specjax.drafters.base import Context, Drafter
 from specjax.drafters.dflash import DFlash, DFlash2, DSpark
 from specjax.drafters.eagle3 import Eagle3
 from specjax.drafters.lm import LM, LMDrafter
-from specjax.drafters.medusa import Medusa
+from specjax.drafters.medusa import Medusa, MedusaTree
 from specjax.drafters.ngram import NGram
 from specjax.drafters.none import NoDraft
 from specjax.drafters.registry import DRAFTERS, Entry, register_drafter
@@ -30,6 +30,7 @@ __all__ = [
     "Entry",
     "LMDrafter",
     "Medusa",
+    "MedusaTree",
     "NGram",
     "NoDraft",
     "Spec",
@@ -42,6 +43,7 @@ register_drafter("lm", LM)
 register_drafter("dflash", DFlash)
 register_drafter("eagle3", Eagle3)
 register_drafter("medusa", Medusa)
+register_drafter("medusa_tree", MedusaTree)
 register_drafter("dflash2", DFlash2)
 register_drafter("dspark", DSpark)
 register_drafter("ngram", NGram)

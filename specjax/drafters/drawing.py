@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from specjax.core import keys as key_roles
+from specjax.core import trees
 from specjax.core.argmax import argmax
-from specjax.core.noise import gumbel_argmax
-from specjax.core.types import Array
+from specjax.core.noise import gumbel, gumbel_argmax
+from specjax.core.types import Array, Parents
 from specjax.drafters.base import Context
-from specjax.sampling import Counts, penalise, warp
+from specjax.sampling import Counts, count_prefixes, penalise, warp
 
 
 def draw(
@@ -92,6 +94,62 @@ def draw_all(logits: Array, kind: str, context: Context) -> tuple[Array, Array |
         drawn.append(draw(logits[:, i], kind, jnp.int32(i), counts, context))
         counts = count_guess(counts, drawn[-1][0])
     return jax.tree.map(lambda *slots: jnp.stack(slots, axis=1), *drawn)
+
+
+def draw_tree(
+    logits: Array, parents: Parents, ranks: np.ndarray, kind: str, context: Context
+) -> Array:
+    """Guesses [B, W] of a static tree, whose levels have laws of their own.
+
+    Behind each place the best tokens of the next level's law: the likeliest ones for "one_hot",
+    and for "coupled" those that come first under the noise of the target's token at that position
+    (a sample without replacement; with one child a place that of `draw`). Penalties count what
+    stands before, guesses included. A token that cannot be drawn is no guess: -1.
+
+    Args:
+      logits: [B, M, V] float32, of the levels.
+      parents: the tree.
+      ranks: [W] int32, the place of each guess in the order of its level's tokens, from 0.
+      kind: "one_hot" or "coupled".
+      context: of the cycle.
+    """
+    rows, _, vocab = logits.shape
+    depth, above = trees.depths(parents)[1:], np.array(parents)
+    tokens = jnp.full((rows, len(parents)), -1, jnp.int32)
+    for level in range(trees.num_levels(parents)):
+        (here,) = np.nonzero(depth == level + 1)
+        places, which = np.unique(above[here], return_inverse=True)
+        prefixes = count_prefixes(context.counts, tokens, parents)
+        if prefixes is None:  # then one law serves them all
+            which = np.zeros_like(which)
+        else:
+            prefixes = Counts(prefixes.prompt, prefixes.output[:, places])
+        scores = _scores(logits[:, level], len(places), kind, level, prefixes, context)
+        best, order = jax.lax.top_k(scores, min(int(ranks[here].max()) + 1, vocab))
+        order = jnp.where(best > -jnp.inf, order, -1)
+        known = ranks[here] < vocab
+        found = order[:, which[known], ranks[here][known]]
+        tokens = tokens.at[:, here[known]].set(found)
+    return tokens
+
+
+def _scores(
+    logits: Array, num_places: int, kind: str, level: int, counts: Counts | None, context: Context
+) -> Array:
+    """What the tokens behind the places of a level are ordered by: [B, V] -> [B, P, V].
+
+    Without counts [B, P, V] the places do not differ, and P is 1.
+    """
+    size = 1 if counts is None else num_places
+    wide = jnp.broadcast_to(logits[:, None], (logits.shape[0], size, logits.shape[1]))
+    if kind == "one_hot" or context.sampling.greedy:
+        return penalise(wide, context.sampling, counts)
+    warped = warp(wide, context.sampling, counts)
+
+    def noise(key: Array, length: Array, warped: Array) -> Array:
+        return gumbel(key_roles.at(key, length + level, key_roles.NOISE), warped[0])
+
+    return warped + jax.vmap(noise)(context.keys, context.length, warped)[:, None]
 
 
 def onto_target(logits: Array, target_ids: Array | None, vocab_size: int) -> Array:

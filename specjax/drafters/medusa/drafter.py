@@ -20,6 +20,7 @@ from specjax.core.types import Array, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.bases import LastFeatures
 from specjax.drafters.drawing import draw_all
+from specjax.drafters.medusa.choices import Choices
 from specjax.drafters.medusa.kind import MedusaKind
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 from specjax.drafters.spec import Outline, Sizes
@@ -35,12 +36,14 @@ class Medusa(MedusaKind):
       num_draft: K; None: as many as there are heads.
       kind: how guesses are drawn, see `drafters.drawing`; None: what suits the request.
       name: for messages.
+      choices: the tree that was published with the heads, if one was (`MedusaTree` drafts it).
     """
 
     net: Frozen
     num_draft: int | None = None
     kind: str | None = None
     name: str = "medusa"
+    choices: Choices | None = None
 
     summary = "a head a guess on the target's last state"
     demo = "demo:medusa"
@@ -61,13 +64,7 @@ class Medusa(MedusaKind):
                 f"num_draft={num_draft}: {self.name} has {config.num_heads} heads and guesses one "
                 "token with each; ask for fewer."
             )
-        check_fits(
-            self.name,
-            target,
-            vocab_size=config.vocab_size,
-            target_hidden_size=config.hidden_size,
-            taps=(),
-        )
+        check_heads(self, target)
         return MedusaDrafter(self.net, num_draft, self.kind or kind, target.config.num_layers)
 
     @classmethod
@@ -120,3 +117,15 @@ class MedusaDrafter(LastFeatures):
             logits = self.net.module(draft, self.num_draft)
         guesses, q = draw_all(logits, self.kind, context)
         return Proposal(tokens=guesses, q=q), draft
+
+
+def check_heads(spec: Any, target: Any) -> None:
+    """Raises ValueError unless the heads read states of ``target`` and write its tokens."""
+    config: MedusaConfig = spec.net.config
+    check_fits(
+        spec.name,
+        target,
+        vocab_size=config.vocab_size,
+        target_hidden_size=config.hidden_size,
+        taps=(),
+    )
