@@ -195,6 +195,15 @@ def test_parameters_and_caches_are_split_and_stay_where_they_are() -> None:
     for _ in range(2):
         s.advance(1)
         assert decode.run_program._cache_size() == programs + 1  # of the larger state, one
+    rows = [
+        session.Row([*p, *new, 3], specjax.Options(temperature=0.8), 1, 150, ())
+        for p, new in zip(PROMPTS, s.new_tokens(), strict=True)
+    ]
+    assert s.turn(rows) and min(s.kept) > 0  # another turn finds everything where it was
+    s.advance(1)
+    assert decode.run_program._cache_size() == programs + 1
+    for x, place in zip(jax.tree.leaves(s.state), places, strict=True):
+        assert x.sharding.is_equivalent_to(place, x.ndim)
 
 
 def one_session(big: specjax.Model, small: specjax.Model | None) -> session.Session:
