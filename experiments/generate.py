@@ -38,7 +38,9 @@ from specjax import api
 from specjax.bench import environment
 from specjax.checkpoint.drafters.named import Named
 from specjax.core import hosts
+from specjax.core.family import Family
 from specjax.diagnosis import WARN_BELOW
+from specjax.drafters.family import family_of
 from specjax.measure import trace_file
 from specjax.measure.prompts import FilePrompt, read_prompts
 from specjax.measure.results import ResultFile, open_results
@@ -175,7 +177,7 @@ def generate(job: Job, console: Console) -> None:
         raise
     summary(console, dataclasses.replace(report, load=load, others=others.cores()))
     committed = [c[2] for record in records for c in record["cycles"]]
-    if hasattr(run.spec, "net") or hasattr(run.spec, "model"):  # trained: then near 1 has a cause
+    if family_of(run.spec) in (Family.TRAINED, Family.MODEL):  # then near 1 has a cause
         doubt(sum(committed) / len(committed), len(committed), run)
     if not saved:
         sys.exit(1)

@@ -105,8 +105,9 @@ def fresh_state(
     proposals = []
     propose = jax.jit(lambda drafter, draft, context: drafter.propose(draft, context)[0])
     for s in (done, fresh):
+        bound = decode.Bound(target.net, s.state.cache)
         context = decode.Context(
-            s.state.tokens, s.state.length, s.request.keys, s.request.sampling, None
+            s.state.tokens, s.state.length, s.request.keys, s.request.sampling, None, bound
         )
         proposals.append(propose(s.drafter, s.state.draft, context))
     assert (proposals[0].tokens == proposals[1].tokens).all()

@@ -28,7 +28,8 @@ class SelfDraft:
 
     @classmethod
     def of(cls, target: specjax.Model, num_draft: int, *, rank: int = 2) -> SelfDraft:
-        """With random adapters of every matrix of the layers."""
+        """With random adapters of every matrix of the layers but one: latent attention's keys and
+        values are never formed, so that the weight they would come from is no token's factor."""
         rng = np.random.default_rng(5)
         new = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
         flat = [(".".join(map(str, p)), w) for p, w in nnx.to_flat_state(target.net.params)]
@@ -36,6 +37,7 @@ class SelfDraft:
             name: (new(rank, w.shape[1]), new(w.shape[0], rank))
             for name, w in flat
             if name.startswith("layers.") and name.endswith("_proj.weight")
+            if "kv_b_proj" not in name
         }
         return cls(adapters, target.config.vocab_size - 1, num_draft)
 

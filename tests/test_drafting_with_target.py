@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_families
 from checks import STEPS
 from conftest import AS_USERS_DO
 from flax import nnx
@@ -18,7 +19,7 @@ import specjax
 from specjax import decode
 from specjax.compiler.hlo import count_copies
 from specjax.core.types import Array
-from specjax.drafters import Spec
+from specjax.drafters import EarlyExit, Spec
 from specjax.measure.programs import Silent, one_token_session
 from specjax.models.layers import linear as products
 
@@ -72,6 +73,12 @@ def test_a_side_path_is_for_its_tokens_alone() -> None:
     for name in ("norm.weight", "layers.7.mlp.up_proj.weight"):
         with pytest.raises(ValueError, match="no layer has a weight"):
             target.net.adapted({name: (jnp.ones((1, 32)), jnp.ones((48, 1)))}, taken)
+    latent = tiny_families.model("latent")
+    name = "layers.0.mixing.kv_b_proj.weight"
+    out, width = latent.net.module.layers[0].mixing.kv_b_proj.weight.shape
+    adapted = latent.net.adapted({name: (jnp.ones((1, width)), jnp.ones((out, 1)))}, taken)
+    with pytest.raises(ValueError, match="takes no side path"):
+        adapted(tokens)
 
 
 def text_is_the_targets_own(target: specjax.Model, drafter: Spec) -> specjax.Output:
@@ -83,6 +90,24 @@ def text_is_the_targets_own(target: specjax.Model, drafter: Spec) -> specjax.Out
     out = specjax.generate(target, drafter, prompts, max_new_tokens=STEPS, **options)
     assert out.tokens == want
     return out
+
+
+def test_layers_of_every_kind() -> None:
+    """Recurrent, windowed and latent layers of a target, over its own memory; and all of it."""
+    target = tiny_families.model("mixed")
+    three = text_is_the_targets_own(target, EarlyExit(3, K))
+    assert three.trace.survival()[0] < 1
+    assert text_is_the_targets_own(target, EarlyExit(4, K)).tau == K + 1  # it is always right
+    text_is_the_targets_own(target, SelfDraft.of(target, K))
+
+
+@pytest.mark.parametrize("kind", ["one_hot", "sampled", "coupled"])
+def test_guesses_of_every_kind(kind: str) -> None:
+    """All layers guess as the target does: of sampled guesses none is refused, either."""
+    target, heat = tiny.model(), 0.0 if kind == "one_hot" else 0.9
+    options = {"max_new_tokens": STEPS, "temperature": heat, "seed": 5}
+    out = specjax.generate(target, EarlyExit(2, K, kind), tiny.prompts(3), **options)
+    assert out.tau == K + 1
 
 
 def test_the_whole_target_asked_for_several_tokens() -> None:
@@ -112,7 +137,7 @@ def test_nothing_is_there_twice() -> None:
     cache, weights = target.net.init_cache(1, 512), jax.tree.leaves(target.net.params)
     few = min(cache.num_bytes, sum(x.nbytes for x in weights)) / 20
     _, plain_arguments, plain_temporary = compiled(target, Silent(K))
-    for drafter in (SelfDraft.of(target, K),):
+    for drafter in (SelfDraft.of(target, K), EarlyExit.fresh(target, num_draft=K, rank=8)):
         text, arguments, temporary = compiled(target, drafter)
         for shape in {x.shape for x in (*weights, *jax.tree.leaves(cache.layers))}:
             assert count_copies(text, shape) == (0, 0), shape

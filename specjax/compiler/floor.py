@@ -19,7 +19,7 @@ class Floor:
 
     weight_bytes: int  # of the target
     draft_bytes: int  # of the drafter's own weights, as often as its passes read them
-    borrowed_bytes: int  # of the target's head, where the drafter reads it a second time
+    borrowed_bytes: int  # of the target's head and layers, where the drafter reads them again
     cache_bytes: int  # what is remembered of the committed tokens, by both
     logits_bytes: int  # of the block, float32
     flops: int  # of the products with weights and of attention to the committed tokens
@@ -53,7 +53,8 @@ def floor(abstract: Abstract, context: int) -> Floor:
     steps reads its layers, its head and its cache K times (what fuses the target's states, once).
     Memory that is nearer might keep some of it. Of an embedding that is not the head as well only
     rows are read; of the projections of repeated key/value heads, which every device holds whole,
-    its own head's.
+    its own head's. A drafter that runs layers of the target again reads them, the head and their
+    cache in each of its passes.
     """
     target, drafter = abstract.target, abstract.drafter
     rows, model, heads = abstract.tokens.shape[0], 1, 0
@@ -65,8 +66,9 @@ def floor(abstract: Abstract, context: int) -> Floor:
     flops = 2 * rows * block * _products(target.net, read)
     flops += _attention(target.net, rows, block, context, model)
     steps = ask(abstract.spec, "passes")(drafter.num_draft)
-    if hasattr(drafter, "net"):
-        read, net = _read(drafter.net), drafter.net
+    net = getattr(drafter, "net", None)
+    if net is not None:
+        read = _read(net)
         times = {n: ask(abstract.spec, "weight_reads")(n, drafter.num_draft) for n in read}
         draft_bytes = size * sum(x * times[n] for n, x in read.items())
         read = {n: x for n, x in read.items() if times[n]}
@@ -79,16 +81,32 @@ def floor(abstract: Abstract, context: int) -> Floor:
             flops += 2 * rows * drafter.num_draft * heads
     cache, draft = states(abstract)
     shards = 1 if target.mesh is None else target.mesh.size
-    own = shards // model if hasattr(drafter, "net") and drafter.net.replicated else shards
+    own = shards // model if net is not None and net.replicated else shards
     of = lambda state: sum(c.bytes_read(context) for c in caches_in(state))
+    again, again_cache, again_flops = _again(abstract, context, rows, model, cache)
     return Floor(
         weight_bytes=weight_bytes,
         draft_bytes=draft_bytes,
-        borrowed_bytes=borrowed,
-        cache_bytes=of(cache) // shards + steps * of(draft) // own,
+        borrowed_bytes=borrowed + again,
+        cache_bytes=(of(cache) + again_cache) // shards + steps * of(draft) // own,
         logits_bytes=4 * rows * block * target.config.vocab_size // model,
-        flops=flops,
+        flops=flops + again_flops,
     )
+
+
+def _again(
+    abstract: Abstract, context: int, rows: int, model: int, cache: Any
+) -> tuple[int, int, int]:
+    """Of what the drafter runs of the target: bytes of weights, of cache; and operations."""
+    drafter, size = abstract.drafter, abstract.target.dtype.itemsize
+    part, passes = ask(abstract.spec, "target_passes")(abstract.target, drafter.num_draft)
+    if not passes:
+        return 0, 0, 0
+    read, tokens = _read(part), ask(abstract.spec, "tokens_fed")(drafter.num_draft)
+    flops = 2 * rows * tokens * _products(part, read)
+    flops += _attention(part, rows, tokens, context, model)
+    held = cache.first(part.config.num_layers).bytes_read(context)
+    return passes * size * sum(read.values()), passes * held, flops
 
 
 def _read(net: Any) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Any
 from specjax.drafters.base import Context, Drafter
 from specjax.drafters.dflash import DFlash, DFlash2, DSpark
 from specjax.drafters.eagle3 import Eagle3
+from specjax.drafters.early_exit import EarlyExit
 from specjax.drafters.lm import LM, LMDrafter
 from specjax.drafters.medusa import Medusa, MedusaTree
 from specjax.drafters.ngram import NGram
@@ -27,6 +28,7 @@ __all__ = [
     "DSpark",
     "Drafter",
     "Eagle3",
+    "EarlyExit",
     "Entry",
     "LMDrafter",
     "Medusa",
@@ -46,6 +48,7 @@ register_drafter("medusa", Medusa)
 register_drafter("medusa_tree", MedusaTree)
 register_drafter("dflash2", DFlash2)
 register_drafter("dspark", DSpark)
+register_drafter("early_exit", EarlyExit)
 register_drafter("ngram", NGram)
 
 

@@ -74,6 +74,8 @@ class Spec(abc.ABC):
     # Whether it is made from a model or a checkpoint, and which one is inside the package.
     needs_model: ClassVar[bool] = False
     demo: ClassVar[str | None] = None
+    # Whether a checkpoint may be named of one that is also made from nothing.
+    may_load: ClassVar[bool] = False
     # Where its guesses come from; None: from a trained network if it has a ``net``, else its own.
     family: ClassVar[Family | None] = None
     # Whether its first k guesses are those of the same drafter with num_draft=k.
@@ -101,11 +103,17 @@ class Spec(abc.ABC):
         """
         if isinstance(loaded, cls):
             return with_num_draft(loaded, num_draft)
-        if not ask(cls, "needs_model"):
+        if not ask(cls, "needs_model") and (loaded is None or not ask(cls, "may_load")):
             return with_num_draft(cls(), num_draft)
         kind = type(loaded).__name__
         summary = ask(cls, "summary")
         raise ValueError(f"{summary} was asked for, but what was loaded is a {kind}.")
+
+    @classmethod
+    def said(cls, text: str) -> Any:
+        """What NAME:TEXT names where TEXT is no checkpoint; None: it is one."""
+        del text
+        return None
 
     @classmethod
     def fresh(cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any) -> Any:
@@ -165,6 +173,11 @@ class Spec(abc.ABC):
     def tokens_fed(self, num_draft: int) -> int:
         """Tokens a row that go through its network in a cycle, over all passes."""
         return num_draft + 1
+
+    def target_passes(self, target: Any, num_draft: int) -> tuple[Frozen, int]:
+        """What it runs of the target again, and in how many passes of a cycle."""
+        del num_draft
+        return target.net, 0
 
     def weight_reads(self, weight: str, num_draft: int) -> int:
         """How many passes of a cycle read a weight of the network, by its path; 0: none does."""

@@ -41,8 +41,7 @@ class Frozen:
         kind = getattr(self.config, "model_type", kind.lower())
         dtypes = sorted({str(x.dtype) for x in leaves})
         parts = [
-            f"{sizes.num_layers} layers of {sizes.hidden_size}",
-            f"{sizes.vocab_size} tokens",
+            *_sizes(sizes),
             f"{_rounded(sum(math.prod(x.shape) for x in leaves))} parameters",
             *dtypes,
             *_devices(leaves),
@@ -106,6 +105,15 @@ class Frozen:
         with sharding.replicated(self.replicated):
             cache = self.module.init_cache(rows, slots)
         return cache.replicated() if self.replicated else cache
+
+
+def _sizes(config: Any) -> list[str]:
+    """Layers, width and vocabulary, of what a config says of them."""
+    layers, width, vocab = (
+        getattr(config, name, None) for name in ("num_layers", "hidden_size", "vocab_size")
+    )
+    wide = f"width {width}" if layers is None else f"{layers} layers of {width}"
+    return [*([] if width is None else [wide]), *([] if vocab is None else [f"{vocab} tokens"])]
 
 
 def _rounded(number: int) -> str:

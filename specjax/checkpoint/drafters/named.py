@@ -51,7 +51,8 @@ class Named:
         if self.name == "none" and self.num_draft is not None:
             raise ValueError(f"num_draft={self.num_draft}: the drafter none guesses nothing.")
         needs = entry is None or entry.needs_model
-        if not needs and self.checkpoint is not None:
+        may = entry is not None and ask(entry.thing, "may_load")
+        if not needs and not may and self.checkpoint is not None:
             raise ValueError(
                 f"Drafter {self.name} takes no checkpoint, but {self.checkpoint!r} was given; "
                 "leave it out."
@@ -89,6 +90,8 @@ class Named:
         if said.checkpoint is None:
             assert entry is not None
             return entry.build(target, said.num_draft)
+        if entry is not None and (spec := ask(entry.thing, "said")(said.checkpoint)) is not None:
+            return entry.make(spec, said.num_draft)
         own_kind = said.name is not None and own.is_own(said.name)
         place = f"{said.name}:{said.checkpoint}" if own_kind else said.checkpoint
         spec = load_drafter(place, target, dtype=dtype, num_draft=said.num_draft)

@@ -9,6 +9,8 @@ product without a transpose.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -107,6 +109,10 @@ class Adapted:
     down: Array  # [rank, I]
     up: Array  # [O, rank]
     tokens: Array  # [T] bool: those that take the side path
+
+    def __getitem__(self, key: Any) -> Array:
+        """A layer that reads the matrix itself, not its product with a token. Raises ValueError."""
+        raise ValueError("this weight takes no side path: its layer uses it in other ways, too.")
 
     def side(self, x: Array) -> Array:
         """What it adds for ``x`` [..., T, I]: [..., T, O] float32, zeros for the other tokens."""

@@ -1,0 +1,116 @@
+"""Training the adapter of an early exit: it is asked for what the whole target says.
+
+At every position the law of the exit is compared with the target's own of the same token, in the
+sense of one of `losses.DIVERGENCES`, mixed with the cross entropy of the text's token. The target
+stays as it is. Logits over the vocabulary exist for one chunk of positions at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.sharding import constrain
+from specjax.core.types import Array
+from specjax.drafters.early_exit.net import ExitConfig
+from specjax.models.frozen import Frozen
+from specjax.train import losses
+from specjax.train.lm import Params, Skeleton
+from specjax.train.objectives.base import Batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EarlyExitObjective:
+    """Attributes:
+    divergence: name of one of `losses.DIVERGENCES`.
+    cross_entropy: weight of the cross entropy; the divergence has the rest.
+    temperature: of both laws in the divergence: the one that will be sampled at.
+    chunk: positions of a row whose logits exist at once.
+    """
+
+    skeleton: Skeleton
+    config: ExitConfig
+    compute_dtype: Any
+    num_draft: int
+    target_ids: Any = None
+    divergence: str = "forward_kl"
+    cross_entropy: float = 0.0
+    temperature: float = 1.0
+    chunk: int = 128
+
+    def __post_init__(self) -> None:
+        if self.target_ids is not None:
+            raise ValueError("An early exit has the target's vocabulary: no target_ids.")
+        if self.divergence not in losses.DIVERGENCES:
+            known = ", ".join(losses.DIVERGENCES)
+            raise ValueError(f"objective.divergence={self.divergence!r}: known: {known}.")
+        if not 0 <= self.cross_entropy <= 1:
+            raise ValueError(f"objective.cross_entropy={self.cross_entropy} is not in [0, 1].")
+        for name in ("temperature", "chunk"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"objective.{name}={getattr(self, name)} must be positive.")
+
+    def __call__(
+        self, params: Params, batch: Batch, target: Frozen, key: Array
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """See `Objective`. Nothing is random."""
+        del key
+        adapter = self.skeleton.module(params, self.compute_dtype)
+        tokens = constrain(batch.tokens, "batch", None)
+        final = jax.lax.stop_gradient(target(tokens).hidden)
+        place = jnp.arange(1, tokens.shape[1])[None, :]
+        counted = batch.supervised[:, 1:] & (place < batch.length[:, None])
+        behind = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # position t answers for token t + 1
+        counted = jnp.pad(counted, ((0, 0), (0, 1)))
+
+        @jax.checkpoint
+        def one(h: Array, final: Array, labels: Array, counted: Array) -> Any:
+            logits, wanted = target.head(adapter(h)), target.head(final)
+            entropy, t = losses.cross_entropy(logits, labels), self.temperature
+            loss = self.cross_entropy * entropy
+            if self.cross_entropy < 1:
+                diverges = losses.DIVERGENCES[self.divergence](wanted / t, logits / t)
+                loss = loss + (1 - self.cross_entropy) * diverges
+            agree = (logits.argmax(-1) == wanted.argmax(-1)).astype(jnp.float32)
+            kept = lambda x: jnp.where(counted, x, 0.0).sum()
+            sums = {"cross_entropy": kept(entropy), "agreement": kept(agree)}
+            return kept(loss), counted.astype(jnp.float32).sum(), sums
+
+        def add(total: Any, chunk: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, one(*chunk)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = (zero, zero, {"cross_entropy": zero, "agreement": zero})
+        parts = self._states(batch, target), final, behind(tokens), counted
+        return jax.lax.scan(add, start, self._cut(parts))[0]
+
+    def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
+        """See `Objective`."""
+        adapter = self.skeleton.module(params, self.compute_dtype)
+        rows, width = batch.tokens.shape
+        guess = lambda h: target.head(adapter(h)).argmax(-1)
+        guesses = jax.lax.map(guess, self._cut(self._states(batch, target)))  # [n, B, C]
+        guesses = guesses.swapaxes(0, 1).reshape(rows, -1)[:, :width]
+        right = guesses[:, :-1] == batch.tokens[:, 1:]
+        # Guess i with token t pending is what position t + i says, the text before it being right.
+        padded = jnp.pad(right, ((0, 0), (0, self.num_draft + 1)))
+        return jnp.stack([padded[:, i : i + width] for i in range(self.num_draft)], axis=-1)
+
+    def _states(self, batch: Batch, target: Frozen) -> Array:
+        """[B, T, D]: what the adapter reads."""
+        tokens = constrain(batch.tokens, "batch", None)
+        return jax.lax.stop_gradient(target.first(self.config.depth)(tokens).hidden)
+
+    def _cut(self, tree: Any) -> Any:
+        """[B, T, ...] -> [n, B, C, ...], padded, of every array."""
+
+        def one(x: Array) -> Array:
+            rows, width, *rest = x.shape
+            size = min(self.chunk, width)
+            x = jnp.pad(x, [(0, 0), (0, -width % size), *[(0, 0)] * len(rest)])
+            return x.reshape(rows, -1, size, *rest).swapaxes(0, 1)
+
+        return jax.tree.map(one, tree)
