@@ -3,6 +3,7 @@
 Expected: every line PASS and exit status 0, in a few seconds on a CPU.
 
   python -m experiments.parity --checkpoint=../shared/parity/llama3
+  python -m experiments.parity --checkpoint=HUGGING_FACE_DIR      # against Transformers, at once
   python -m experiments.parity --checkpoint=../shared/weights/stories260K/stories260K.bin
   python -m experiments.parity --checkpoint=../shared/parity/dflash-qwen3 \\
     --target=../shared/parity/qwen3
@@ -26,6 +27,7 @@ from absl import flags
 
 import specjax
 from experiments import cli
+from experiments.benchmarking.transformers_reference import reference_outputs
 from specjax.checkpoint import CheckpointError, load
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import own_family
@@ -39,7 +41,10 @@ _CHECKPOINT = flags.DEFINE_string(
     required=True,
 )
 _GOLDEN = flags.DEFINE_string(
-    "golden", None, "Default: golden.npz or golden_greedy.json beside the checkpoint."
+    "golden",
+    None,
+    "Default: golden.npz or golden_greedy.json beside the checkpoint; beside a Hugging Face "
+    "directory without one, what Transformers computes (packages torch and transformers).",
 )
 _TARGET = flags.DEFINE_string("target", None, "The target of a drafter checkpoint.")
 _LOGITS_TOL = flags.DEFINE_float("logits_tol", 2e-4, "Largest difference of logits.", 0.0)
@@ -76,6 +81,10 @@ def compare() -> list[Comparison]:
     golden_path = Path(_GOLDEN.value) if _GOLDEN.value else beside
     gates = (_LOGITS_TOL.value, _HIDDEN_TOL.value, _STATE_TOL.value)
     jax.config.update("jax_default_matmul_precision", "highest")
+    if _TARGET.value is None and not _GOLDEN.value and is_bare(checkpoint):
+        model = load(_CHECKPOINT.value, dtype="float32")
+        golden = reference_outputs(checkpoint, model.config.vocab_size)
+        return compare_target(model, golden, Tolerances(*gates))
     golden = read_golden(golden_path) if checkpoint.exists() else {}
     if _TARGET.value is not None:
         return compare_with_target(
@@ -84,6 +93,11 @@ def compare() -> list[Comparison]:
     model = load(_CHECKPOINT.value, dtype="float32")  # says so if the checkpoint does not exist
     story = golden_path.suffix == ".json"
     return (compare_story if story else compare_target)(model, golden, Tolerances(*gates))
+
+
+def is_bare(checkpoint: Path) -> bool:
+    """Whether it is a Hugging Face directory without golden outputs beside it."""
+    return (checkpoint / "config.json").is_file() and not (checkpoint / "golden.npz").exists()
 
 
 def compare_with_target(

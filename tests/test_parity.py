@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 from scripts import script
+from tiny_checkpoint import write_tiny
 
 from specjax.checkpoint import load
 from specjax.checkpoint.parity import Tolerances, compare_story, compare_target
@@ -81,5 +84,31 @@ def check_script(parity: Any, shared: Path, capsys: pytest.CaptureFixture[str]) 
         assert run("--checkpoint=./nowhere") == 2
         err = capsys.readouterr().err.splitlines()
         assert [("golden" in err[0]), ("no such" in err[1]), ("no such" in err[2])] == [True] * 3
+    finally:
+        jax.config.update("jax_default_matmul_precision", precision)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_parity_without_golden_outputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers computes them, where it is installed; else it is named."""
+    directory = write_tiny(tmp_path / "target")
+    precision = jax.config.jax_default_matmul_precision
+    try:
+        with script("parity") as parity, flagsaver.flagsaver():
+            flags.FLAGS(["parity", f"--checkpoint={directory}"])
+            with monkeypatch.context() as without, pytest.raises(SystemExit) as missing:
+                without.setitem(sys.modules, "torch", None)
+                parity.main(["parity"])
+            said = capsys.readouterr().err
+            assert missing.value.code == 2 and said.count("\n") == 1
+            assert "torch is not installed" in said and "pip install torch transformers" in said
+            pytest.importorskip("torch")
+            pytest.importorskip("transformers")
+            with pytest.raises(SystemExit) as compared:
+                parity.main(["parity"])
+            out = capsys.readouterr().out
+            assert compared.value.code == 0 and "3 of 3 within tolerance" in out, out
     finally:
         jax.config.update("jax_default_matmul_precision", precision)

@@ -117,7 +117,8 @@ def make_spec(
             )
     checking.check_spec(spec)
     kind = kind_of(spec)
-    if ask(spec, "own_model")() is not None:
+    own = ask(spec, "own_model")()
+    if own is not None and own.config.vocab_size != VOCAB:
         small: Any = dataclasses.replace(spec, model=draft, num_draft=num_draft or spec.num_draft)
         return small, ["audited as a method, with a small random draft in place of its model"]
     if kind is not None and drafters.DRAFTERS[kind].fresh is not None:
