@@ -29,11 +29,13 @@ import specjax
 from experiments import asking, cli, loading
 from experiments.interrupts import Interrupt
 from experiments.writing import Said, open_console, show_stream
+from specjax import verify
 from specjax.checkpoint.drafters.named import Named, parse
 from specjax.core.family import Family
 from specjax.core.files import write_atomically
 from specjax.drafters.family import family_of
 from specjax.prompts import conversation_ids
+from specjax.view.marks import Kind
 from specjax.view.text import Painter
 
 DEFAULT_CONFIG = asking.CONFIGS / "chat.py"
@@ -107,7 +109,9 @@ class Chat:
         self.messages = [*messages, {"role": "assistant", "content": said.text}]
         self.turns += 1
         wall = time.perf_counter() - begin
-        self.say(describe(said, wall, *self.memory.kept))
+        rule = self.request["rule"]
+        lossy = "" if rule is None or verify.get(rule).lossless else f", {Kind.LOSSY}"
+        self.say(describe(said, wall, *self.memory.kept) + lossy)
         self.say(f"{len(ids) + len(said.tokens)} of {longest} tokens{why(said, most, room)}\n")
 
     def save(self, name: str) -> None:

@@ -325,6 +325,8 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
         seconds=sum(b.seconds for b in batches),
         rule=batch.rule,
     )
+    if batch.trace is not None:
+        report.lossless = bool(batch.trace.setup.get("lossless", True))
     if not config.compare_plain:
         return report
     arguments = run.arguments(batch.rows)
@@ -344,7 +346,8 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
     )
     report.rule = ours.rule
     # Elsewhere speculation draws another text of the same law.
-    report.comparable = arguments["temperature"] < GREEDY_BELOW or ours.rule == "coupled"
+    certain = arguments["temperature"] < GREEDY_BELOW or ours.rule == "coupled"
+    report.comparable = certain and report.lossless
     report.difference = first_difference(batch.tokens, theirs.tokens)
     report.exact = target.dtype == "float32"
     return report

@@ -78,6 +78,7 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         "drafter": getattr(session.spec, "name", type(session.spec).__name__.lower()),
         "family": str(family_of(session.spec)),
         "rule": session.rule.name,
+        **({} if session.rule.lossless else {"lossless": False}),
         "kind": drafter.kind,
         "num_draft": drafter.num_draft,
         **({} if least is None else {"min_confidence": least}),

@@ -43,6 +43,9 @@ CHECKS: dict[str, Callable[[Evidence], Check]] = {
     "state": check_state,
 }
 _HOT = ("guesses", "verdicts", "texts", "stops", "coupling")
+# Those that compare the text, or the rule's law of it, with the target's: a rule that says that it
+# is not lossless differs there, and by how much is what its audit tells.
+_OF_TEXT = ("rule", "texts", "stops", "coupling", "greedy")
 MIN_TEXTS = 500
 MOST_GUESSES = 16
 
@@ -117,13 +120,15 @@ class Plan:
                 continue
             start = time.perf_counter()
             check = CHECKS[name](self.evidence)
-            check = dataclasses.replace(check, seconds=time.perf_counter() - start)
+            meant = name in _OF_TEXT and not check.passed and not subject.lossless
+            check = dataclasses.replace(check, by_design=meant, seconds=time.perf_counter() - start)
             done.append(check)
             if watch is not None:
                 watch(check)
         return AuditReport(
             drafter=subject.name,
             rule=subject.rule_words,
+            lossless=subject.lossless,
             target=f"a random target with a vocabulary of {VOCAB}",
             checks=tuple(done),
             not_applicable=tuple(skipped),

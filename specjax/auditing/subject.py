@@ -46,6 +46,11 @@ class Subject:
     notes: tuple[str, ...] = ()
 
     @property
+    def lossless(self) -> bool:
+        """What the rules say of themselves."""
+        return all(side.rule.lossless for side in (self.hot, self.cold) if side is not None)
+
+    @property
     def rule_words(self) -> str:
         sides = [side.rule.name for side in (self.hot, self.cold) if side is not None]
         return "rule " + " and ".join(dict.fromkeys(sides))

@@ -90,6 +90,8 @@ class Case:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden
         }
         record["family"] = str(family_of(self.spec))
+        if self.verifier is not None and not self.verifier.lossless:
+            record["lossless"] = False
         if self.curve is not None:
             record["synthetic"] = {**self.curve.record(self.num_draft), "note": NOT_THE_MODELS}
         return record

@@ -85,9 +85,11 @@ def _row(members: Sequence[Case], trace_of: Callable[[str], Trace]) -> dict[str,
             compare = speedup(seconds, lengths)
     rules = dict.fromkeys(str(c.get("rule", "")) for c in members)
     kept = ("drafter", "num_draft", "mode", "kind", "family", "stop_rule", "synthetic", "run")
+    lossy = {} if all(c.get("lossless", True) for c in members) else {"lossless": False}
     return {
         "name": "-".join([NAME, str(first["drafter"]), f"k{most}", *rules]),
         **{key: first[key] for key in kept if key in first},
+        **lossy,
         "rule": ", ".join(rules),
         "over": {
             "prompt_sets": list(dict.fromkeys(c.get("prompt_set") for c in members)),

@@ -54,6 +54,9 @@ class Rule:
     refusal: ClassVar[str] = ""  # why the other kinds are refused
     trees: ClassVar[bool] = False  # whether guesses may form a tree (`verify.walk`)
     greedy_only: ClassVar[bool] = False  # exact only for a target at temperature 0
+    # False: it keeps more than the target's law allows, so that the text is not the target's own.
+    # It runs, and every figure of it says so (`view.marks`); `takes` are the kinds that it knows.
+    lossless: ClassVar[bool] = True
 
     def law(self, logits: Array, proposal: Proposal) -> Law:
         """The exact law of the verdict, for one row.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specjax.measure import predicted
+from specjax.view import marks
 from specjax.view.cases import (
     Case,
     best_of,
@@ -58,6 +59,7 @@ def _figures(case: Case) -> str:
     speedup, ends, tau = speedup_of(case), interval_of(case), tau_of(case)
     inside = (case.get("intervals") or {}).get("tau")
     told = "no tau" if tau is None else f"tau {tau:.2f}{_ends(inside)}"
+    told += "" if case.get("lossless", True) else f" ({marks.Kind.LOSSY})"
     if speedup is None:
         found = predicted.read(case)
         ahead = "" if found is None else f", predicted speedup {found.speedup:.2f}x"

@@ -24,6 +24,7 @@ class Kind(enum.StrEnum):
     """What is wrong, in the words that a table has for it."""
 
     INVALID = "not valid"
+    LOSSY = "not lossless"
     BUSY = "busy machine"
     REPLAYED = "replayed"
     SYNTHETIC = "synthetic"
@@ -94,6 +95,8 @@ def of_case(case: Case) -> Iterator[Mark]:
             "the text is not the model's: acceptance was forced. The speed is real, for a drafter "
             "that would be accepted as often.",
         )
+    if bought := lossy(case):
+        yield mark(Kind.LOSSY, bought)
     if case["metrics"].get("requests") == 1:
         yield mark(
             Kind.ONE_PROMPT, "there is no interval, and another prompt may tell the opposite."
@@ -122,6 +125,19 @@ def of_case(case: Case) -> Iterator[Mark]:
             "as rough.",
         )
     yield from (mark(Kind.TEXTS_DIFFER, text) for text in _difference(case))
+
+
+def lossy(said: Mapping[str, Any]) -> str:
+    """What stands beside figures of a rule that is not lossless; "": it is.
+
+    ``said`` is a case, or the setup of a trace.
+    """
+    if said.get("lossless", True):
+        return ""
+    return (
+        f"the rule {said.get('rule', '')} keeps guesses that the target might not have said: the "
+        "text is not the target's own, and its tau and speed are bought with that."
+    )
 
 
 def _difference(case: Case) -> Iterator[str]:

@@ -45,6 +45,7 @@ class Report:
     records: Sequence[Mapping[str, Any]]
     setup: str = ""
     rule: str = ""
+    lossless: bool = True  # of the rule
     tokens: int = 0  # of this run, in
     seconds: float = 0.0  # of decoding, without compiling
     speed: Speed | None = None
@@ -83,6 +84,8 @@ def summary(console: Console, report: Report) -> None:
     if report.speed is not None or report.seconds:
         found = list(marks.of_run({"load": report.load, "others": report.others}))
         rows += [("note", line) for line in marks.lines(found)]
+    if told := marks.lossy({"lossless": report.lossless, "rule": report.rule}):
+        rows.append(("NOTE", f"Not lossless: {told}"))
     for name, value in rows:
         console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)
 

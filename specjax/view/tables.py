@@ -113,6 +113,7 @@ def cases_of(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
                 "drafter": "none" if is_plain else name,
                 "num_draft": figures(trace)["num_draft"],
                 "rule": trace.setup.get("rule", ""),
+                "lossless": trace.setup.get("lossless", True),
                 "temperature": options.get("temperature") if isinstance(options, Mapping) else None,
                 "batch": trace.setup.get("batch"),
                 "metrics": figures(trace),

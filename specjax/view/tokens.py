@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 
 from specjax.measure.trace import ACCEPTED, Cycle, Text, Trace
+from specjax.view.marks import Kind
 from specjax.view.palette import REJECTED
 
 
@@ -130,7 +131,8 @@ def name_of(trace: Trace) -> str:
     if not guesses:
         return "plain decoding"
     shape = "a tree of" if setup.get("parents") else "k ="
-    return f"{name or 'speculative'}, {shape} {guesses}"
+    lossy = "" if setup.get("lossless", True) else f", {Kind.LOSSY}"
+    return f"{name or 'speculative'}, {shape} {guesses}{lossy}"
 
 
 # What would steer a terminal or a page: control characters become their pictures, and the marks
