@@ -1,6 +1,6 @@
 """An adapter for an early exit of the demo target.
 
-Expected and cost: docs/demo_models.md.
+Expected and cost: docs/benchmarks.md.
 
   python -m experiments.train_drafter --config=configs/train_early_exit.py \\
       --workdir=runs/early_exit --export_dir=runs/early_exit/export
@@ -56,7 +56,7 @@ def get_config() -> config_dict.ConfigDict:
         weight_decay=0.0,
         clip_norm=1.0,
         final_lr=0.1,
-        steps=1000,
+        steps=600,
         rows=4,
         accumulate=1,
         seed=0,

@@ -15,6 +15,7 @@ import tiny
 from test_compile import SETUP
 
 import specjax
+from specjax.bench.plan import label_of
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.drafters.named import parse
 from specjax.compiler.abstract import abstract
@@ -128,6 +129,7 @@ def test_names() -> None:
     }
     found = {text: (drafter.depth, drafter.num_draft) for text, drafter in made.items()}
     assert found == {"early_exit": (1, 3), "early_exit:4": (1, 4), "early_exit:2:4": (2, 4)}
+    assert [label_of(parse(text)) for text in made] == ["early_exit", "early_exit", "early_exit:2"]
 
 
 def test_what_does_not_fit_is_refused() -> None:

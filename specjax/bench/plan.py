@@ -20,6 +20,7 @@ from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
+from specjax.drafters.spec import ask
 from specjax.limits import check_memory
 from specjax.request import prepare
 from specjax.session import check_requests
@@ -139,6 +140,8 @@ def label_of(said: Named) -> str:
     """What a drafter is called in results: of a local directory its last part."""
     path = None if said.checkpoint is None else Path(said.checkpoint).expanduser()
     label = path.resolve().name if path and path.exists() else str(said.checkpoint or said.name)
+    if said.entry and said.checkpoint and ask(said.entry.thing, "said")(said.checkpoint):
+        label = f"{said.name}:{said.checkpoint}"  # of no checkpoint
     return label if said.min_confidence is None else f"{label}@{said.min_confidence:g}"
 
 

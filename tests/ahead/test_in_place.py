@@ -28,7 +28,7 @@ from specjax.core.sharding import mesh_sizes
 
 # Kernels of a cycle of two layers and three guesses, on one H100, as jax 0.10.2 compiles it. Some
 # of lm's and EAGLE-3's replace copies of caches beside new keys (core/attend.py).
-ON_GPU = {"none": 43, "lm": 226, "dflash": 89, "eagle3": 158, "medusa": 63}
+ON_GPU = {"none": 43, "lm": 226, "dflash": 89, "eagle3": 158, "medusa": 63, "early_exit": 144}
 
 MESH = "data:2,model:4"
 
@@ -58,7 +58,7 @@ def cycle_of(name: str, mesh: str, drafter: str, model: str = "tiny") -> dict[st
 def test_a_gpu(drafter: str) -> None:
     """A cache is written where it lies: what is written of it is the block, in every layer."""
     cycle = cycle_of("h100:1", "", drafter)
-    layers = {"none": 2, "medusa": 2, "lm": 4}.get(drafter, 3)
+    layers = {"none": 2, "medusa": 2, "early_exit": 2, "lm": 4}.get(drafter, 3)
     tokens = {"none": 1}.get(drafter, 4)
     assert cycle["cache_copies"] == 0 and cycle["weight_copies"] == 0
     assert cycle["bytes_written"]["caches"] == layers * 2 * 8 * tokens * 64 * 2
