@@ -160,8 +160,13 @@ def on_mesh(config: DecoderConfig, mesh: Mesh | None, where: str, replicate: boo
             f"The mesh has axes {', '.join(mesh.axis_names)} but lacks {some(absent)}; make it "
             "with specjax.core.sharding.make_mesh."
         )
-    if replicate:
+    if replicate or mesh.shape["model"] == 1:
         return config
+    if not hasattr(config, "for_model_axis"):
+        raise CheckpointError(
+            f"{where}: this family cannot be split over {mesh.shape['model']} devices (its config "
+            "has no for_model_axis(size)): use a model axis of 1."
+        )
     try:
         return config.for_model_axis(mesh.shape["model"])
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -20,12 +19,8 @@ from tokenizers import Tokenizer
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core import hosts
 from specjax.core.files import sync_directory, sync_files
-from specjax.models.config import DecoderConfig
-from specjax.models.layers.rope import LinearScaling, Llama3Scaling, Rope, YarnScaling
 
 _UNFINISHED = ".export-"
-_ROPE_TYPES = {Llama3Scaling: "llama3", LinearScaling: "linear", YarnScaling: "yarn"}
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def save_pretrained(
@@ -57,7 +52,13 @@ def save_pretrained(
     """
     directory = Path(directory)
     config = net.config  # type: ignore[attr-defined]
-    settings = hf_config(config)
+    family = type(net)
+    if not hasattr(family, "write_config"):
+        raise ValueError(
+            f"model_type {getattr(config, 'model_type', family.__name__)!r} has no Hugging Face "
+            f"architecture: {family.__name__} lacks a static method write_config(config)."
+        )
+    settings = family.write_config(config)
     settings["dtype"] = settings["torch_dtype"] = str(jnp.dtype(dtype))
     tensors = hf_tensors(net, dtype)
     ids = dict(token_ids or {})
@@ -86,42 +87,6 @@ def save_pretrained(
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{directory}: cannot be written: {reason}.") from error
-
-
-def hf_config(config: DecoderConfig) -> dict[str, Any]:
-    """The config.json of a dense family."""
-    if config.model_type not in _ARCHITECTURES:
-        raise ValueError(f"model_type {config.model_type!r} has no Hugging Face architecture.")
-    settings: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES[config.model_type]],
-        "model_type": config.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope.theta,
-        "max_position_embeddings": config.max_position_embeddings,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "attention_bias": config.attention_bias,
-    }
-    if config.model_type == "llama":
-        settings["mlp_bias"] = config.mlp_bias
-    if config.rope.scaling is not None:
-        settings["rope_scaling"] = rope_scaling(config.rope)
-    return settings
-
-
-def rope_scaling(rope: Rope) -> dict[str, Any] | None:
-    """What Hugging Face calls ``rope_scaling``; None: no scaling."""
-    if rope.scaling is None:
-        return None
-    fields = {k: v for k, v in dataclasses.asdict(rope.scaling).items() if v is not None}
-    return {"rope_type": _ROPE_TYPES[type(rope.scaling)], **fields}
 
 
 def hf_tensors(net: nnx.Module, dtype: jnp.dtype) -> dict[str, np.ndarray]:

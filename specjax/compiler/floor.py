@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -113,15 +114,25 @@ def _read(net: Any) -> dict[str, int]:
     """Elements of each weight that a pass reads on one device."""
     config = getattr(net.config, "backbone", net.config)
     unread = () if getattr(config, "tie_word_embeddings", False) else ("embed_tokens",)
+    # At least: where experts differ from token to token, a pass reads more of them.
+    share = _shares(net)
     return {
-        name: math.prod(local_shape(x)) // _sharers(name, config)
+        name: int(math.prod(local_shape(x)) // _sharers(name, config) * share(name))
         for name, x in weights(net).items()
         if not name.startswith(unread)
     }
 
 
 def _products(net: Any, read: dict[str, int]) -> int:
-    return sum(size for name, size in read.items() if weights(net)[name].ndim == 2)
+    """Elements of the weights that a token is multiplied with: matrices, and those of experts."""
+    held, share = weights(net), _shares(net)
+    return sum(n for name, n in read.items() if held[name].ndim == 2 or share(name) < 1)
+
+
+def _shares(net: Any) -> Callable[[str], float]:
+    """What share of each weight one token uses (`Decoder.used_share`)."""
+    said = getattr(type(net.module), "used_share", None)
+    return (lambda name: 1.0) if said is None else lambda name: said(net.config, name)
 
 
 def _attention(net: Any, rows: int, tokens: int, context: int, shards: int) -> int:

@@ -86,7 +86,7 @@ def make(
         "jax": jax.__version__,
         "num_draft": session.drafter.num_draft,
         "rule": session.rule.name,
-        "kv_repeat": session.target.config.kv_repeat,
+        "kv_repeat": getattr(session.target.config, "kv_repeat", 1),
         "held_bytes": held,
         "programs_of_a_generation": names(session),
         "programs": {},

@@ -8,7 +8,7 @@ from typing import Any
 
 from specjax.models import schema
 from specjax.models.layers.rope import Rope
-from specjax.models.rope_config import read_rope
+from specjax.models.rope_config import read_rope, write_rope_scaling
 from specjax.models.windows import read_windows
 
 
@@ -138,3 +138,63 @@ def _refuse_windows(raw: Mapping[str, Any]) -> None:
             f"{windows[sliding[0]]} (use_sliding_window={raw.get('use_sliding_window')!r}), which "
             "is not supported here; use a model without windows."
         )
+
+
+def write_decoder_config(config: DecoderConfig, architecture: str) -> dict[str, Any]:
+    """The config.json that `read_decoder_config` reads, of a dense family."""
+    settings: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope.theta,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "attention_bias": config.attention_bias,
+    }
+    if config.rope.scaling is not None:
+        settings["rope_scaling"] = write_rope_scaling(config.rope)
+    return settings
+
+
+def dense_like(
+    target: Any, model_type: str, *, layers: int, rope: Rope | None = None, **sizes: int | None
+) -> DecoderConfig:
+    """A dense decoder of a target's width, for a draft.
+
+    Args:
+      target: its config: of any family, it has at least ``vocab_size``, ``hidden_size``,
+        ``num_layers`` and ``max_position_embeddings``.
+      model_type: of the draft's layers.
+      layers: of the draft.
+      rope: None: the target's.
+      **sizes: intermediate_size, num_heads, num_kv_heads and head_dim; None or 0: the target's.
+
+    Raises:
+      ValueError: naming the size that must be given, because the target has none such.
+    """
+    given: dict[str, Any] = {}
+    for name in ("intermediate_size", "num_heads", "num_kv_heads", "head_dim"):
+        given[name] = sizes.get(name) or getattr(target, name, None)
+        if given[name] is None:
+            kind = getattr(target, "model_type", type(target).__name__)
+            raise ValueError(f"sizes.{name}: a {kind} model has none of its own; give the draft's.")
+    rope = rope or getattr(target, "rope", None) or Rope(10000.0)
+    return DecoderConfig(
+        model_type=model_type,
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        num_layers=layers,
+        rms_norm_eps=getattr(target, "rms_norm_eps", 1e-6),
+        rope=rope,
+        tie_word_embeddings=False,
+        max_position_embeddings=target.max_position_embeddings,
+        **given,
+    )

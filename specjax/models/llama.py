@@ -10,7 +10,7 @@ from flax import nnx
 
 from specjax.core.cache import Entry, Part
 from specjax.core.types import Array
-from specjax.models.config import DecoderConfig, read_decoder_config
+from specjax.models.config import DecoderConfig, read_decoder_config, write_decoder_config
 from specjax.models.layers.attention import MLP, Attention
 from specjax.models.layers.decoder import Decoder
 from specjax.models.layers.norm import RMSNorm
@@ -53,3 +53,9 @@ class Llama(Decoder):
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DecoderConfig:
         return read_decoder_config(raw)
+
+    architecture = "LlamaForCausalLM"
+
+    @classmethod
+    def write_config(cls, config: DecoderConfig) -> dict[str, Any]:
+        return {**write_decoder_config(config, cls.architecture), "mlp_bias": config.mlp_bias}

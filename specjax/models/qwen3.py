@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.models.config import DecoderConfig, read_decoder_config
+from specjax.models.config import DecoderConfig, read_decoder_config, write_decoder_config
 from specjax.models.layers.decoder import Decoder
 from specjax.models.llama import LlamaLayer
 from specjax.models.registry import register
@@ -32,3 +32,9 @@ class Qwen3(Decoder):
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DecoderConfig:
         return read_decoder_config(raw)
+
+    architecture = "Qwen3ForCausalLM"
+
+    @classmethod
+    def write_config(cls, config: DecoderConfig) -> dict[str, Any]:
+        return write_decoder_config(config, cls.architecture)

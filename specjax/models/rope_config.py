@@ -106,3 +106,14 @@ def _said(raw: Mapping[str, Any]) -> dict[str, Any]:
                     "wrong one."
                 )
     return {name: value for name, (value, _) in found.items()}
+
+
+_NAMES = {Llama3Scaling: "llama3", LinearScaling: "linear", YarnScaling: "yarn"}
+
+
+def write_rope_scaling(rope: Rope) -> dict[str, Any] | None:
+    """What Hugging Face calls ``rope_scaling``; None: no scaling."""
+    if rope.scaling is None:
+        return None
+    fields = {k: v for k, v in dataclasses.asdict(rope.scaling).items() if v is not None}
+    return {"rope_type": _NAMES[type(rope.scaling)], **fields}

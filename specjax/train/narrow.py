@@ -30,6 +30,8 @@ def narrowed(net: Frozen, intermediate_size: int) -> Frozen:
     if not layers or not all(isinstance(getattr(layer, "mlp", None), MLP) for layer in layers):
         raise ValueError("Only a network of layers with gated MLPs can be narrowed.")
     backbone = getattr(net.config, "backbone", net.config)
+    if not hasattr(backbone, "intermediate_size") or not hasattr(backbone, "mlp_bias"):
+        raise ValueError("A network whose config names no intermediate_size cannot be narrowed.")
     if backbone.mlp_bias or not 1 <= intermediate_size <= backbone.intermediate_size:
         raise ValueError(
             f"An MLP of {backbone.intermediate_size} neurons"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from specjax.checkpoint.export import rope_scaling
 from specjax.models.config import DecoderConfig
+from specjax.models.rope_config import write_rope_scaling
 
 SPECULATORS_VERSION = "0.9.0"  # whose format is written
 Tensors = dict[str, np.ndarray]
@@ -47,7 +47,7 @@ def transformer(model_type: str, backbone: DecoderConfig, target: Any) -> dict[s
         "max_position_embeddings": backbone.max_position_embeddings,
         "rope_parameters": {
             "rope_theta": backbone.rope.theta,
-            **(rope_scaling(backbone.rope) or {"rope_type": "default"}),
+            **(write_rope_scaling(backbone.rope) or {"rope_type": "default"}),
         },
         "tie_word_embeddings": False,
         "bos_token_id": target.bos_token_id,
@@ -63,7 +63,12 @@ def speculators_keys(kind: str, target: Any, verifier: str, guesses: int) -> dic
         "verifier_accept_k": 1,
         "accept_tolerance": 0.0,
     }
-    architecture = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    architecture = getattr(type(target.net.module), "architecture", None)
+    if architecture is None:
+        raise ValueError(
+            f"format='speculators' names the architecture of the target, and the family of "
+            f"{target.name} has none (a class attribute architecture)."
+        )
     return {
         "speculators_model_type": kind,
         "speculators_version": SPECULATORS_VERSION,
@@ -72,7 +77,7 @@ def speculators_keys(kind: str, target: Any, verifier: str, guesses: int) -> dic
             "default_proposal_method": "greedy",
             "proposal_methods": [greedy],
             "verifier": {
-                "architectures": [architecture[target.config.model_type]],
+                "architectures": [architecture],
                 "name_or_path": verifier,
             },
         },

@@ -27,9 +27,10 @@ from specjax.drafters.dflash.kind import DFlashKind
 from specjax.drafters.dflash.net import DFlashConfig, DFlashNet, block_views
 from specjax.drafters.drawing import draw_all, onto_target
 from specjax.drafters.spec import Outline, Sizes
-from specjax.models.config import DecoderConfig
+from specjax.models.config import DecoderConfig, dense_like
 from specjax.models.frozen import Frozen
-from specjax.models.layers.attention import looking_back
+from specjax.models.layers.attention import MLP, Attention, looking_back
+from specjax.models.layers.rope import Rope
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -263,19 +264,16 @@ def fresh_config(
       intermediate_size, num_heads, num_kv_heads, head_dim, rope_theta: by default the target's.
       **variant: further fields of `DFlashConfig`.
     """
-    backbone = dataclasses.replace(
+    theirs = getattr(target, "rope", Rope(10000.0))
+    backbone = dense_like(
         target,
-        model_type="qwen3",
-        num_layers=layers,
-        intermediate_size=intermediate_size or target.intermediate_size,
-        num_heads=num_heads or target.num_heads,
-        num_kv_heads=num_kv_heads or target.num_kv_heads,
-        head_dim=head_dim or target.head_dim,
-        rope=dataclasses.replace(target.rope, theta=rope_theta or target.rope.theta, scaling=None),
-        attention_bias=False,
-        mlp_bias=False,
-        kv_repeat=1,
-        tie_word_embeddings=False,
+        "qwen3",
+        layers=layers,
+        rope=dataclasses.replace(theirs, theta=rope_theta or theirs.theta, scaling=None),
+        intermediate_size=intermediate_size,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
     )
     return DFlashConfig(
         backbone=backbone,
@@ -303,7 +301,17 @@ def start_from(net: Frozen, target: Any) -> Frozen:
     config, module, theirs = net.config, net.module, target.net.module
     ours, full = config.backbone, target.config
     same = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
-    differing = [f for f in same if getattr(ours, f) != getattr(full, f)]
+    alike = all(
+        isinstance(getattr(layer, "mlp", None), MLP)
+        and isinstance(getattr(layer, "self_attn", None), Attention)
+        for layer in theirs.layers[-ours.num_layers :]
+    )
+    if not alike:
+        raise ValueError(
+            f"A draft can begin as the last layers of {target.name} only where those are dense "
+            "attention and gated MLPs: leave from_target out."
+        )
+    differing = [f for f in same if getattr(ours, f) != getattr(full, f, None)]
     if differing or ours.num_layers > full.num_layers or full.kv_repeat > 1:
         raise ValueError(
             f"A draft that begins as {target.name}'s last layers has its sizes, on one device; "

@@ -12,8 +12,8 @@ from specjax.checkpoint.drafters.layouts import (
     transformer,
     vocabulary_maps,
 )
-from specjax.checkpoint.export import rope_scaling
 from specjax.drafters.dflash.net import DFlashConfig
+from specjax.models.rope_config import write_rope_scaling
 
 
 def zlab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
@@ -51,7 +51,7 @@ def zlab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
         "auto_map": {"AutoModel": f"dflash.{name}"},
         **transformer("qwen3", c.backbone, target),
         "rope_theta": c.backbone.rope.theta,
-        "rope_scaling": rope_scaling(c.backbone.rope),
+        "rope_scaling": write_rope_scaling(c.backbone.rope),
         **_layer_types(c),
         "num_target_layers": target.config.num_layers,
         "block_size": c.block_size,

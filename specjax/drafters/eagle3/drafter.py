@@ -33,7 +33,7 @@ from specjax.drafters.drawing import count_guess, draw, onto_target
 from specjax.drafters.eagle3.kind import Eagle3Kind
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.drafters.spec import Outline, Sizes
-from specjax.models.config import DecoderConfig
+from specjax.models.config import DecoderConfig, dense_like
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import looking_back
 from specjax.models.vocabulary import Vocabulary
@@ -317,18 +317,14 @@ def fresh_config(
       intermediate_size, num_heads, num_kv_heads, head_dim: by default the target's.
       **variant: further fields of `Eagle3Config`.
     """
-    backbone = dataclasses.replace(
+    backbone = dense_like(
         target,
-        model_type="llama",
-        num_layers=layers,
-        intermediate_size=intermediate_size or target.intermediate_size,
-        num_heads=num_heads or target.num_heads,
-        num_kv_heads=num_kv_heads or target.num_kv_heads,
-        head_dim=head_dim or target.head_dim,
-        attention_bias=False,
-        mlp_bias=False,
-        kv_repeat=1,
-        tie_word_embeddings=False,
+        "llama",
+        layers=layers,
+        intermediate_size=intermediate_size,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
     )
     return Eagle3Config(
         backbone=backbone,

@@ -14,9 +14,9 @@ from specjax.checkpoint.drafters.layouts import (
     transformer,
     vocabulary_maps,
 )
-from specjax.checkpoint.export import rope_scaling
 from specjax.core import hosts
 from specjax.drafters.eagle3.net import Eagle3Config
+from specjax.models.rope_config import write_rope_scaling
 
 
 def safeailab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
@@ -37,7 +37,7 @@ def safeailab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout
         "architectures": ["LlamaForCausalLMEagle3"],
         **transformer("llama", c.backbone, target),
         "rope_theta": c.backbone.rope.theta,
-        "rope_scaling": rope_scaling(c.backbone.rope),
+        "rope_scaling": write_rope_scaling(c.backbone.rope),
         "draft_vocab_size": c.draft_vocab_size,
         "target_hidden_size": c.target_hidden_size,
         "eagle_config": {

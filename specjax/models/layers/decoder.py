@@ -61,8 +61,16 @@ class Decoder(nnx.Module):
     """``(tokens, cache) -> Pass``, used purely: it changes nothing.
 
     Attribute names follow the tensor names of the checkpoints: ``layers.3.mlp.up_proj.weight``.
-    A family subclasses this and says only how layer ``index`` is made (`make_layer`).
+    A family subclasses this and says how layer ``index`` is made (`make_layer`) and how a config is
+    read (``read_config(raw)``); and, where it has such, ``write_config(config)`` with the name
+    ``architecture`` of Hugging Face's class, and what share of a weight a token uses.
     """
+
+    @staticmethod
+    def used_share(config: Any, weight: str) -> float:
+        """What share of a weight, by its path, one token uses: of a dense one all."""
+        del config, weight
+        return 1.0
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config
