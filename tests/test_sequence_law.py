@@ -61,13 +61,13 @@ def test_draft_noise_of_the_guesses_own_position_is_seen(monkeypatch: pytest.Mon
     the noise of its position, it would meet that noise again as the next cycle's first guess.
     """
 
-    def draw(self: Any, x: Any, index: Any, counts: Any, context: Any) -> Any:
-        warped = drawing.warp(self.net.head(x)[:, None], context.sampling, None)[:, 0]
+    def draw(logits: Any, kind: str, index: Any, counts: Any, context: Any) -> Any:
+        warped = drawing.warp(logits[:, None], context.sampling, None)[:, 0]
         place = context.length + index
         noise = jax.vmap(lambda key, at: keys.at(key, at, keys.DRAFT))(context.keys, place)
         return jax.vmap(drawing.gumbel_argmax)(noise, warped), jax.nn.softmax(warped)
 
-    monkeypatch.setattr(lm.LMDrafter, "_draw", draw)
+    monkeypatch.setattr(lm.drafter, "draw", draw)
     run = jax.jit(lambda *args: decode.run(*args), static_argnums=2, donate_argnums=4)
     monkeypatch.setattr(decode, "run_program", run)
     with pytest.raises(AssertionError):
