@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_families
 from absl.testing import flagsaver
 from made_traces import costs, plain, result_directory, speculative
 from scripts import script
 
+import specjax
 from experiments import cli
 from specjax.bench.pair import explain_pair
 from specjax.bench.prediction import PredictionCheck
+from specjax.drafters import LM
 from specjax.measure import metrics, trace_file
-from specjax.measure.calibration import Calibration, load
+from specjax.measure.calibration import Calibration, calibrate, load
 from specjax.measure.explain_run import explain_run, explain_trace
 
 MACHINE = {"device": "another"}
@@ -138,3 +141,15 @@ def test_prediction_and_measurement_of_a_real_pair() -> None:
     assert told.k == 2 and told.batch == 1
     assert known.costs[0].ks == (1, 2, 3, 4)
     assert told.predicted == pytest.approx(told.tau / known.at(context=30).total(2))
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("kind", ["recurrent", "ring"])
+def test_targets_and_drafts_of_other_kinds(kind: str) -> None:
+    """What is measured of a cycle, and what is said of a drafter, need no slots."""
+    target = tiny_families.model(kind, layers=1)
+    spec = LM(tiny.near(target), 2)
+    costs = calibrate(target, spec, ks=(2,), repeats=1, cycles=2).costs[0]
+    assert costs.drafter == "lm" and costs.batch == 1
+    report = specjax.check_drafter(target, spec, cycles=12)
+    assert report.num_draft == 2 and report.cycles >= 12 and report.tau > 1.0

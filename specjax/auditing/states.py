@@ -200,7 +200,7 @@ def check_state(evidence: Evidence) -> Check:
             f"({full} of {counts.size} accept all guesses, {int((counts == 0).sum())} commit "
             "nothing) against fresh states of the same texts, prefilled at once and in chunks; "
             "with other rows beside them; against their own guesses before where nothing is "
-            "committed; and after growing"
+            "committed; after growing; and in another turn"
         ),
         counterexample=None if fault is None else str(fault),
     )
@@ -247,6 +247,7 @@ def faults(story: Story, begin: Callable[[list[Row]], Story]) -> Iterator[Fault]
         yield from _against_fresh(story, now)
         before = now
     yield from _grown(story, now)
+    yield from _resumed(story)
 
 
 LAW_3 = "law 3, path independence"
@@ -293,6 +294,39 @@ def _grown(story: Story, now: Proposed) -> Iterator[Fault]:
     grown = between.grown_program(story.batch.drafter, story.state, slots=slots)
     whose = ("after grow() the state", "the state before")
     yield from _fault(story, LAW_5, story.proposed(grown), now, whose, np.ones(ROWS, bool))
+
+
+def _resumed(story: Story) -> Iterator[Fault]:
+    """Law 3 of a conversation: the state is cut where another text leaves its own, and fed on."""
+    batch, drafter = story.batch, story.batch.drafter
+    if not hasattr(drafter, "cut"):
+        return  # then each turn begins anew
+    rng, target = np.random.default_rng(len(story.counts)), batch.target.net
+    tokens, length = np.asarray(story.state.tokens), np.asarray(story.state.length)
+    room = story.slots - CHUNK - drafter.num_draft
+    same = np.minimum(rng.integers(1, length + 1), room - 1)
+    other = rng.integers(0, batch.target.config.vocab_size, tokens.shape)
+    text = np.where(np.arange(story.slots)[None, :] < same[:, None], tokens, other)
+    ends = np.minimum(same + rng.integers(1, 2 * CHUNK, ROWS), room)
+    given = jnp.asarray(text, jnp.int32), jnp.asarray(ends, jnp.int32), jnp.zeros((ROWS,), bool)
+    state = between.resume_program(
+        target, drafter, story.state, *given, None, jnp.asarray(same, jnp.int32)
+    )
+    kept = np.asarray(state.cache.length)
+    for fed in range(0, int((ends - 1 - kept).max()), CHUNK):
+        start = jnp.asarray(np.minimum(kept + fed, ends - 1), jnp.int32)
+        state = decode.prefill_program(target, drafter, state, start, width=CHUNK)
+    fresh = story.fresh(text, ends, story.slots)
+    got, want = story.proposed(state), story.proposed(fresh)
+    rows = got.unlike(want)
+    if rows.any() and _again(story, state, fresh, rows):
+        b = int(rows.argmax())
+        where = (
+            f"Another turn that shares {int(same[b])} tokens with the one before, of which "
+            f"{int(kept[b])} were kept, text {text[b, : ends[b]].tolist()}"
+        )
+        whose = ("the state that was cut and fed on", "a fresh one")
+        yield Fault(LAW_3, rows, got, want, whose, where)
 
 
 def _fault(

@@ -120,7 +120,8 @@ def _check_methods(drafter: Any, name: str) -> None:
         near = [n for m in wanted for n in difflib.get_close_matches(m, own, 1, 0.75)]
         hint = f" (it has {', '.join(near)})" if near else ""
         raise Misfit(f"{name} binds to a {kind}, which lacks {', '.join(lacking)}{hint}; {_SEE}.")
-    for method, names in _METHODS.items():
+    more = {"cut": ("state", "length")} if hasattr(drafter, "cut") else {}
+    for method, names in (_METHODS | more).items():
         said = takes(getattr(drafter, method), names)
         if said is None:
             continue

@@ -43,6 +43,9 @@ class Rehearsal:
         larger = self._shapes("init", lambda drafter: drafter.init(rows, 2 * slots))
         grown = self._shapes("grow", lambda drafter, x: drafter.grow(x, 2 * slots), state)
         self._same(larger, grown, "grow", f"what init makes for {2 * slots} slots is")
+        if hasattr(self.drafter, "cut"):
+            known = self._shapes("cut", lambda drafter, *x: drafter.cut(*x), state, self._ints())
+            self._same(state, known, "cut")
         return proposal
 
     def _shapes(self, method: str, call: Any, *args: Any) -> Any:
