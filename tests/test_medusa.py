@@ -16,7 +16,10 @@ from flax import nnx
 from safetensors.flax import load_file
 
 import specjax
+from specjax.core import trees
+from specjax.drafters import DRAFTERS, MedusaTree
 from specjax.drafters.medusa import Medusa
+from specjax.drafters.medusa.choices import TREES, check_choices, parents_of
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 from specjax.drafters.medusa.objective import MedusaObjective
 from specjax.models import Frozen
@@ -121,3 +124,65 @@ def test_what_does_not_fit_is_refused() -> None:
         spec.bind(tiny.model(vocab=32), "sampled")
     with pytest.raises(ValueError, match="kind='dice'"):
         dataclasses.replace(spec, kind="dice").bind(target, "sampled")
+
+
+# --- the published tree ---------------------------------------------------------------------------
+
+
+def test_the_authors_tree(shared: Path) -> None:
+    """Its buffers and candidates, and every cycle of a text."""
+    folder, llama = shared / "parity" / "medusa-llama3", shared / "parity" / "llama3"
+    want, golden = dict(np.load(folder / "golden.npz")), np.load(llama / "golden.npz")
+    target = specjax.load(llama, dtype="float32")
+    heads = specjax.load_drafter(folder, target)
+    assert heads.num_draft is None and len(heads.choices) == 10  # a chain, with its tree beside it
+    spec = DRAFTERS["medusa_tree"].make(heads, None)
+    order = lambda nodes: tuple(sorted(nodes, key=lambda node: (len(node), node)))  # the authors'
+    for name, choices in (("tree", spec.nodes), ("mc63", TREES["mc_sim_7b_63"])):
+        nodes = order(choices)
+        parents = parents_of(nodes)
+        depth, routes = trees.depths(parents), trees.routes(parents)
+        assert (trees.ancestors(parents) == want[f"{name}_medusa_attn_mask"]).all()
+        assert (depth == want[f"{name}_medusa_position_ids"]).all()
+        indices = [0, *(10 * (len(node) - 1) + node[-1] + 1 for node in nodes)]
+        assert indices == want[f"{name}_tree_indices"].tolist()
+        leaves = set(range(len(nodes) + 1)) - set(parents)
+        ours = {tuple(routes[leaf, : depth[leaf] + 1].tolist()) for leaf in leaves}
+        rows = want[f"{name}_retrieve_indices"].tolist()
+        assert ours == {tuple(place for place in row if place >= 0) for row in rows}
+    prompt = golden["input_ids"][: len(want["features"])].tolist()
+    first, *rest = want["e2e_tokens"].tolist()  # theirs comes of the prefill
+    with jax.default_matmul_precision("highest"):
+        out = specjax.generate(
+            target, spec, [*prompt, first], max_new_tokens=len(rest), stop_token_ids=[]
+        )
+    assert out.tokens[0] == rest
+    cycles = out.trace.rows[0]
+    guessed = dict(zip(spec.nodes, cycles[0].proposed, strict=True))
+    assert [guessed[n] for n in order(guessed)] == want["tree_candidates"][0, 1:].tolist()
+    # Theirs goes on for a cycle behind the text.
+    assert [c.accepted for c in cycles] == want["e2e_accept"].tolist()[:-1]
+
+
+def test_what_is_no_tree_is_refused() -> None:
+    wrong = {
+        "no path of ranks": [[0], [0, -1]],
+        "there twice": [[0], [0]],
+        "has no parent": [[0], [1, 0]],
+        "is a list of paths": {},
+        "no tree 'oak'": "oak",
+    }
+    for message, choices in wrong.items():
+        with pytest.raises(ValueError, match=message) as error:
+            check_choices(choices, "medusa_choices.json")
+        assert "\n" not in str(error.value)
+    assert check_choices([[0, 1], [0], [0, 0]], "") == ((0,), (0, 1), (0, 0))  # parents first
+    target, spec = tiny.model(), MedusaTree(spec_of().net)
+    assert spec.bind(target, "sampled").kind == "coupled"
+    assert spec.bind(target, "one_hot").num_draft == len(spec.nodes) == 61  # for three heads
+    with pytest.raises(ValueError, match="has 61 nodes for its 3 heads"):
+        dataclasses.replace(spec, num_draft=62).bind(target, "sampled")
+    with pytest.raises(ValueError, match="drawn 'one_hot' or 'coupled'"):
+        dataclasses.replace(spec, kind="sampled").bind(target, "one_hot")
+    with pytest.raises(ValueError, match="a tree of 61: use rule 'coupled'"):
+        specjax.generate(target, spec, [[1, 2]], temperature=1.0, rule="block")

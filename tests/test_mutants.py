@@ -15,15 +15,18 @@ import checks
 import jax
 import jax.numpy as jnp
 import pytest
+import test_trees
 import tiny
 
 from specjax import decode, verify
 from specjax.core import keys
 from specjax.core.cache import Cache
+from specjax.core.noise import gumbel_argmax
 from specjax.core.program import Program
 from specjax.core.types import Kept, Proposal, Verdict
 from specjax.drafters import drawing
 from specjax.drafters.lm import drafter as lm
+from specjax.verify import coupled
 from specjax.verify.base import RejectionLaw, VerifyKeys
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -42,6 +45,37 @@ def law() -> None:
     # A draft that seldom says token 0: its residuals do, and that noise a coin could share.
     spec = tiny.make("lm", checks.NUM_DRAFT, model=checks.law_draft(seed=2))
     checks.law_of_texts(spec.bind(checks.law_target(), "sampled"), "block", 8_000)
+
+
+def tree() -> None:
+    test_trees.spoken(tiny.model(), **test_trees.OPTIONS)
+
+
+# --- bugs of trees --------------------------------------------------------------------------------
+
+
+def places_have_noise_of_their_own(patch: Patch) -> None:
+    """By place, as in a chain, instead of by depth: siblings' children hear other noise."""
+    patch.setattr(decode, "place_depths", lambda parents, num_places: jnp.arange(num_places))
+    patch.setattr(
+        coupled, "own_samples", lambda keys, law: jax.vmap(gumbel_argmax)(keys, law.logits)
+    )
+
+
+def penalties_follow_the_places_before(patch: Patch) -> None:
+    """Each guess is penalised for all that stand before it, not for its ancestors alone."""
+    right = decode.count_prefixes
+    patch.setattr(decode, "count_prefixes", lambda counts, tokens, parents: right(counts, tokens))
+
+
+def the_first_places_are_committed(patch: Patch) -> None:
+    """The cache takes in as many places as the path has, and not those on it."""
+    right = Cache.commit
+
+    def commit(self: Cache, block: Any, count: Any, path: Any = None, **kwargs: Any) -> Cache:
+        return right(self, block, count, **kwargs)
+
+    patch.setattr(Cache, "commit", commit)
 
 
 # --- bugs of state --------------------------------------------------------------------------------
@@ -122,6 +156,9 @@ PLANTED: dict[Callable[[Patch], None], Callable[[], None]] = {
     draft_steps_share_a_key: law,
     keys_not_folded_with_length: law,
     drafted_at_another_temperature: law,
+    places_have_noise_of_their_own: tree,
+    penalties_follow_the_places_before: tree,
+    the_first_places_are_committed: tree,
 }
 
 

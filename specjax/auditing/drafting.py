@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from specjax.auditing.evidence import Evidence, Guesses
-from specjax.auditing.laws import GROUPS, NEW, VOCAB, block_laws
+from specjax.auditing.laws import GROUPS, NEW, VOCAB, block_laws, tree_laws
 from specjax.auditing.report import Check
 from specjax.auditing.statistics import MIN_ROWS, SURE, Fit, fit, furthest
 from specjax.auditing.tables import law_of
+from specjax.drafters.base import num_levels, parents_of
 
 MAX_BLOCKS = 512  # distinct proposals whose verdicts are looked at, the most frequent
 NEVER = 1e-12  # a probability that is rounding
@@ -112,7 +113,8 @@ def check_verdicts(evidence: Evidence) -> Check:
     """
     subject, seen = evidence.subject, evidence.hot
     assert subject.hot is not None
-    rule, K, guesses = subject.hot.rule, subject.hot.drafter.num_draft, seen.guesses[0]
+    rule, drafter, guesses = subject.hot.rule, subject.hot.drafter, seen.guesses[0]
+    K, parents = num_levels(drafter), parents_of(drafter)
     # A stop token would hide the end of a verdict.
     rows = np.flatnonzero([not GROUPS[g].stop_token_ids for g in evidence.groups])
     key = np.concatenate([evidence.groups[rows, None], guesses.tokens[rows]], axis=1)
@@ -122,9 +124,12 @@ def check_verdicts(evidence: Evidence) -> Check:
     often = np.argsort(-sizes, kind="stable")[:MAX_BLOCKS]
     groups = [GROUPS[g] for g in blocks[often, 0]]
     tokens = blocks[often, 1:].astype(np.int32)
-    p = block_laws(subject.target, groups, tokens)
+    if parents is None:
+        p = block_laws(subject.target, groups, tokens)
+    else:
+        p = tree_laws(subject.target, groups, tokens, parents)
     q = None if guesses.q is None else guesses.q[rows[first[often]]]
-    survival, emission = law_of(rule, p, tokens, q)
+    survival, emission = law_of(rule, p, tokens, q, parents)
     ends = np.pad(np.pad(survival, ((0, 0), (1, 0)), constant_values=1), ((0, 0), (0, 1)))
     joint = -np.diff(ends, axis=1)[..., None] * emission  # [D, K + 1, V]
 

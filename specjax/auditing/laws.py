@@ -11,6 +11,8 @@ from specjax.auditing.options import law
 from specjax.auditing.tables import all_blocks
 from specjax.auditing.targets import full_logits
 from specjax.checkpoint.load import Model
+from specjax.core import trees
+from specjax.core.types import Parents
 from specjax.sampling import Options
 
 VOCAB, NEW = 4, 5  # 1024 texts of several cycles each
@@ -103,6 +105,22 @@ def text_laws(target: Model, groups: Sequence[Group] = GROUPS) -> list[TextLaw]:
             tables.append(np.stack(rows))
         laws.append(TextLaw(group, tuple(tables)))
     return laws
+
+
+def tree_laws(
+    target: Model, groups: Sequence[Group], blocks: np.ndarray, parents: Parents
+) -> np.ndarray:
+    """The target's laws behind the places of trees of guesses: [D, W + 1, V].
+
+    Arguments as for `block_laws`; ``blocks`` is [D, W].
+    """
+    routes, depth = trees.routes(parents), trees.depths(parents)
+    lines = blocks[:, np.maximum(routes[:, 1:] - 1, 0)]  # [D, W + 1, M]
+    lines = np.where(routes[:, 1:] > 0, lines, -1).astype(np.int32)
+    repeated = [group for group in groups for _ in depth]
+    laws = block_laws(target, repeated, lines.reshape(-1, lines.shape[-1]))
+    laws = laws.reshape(*lines.shape[:2], *laws.shape[1:])  # [D, W + 1, M + 1, V]
+    return laws[:, np.arange(len(depth)), depth]
 
 
 def block_laws(target: Model, groups: Sequence[Group], blocks: np.ndarray) -> np.ndarray:

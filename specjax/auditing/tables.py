@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.core.types import Proposal
+from specjax.core import trees
+from specjax.core.types import Parents, Proposal
 from specjax.verify.base import Rule
 
 Tables = Sequence[np.ndarray]  # K + 1 levels, [V ** n, V] each
@@ -81,32 +82,41 @@ def chance(tables: Tables, blocks: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def compiled(rule: Rule) -> Callable[..., Any]:
-    """(logits [D, K + 1, V], proposals) -> survival [D, K], emission [D, K + 1, V]."""
+    """(logits [D, K + 1, V], proposals) -> survival [D, K], emission [D, K + 1, V].
+
+    Of trees with W + 1 rows of logits: [D, M] and [D, M + 1, V].
+    """
 
     def one(logits: jax.Array, proposal: Proposal) -> tuple[jax.Array, jax.Array]:
-        law = rule.law(logits, proposal)
-        index = jnp.arange(logits.shape[0], dtype=jnp.int32)
+        law, parents = rule.law(logits, proposal), proposal.parents
+        levels = logits.shape[0] - 1 if parents is None else trees.num_levels(parents)
+        index = jnp.arange(levels + 1, dtype=jnp.int32)
         return law.survival, jax.vmap(law.emission)(index)
 
     return jax.jit(jax.vmap(one))
 
 
 def law_of(
-    rule: Rule, chances: np.ndarray, blocks: np.ndarray, q: np.ndarray | None
+    rule: Rule,
+    chances: np.ndarray,
+    blocks: np.ndarray,
+    q: np.ndarray | None,
+    parents: Parents | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the rule says in float64: survival [D, K] and emission [D, K + 1, V].
+    """What the rule says in float64: survival [D, K] and emission [D, K + 1, V], as `compiled`.
 
     Args:
       rule: asked for its law.
       chances: [D, K + 1, V], the target's laws along each block.
       blocks: [D, K] int32, the guesses.
       q: [D, K, V], the draft's laws; None: deterministic guesses.
+      parents: the tree that guesses form, ``chances`` being those behind its places; None: a chain.
     """
     with np.errstate(divide="ignore"):
         logits = np.log(chances)
     with jax.enable_x64(True):
         drafted = None if q is None else jnp.asarray(q)
-        proposal = Proposal(tokens=jnp.asarray(blocks), q=drafted)
+        proposal = Proposal(jnp.asarray(blocks), drafted, parents)
         survival, emission = compiled(rule)(jnp.asarray(logits), proposal)
     return np.asarray(survival), np.asarray(emission)
 

@@ -25,6 +25,7 @@ from specjax.checkpoint.drafters.named import as_spec
 from specjax.core.family import Family
 from specjax.core.files import read_json, write_atomically
 from specjax.drafters import NoDraft, Spec
+from specjax.drafters.base import parents_of
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import ask, name_of
@@ -284,13 +285,14 @@ class Cell:
         self._drafter, self._rule = "" if spec is None else drafter_name(spec), ""
         for i, k in enumerate(ks):
             say(_COMPILING * (i + 0.5) / (len(ks) + 0.5), f"compiling k = {k}")
-            kind, own, draft, whole = "one_hot", rule, None, None
+            kind, own, draft, whole, parents = "one_hot", rule, None, None, None
             if spec is not None:
                 whole = CycleProgram(target, with_num_draft(spec, k), rule=rule, **common)
                 draft = DraftProgram(target, with_num_draft(spec, k), rule=rule, **common)
                 kind, own = whole.drafter.kind, whole.rule.name
+                parents = parents_of(whole.drafter)
                 self._draft_calls[k] = draft_calls(spec, whole.drafter)
-            silent = CycleProgram(target, Silent(k, kind), rule=own, **common)
+            silent = CycleProgram(target, Silent(k, kind, parents=parents), rule=own, **common)
             self._rule = silent.rule.name
             count = min(cycles, silent.most_cycles)
             # Plain steps are short: over as few as these they would still be warming the caches up,

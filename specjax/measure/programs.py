@@ -23,7 +23,7 @@ import numpy as np
 from specjax import decode
 from specjax.core import trees
 from specjax.core.sharding import use_mesh
-from specjax.core.types import Array, Kept, Proposal, pytree, static
+from specjax.core.types import Array, Kept, Parents, Proposal, pytree, static
 from specjax.drafters.base import Bound, Context
 from specjax.drafters.spec import Spec
 from specjax.sampling import Options
@@ -43,6 +43,7 @@ class Silent(Spec):
     num_draft: int = static(default=1)
     kind: str = static(default="one_hot")
     vocab_size: int = static(default=0)
+    parents: Parents | None = static(default=None)  # of the tree it stands for
 
     taps = ()
 
@@ -57,7 +58,7 @@ class Silent(Spec):
         q = None
         if self.kind == "sampled":
             q = jnp.full((*shape, self.vocab_size), 1 / self.vocab_size, jnp.float32)
-        return Proposal(tokens=jnp.full(shape, -1, jnp.int32), q=q)
+        return Proposal(jnp.full(shape, -1, jnp.int32), q, self.parents)
 
     def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
         del tokens, count, features

@@ -7,7 +7,6 @@ in which they were grown, so that their first n nodes are a tree as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,12 +43,12 @@ def check_choices(choices: Any, where: str) -> Choices:
         return TREES[choices]
     whole = lambda r: isinstance(r, int) and not isinstance(r, bool) and r >= 0
     found: list[tuple[int, ...]] = []
-    if not isinstance(choices, Sequence) or not choices:
+    if not isinstance(choices, list | tuple) or not choices:
         raise ValueError(
             f"{where}: a tree is a list of paths of ranks, such as [[0], [0, 0], [1]]."
         )
     for node in choices:
-        if not isinstance(node, Sequence) or not node or not all(map(whole, node)):
+        if not isinstance(node, list | tuple) or not node or not all(map(whole, node)):
             raise ValueError(f"{where}: {node!r} is no path of ranks, whole numbers from 0.")
         path = tuple(node)
         if path in found:

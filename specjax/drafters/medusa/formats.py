@@ -7,17 +7,21 @@ hold.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from specjax.checkpoint.drafters.format import Format, Formats
 from specjax.checkpoint.drafters.keys import Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError, some
+from specjax.core.files import is_there, read_json
 from specjax.drafters.medusa import layouts
+from specjax.drafters.medusa.choices import Choices, check_choices
 from specjax.drafters.medusa.drafter import Medusa
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 
 _BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
+CHOICES = "medusa_choices.json"
 _OUTPUT = re.compile(r"(\d+)\.(\d+)\.weight")
 
 
@@ -58,11 +62,28 @@ def read(source: Source, target: Any) -> Plan:
         name = name.removeprefix("heads.").replace(".blocks.", ".")
         return prefix + name.replace(".output.", f".{layers}.")
 
+    choices = read_choices(source.directory)
+
     def make(net: Any, ids: Any, num_draft: int | None, kind: str | None, name: str) -> Any:
-        return Medusa(net, num_draft, kind, name)
+        return Medusa(net, num_draft, kind, name, choices)
 
     config = MedusaConfig(theirs.hidden_size, theirs.vocab_size, heads, max(layers, 0))
     return Plan(config, MedusaNet, source.tensors, called, make)
+
+
+def read_choices(directory: Path) -> Choices | None:
+    """The tree that lies beside the heads; None: no such file.
+
+    Raises:
+      CheckpointError: if it holds no tree.
+    """
+    path = directory / CHOICES
+    if not is_there(path):
+        return None
+    try:
+        return check_choices(read_json(path), str(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _looks(source: Source) -> bool:
