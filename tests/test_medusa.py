@@ -186,3 +186,15 @@ def test_what_is_no_tree_is_refused() -> None:
         dataclasses.replace(spec, kind="sampled").bind(target, "one_hot")
     with pytest.raises(ValueError, match="a tree of 61: use rule 'coupled'"):
         specjax.generate(target, spec, [[1, 2]], temperature=1.0, rule="block")
+
+
+def test_a_row_at_temperature_0_has_siblings_in_any_batch() -> None:
+    """Drawn with noise its likeliest token would be the only one."""
+    target, spec = tiny.model(), MedusaTree(spec_of().net, 5)
+    prompts = tiny.prompts(2)
+    alone = specjax.generate(target, spec, prompts[:1], max_new_tokens=12)
+    mixed = specjax.generate(
+        target, spec, prompts, max_new_tokens=12, temperature=[0.0, 1.0], seed=[0, 1]
+    )
+    assert mixed.trace.rows[0] == alone.trace.rows[0]
+    assert all(len(c.proposed) == 5 for c in mixed.trace)

@@ -16,7 +16,7 @@ from specjax.core.argmax import argmax
 from specjax.core.noise import gumbel, gumbel_argmax
 from specjax.core.types import Array, Parents
 from specjax.drafters.base import Context
-from specjax.sampling import Counts, count_prefixes, penalise, warp
+from specjax.sampling import GREEDY_BELOW, Counts, count_prefixes, penalise, warp
 
 
 def draw(
@@ -142,14 +142,18 @@ def _scores(
     """
     size = 1 if counts is None else num_places
     wide = jnp.broadcast_to(logits[:, None], (logits.shape[0], size, logits.shape[1]))
+    likeliest = penalise(wide, context.sampling, counts)
     if kind == "one_hot" or context.sampling.greedy:
-        return penalise(wide, context.sampling, counts)
+        return likeliest
     warped = warp(wide, context.sampling, counts)
 
     def noise(key: Array, length: Array, warped: Array) -> Array:
         return gumbel(key_roles.at(key, length + level, key_roles.NOISE), warped[0])
 
-    return warped + jax.vmap(noise)(context.keys, context.length, warped)[:, None]
+    noisy = warped + jax.vmap(noise)(context.keys, context.length, warped)[:, None]
+    # What is drawn at temperature 0 is certain, and has no second best.
+    cold = context.sampling.temperature < GREEDY_BELOW
+    return jnp.where(cold[:, None, None], likeliest, noisy)
 
 
 def onto_target(logits: Array, target_ids: Array | None, vocab_size: int) -> Array:
