@@ -61,7 +61,7 @@ from specjax.drafters.drawing import count_guess, draw, draw_all, onto_target
 from specjax.drafters.registry import register_drafter
 from specjax.drafters.spec import Misreading, Outline, Sizes, Spec, Trial
 from specjax.drafters.vocabularies import check_same_tokens
-from specjax.models.config import DecoderConfig, read_decoder_config
+from specjax.models.config import DecoderConfig, dense_like, read_decoder_config
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import MLP, Attention, looking_back, split_heads
 from specjax.models.layers.decoder import Decoder, Embed, Layer, Pass
@@ -164,6 +164,7 @@ __all__ = [
     "constrain",
     "count_guess",
     "count_leading",
+    "dense_like",
     "draw",
     "draw_all",
     "empty",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import tiny
 from flax import nnx
 from safetensors.numpy import save_file
+from test_train_drafter import config_of, place, train  # noqa: F401 (a fixture)
 
 import specjax
 from specjax.auditing.targets import SIZES, loud
@@ -67,3 +69,22 @@ def test_windowed_family(tmp_path: Path) -> None:
     out = specjax.generate(target, "ngram:3", prompts, max_new_tokens=20)
     for prompt, tokens in zip(prompts, out.tokens, strict=True):
         assert tokens == tiny.greedy_reference(target, prompt, 20)
+
+
+def test_pard(place: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Trained by the script, tau as predicted; its state obeys the laws; text is the target's."""
+    name = f"{EXAMPLES / 'pard.py'}:Pard"
+    config = dataclasses.replace(
+        config_of(place, "medusa"), kind=name, sizes={"layers": 1}, objective={}, peak_lr=2e-2
+    )
+    config = dataclasses.replace(config, steps=60, eval_every=60, checkpoint_every=60)
+    train(config, tmp_path / "run", str(tmp_path / "pard"), only=False)
+    first, *_, last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(first)["measured_tau"] < 1.5 < 2.0 < json.loads(last)["measured_tau"]
+    found = json.loads(last)
+    assert found["predicted_tau"] == pytest.approx(found["measured_tau"], abs=1e-3)
+    target = specjax.load(place / "target")
+    ask: dict[str, Any] = {"max_new_tokens": 24}
+    out = specjax.generate(target, f"{name}:{tmp_path / 'pard'}:2", "def f1(", **ask)
+    assert out.text == specjax.generate(target, None, "def f1(", **ask).text and out.tau > 1.5
+    assert specjax.audit(f"{name}:2", texts=500, checks=["guesses", "state"]).passed

@@ -17,6 +17,7 @@ from specjax.bench.rendering import Prompt
 from specjax.bench.synthetic import NOT_THE_MODELS, Forced
 from specjax.checkpoint.drafters.named import Named, parse
 from specjax.checkpoint.load import Model
+from specjax.core import own
 from specjax.drafters import NoDraft, Spec
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
@@ -139,7 +140,8 @@ def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
 def label_of(said: Named) -> str:
     """What a drafter is called in results: of a local directory its last part."""
     path = None if said.checkpoint is None else Path(said.checkpoint).expanduser()
-    label = path.resolve().name if path and path.exists() else str(said.checkpoint or said.name)
+    name = own.read_place(said.name).name if said.name and own.is_own(said.name) else said.name
+    label = path.resolve().name if path and path.exists() else str(said.checkpoint or name)
     if said.entry and said.checkpoint and ask(said.entry.thing, "said")(said.checkpoint):
         label = f"{said.name}:{said.checkpoint}"  # of no checkpoint
     return label if said.min_confidence is None else f"{label}@{said.min_confidence:g}"
