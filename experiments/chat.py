@@ -34,6 +34,7 @@ from specjax.checkpoint.drafters.named import Named, parse
 from specjax.core.family import Family
 from specjax.core.files import write_atomically
 from specjax.drafters.family import family_of
+from specjax.drafters.spec import with_num_draft
 from specjax.prompts import conversation_ids
 from specjax.view.marks import Kind
 from specjax.view.text import Painter
@@ -151,7 +152,7 @@ class Chat:
             if family_of(self.spec) is Family.NONE:
                 raise Refused("The drafter none guesses nothing: /drafter NAME first.")
             try:
-                spec = dataclasses.replace(self.spec, num_draft=int(asked))
+                spec = with_num_draft(self.spec, int(asked))
                 self.check(spec)
             except ValueError as error:
                 raise Refused(str(error)) from None
@@ -170,7 +171,7 @@ class Chat:
 
     def describe_drafter(self) -> str:
         bound = self.spec.bind(self.target, "one_hot")
-        name = getattr(self.spec, "name", self.drafter.name or "lm")
+        name = self.drafter.called(self.spec)
         guesses = f" with {bound.num_draft} guesses a cycle" if bound.num_draft else ", no guesses"
         return f"{name}{guesses}, for {self.target.name}"
 

@@ -317,7 +317,7 @@ def profile(directory: str, run: Run, batch: Batch) -> None:
 def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Report:
     """Compares with plain decoding on the first batch of this run, if so configured."""
     batch, target, config = batches[0], run.target, run.job.config
-    name = getattr(run.spec, "name", run.job.drafter.name or "lm")
+    name = run.job.drafter.called(run.spec)
     report = Report(
         records=records,
         setup=f"{name} drafting for {target.name}, {target.dtype}, {jax.default_backend()}",

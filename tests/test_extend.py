@@ -29,7 +29,7 @@ from specjax.checkpoint.drafters.named import parse
 from specjax.core import own
 from specjax.drafters.registry import DRAFTERS
 from specjax.drafters.spec import ask
-from specjax.measure import trace_file
+from specjax.measure import calibration, trace_file
 from specjax.models import FAMILIES
 from specjax.models.layers.rope import LinearScaling, Rope
 from specjax.verify import RULES
@@ -343,6 +343,7 @@ def test_what_a_bare_object_is_answered_for() -> None:
     assert ask(bare, "passes")(5) == 1 and ask(bare, "tokens_fed")(5) == 6
     assert ask(bare, "nested") is False and list(ask(bare, "misreadings")(None)) == []
     assert ask(bare, "own_net")() is None and ask(Bare, "needs_model") is False
+    complain(lambda: calibration.with_num_draft(bare, 3), "no field num_draft")
     assert ask(Bare, "formats")().write == {} and ask(bare, "weight_reads")("x", 5) == 1
     with pytest.raises(ValueError, match="Bare has no classmethod objective"):
         ask(Bare, "objective")()

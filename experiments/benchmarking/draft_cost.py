@@ -38,7 +38,7 @@ def draft_bytes(spec: Any, target: Any) -> int:
     DFlash: the network and the target's head, once.
     EAGLE-3: the fusion of taps once, all else at every step; its head is its own.
     """
-    steps = spec.num_draft if isinstance(spec, Eagle3) else 1
+    steps = spec.passes(spec.num_draft)
     total = 0
     for path, param in nnx.to_flat_state(spec.net.params):
         if path[0] != "embed_tokens":  # a few rows of it

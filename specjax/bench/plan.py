@@ -21,7 +21,7 @@ from specjax.core import own
 from specjax.drafters import NoDraft, Spec
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
-from specjax.drafters.spec import ask
+from specjax.drafters.spec import ask, with_num_draft
 from specjax.limits import check_memory
 from specjax.request import prepare
 from specjax.session import check_requests
@@ -124,7 +124,7 @@ def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
         spec, name = said.load(target), label_of(said)
         for count in (suite.num_draft or (None,)) if k is None else (k,):
             try:
-                one = spec if count is None else dataclasses.replace(spec, num_draft=count)  # type: ignore[type-var]
+                one = with_num_draft(spec, count)
                 bound, _ = bind(one, target, "one_hot")
             except ValueError as error:
                 raise ValueError(f"Drafter {name} with k={count}: {error}") from None

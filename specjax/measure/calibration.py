@@ -168,7 +168,8 @@ def describe_target(target: Any) -> dict[str, Any]:
 
 def with_num_draft(spec: Any, k: int) -> Any:
     """The drafter with k guesses. Raises ValueError if it has no such setting."""
-    if not any(f.name == "num_draft" for f in dataclasses.fields(spec)):
+    fields = dataclasses.fields(spec) if dataclasses.is_dataclass(spec) else ()
+    if not any(f.name == "num_draft" for f in fields):
         raise ValueError(
             f"{type(spec).__name__} has no field num_draft, so its cost for each k is not measured."
         )

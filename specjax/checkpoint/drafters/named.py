@@ -74,6 +74,12 @@ class Named:
         """
         return self.shortened(self._load(target, dtype))
 
+    def called(self, spec: Any) -> str:
+        """What ``spec``, loaded by this name, is called in words."""
+        if self.name is None or own.is_own(self.name):
+            return name_of(spec)
+        return str(getattr(spec, "name", self.name))
+
     def shortened(self, spec: Any) -> Spec:
         """``spec`` with the confidence that was asked for. Raises ValueError if it knows none."""
         if self.min_confidence is None:
