@@ -1,41 +1,47 @@
-"""PARD (An et al. 2025, arXiv:2504.18583): a small language model that guesses in one pass.
+"""PARD (An et al. 2025, arXiv:2504.18583): a draft model that guesses K tokens in one pass.
 
-    python -m experiments.train_drafter --config=CONFIG --workdir=runs/pard --export_dir=runs/pard/x
-    python -m experiments.generate --drafter=examples/pard.py:Pard:runs/pard/x
+Behind the text x_1..x_n it reads K - 1 mask tokens, and says at x_n and at each mask the token that
+follows there: p(x_{n+k} | x_1..x_n, m, .., m), equation 4. It is a language model in all else. Its
+mask is one more row of the embedding (the paper takes an unused token). Accepted guesses are fed in
+the next cycle, before the pending token: one pass a cycle, section 3.1.
 
-CONFIG is a copy of configs/train_medusa.py with kind="examples/pard.py:Pard", sizes={"layers": 1},
-objective={} and export_format="".
-
-Masks stand for the guesses: with the text up to token t and masks behind it, mask j answers for
-token t + 1 + j, and the last token itself for t + 1. What the last verdict kept was never fed as
-text, so it is fed first:
-
-    cache       a b            of the committed a b c d, d pending
-    feed        c d . m m      guesses from d and from each m; c and d are committed afterwards
+    python -m experiments.train_drafter --config=configs/train_medusa.py --workdir=runs/pard \\
+        --config.kind=examples/pard.py:Pard --config.sizes='{"hidden": 128}' \\
+        --config.objective='{"keep": 0.7}' --config.export_format=plain \\
+        --export_dir=runs/pard/export
+    python -m experiments.generate --drafter=examples/pard.py:Pard:runs/pard/export
 """
 
 import dataclasses
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from specjax.extend import (
     Array,
     BaseObjective,
+    Batch,
+    Cache,
     Context,
+    DecoderConfig,
     Frozen,
+    Kept,
     Llama,
+    Params,
     Proposal,
+    Rope,
     Spec,
     View,
-    check_kind,
     check_num_draft,
-    dense_like,
     draw_all,
     labelled,
     losses,
+    nnx,
     pytree,
+    register_drafter,
+    register_objective,
     stack_ahead,
     static,
 )
@@ -43,109 +49,150 @@ from specjax.extend import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pard(Spec):
-    net: Frozen  # of a Llama with the target's vocabulary
-    num_draft: int = 4
+    net: Frozen  # a Llama of the target's vocabulary and, as the last token, the mask
+    num_draft: int | None = None
     kind: str | None = None
-    mask_id: int = 0  # a token that text does not hold
 
     net_class = Llama
-    nested = True  # a mask sees none behind it
+    summary = "PARD: a language model that guesses at mask tokens, in one pass"
 
-    def bind(self, target, kind):
-        check_num_draft(self.num_draft)
-        check_kind(self.kind)
-        ours, theirs = self.net.config.vocab_size, target.config.vocab_size
+    def bind(self, target: Any, kind: str) -> "PardDrafter":
+        k = self.num_draft or 4
+        check_num_draft(k)
+        ours, theirs = self.net.config.vocab_size - 1, target.config.vocab_size
         if ours != theirs:
-            raise ValueError(f"pard speaks {ours} tokens and {target.name} {theirs}.")
-        return PardDrafter(self.net, self.num_draft, self.kind or kind, self.mask_id)
+            raise ValueError(f"Pard: a draft of {ours} tokens for a target of {theirs}.")
+        return PardDrafter(self.net, k, self.kind or kind)
 
     @classmethod
-    def fresh(cls, target, *, num_draft, seed=0, layers=1, mask_id=None, **sizes):
-        config = dense_like(target.config, "llama", layers=layers, **sizes)
-        net = Frozen.of(Llama(config, dtype=target.dtype, rngs=nnx.Rngs(seed)))
-        mask_id = target.config.vocab_size - 1 if mask_id is None else mask_id
-        return cls(net, num_draft, None, mask_id)
+    def fresh(
+        cls,
+        target: Any,
+        *,
+        num_draft: int,
+        seed: int = 0,
+        hidden: int = 128,
+        layers: int = 1,
+        heads: int = 4,
+    ) -> "Pard":
+        config = DecoderConfig(
+            model_type="llama",
+            vocab_size=target.config.vocab_size + 1,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=hidden // heads,
+            rms_norm_eps=1e-6,
+            rope=Rope(1e4),
+            tie_word_embeddings=False,
+            max_position_embeddings=target.config.max_position_embeddings,
+        )
+        net = Llama(config, dtype=target.dtype, rngs=nnx.Rngs(seed))
+        return cls(Frozen.of(net), num_draft)
 
     @classmethod
-    def objective(cls):
-        return PardObjective
+    def objective(cls) -> Any:
+        return Objective
 
-    def tokens_fed(self, num_draft):
-        return 2 * num_draft
+    def tokens_fed(self, num_draft: int) -> int:
+        return 2 * num_draft + 1
+
+
+@pytree
+class State:
+    cache: Cache  # committed tokens, but for the late ones and the pending one
+    late: Array  # [B, K + 1] int32, committed in the last cycle and not fed yet
+    count: Array  # [B] int32, how many
 
 
 @pytree
 class PardDrafter:
-    """Its state is the draft's cache, which misses what the last verdict kept."""
-
     net: Frozen
     num_draft: int = static()
     kind: str = static()
-    mask_id: int = static()
+    taps: tuple[int, ...] = static(default=())
 
-    taps = ()
+    def init(self, rows: int, slots: int) -> State:
+        late = jnp.zeros((rows, self.num_draft + 1), jnp.int32)
+        return State(self.net.init_cache(rows, slots), late, jnp.zeros(rows, jnp.int32))
 
-    def init(self, rows, slots):
-        return self.net.init_cache(rows, slots)
+    def prefill(self, state: State, tokens: Array, count: Array, features: Any) -> State:
+        block = self.net(tokens, state.cache).block
+        return dataclasses.replace(state, cache=state.cache.commit(block, count))
 
-    def prefill(self, cache, tokens, count, features):
-        return cache.commit(self.net(tokens, cache).block, count)
+    def propose(self, state: State, context: Context) -> tuple[Proposal, State]:
+        rows, width = state.late.shape
+        masks = jnp.full((rows, self.num_draft - 1), self.net.config.vocab_size - 1, jnp.int32)
+        fed = jnp.concatenate([state.late, context.pending, masks], axis=1)
+        # Rows have different numbers of late tokens: the empty places behind them are seen by none.
+        place = jnp.arange(fed.shape[1], dtype=jnp.int32)[None, :]
+        count = state.count[:, None]
+        depth = jnp.where(place < width, place, place - width + count)
+        u, t = place[:, None, :], place[:, :, None]
+        visible = (u <= t) & ((u >= width) | (u < count[:, None]) | (u == t))
+        out = self.net(fed, state.cache, view=View(depth, visible))
+        logits = self.net.head(out.hidden[:, width:])[..., :-1]  # the mask is no guess
+        guesses, q = draw_all(logits, self.kind, context)
+        cache = state.cache.commit(out.block, state.count, after=guesses[:, 0])
+        return Proposal(guesses, q), State(cache, state.late, jnp.zeros_like(state.count))
 
-    def propose(self, cache, context: Context):
-        K, rows = self.num_draft, context.length.shape[0]
-        missing = (context.length - cache.length)[:, None]  # [B, 1], from 1 to K + 1
-        place = jnp.arange(K + 1)[None]
-        at = jnp.minimum(cache.length[:, None] + place, context.tokens.shape[1] - 1)
-        text = jnp.take_along_axis(context.tokens, at, axis=1)
-        masks = jnp.full((rows, K - 1), self.mask_id, jnp.int32)
-        # Of K + 1 places of text the first ``missing`` are text; the masks stand behind those.
-        behind = missing + jnp.arange(K - 1)[None]
-        depth = jnp.concatenate([jnp.broadcast_to(place, (rows, K + 1)), behind], axis=1)
-        real = jnp.pad(place < missing, ((0, 0), (0, K - 1)), constant_values=True)  # [B, 2K]
-        visible = real[:, None, :] & (depth[:, None, :] <= depth[:, :, None])
-        out = self.net(jnp.concatenate([text, masks], axis=1), cache, view=View(depth, visible))
-        last = jnp.take_along_axis(out.hidden, (missing - 1)[:, :, None], axis=1)
-        h = jnp.concatenate([last, out.hidden[:, K + 1 :]], axis=1)
-        guesses, q = draw_all(self.net.head(h), self.kind, context)
-        block = jax.tree.map(lambda x: x[..., : K + 1, :], out.block)
-        return Proposal(guesses, q), (cache, block, missing[:, 0])
+    def update(self, held: State, kept: Kept) -> State:
+        return State(held.cache, kept.tokens, kept.count)
 
-    def update(self, held, kept):
-        cache, block, count = held
-        count = jnp.where(kept.count > 0, count, 0)
-        return cache.commit(block, count, after=kept.tokens[:, -1])
-
-    def grow(self, cache, slots):
-        return cache.grow(slots)
+    def grow(self, state: State, slots: int) -> State:
+        return dataclasses.replace(state, cache=state.cache.grow(slots))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PardObjective(BaseObjective):
-    """Cross entropy of every guess at every place, all masks in one pass (none are dropped)."""
+class Objective(BaseObjective):
+    """Cross entropy of all K guesses at every token (equation 6), with conditional drop (3.2).
 
-    decay: float = 0.9  # of the weight of a guess
-    mask_id: int = -1  # -1: the last token, as `Pard.fresh` has it
+    Masks that stand k behind a token are trained at a share max(r^k, r_min) of the tokens, each
+    a subset of those of k - 1, since a mask sees the masks before it.
+    """
 
-    def logits(self, params, batch) -> Array:
-        """[B, T, K, V]: of guess i with token t pending."""
-        K, (rows, T) = self.num_draft, batch.tokens.shape
-        mask = self.config.vocab_size - 1 if self.mask_id < 0 else self.mask_id
-        masks = jnp.full((rows, (K - 1) * T), mask, jnp.int32)
-        tokens = jnp.concatenate([batch.tokens, masks], axis=1)  # the text, then masks j of all t
-        j, t = (x.reshape(-1) for x in jnp.mgrid[:K, :T])  # j = 0: the text
-        own = (t[None, :] == t[:, None]) & (j[None, :] <= j[:, None])
-        visible = own | ((j[None, :] == 0) & (t[None, :] <= t[:, None]))
+    keep: float = 0.7  # r
+    least: float = 0.2  # r_min
+
+    def logits(self, params: Params, tokens: Array, after: Array, step: Array) -> Array:
+        """[B, U, V]: of the text (the first T, step 0) and of masks ``step`` behind ``after``."""
         net = self.net(params)
-        out = net(tokens, view=View((t + j)[None], visible[None]))
-        return net.head(out.hidden).reshape(rows, K, T, -1).swapaxes(1, 2)
+        rows, size = tokens.shape
+        masks = jnp.full((rows, len(after) - size), net.config.vocab_size - 1, tokens.dtype)
+        text = (step[None, :] == 0) & (after[None, :] <= after[:, None])
+        block = (after[None, :] == after[:, None]) & (step[None, :] <= step[:, None])
+        view = View((after + step)[None], (text | block)[None])
+        fed = jnp.concatenate([tokens, masks], axis=1)
+        return net.head(net(fed, view=view).hidden)[..., :-1]
 
-    def __call__(self, params, batch, target, key):
-        logits, K = self.logits(params, batch), self.num_draft
-        counted = labelled(batch, K)
-        entropy = losses.cross_entropy(logits, stack_ahead(batch.tokens, K))
-        scale = self.decay ** jnp.arange(K, dtype=jnp.float32)
-        loss = jnp.where(counted, entropy, 0.0) * scale[None, None]
-        return loss.sum(), counted[..., 0].sum().astype(jnp.float32), {}
+    def places(self, order: Array, keep: float) -> tuple[Array, Array]:
+        """Of each token of the pass which token of the text it is behind, and how far."""
+        size = len(order)
+        after, step = [jnp.arange(size, dtype=jnp.int32)], [0] * size
+        for k in range(1, self.num_draft):
+            num = math.ceil(size * max(keep**k, self.least))
+            after.append(order[:num])
+            step += [k] * num
+        return jnp.concatenate(after), jnp.array(step, jnp.int32)
 
-    def matches(self, params, batch, target):
-        return self.logits(params, batch).argmax(-1) == stack_ahead(batch.tokens, self.num_draft)
+    def __call__(self, params: Params, batch: Batch, target: Frozen, key: Array) -> Any:
+        del target  # the text is the label, written by the target where it pays
+        order = jax.random.permutation(key, jnp.arange(batch.tokens.shape[1], dtype=jnp.int32))
+        after, step = self.places(order, self.keep)
+        counted = labelled(batch, self.num_draft)[:, after, step]
+        labels = stack_ahead(batch.tokens, self.num_draft)[:, after, step]
+        entropy = losses.cross_entropy(self.logits(params, batch.tokens, after, step), labels)
+        return jnp.where(counted, entropy, 0.0).sum(), counted.sum().astype(jnp.float32), {}
+
+    def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
+        rows, size = batch.tokens.shape
+        after, step = self.places(jnp.arange(size, dtype=jnp.int32), 1.0)
+        guesses = self.logits(params, batch.tokens, after, step).argmax(-1)
+        guesses = guesses.reshape(rows, self.num_draft, size).swapaxes(1, 2)
+        return guesses == stack_ahead(batch.tokens, self.num_draft)
+
+
+register_drafter("pard", Pard)
+register_objective("pard", Objective)

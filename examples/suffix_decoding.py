@@ -1,49 +1,58 @@
-"""Suffix decoding (Oliaro et al. 2024, arXiv:2411.04975), over the row's own text.
+"""Suffix decoding: the text so far says what follows (Oliaro et al. 2024, arXiv:2411.04975).
+
+Wherever the last m tokens stood before, something followed. For each m = 1..P the guesses walk
+through what did, from the most frequent token to the most frequent token behind it. The paper's
+suffix tree holds counts; here they are made anew each cycle, by a histogram over the places that
+still agree, so that all shapes are static. What is left out: the second tree, of earlier
+responses, and branches (the walk is the paper's tree with one child a node).
 
     python -m experiments.generate --drafter=examples/suffix_decoding.py:Suffix:8
-
-The text is searched for the places where its own end occurred before, as long a stretch of it as
-there is. Each continuation votes for its next token with the length of its match, the winner is
-guessed, and only the places that agree vote on: the most likely path through the suffix tree of the
-text. The tree itself is never built: on an accelerator all places are compared at once.
 """
 
 import jax
 import jax.numpy as jnp
 
-from specjax.extend import Array, Family, Stateless, check_num_draft, pytree, static
+from specjax.extend import Family, Stateless, pytree, register_drafter, static
 
 
 @pytree
 class Suffix(Stateless):
+    """Of the walks for each m the one whose guesses have the highest score, section 3.2."""
+
     num_draft: int = static(default=8)
-    longest: int = static(default=16)  # tokens of the end that are compared
-    shortest: int = static(default=1)  # a match of fewer guesses nothing
+    longest: int = static(default=16)  # P, the longest suffix that is looked for
+    factor: float = static(default=2.0)  # alpha: a match of m tokens is worth alpha * m guesses
 
     family = Family.LOOKUP
-    nested = True
+    summary = "suffix decoding: what most often followed the end of the text"
 
-    def __post_init__(self):
-        check_num_draft(self.num_draft)
+    def guess(self, tokens: jax.Array, length: jax.Array) -> jax.Array:
+        """[S], [] -> [K]; -1 behind the last guess of the best walk."""
+        place = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        text = jnp.where(place < length, tokens, -1)
+        known = jnp.sort(text)  # equal tokens have equal places in it: an alphabet of S letters
+        letter = jnp.searchsorted(known, text)
 
-    def guess(self, tokens: Array, length: Array) -> Array:
-        slots = jnp.arange(tokens.shape[0])
-        # matched[t]: how many tokens up to t equal those up to the last one.
-        running, matched = slots < length - 1, jnp.zeros_like(tokens)
-        for j in range(self.longest):
-            there = jnp.pad(tokens, (j, 0), constant_values=-1)[: tokens.shape[0]]
-            last = tokens[jnp.maximum(length - 1 - j, 0)]
-            running = running & (there == last) & (slots >= j) & (j < length)
-            matched = matched + running.astype(jnp.int32)
+        # agree[m - 1, i]: the m tokens before place i are the last m of the text.
+        sizes = range(1, self.longest + 1)
+        same = [(place >= m) & (jnp.roll(text, m) == text[length - m]) for m in sizes]
+        agree = jnp.cumprod(jnp.stack(same), axis=0, dtype=jnp.int32)
 
-        def step(votes: Array, i: Array) -> tuple[Array, Array]:
-            """``votes`` [S] of the places whose path was followed so far -> the next guess."""
-            votes = jnp.where(slots + 1 + i < length, votes, 0)
-            after = tokens[jnp.minimum(slots + 1 + i, tokens.shape[0] - 1)]
-            total = jnp.where(after[None, :] == after[:, None], votes[None, :], 0).sum(-1)
-            best = jnp.where(votes > 0, total, -1).argmax()
-            guess = jnp.where(votes.max() > 0, after[best], -1)
-            return jnp.where(after == guess, votes, 0), guess
+        guesses, trust = [], []
+        certain = jnp.ones(self.longest, jnp.float32)  # D(node), equation 2
+        for k in range(self.num_draft):
+            alive = jnp.where((place + k < length)[None, :], agree, 0)
+            ahead = jnp.roll(letter, -k)
+            count = jax.vmap(lambda a, to=ahead: jnp.zeros_like(place).at[to].add(a))(alive)
+            best = jnp.argmax(count, axis=1)
+            share = count.max(axis=1) / jnp.maximum(count.sum(axis=1), 1)  # C(node), equation 1
+            worth = jnp.array([k < self.factor * m for m in sizes])
+            certain = jnp.where(worth, certain * share, 0.0)
+            guesses.append(jnp.where(certain > 0, known[best], -1))
+            trust.append(certain)
+            agree = jnp.where(ahead[None, :] == best[:, None], alive, 0)
+        winner = jnp.argmax(jnp.stack(trust).sum(axis=0))  # SCORE, equation 3
+        return jnp.stack(guesses)[:, winner].astype(jnp.int32)
 
-        start = jnp.where(matched >= self.shortest, matched, 0)
-        return jax.lax.scan(step, start, jnp.arange(self.num_draft))[1]
+
+register_drafter("suffix", Suffix)

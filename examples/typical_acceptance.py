@@ -1,14 +1,12 @@
-"""Typical acceptance (Cai et al. 2024, arXiv:2401.10774, section 3.3), a rule that is not lossless.
+"""Typical acceptance (Medusa, Cai et al. 2024, arXiv:2401.10774, section 2.3.1): a lossy rule.
 
-    python -m experiments.generate --drafter=medusa --temperature=0.7 \\
+A guess x is accepted if p(x) > min(epsilon, delta * exp(-H(p))), with p the target's law and H its
+entropy, and if all guesses before it are. No coin is tossed and the drafter's law is not asked, so
+that a text is more often what the drafter guesses than the target alone would write. The token
+behind the accepted guesses is drawn from p.
+
+    python -m experiments.generate --drafter=demo:medusa --temperature=1 \\
         --rule=examples/typical_acceptance.py:rule
-
-A guess d is kept where the target finds it likely enough, less so where its law p is flat:
-
-    p(d) > min(epsilon, delta * exp(-entropy(p)))
-
-and the token after the kept ones is drawn from p. What is kept does not depend on the drafter's own
-law, and is not distributed as p: the text is another than the target's.
 """
 
 import dataclasses
@@ -21,11 +19,9 @@ from specjax.extend import Array, Proposal, Rule, at_guesses, end_guesses, pytre
 
 @pytree
 class TypicalLaw:
-    """What is kept is certain; the token after it follows the target's law."""
-
+    guesses: Array  # [K + 1]
+    survival: Array  # [K], 1 or 0
     p: Array  # [K + 1, V]
-    guesses: Array  # [K + 1] int32
-    survival: Array  # [K], 0 or 1
 
     def emission(self, index: Array) -> Array:
         return self.p[index]
@@ -34,7 +30,7 @@ class TypicalLaw:
 @dataclasses.dataclass(frozen=True)
 class Typical(Rule):
     epsilon: float = 0.09
-    delta: float = 0.3
+    delta: float = 0.3  # sqrt(epsilon), as in the paper's implementation
 
     name = "typical"
     takes = frozenset({"one_hot", "sampled", "coupled"})
@@ -42,10 +38,11 @@ class Typical(Rule):
 
     def law(self, logits: Array, proposal: Proposal) -> TypicalLaw:
         p = jax.nn.softmax(logits, axis=-1)
-        entropy = -(p * jnp.log(p + 1e-5)).sum(-1)
-        least = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))[:-1]
-        kept = at_guesses(p[:-1], proposal.tokens) > least
-        return TypicalLaw(p, end_guesses(proposal.tokens), jnp.cumprod(kept.astype(p.dtype)))
+        entropy = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0).sum(axis=-1)
+        threshold = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
+        guesses = end_guesses(proposal.tokens)
+        accepted = at_guesses(p, guesses) > threshold  # never where there is no guess
+        return TypicalLaw(guesses, jnp.cumprod(accepted[:-1], dtype=p.dtype), p)
 
 
 rule = Typical()

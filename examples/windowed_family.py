@@ -1,55 +1,48 @@
-"""A family like Mistral 7B (Jiang et al. 2023, arXiv:2310.06825): Llama's block with windows.
+"""Mistral 7B (Jiang et al. 2023, arXiv:2310.06825): Llama whose layers see a sliding window.
 
-    python -m experiments.generate --target=examples/windowed_family.py:Windowed:MISTRAL_DIR
+A token sees itself and the W - 1 tokens before it (section 2, figure 1), and the cache of such a
+layer is a ring of the window's size ("rolling buffer cache", figure 2). ``layer_types`` may let
+some layers see everything, as later models alternate; without it all slide, as in Mistral.
 
-With --import=examples/windowed_family.py the directory alone does: model_type "mistral" is known.
-A layer's memory has as many slots as its window, however long the text.
+    python -m experiments.generate --import=examples/windowed_family.py --target=DIR --draft=DIR
+    python -m experiments.generate --target=examples/windowed_family.py:Windowed:DIR
 """
 
 import dataclasses
-
-from flax import nnx
+from collections.abc import Mapping
+from typing import Any
 
 from specjax.extend import (
-    MLP,
-    Attention,
     Decoder,
     DecoderConfig,
     LlamaLayer,
-    RMSNorm,
     read_decoder_config,
+    read_windows,
     register_family,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowedConfig(DecoderConfig):
-    window: int | None = None  # a token sees itself and the window - 1 before it
-
-
-class WindowedLayer(LlamaLayer):
-    def __init__(self, config: WindowedConfig, *, dtype, rngs: nnx.Rngs):
-        made = {"dtype": dtype, "rngs": rngs}
-        norm = {"eps": config.rms_norm_eps, **made}
-        self.input_layernorm = RMSNorm(config.hidden_size, **norm)
-        self.self_attn = Attention(config, head_norm=False, window=config.window, **made)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, **norm)
-        self.mlp = MLP(config, **made)
+    windows: tuple[int | None, ...] = ()  # of each layer; None: it sees everything
 
 
 class Windowed(Decoder):
-    architecture = "MistralForCausalLM"
+    architecture = "MistralForCausalLM"  # as config.json has it, for writing
 
     @staticmethod
-    def make_layer(config, index, *, dtype, rngs):
-        del index  # all alike
-        return WindowedLayer(config, dtype=dtype, rngs=rngs)
+    def make_layer(config: WindowedConfig, index: int, *, dtype: Any, rngs: Any) -> LlamaLayer:
+        return LlamaLayer(config, window=config.windows[index], dtype=dtype, rngs=rngs)
 
     @staticmethod
-    def read_config(raw):
-        plain = read_decoder_config(raw, windows=True)  # its windows are read here
-        fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
-        return WindowedConfig(**fields, window=raw.get("sliding_window"))
+    def read_config(raw: Mapping[str, Any]) -> WindowedConfig:
+        config = read_decoder_config(raw, windows=True)
+        layers = config.num_layers
+        kinds = raw.get("layer_types") or ["sliding_attention"] * layers
+        if not raw.get("sliding_window"):  # null in Mistral 7B v0.2 and later
+            kinds = raw.get("layer_types") or ["full_attention"] * layers
+        windows = read_windows({**raw, "layer_types": kinds}, layers)
+        return WindowedConfig(**vars(config), windows=windows)
 
 
 register_family("mistral", Windowed)

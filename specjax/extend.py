@@ -33,6 +33,8 @@ of the tapped features, N heads, G key/value heads, H head width.
 
 from __future__ import annotations
 
+from flax import nnx
+
 from specjax.bench.prompt_sets import Question, register_prompt_set
 from specjax.core import keys, trees
 from specjax.core.attend import attend
@@ -177,6 +179,7 @@ __all__ = [
     "looking_back",
     "lookup",
     "losses",
+    "nnx",
     "normalise",
     "one_line",
     "onto_target",

@@ -1,90 +1,163 @@
-"""The files of examples/, as a user outside the repository has them."""
+"""examples/: methods in one file each, used by name, as a file outside the repository is."""
 
 from __future__ import annotations
 
-import dataclasses
+import ast
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
-from flax import nnx
-from safetensors.numpy import save_file
-from test_train_drafter import config_of, place, train  # noqa: F401 (a fixture)
+from scripts import script
+from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax.auditing.targets import SIZES, loud
-from specjax.checkpoint.export import named_tensors
+from specjax.checkpoint.drafters.named import parse
 from specjax.core import own
+from specjax.drafters.registry import DRAFTERS
 from specjax.models import FAMILIES
+from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
+from specjax.train.objectives import OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 EXAMPLES = Path(__file__).parent.parent / "examples"
+PARD, SUFFIX = f"{EXAMPLES}/pard.py:Pard", f"{EXAMPLES}/suffix_decoding.py:Suffix"
+ASK: dict[str, Any] = {"max_new_tokens": 24}
+WINDOW = 12
 
 
-def test_suffix_decoding() -> None:
-    """Greedy text is the target's; a continuation that most matches agree on is the guess."""
-    suffix = own.find(f"{EXAMPLES / 'suffix_decoding.py'}:Suffix")
-    run = jax.jit(lambda drafter, tokens, length: drafter.guess(tokens, length))
-    guess = lambda text, **kw: run(
-        suffix(3, **kw), jnp.asarray(text + [0] * (16 - len(text)), jnp.int32), len(text)
-    )
-    assert guess([1, 2, 3, 4, 1, 2]).tolist() == [3, 4, 1]
-    assert guess([7, 2, 5, 1, 2, 6, 1, 2, 5, 9, 1, 2]).tolist()[0] == 5  # votes 1 + 2 against 2
-    assert guess([1, 2, 3, 9, 9, 2]).tolist() == [3, 9, 9]
-    assert guess([1, 2, 3]).tolist() == [-1, -1, -1]
-    assert guess([1, 2, 9, 2], shortest=2).tolist() == [-1, -1, -1]
-    target, prompts = tiny.model(), tiny.prompts(3)
-    name = f"{EXAMPLES / 'suffix_decoding.py'}:Suffix:4"
-    out = specjax.generate(target, name, prompts, max_new_tokens=20)
-    assert out.tokens == specjax.generate(target, None, prompts, max_new_tokens=20).tokens
-    assert out.tau > 1.0 and out.trace.setup["family"] == "lookup"
+@pytest.fixture(autouse=True)
+def names() -> Iterator[None]:
+    """What the files register is forgotten: other tests go over the registries."""
+    tables: list[dict[str, Any]] = [DRAFTERS, FAMILIES, OBJECTIVES]
+    before = [dict(table) for table in tables]
+    yield
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)
 
 
-def test_windowed_family(tmp_path: Path) -> None:
-    """Loaded by its file or its name; memory follows the window, and the text is the right one."""
-    file = EXAMPLES / "windowed_family.py"
-    cls: Any = own.find(f"{file}:Windowed")
-    raw = {**SIZES, "model_type": "mistral", "vocab_size": 31, "num_hidden_layers": 2}
-    raw |= {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 6}
-    module = cls(cls.read_config(raw), dtype=jnp.float32, rngs=nnx.Rngs(0))
-    made = loud(module, "windowed", 6.0)
-    tensors = named_tensors(made.net.params)
-    stored = {n if n.startswith("lm_head") else f"model.{n}": x for n, x in tensors.items()}
-    save_file(stored, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({**raw, "torch_dtype": "float32"}))
-    try:
-        target = specjax.load(f"{file}:Windowed:{tmp_path}")
-        assert type(specjax.load(tmp_path).net.module) is cls  # the file has registered the name
-    finally:
-        del FAMILIES["mistral"]
-    assert target.config.window == 6
-    small, large = (target.net.init_cache(1, slots) for slots in (64, 1024))
-    sizes = [sum(x.size for x in jax.tree.leaves(cache.layers)) for cache in (small, large)]
-    assert sizes[0] == sizes[1]
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_an_example_imports_extend_alone(path: Path) -> None:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    found = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    nodes = ast.walk(ast.parse(path.read_text()))
+    found |= {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    library = {name for name in found if name and name.split(".")[0] not in sys.stdlib_module_names}
+    assert library <= {"jax", "jax.numpy", "numpy", "specjax.extend"} and "specjax.extend" in found
+
+
+def test_suffix_decoding_guesses_what_most_often_followed() -> None:
+    spec = parse(f"{SUFFIX}:4").load(tiny.model())
+
+    def guess(text: list[int]) -> list[int]:
+        slots = jnp.array(text + [9] * (40 - len(text)), jnp.int32)  # 9: stale
+        return spec.guess(slots, jnp.int32(len(text))).tolist()
+
+    often, late = [1, 2, 3, 5], [1, 2, 4, 6]
+    assert guess(often + often + late + [1, 2]) == [3, 5, 1, 2]  # twice, though not last
+    # A longer match, seen once, is worth more guesses than a short one that is often right.
+    assert guess([7, *late, *often, *often, 7, 1, 2]) == [4, 6, 1, 2]
+    assert guess([8, 5, 8]) == [5, 8, -1, -1]  # a match of one token: two guesses
+    assert guess([1, 2, 3]) == [-1] * 4
+    target = tiny.model()
     prompts = tiny.prompts(3)
-    out = specjax.generate(target, "ngram:3", prompts, max_new_tokens=20)
-    for prompt, tokens in zip(prompts, out.tokens, strict=True):
-        assert tokens == tiny.greedy_reference(target, prompt, 20)
+    out = specjax.generate(target, f"{SUFFIX}:4", prompts, **ASK)
+    assert out.tokens == specjax.generate(target, None, prompts, **ASK).tokens
+    assert out.trace.setup["family"] == "lookup" and out.tau > 1.1
+    checks = ["guesses", "texts", "state"]
+    assert specjax.audit(f"{SUFFIX}:2", texts=500, checks=checks).passed
 
 
-def test_pard(place: Path, tmp_path: Path) -> None:  # noqa: F811
-    """Trained by the script, tau as predicted; its state obeys the laws; text is the target's."""
-    name = f"{EXAMPLES / 'pard.py'}:Pard"
-    config = dataclasses.replace(
-        config_of(place, "medusa"), kind=name, sizes={"layers": 1}, objective={}, peak_lr=2e-2
+def write_windowed(path: Path, **changes: Any) -> Path:
+    write_tiny(path, noise=changes.pop("noise", 0.0))
+    raw = json.loads((path / "config.json").read_text())
+    raw |= {"model_type": "mistral", "sliding_window": WINDOW} | changes
+    (path / "config.json").write_text(json.dumps(raw))
+    return path
+
+
+def test_a_windowed_family_is_target_and_draft(tmp_path: Path) -> None:
+    own.run(EXAMPLES / "windowed_family.py")  # --import
+    target = specjax.load(write_windowed(tmp_path / "target"))
+    assert specjax.load(f"{EXAMPLES}/windowed_family.py:Windowed:{tmp_path}/target").config == (
+        target.config
     )
-    config = dataclasses.replace(config, steps=60, eval_every=60, checkpoint_every=60)
-    train(config, tmp_path / "run", str(tmp_path / "pard"), only=False)
-    first, *_, last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(first)["measured_tau"] < 1.5 < 2.0 < json.loads(last)["measured_tau"]
-    found = json.loads(last)
-    assert found["predicted_tau"] == pytest.approx(found["measured_tau"], abs=1e-3)
-    target = specjax.load(place / "target")
-    ask: dict[str, Any] = {"max_new_tokens": 24}
-    out = specjax.generate(target, f"{name}:{tmp_path / 'pard'}:2", "def f1(", **ask)
-    assert out.text == specjax.generate(target, None, "def f1(", **ask).text and out.tau > 1.5
-    assert specjax.audit(f"{name}:2", texts=500, checks=["guesses", "state"]).passed
+    draft = specjax.load(write_windowed(tmp_path / "draft", noise=0.05))
+    assert target.net.init_cache(1, 512).layers[0].keys.shape[2] == WINDOW - 1
+    wide = specjax.load(write_windowed(tmp_path / "wide", layer_types=["full_attention"]))
+    assert wide.net.init_cache(1, 512).layers[0].keys.shape[2] == 512
+
+    # One layer: a token hears of the 11 before it and of nothing else.
+    text = np.arange(40)[None] + 1
+    one = tiny.full_logits(target, text)
+    for place, heard in ((39 - WINDOW, False), (40 - WINDOW, True)):
+        other = text.copy()
+        other[0, place] = 99
+        same = np.array_equal(one[0, -1], tiny.full_logits(target, other)[0, -1])
+        assert same != heard
+    out = specjax.generate(target, specjax.drafters.LM(draft, 3), "def area(", **ASK)
+    assert out.tokens == [tiny.greedy_reference(target, target.tokenizer.encode("def area("), 24)]
+    assert out.tau > 1.5
+    assert specjax.audit(target=target, checks=["entries", "stale", "widths"]).passed
+
+
+def test_pard_is_trained_saved_and_loaded(tmp_path: Path) -> None:
+    target = specjax.load(write_tiny(tmp_path / "target"))
+    texts = specjax.generate(target, None, [[i] for i in range(1, 9)], max_new_tokens=40)
+    rows = [{"tokens": [i, *t], "prompt_tokens": 1} for i, t in enumerate(texts.tokens, 1)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DrafterConfig(
+        kind=PARD,
+        target=str(tmp_path / "target"),
+        init="",
+        num_draft=3,
+        sizes={"hidden": 32},
+        objective={"keep": 0.8},
+        data=DataConfig((str(data),), (str(data),), 48),
+        eval=EvalConfig(rows=4, prompts=3, prompt_tokens=8, max_new_tokens=24),
+        optimizer="adamw",
+        peak_lr=2e-2,
+        warmup_steps=2,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        steps=30,
+        rows=8,
+        accumulate=1,
+        seed=0,
+        log_every=10,
+        eval_every=30,
+        checkpoint_every=30,
+        compute_dtype="float32",
+    )
+    export = tmp_path / "export"
+    with script("train_drafter") as train_drafter:
+        train_drafter.run(config, tmp_path / "run", None, str(export), only=False)
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["measured_tau"] < 1.5 < lines[-1]["measured_tau"]
+    assert lines[-1]["heldout_loss"] < 0.5 * lines[0]["heldout_loss"]
+    assert lines[-1]["predicted_tau"] == pytest.approx(lines[-1]["measured_tau"], abs=1e-3)
+    out = specjax.generate(target, f"{PARD}:{export}", [[3], [5, 6]], **ASK)
+    assert out.tokens == specjax.generate(target, None, [[3], [5, 6]], **ASK).tokens
+    assert out.tau > 1.5 and out.trace.setup["num_draft"] == 3
+    assert specjax.audit(PARD, texts=500, checks=["guesses", "texts", "state"]).passed
+
+
+def test_typical_acceptance_runs_marked_and_fails_by_name() -> None:
+    rule = f"{EXAMPLES}/typical_acceptance.py:rule"
+    ask = {**ASK, "temperature": 1.0, "rule": rule}
+    out = specjax.generate(tiny.model(), f"{SUFFIX}:3", tiny.prompts(3), **ask)
+    assert out.rule == "typical" and out.trace.setup["lossless"] is False
+    report = specjax.audit(f"{SUFFIX}:2", rule, texts=500, checks=["rule", "texts", "state"])
+    assert not report.lossless and "typical deviates from the target's law" in report.verdict
+    assert {c.name: c.passed for c in report.checks} == {
+        "rule": False,
+        "texts": False,
+        "state": True,
+    }

@@ -19,14 +19,22 @@ from specjax.models.registry import register
 
 
 class LlamaLayer(nnx.Module):
-    """Pre-norm attention, pre-norm gated MLP."""
+    """Pre-norm attention, over a ``window`` if there is one (`Attention`), pre-norm gated MLP."""
 
     head_norm = False
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        window: int | None = None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         norm: dict[str, Any] = {"eps": config.rms_norm_eps, "dtype": dtype, "rngs": rngs}
         self.input_layernorm = RMSNorm(config.hidden_size, **norm)
-        self.self_attn = Attention(config, head_norm=self.head_norm, dtype=dtype, rngs=rngs)
+        attention: dict[str, Any] = {"head_norm": self.head_norm, "window": window}
+        self.self_attn = Attention(config, **attention, dtype=dtype, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, **norm)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
