@@ -1,14 +1,12 @@
 """PARD (An et al. 2025, arXiv:2504.18583): a draft model that guesses K tokens in one pass.
 
 Behind the text x_1..x_n it reads K - 1 mask tokens, and says at x_n and at each mask the token that
-follows there: p(x_{n+k} | x_1..x_n, m, .., m), equation 4. It is a language model in all else. Its
+follows there: p(x_{n+k} | x_1..x_n, m, .., m). It is a language model in all else. Its
 mask is one more row of the embedding (the paper takes an unused token). Accepted guesses are fed in
-the next cycle, before the pending token: one pass a cycle, section 3.1.
+the next cycle, before the pending token: one pass a cycle.
 
-    python -m experiments.train_drafter --config=configs/train_medusa.py --workdir=runs/pard \\
-        --config.kind=examples/pard.py:Pard --config.sizes='{"hidden": 128}' \\
-        --config.objective='{"keep": 0.7}' --config.export_format=plain \\
-        --export_dir=runs/pard/export
+    python -m experiments.train_drafter --config=configs/train_own.py --workdir=runs/pard \\
+        --config.kind=examples/pard.py:Pard --export_dir=runs/pard/export
     python -m experiments.generate --drafter=examples/pard.py:Pard:runs/pard/export
 """
 
@@ -54,6 +52,7 @@ class Pard(Spec):
     kind: str | None = None
 
     net_class = Llama
+    nested = True  # a mask sees none behind it
     summary = "PARD: a language model that guesses at mask tokens, in one pass"
 
     def bind(self, target: Any, kind: str) -> "PardDrafter":
@@ -147,7 +146,7 @@ class PardDrafter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective(BaseObjective):
-    """Cross entropy of all K guesses at every token (equation 6), with conditional drop (3.2).
+    """Cross entropy of all K guesses at every token, with conditional drop-token (COD).
 
     Masks that stand k behind a token are trained at a share max(r^k, r_min) of the tokens, each
     a subset of those of k - 1, since a mask sees the masks before it.

@@ -17,7 +17,7 @@ from specjax.extend import Family, Stateless, pytree, register_drafter, static
 
 @pytree
 class Suffix(Stateless):
-    """Of the walks for each m the one whose guesses have the highest score, section 3.2."""
+    """Of the walks for each m the one whose guesses have the highest score."""
 
     num_draft: int = static(default=8)
     longest: int = static(default=16)  # P, the longest suffix that is looked for
@@ -39,19 +39,19 @@ class Suffix(Stateless):
         agree = jnp.cumprod(jnp.stack(same), axis=0, dtype=jnp.int32)
 
         guesses, trust = [], []
-        certain = jnp.ones(self.longest, jnp.float32)  # D(node), equation 2
+        certain = jnp.ones(self.longest, jnp.float32)  # D(node): that the walk comes here
         for k in range(self.num_draft):
             alive = jnp.where((place + k < length)[None, :], agree, 0)
             ahead = jnp.roll(letter, -k)
             count = jax.vmap(lambda a, to=ahead: jnp.zeros_like(place).at[to].add(a))(alive)
             best = jnp.argmax(count, axis=1)
-            share = count.max(axis=1) / jnp.maximum(count.sum(axis=1), 1)  # C(node), equation 1
+            share = count.max(axis=1) / jnp.maximum(count.sum(axis=1), 1)  # C(node)
             worth = jnp.array([k < self.factor * m for m in sizes])
             certain = jnp.where(worth, certain * share, 0.0)
             guesses.append(jnp.where(certain > 0, known[best], -1))
             trust.append(certain)
             agree = jnp.where(ahead[None, :] == best[:, None], alive, 0)
-        winner = jnp.argmax(jnp.stack(trust).sum(axis=0))  # SCORE, equation 3
+        winner = jnp.argmax(jnp.stack(trust).sum(axis=0))  # SCORE: the sum of D
         return jnp.stack(guesses)[:, winner].astype(jnp.int32)
 
 

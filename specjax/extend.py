@@ -28,7 +28,16 @@ of the tapped features, N heads, G key/value heads, H head width.
                     __call__(tokens, cache, view=, before=, taps=) -> Pass, head and init_cache.
     A prompt set    a list of texts or of `Question`, or a function from an object to a Question.
 
-`help(specjax.extend.NAME)` says more of each.
+What is handed over, with its shapes (U = P + T, P of them fed before in the same block):
+
+    Proposal        tokens [B, K] int32 (-1: none), q [B, K, V] or None, wanted [B] or None.
+    Kept            tokens [B, K + 1] as they were fed, of which count [B] are committed; features
+                    [B, K + 1, F] or None.
+    Context         tokens [B, S], length [B], pending [B, 1], keys [B], counts, target.
+    View            depth [B or 1, U] behind the cache, visible [B or 1, T, U] bool.
+    Batch           tokens [B, T] int32, right-padded; supervised [B, T] bool; length [B].
+
+`help(specjax.extend.NAME)` says more of each; help of the whole module is long.
 """
 
 from __future__ import annotations
