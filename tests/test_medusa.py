@@ -16,6 +16,7 @@ from flax import nnx
 from safetensors.flax import load_file
 
 import specjax
+from specjax.checkpoint.drafters import named
 from specjax.core import trees
 from specjax.drafters import DRAFTERS, MedusaTree
 from specjax.drafters.medusa import Medusa
@@ -186,6 +187,13 @@ def test_what_is_no_tree_is_refused() -> None:
         dataclasses.replace(spec, kind="sampled").bind(target, "one_hot")
     with pytest.raises(ValueError, match="a tree of 61: use rule 'coupled'"):
         specjax.generate(target, spec, [[1, 2]], temperature=1.0, rule="block")
+
+
+def test_its_name_counts_nodes() -> None:
+    target = specjax.load("demo:target")
+    spec = named.parse("medusa_tree:4").load(target)
+    assert isinstance(spec, MedusaTree) and spec.nodes == ((0,), (0, 0), (1,), (0, 1))
+    assert len(named.parse("medusa_tree").load(target).nodes) == 38  # for its two heads
 
 
 def test_a_row_at_temperature_0_has_siblings_in_any_batch() -> None:

@@ -80,6 +80,8 @@ class Spec(abc.ABC):
     family: ClassVar[Family | None] = None
     # Whether its first k guesses are those of the same drafter with num_draft=k.
     nested: ClassVar[bool] = False
+    # Whether its K is not that of the spec which its checkpoint is loaded as.
+    recounts: ClassVar[bool] = False
     # The class of ``net.module``, made as ``net_class(config, dtype=, rngs=)``: needed to load what
     # was saved in the plain format (`checkpoint.drafters.plain`).
     net_class: ClassVar[Any] = None

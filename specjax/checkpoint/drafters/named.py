@@ -100,7 +100,9 @@ class Named:
             return entry.make(spec, said.num_draft)
         own_kind = said.name is not None and own.is_own(said.name)
         place = f"{said.name}:{said.checkpoint}" if own_kind else said.checkpoint
-        spec = load_drafter(place, target, dtype=dtype, num_draft=said.num_draft)
+        later = entry is not None and ask(entry.thing, "recounts")
+        asked = None if later else said.num_draft
+        spec = load_drafter(place, target, dtype=dtype, num_draft=asked)
         if entry is None or own_kind:
             return spec
         if (family_of(spec) is Family.MODEL) != (ask(entry.thing, "family") is Family.MODEL):
@@ -108,7 +110,7 @@ class Named:
             raise ValueError(
                 f"{said.checkpoint} holds {kind}, which is not {said.name}; leave the name out."
             )
-        return entry.make(spec, None)
+        return entry.make(spec, said.num_draft if later else None)
 
 
 def parse(text: str) -> Named:

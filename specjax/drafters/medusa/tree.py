@@ -45,6 +45,7 @@ class MedusaTree(Spec):
     summary = "Medusa's heads, with a static tree of their best guesses"
     demo = "demo:medusa"
     needs_model = True
+    recounts = True  # nodes, not heads
     net_class = MedusaNet
     __repr__ = one_line
 
