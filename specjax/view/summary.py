@@ -33,8 +33,8 @@ def make_record(
         "finish": finish,
         "seed": seed,
         "tau": committed / len(cycles),
-        # Of each cycle: guesses, accepted ones, committed tokens.
-        "cycles": [[len(c.proposed), c.accepted, c.committed] for c in cycles],
+        # Of each cycle: guesses (of a tree, its levels), accepted ones, committed tokens.
+        "cycles": [[c.num_levels, c.accepted, c.committed] for c in cycles],
     }
 
 
