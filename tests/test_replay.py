@@ -107,7 +107,7 @@ def test_look_up_is_the_drafter(k: int, most: int, least: int) -> None:
     texts = rng.integers(0, 3, (40, 24)).astype(np.int32)
     lengths = rng.integers(1, 25, 40).astype(np.int32)
     drafter = NGram(k, max_ngram=most, min_ngram=least)
-    guesses = jax.jit(jax.vmap(drafter._guess_row))(jnp.asarray(texts), jnp.asarray(lengths))
+    guesses = jax.jit(jax.vmap(drafter.guess))(jnp.asarray(texts), jnp.asarray(lengths))
     for text, length, guess in zip(texts, lengths, np.asarray(guesses)):
         found = replay.look_up(text[:length], k, most, least)
         assert found == tuple(t for t in guess.tolist() if t >= 0)
