@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from specjax.extend import (
-    Decoder,
     DecoderConfig,
+    Llama,
     LlamaLayer,
     read_decoder_config,
     read_windows,
@@ -27,7 +27,7 @@ class WindowedConfig(DecoderConfig):
     windows: tuple[int | None, ...] = ()  # of each layer; None: it sees everything
 
 
-class Windowed(Decoder):
+class Windowed(Llama):
     architecture = "MistralForCausalLM"  # as config.json has it, for writing
 
     @staticmethod
@@ -43,6 +43,16 @@ class Windowed(Decoder):
             kinds = raw.get("layer_types") or ["full_attention"] * layers
         windows = read_windows({**raw, "layer_types": kinds}, layers)
         return WindowedConfig(**vars(config), windows=windows)
+
+    @classmethod
+    def write_config(cls, config: WindowedConfig) -> dict[str, Any]:
+        """What `read_config` reads; Transformers' Mistral knows no ``layer_types``."""
+        window = next((w for w in config.windows if w), None)
+        said = super().write_config(config) | {"sliding_window": window}
+        if window and None in config.windows:
+            kinds = ["sliding_attention" if w else "full_attention" for w in config.windows]
+            said["layer_types"] = kinds
+        return said
 
 
 register_family("mistral", Windowed)

@@ -17,6 +17,7 @@ from scripts import script
 from tiny_checkpoint import write_tiny
 
 import specjax
+from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.drafters.named import parse
 from specjax.core import own
 from specjax.drafters.registry import DRAFTERS
@@ -89,6 +90,8 @@ def test_a_windowed_family_is_target_and_draft(tmp_path: Path) -> None:
         target.config
     )
     draft = specjax.load(write_windowed(tmp_path / "draft", noise=0.05))
+    save_drafter(specjax.drafters.LM(draft), tmp_path / "saved", format="hf", target=target)
+    assert specjax.load(tmp_path / "saved").config == draft.config
     assert target.net.init_cache(1, 512).layers[0].keys.shape[2] == WINDOW - 1
     wide = specjax.load(write_windowed(tmp_path / "wide", layer_types=["full_attention"]))
     assert wide.net.init_cache(1, 512).layers[0].keys.shape[2] == 512

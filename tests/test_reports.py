@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -16,9 +17,9 @@ from scripts import invoke, script
 import specjax
 from specjax.measure import metrics, trace_file
 from specjax.measure.trace import Trace
-from specjax.view import figures, tables
+from specjax.view import figures, gallery, tables
 from specjax.view.report import page, report_traces, write_report
-from specjax.view.result import from_traces, read_results
+from specjax.view.result import Result, from_traces, read_results
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 
@@ -40,6 +41,25 @@ def test_reports_of_directories_and_of_traces(tmp_path: Path) -> None:
         write_report([a, c])
     alone = page(from_traces({"plain": PLAIN, "dflash": TRACE}), [])
     assert "2.00x" in alone and "Race" in alone
+
+
+def test_what_guessed_nothing_has_no_picture_of_acceptance() -> None:
+    """A lookup in texts that repeat nothing, alone or beside others; the rest is drawn."""
+    both = from_traces({"plain": PLAIN, "dflash": TRACE, "lookup": TRACE})
+
+    def without(*names: str) -> Result:
+        cases = tuple(
+            {**c, "metrics": {**c["metrics"], "survival": []}} if c["name"] in names else c
+            for c in both.cases
+        )
+        traces = {n: PLAIN if n in names else t for n, t in both.traces.items()}
+        return dataclasses.replace(both, cases=cases, traces=traces)
+
+    for result, drawn in ((without("dflash", "lookup"), False), (without("lookup"), True)):
+        shown = gallery.pictures(result)
+        assert ("acceptance" in {p.name for p in shown}) == drawn
+        for picture in shown:
+            assert picture.figure().axes
 
 
 HOSTILE = "=cmd|' /C'!A0\n`x` <b>*[a](http://x)*</b> \x1b[31m[red]"

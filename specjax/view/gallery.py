@@ -138,7 +138,10 @@ def _acceptance(result: Result) -> list[Picture]:
         if c["drafter"] != "none"
         and setting_key(c) == setting_key(best)
         and c["name"] in result.traces
+        and c["metrics"]["survival"]  # a lookup may have guessed nothing
     ]
+    if not alike:
+        return []
     # Of each drafter and rule the best k; then the best of those.
     alike.sort(key=lambda c: -(speedup_of(c) or c["metrics"]["tau"] or 0.0))
     kinds: dict[tuple[object, object], Case] = {}
@@ -156,14 +159,11 @@ def _acceptance(result: Result) -> list[Picture]:
             "Dots: conditional, the same of those that accepted the guess before. Vertical lines: "
             "95 % bootstrap intervals over requests.",
             lambda ax: draw.plot_acceptance(
-                {n: result.traces[c["name"]] for n, c in zip(names, chosen)}
-                if len(chosen) > 1
-                else {series_name(best): result.traces[best["name"]]},
-                ax=ax,
+                {n: result.traces[c["name"]] for n, c in zip(names, chosen)}, ax=ax
             ),
         )
     ]
-    groups = categories(result.traces[best["name"]])
+    groups = categories(result.traces[best["name"]]) if best in alike else {}
     if 2 <= len(groups) <= MOST_GROUPS:
         made.append(
             Picture(
