@@ -283,7 +283,7 @@ def test_a_window_allocates_the_window(from_anchor: bool) -> None:
 
     rng = np.random.default_rng(2)
     text = jnp.asarray(rng.integers(0, 31, (1, width)), jnp.int32)
-    features = target().net(text, taps=config.taps).features
+    features = jax.jit(lambda net: net(text, taps=config.taps).features)(target().net)
     anchors = jnp.arange(1, width)[None]
     blocks, net = Blocks.at(anchors, config.block_size), spec.net.module
     context = net.context(features, jnp.arange(width)[None])
@@ -291,10 +291,11 @@ def test_a_window_allocates_the_window(from_anchor: bool) -> None:
     tokens = tokens.at[:, 0].set(text[0, 1:])
     x = embed(net, config, drafter.vocabulary, tokens.reshape(1, -1))
     look = blocks.looking_at(context, config)
-    want = net.block(x, blocks.positions, blocks.offsets, look)
+    want = jax.jit(lambda x: net.block(x, blocks.positions, blocks.offsets, look))(x)
     want = want.reshape(width - 1, config.block_size, -1)[:, 1:]
 
     rows, length = width - 1, np.zeros(width - 1, int)  # one row an anchor
+    prefill = jax.jit(drafter.prefill)
     state, features = (
         drafter.init(rows, 64),
         jnp.broadcast_to(features, (rows, *features.shape[1:])),
@@ -303,7 +304,7 @@ def test_a_window_allocates_the_window(from_anchor: bool) -> None:
         count = np.minimum(rng.integers(0, 12, rows), np.arange(1, width) - length)
         place = np.minimum(length[:, None] + np.arange(12), width - 1)
         block = jnp.take_along_axis(features, jnp.asarray(place)[..., None], axis=1)
-        state = drafter.prefill(state, None, jnp.asarray(count, jnp.int32), block)
+        state = prefill(state, None, jnp.asarray(count, jnp.int32), block)
         length += count
     lengths = jnp.asarray(length + 1, jnp.int32)
     keys, sampling = (
@@ -311,4 +312,4 @@ def test_a_window_allocates_the_window(from_anchor: bool) -> None:
         make_sampling([Options()] * rows, 31),
     )
     one = base.Context(jnp.broadcast_to(text, (rows, width)), lengths, keys, sampling, None)
-    np.testing.assert_allclose(drafter.states(state, one), want, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(drafter.states)(state, one), want, atol=2e-5)

@@ -130,8 +130,8 @@ def one_key_for_coin_and_residual(patch: Patch) -> None:
 
 
 def draft_steps_share_a_key(patch: Patch) -> None:
-    draw = lm.LMDrafter._draw
-    patch.setattr(lm.LMDrafter, "_draw", lambda self, x, i, *rest: draw(self, x, 0 * i, *rest))
+    draw = lm.draw
+    patch.setattr(lm, "draw", lambda logits, kind, i, *rest: draw(logits, kind, 0 * i, *rest))
 
 
 def keys_not_folded_with_length(patch: Patch) -> None:

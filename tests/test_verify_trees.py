@@ -125,7 +125,7 @@ def test_every_shape_is_there():
 def test_emits_the_target_law_whatever_the_tree(name):
     """Tokens guessed twice and empty places included; law by level as the mean over places."""
     rule, rng = verify.get(name), np.random.default_rng(1)
-    for parents, blocks in some_blocks(rng, 2, 24):
+    for parents, blocks in some_blocks(rng, 2, 12):
         M, depth = trees.num_levels(parents), trees.depths(parents)
         p = random_tables(rng, 2, M)
         if name == "greedy":
@@ -150,7 +150,7 @@ def test_the_walk_follows_its_law():
     """Every choice of the target's own tokens, weighted by its chance; equal texts agree."""
     V, W, rule, rng = 2, MOST, verify.get("coupled"), np.random.default_rng(2)
     own, places = all_blocks(V, W + 1), np.arange(W + 1)
-    for parents, blocks in some_blocks(rng, V, 24):
+    for parents, blocks in some_blocks(rng, V, 12):
         p = random_tables(rng, V, trees.num_levels(parents))
         chances = laws_behind(p, parents, blocks)
         stops, after, *_ = evaluate(rule, chances, blocks, parents)
