@@ -92,28 +92,29 @@ def test_greedy_and_coupled_text_is_the_plain_one(name: str, least: float) -> No
 
 
 def test_the_state_is_that_of_a_fresh_prefill() -> None:
-    target, least = tiny.model(), 0.5
-    texts, states = tiny.prompts(12), []
-    for cycles in (6, 0):
-        rows = [session.Row(t, Options(temperature=0.8), i, 40, ()) for i, t in enumerate(texts)]
-        s = session.Session(target, specs(least)["lm"], rows)
-        s.advance(cycles)
-        states.append(s)
-        texts = [t + n for t, n in zip(texts, s.new_tokens())]
-    lengths = {len(c.proposed) for row in states[0].trace().rows for c in row}
-    assert len(lengths) > 2, lengths
-    proposals = []
-    for s in states:
-        context = decode.Context(
-            s.state.tokens, s.state.length, s.request.keys, s.request.sampling, None
-        )
-        proposals.append(jax.jit(s.drafter.propose)(s.state.draft, context)[0])
-    ours, fresh = proposals
-    assert (ours.wanted == fresh.wanted).all()
-    wanted = np.arange(5)[None, :] < np.asarray(ours.wanted)[:, None]
-    assert (np.asarray(ours.tokens == fresh.tokens) | ~wanted).all()
-    difference = np.abs(np.asarray(ours.q - fresh.q)).max(-1)
-    assert difference[wanted].max() < 2e-4
+    """Row by row: then drafting ends with the row's own guesses, and all may be right."""
+    target, spec = tiny.model(), specs(0.5)["lm"]
+    propose, all_right = jax.jit(lambda drafter, *rest: drafter.propose(*rest)[0]), 0
+    for seed, text in enumerate(tiny.prompts(16)):
+        proposals = []
+        for cycles in (6, 0):
+            row = session.Row(text, Options(temperature=0.8), seed, 40, ())
+            s = session.Session(target, spec, [row])
+            s.advance(cycles)
+            if cycles:
+                text, last = text + s.new_tokens()[0], s.trace().rows[0][-1]
+                all_right += 0 < last.accepted == len(last.proposed) < 5
+            asked = s.request
+            context = decode.Context(
+                s.state.tokens, s.state.length, asked.keys, asked.sampling, None
+            )
+            proposals.append(propose(s.drafter, s.state.draft, context))
+        ours, fresh = proposals
+        wanted = int(fresh.wanted[0])
+        assert int(ours.wanted[0]) == wanted
+        assert (ours.tokens[0, :wanted] == fresh.tokens[0, :wanted]).all()
+        np.testing.assert_allclose(ours.q[0, :wanted], fresh.q[0, :wanted], atol=2e-4)
+    assert all_right >= 2, all_right
 
 
 @pytest.mark.parametrize("name", ["lm", "dspark"])

@@ -134,7 +134,6 @@ class Held:
     cache: Cache
     block: Block  # of the K + 1 tokens that were fed
     padded: Array  # [B] bool: the first of them is padding
-    num_guesses: Array | int  # that were drawn; all but the last were fed
 
 
 @pytree
@@ -203,11 +202,11 @@ class LMDrafter:
 
         logits, block = self._logits(out.hidden[:, -1]), widen(out.block, width)
         if self.min_confidence is not None:
-            drawn, num = self._while_worth(logits, block, step, context)
+            drawn = self._while_worth(logits, block, step, context)
             proposal = Proposal(tokens=drawn.tokens, q=drawn.laws, wanted=drawn.wanted)
-            return proposal, Held(cache, drawn.block, padded, num)
+            return proposal, Held(cache, drawn.block, padded)
         proposal, block = self._always(logits, block, step, context)
-        return proposal, Held(cache, block, padded, self.num_draft)
+        return proposal, Held(cache, block, padded)
 
     def _always(
         self, logits: Array, block: Block, step: Step, context: Context
@@ -231,10 +230,8 @@ class LMDrafter:
         )
         return Proposal(tokens=guesses, q=q), block
 
-    def _while_worth(
-        self, logits: Array, block: Block, step: Step, context: Context
-    ) -> tuple[Drawn, Array]:
-        """At least one guess and at most K, until no row wants another; and how many."""
+    def _while_worth(self, logits: Array, block: Block, step: Step, context: Context) -> Drawn:
+        """At least one guess and at most K, until no row wants another."""
 
         def take(drawn: Drawn, logits: Array, i: Array) -> Drawn:
             """Draws guess ``i``; whether it is worth verifying is known before it is drawn."""
@@ -271,8 +268,7 @@ class LMDrafter:
         going = jnp.ones((rows,), bool) if context.done is None else ~context.done
         first = Drawn(none, None, jnp.zeros((rows,), jnp.int32), going, block, context.counts)
         first = take(first, logits, jnp.int32(0))
-        num, drawn = jax.lax.while_loop(worth, body, (jnp.int32(1), first))
-        return drawn, num
+        return jax.lax.while_loop(worth, body, (jnp.int32(1), first))[1]
 
     def _logits(self, x: Array) -> Array:
         """States [B, D] -> logits [B, V] over the target's vocabulary."""
@@ -290,8 +286,8 @@ class LMDrafter:
         return jnp.minimum(tokens, self.net.config.vocab_size - 1)
 
     def update(self, held: Held, kept: Kept) -> Cache:
-        # The last guess was never fed.
-        count = jnp.where(held.padded, 0, 1) + jnp.minimum(kept.count, held.num_guesses)
+        # Guess K was never fed; of fewer guesses the last is not worth verifying.
+        count = jnp.where(held.padded, 0, 1) + jnp.minimum(kept.count, self.num_draft)
         block = drop_first(held.block, held.padded)
         count = jnp.where(kept.count > 0, count, 0)
         return held.cache.commit(block, count, after=kept.tokens[:, -1])
