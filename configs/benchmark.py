@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         temperatures=(0.0, 1.0),
         batches=(1,),
         options=(),  # "top_k=40", "top_p=0.9", ...: as of specjax.generate
-        # builtin, or NAME:PATH (specjax/bench/prompt_sets.py says which there are).
+        # builtin, or NAME:PATH (specjax/prompts/prompt_sets.py says which there are).
         prompt_sets=("builtin",),
         num_prompts=12,  # of each set, spread over it; 0: all
         max_prompt_tokens=0,  # num_prompts are drawn from those of at most so many; 0: any
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         seed=0,
         calibrate=5,  # rounds of calibration behind the measurement; 0: no prediction
         details=False,  # also probabilities (alpha_model, the report's tooltips), untimed
-        curves=(),  # for synthetic and predict: specjax/bench/curves.py
+        curves=(),  # for synthetic and predict: specjax/lab/bench/curves.py
         costs="",  # for predict (and replay): costs.json, or the directory of a run that has one
         stop_rules=(),  # for replay: confident:0.4, jointly:0.2
         compilation_cache="default",  # "": none

@@ -15,8 +15,8 @@ from specjax import verify
 from specjax.core.assignments import read_assignments
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.limits import LARGEST, check_count
-from specjax.measure.prompts import FilePrompt
-from specjax.prompts import conversation_ids, conversation_text
+from specjax.prompts.files import FilePrompt
+from specjax.prompts.ids import conversation_ids, conversation_text
 from specjax.sampling import Options
 from specjax.verify import RULES
 

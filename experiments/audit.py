@@ -26,9 +26,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from specjax.auditing import CHECKS, TARGET_CHECKS, Check, prepare
 from specjax.core.files import write_atomically
 from specjax.drafters import DRAFTERS
+from specjax.lab.audit import CHECKS, TARGET_CHECKS, Check, prepare
 from specjax.models import FAMILIES
 from specjax.verify import RULES
 

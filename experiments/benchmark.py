@@ -22,7 +22,9 @@ from rich import progress
 from rich.console import Console
 
 from experiments import cli
-from specjax.bench import (
+from specjax.core.compile_cache import default_directory, use_compile_cache
+from specjax.core.files import write_atomically
+from specjax.lab.bench import (
     comparison,
     costing,
     detailing,
@@ -33,14 +35,12 @@ from specjax.bench import (
     outputs,
     scoring,
 )
-from specjax.bench.curves import parse_curve
-from specjax.bench.store import Record, Store, write_json
-from specjax.bench.summary import summarise
-from specjax.core.compile_cache import default_directory, use_compile_cache
-from specjax.core.files import write_atomically
-from specjax.measure import predicted
-from specjax.view import escape, headline
-from specjax.view.tables import table
+from specjax.lab.bench.curves import parse_curve
+from specjax.lab.bench.store import Record, Store, write_json
+from specjax.lab.bench.summary import summarise
+from specjax.lab.costs import predicted
+from specjax.lab.view import escape, headline
+from specjax.lab.view.tables import table
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the results go, or are.")

@@ -4,7 +4,7 @@
   python -m experiments.benchmark_docs --check      # fails if the file is not what this would write
 
 To store a benchmark: copy its metrics.json to docs/results/NAME/ (and what other scripts wrote with
---output to docs/results/), and name it in the template; `specjax.bench.documents` says how.
+--output to docs/results/), and name it in the template; `specjax.lab.bench.documents` says how.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from specjax.bench.documents import render
 from specjax.core.files import write_atomically
+from specjax.lab.bench.documents import render
 
 _TEMPLATE = flags.DEFINE_string("template", "docs/benchmarks.in.md", "What to fill in.")
 _RESULTS = flags.DEFINE_string("results", "docs/results", "Where the numbers are.")

@@ -33,7 +33,7 @@ from experiments.benchmarking.transformers_peer import TransformersPeer
 from experiments.benchmarking.worker import Inline, Worker
 from specjax.checkpoint.load import DEMO
 from specjax.core.files import write_atomically
-from specjax.measure.speed import first_difference
+from specjax.lab.costs.speed import first_difference
 
 # None is in the training corpus of the embedded models, and none ends in a line break, which is
 # one token with the indentation behind it.

@@ -35,9 +35,9 @@ from specjax.core.family import Family
 from specjax.core.files import write_atomically
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import with_num_draft
-from specjax.prompts import conversation_ids
-from specjax.view.marks import Kind
-from specjax.view.text import Painter
+from specjax.lab.view.marks import Kind
+from specjax.lab.view.text import Painter
+from specjax.prompts.ids import conversation_ids
 
 DEFAULT_CONFIG = asking.CONFIGS / "chat.py"
 PROMPT = "> "

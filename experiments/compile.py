@@ -35,14 +35,14 @@ from rich.table import Table
 
 from experiments import cli, overrides
 from specjax.checkpoint.hf import read_json
-from specjax.compiler import report as reports
-from specjax.compiler import topology as topologies
-from specjax.compiler.abstract import Setup
-from specjax.compiler.comparison import Figure, compare
-from specjax.compiler.programs import Compiled
-from specjax.compiler.target import shrink
 from specjax.core.files import write_atomically
 from specjax.core.sharding import mesh_sizes
+from specjax.lab.compiler import report as reports
+from specjax.lab.compiler import topology as topologies
+from specjax.lab.compiler.abstract import Setup
+from specjax.lab.compiler.comparison import Figure, compare
+from specjax.lab.compiler.programs import Compiled
+from specjax.lab.compiler.target import shrink
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "compile.py"
 

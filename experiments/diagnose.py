@@ -20,13 +20,14 @@ from absl import flags
 import specjax
 from experiments import cli
 from specjax.api import check
-from specjax.bench import prompt_sets
-from specjax.bench.pair import explain_pair
 from specjax.checkpoint.drafters.named import as_spec
-from specjax.measure import calibration, trace_file
-from specjax.measure.explain import Explanation
-from specjax.measure.explain_run import explain_run, explain_trace
-from specjax.prompts import prompt_ids
+from specjax.lab.bench.pair import explain_pair
+from specjax.lab.costs import calibration
+from specjax.lab.costs.explain import Explanation
+from specjax.lab.costs.explain_run import explain_run, explain_trace
+from specjax.prompts import prompt_sets
+from specjax.prompts.ids import prompt_ids
+from specjax.trace import trace_file
 
 _RUN = flags.DEFINE_string("run", None, "Directory of a finished benchmark.")
 _CASE = flags.DEFINE_string("case", "", "Of a run, only cases whose name contains this.")

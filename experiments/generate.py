@@ -35,20 +35,20 @@ from experiments.asking import Asked
 from experiments.interrupts import Interrupt
 from experiments.writing import Batch, generate_batch, open_console, stream_batch
 from specjax import api
-from specjax.bench import environment
 from specjax.checkpoint.drafters.named import Named
 from specjax.core import hosts
 from specjax.core.family import Family
-from specjax.diagnosis import WARN_BELOW
 from specjax.drafters.family import family_of
-from specjax.measure import trace_file
-from specjax.measure.prompts import FilePrompt, read_prompts
-from specjax.measure.results import ResultFile, open_results
-from specjax.measure.speed import compare, first_difference
-from specjax.prompts import PlainTextWarning
+from specjax.lab.bench import environment
+from specjax.lab.costs.speed import compare, first_difference
+from specjax.lab.diagnosis import WARN_BELOW
+from specjax.lab.view.summary import Report, summary
+from specjax.lab.view.text import Painter
+from specjax.prompts.files import FilePrompt, read_prompts
+from specjax.prompts.ids import PlainTextWarning
+from specjax.runs.results import ResultFile, open_results
 from specjax.sampling import GREEDY_BELOW
-from specjax.view.summary import Report, summary
-from specjax.view.text import Painter
+from specjax.trace import trace_file
 
 DEFAULT_PROMPT = '''class Config:
     """Settings read from a file."""

@@ -18,9 +18,9 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
-from specjax.bench import environment
 from specjax.core.files import write_atomically
-from specjax.view import marks
+from specjax.lab.bench import environment
+from specjax.lab.view import marks
 
 PLACE = Path(__file__).resolve().parent.parent / "notebooks"
 _NAME = flags.DEFINE_multi_string("name", None, "Of a notebook; default: all of them.")

@@ -23,13 +23,13 @@ from rich.table import Table
 
 import specjax
 from experiments import cli
-from specjax.bench import prompt_sets
-from specjax.bench.prediction import Check, PredictionCheck
 from specjax.checkpoint.drafters.named import parse
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import write_atomically
-from specjax.measure.calibration import describe_machine, describe_target
-from specjax.prompts import prompt_ids
+from specjax.lab.bench.prediction import Check, PredictionCheck
+from specjax.lab.costs.calibration import describe_machine, describe_target
+from specjax.prompts import prompt_sets
+from specjax.prompts.ids import prompt_ids
 
 _TARGET = flags.DEFINE_string("target", "demo:target", "Checkpoint.")
 _DRAFTER = flags.DEFINE_string("drafter", "demo:draft", "NAME[:CHECKPOINT], or CHECKPOINT.")

@@ -23,8 +23,8 @@ from experiments import cli
 from specjax.core import hosts
 from specjax.core.assignments import assign
 from specjax.core.compile_cache import default_directory, use_compile_cache
-from specjax.measure.results import open_results
-from specjax.prompts import conversation_ids
+from specjax.prompts.ids import conversation_ids
+from specjax.runs.results import open_results
 from specjax.train.data.jsonl import objects, read_messages, token_row
 from specjax.train.data.text import Speech, default_cache, encode, read_texts
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from specjax.measure import trace_file
-from specjax.view.report import report_traces, write_report
+from specjax.lab.view.report import report_traces, write_report
+from specjax.trace import trace_file
 
 _RUN = flags.DEFINE_multi_string(
     "run", None, "Directory of a complete benchmark; several of the same prompts are compared."

@@ -38,7 +38,7 @@ from specjax.core.files import read_json, write_atomically
 from specjax.core.sharding import parse_mesh, use_mesh
 from specjax.drafters.registry import class_of
 from specjax.drafters.spec import ask, with_num_draft
-from specjax.measure import trace_file
+from specjax.trace import trace_file
 from specjax.train import lm, loop
 from specjax.train.config import FREE, DrafterConfig, identity
 from specjax.train.data.batches import Batches, stack

@@ -13,10 +13,10 @@ from rich.console import Console
 import specjax
 from experiments.asking import Asked
 from experiments.interrupts import Interrupt
-from specjax.measure.metrics import select
+from specjax.lab.view.summary import make_record
+from specjax.lab.view.text import Labeller, Painter
 from specjax.text import Reader
-from specjax.view.summary import make_record
-from specjax.view.text import Labeller, Painter
+from specjax.trace.metrics import select
 
 
 @dataclasses.dataclass

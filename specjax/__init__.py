@@ -9,23 +9,24 @@ out.text, out.tau, out.trace
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from specjax import drafters, measure, verify
+from specjax import drafters, verify
 from specjax.api import Output, Piece, check, generate, stream
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model, load
 from specjax.core.sharding import make_mesh, parse_mesh
-from specjax.diagnosis import DrafterReport, check_drafter
-from specjax.measure.trace import Cycle, Trace
 from specjax.memory import Memory
 from specjax.sampling import Options
+from specjax.trace.record import Cycle, Trace
 
 if TYPE_CHECKING:
     from specjax import extend
-    from specjax.auditing import AuditReport, audit
-    from specjax.view.figures import plot_acceptance, plot_heat, plot_speedup, plot_timeline
-    from specjax.view.html import show
-    from specjax.view.race import race
-    from specjax.view.tables import table
+    from specjax.lab import costs as measure
+    from specjax.lab.audit import AuditReport, audit
+    from specjax.lab.diagnosis import DrafterReport, check_drafter
+    from specjax.lab.view.figures import plot_acceptance, plot_heat, plot_speedup, plot_timeline
+    from specjax.lab.view.html import show
+    from specjax.lab.view.race import race
+    from specjax.lab.view.tables import table
 
 __all__ = [
     "AuditReport",
@@ -59,28 +60,39 @@ __all__ = [
     "verify",
 ]
 
-# Name -> module: matplotlib and pages are imported by whoever wants a picture.
-_LAZY = {
-    "AuditReport": "specjax.auditing",
-    "audit": "specjax.auditing",
-    "plot_acceptance": "specjax.view.figures",
-    "plot_heat": "specjax.view.figures",
-    "plot_speedup": "specjax.view.figures",
-    "plot_timeline": "specjax.view.figures",
-    "race": "specjax.view.race",
-    "show": "specjax.view.html",
-    "table": "specjax.view.tables",
+# Name -> module: what the lab has is imported by whoever asks for it.
+_LAB = {
+    "AuditReport": "specjax.lab.audit",
+    "DrafterReport": "specjax.lab.diagnosis",
+    "audit": "specjax.lab.audit",
+    "check_drafter": "specjax.lab.diagnosis",
+    "plot_acceptance": "specjax.lab.view.figures",
+    "plot_heat": "specjax.lab.view.figures",
+    "plot_speedup": "specjax.lab.view.figures",
+    "plot_timeline": "specjax.lab.view.figures",
+    "race": "specjax.lab.view.race",
+    "show": "specjax.lab.view.html",
+    "table": "specjax.lab.view.tables",
 }
+_MODULES = {"extend": "specjax.extend", "measure": "specjax.lab.costs"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "extend":
-        return importlib.import_module("specjax.extend")
-    if name not in _LAZY:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name not in _LAB:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(importlib.import_module(_LAB[name]), name)
 
 
 def __dir__() -> list[str]:
     """The public names: what a notebook completes, without modules that lie around."""
     return list(__all__)
+
+
+def _page(trace: Trace) -> str:
+    """What a notebook's cell shows of a trace: its coloured text."""
+    return __getattr__("show")(trace)._repr_html_()
+
+
+Trace.page = _page

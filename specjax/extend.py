@@ -44,7 +44,6 @@ from __future__ import annotations
 
 from flax import nnx
 
-from specjax.bench.prompt_sets import Question, register_prompt_set
 from specjax.core import keys, trees
 from specjax.core.attend import attend
 from specjax.core.cache import Block, Cache
@@ -84,6 +83,7 @@ from specjax.models.qwen3 import Qwen3, Qwen3Layer
 from specjax.models.registry import register_family
 from specjax.models.vocabulary import Vocabulary
 from specjax.models.windows import read_windows
+from specjax.prompts.prompt_sets import Question, register_prompt_set
 from specjax.sampling import Counts, Sampling
 from specjax.train import losses
 from specjax.train.lm import Params, Skeleton

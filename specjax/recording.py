@@ -12,9 +12,9 @@ import jax
 from specjax.checkpoint.load import Model
 from specjax.drafters.base import parents_of
 from specjax.drafters.family import family_of
-from specjax.measure.trace import Cycle, Text, Trace
 from specjax.session import Row, Session
 from specjax.text import Reader, token_text
+from specjax.trace.record import Cycle, Text, Trace
 
 
 def complete(

@@ -26,8 +26,8 @@ from specjax.drafters.base import Drafter, can_cut, parents_of
 from specjax.drafters.spec import Spec
 from specjax.layout import Layout, Row
 from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
-from specjax.measure.trace import Call, Trace
 from specjax.sampling import GREEDY_BELOW
+from specjax.trace.record import Call, Trace
 
 CHUNKS = (16, 64, 256)  # widths of a prefill pass: prompts of any length compile these alone
 

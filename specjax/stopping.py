@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from specjax.checkpoint.load import Model
-from specjax.prompt_forms import check_text, is_array, is_list, read_array, type_name
+from specjax.prompts.forms import check_text, is_array, is_list, read_array, type_name
 from specjax.text import Reader
 
 

@@ -18,11 +18,11 @@ from scipy import stats
 
 import specjax
 from specjax import decode, session, verify
-from specjax.compiler.hlo import count_copies
 from specjax.core.cache import Recurrent, caches_in
 from specjax.core.compiles import Compiles
 from specjax.core.keys import row_keys
 from specjax.drafters import LM
+from specjax.lab.compiler.hlo import count_copies
 from specjax.sampling import Options, make_sampling
 
 STEPS = 24

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specjax.bench import environment
-from specjax.bench.store import Store, append
-from specjax.bench.summary import summarise
-from specjax.measure.calibration import Calibration, describe_machine
-from specjax.measure.cost_model import Costs
-from specjax.measure.trace import Cycle, Detail, Text, Trace
+from specjax.lab.bench import environment
+from specjax.lab.bench.store import Store, append
+from specjax.lab.bench.summary import summarise
+from specjax.lab.costs.calibration import Calibration, describe_machine
+from specjax.lab.costs.cost_model import Costs
+from specjax.trace.record import Cycle, Detail, Text, Trace
 
 # Generated text that would break a page, a table or a terminal if it were let.
 PIECES = (

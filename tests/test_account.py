@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from test_compile import SETUP
 
-from specjax.compiler import account, hlo, kernels, report, topology, traffic
-from specjax.compiler.abstract import Setup
-from specjax.compiler.floor import Floor, floor
-from specjax.compiler.origins import Origins, aliased
+from specjax.lab.compiler import account, hlo, kernels, report, topology, traffic
+from specjax.lab.compiler.abstract import Setup
+from specjax.lab.compiler.floor import Floor, floor
+from specjax.lab.compiler.origins import Origins, aliased
 from specjax.models.shapes import SHAPES
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "compile"

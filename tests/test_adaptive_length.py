@@ -16,11 +16,11 @@ from conftest import AS_USERS_DO
 
 import specjax
 from specjax import decode, session, verify
-from specjax.auditing.tables import all_blocks, along, chance, deviation, evaluate, suitable
-from specjax.compiler.hlo import count_copies
 from specjax.core.cache import caches_in
 from specjax.drafters import LM
 from specjax.drafters.base import doubling_widths
+from specjax.lab.audit.tables import all_blocks, along, chance, deviation, evaluate, suitable
+from specjax.lab.compiler.hlo import count_copies
 from specjax.sampling import Options
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

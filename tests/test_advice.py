@@ -16,7 +16,7 @@ import specjax
 from specjax import drafters
 from specjax.core.family import Family, parse_family
 from specjax.drafters.family import family_of
-from specjax.measure.explain import explain
+from specjax.lab.costs.explain import explain
 
 # About weights that somebody trained, or files that somebody read.
 ABOUT_WEIGHTS = re.compile(

@@ -21,14 +21,14 @@ from scipy import stats
 from scripts import script
 
 from specjax import decode, sampling
-from specjax.auditing import CHECKS, AuditReport, Check, audit, statistics
-from specjax.auditing.laws import GROUPS, VOCAB, text_laws
-from specjax.auditing.subject import make_target
-from specjax.auditing.texts import impossible_text
 from specjax.core import keys
 from specjax.core.cache import full
 from specjax.core.noise import gumbel_argmax
 from specjax.core.types import Array, pytree
+from specjax.lab.audit import CHECKS, AuditReport, Check, audit, statistics
+from specjax.lab.audit.laws import GROUPS, VOCAB, text_laws
+from specjax.lab.audit.subject import make_target
+from specjax.lab.audit.texts import impossible_text
 from specjax.sampling import Counts
 from specjax.verify import Token
 

@@ -16,9 +16,9 @@ from flax import nnx
 from test_audit import run
 
 import specjax
-from specjax.auditing import TARGET_CHECKS, audit, targets
 from specjax.core.cache import full, recurrent, ring
 from specjax.core.types import Array
+from specjax.lab.audit import TARGET_CHECKS, audit, targets
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 Patch = pytest.MonkeyPatch

@@ -17,14 +17,14 @@ from tiny_checkpoint import write_tiny
 
 import specjax
 from configs.benchmark import get_config
-from specjax.bench import comparison, costing, detailing, job, measure, outputs, scoring
-from specjax.bench.curves import parse_curve
-from specjax.bench.exactness import differences
-from specjax.bench.forecast import forecast
-from specjax.bench.store import Store, read_lines
-from specjax.bench.summary import load_costs, summarise
-from specjax.measure import metrics, trace_file
-from specjax.measure.trace import Trace
+from specjax.lab.bench import comparison, costing, detailing, job, measure, outputs, scoring
+from specjax.lab.bench.curves import parse_curve
+from specjax.lab.bench.exactness import differences
+from specjax.lab.bench.forecast import forecast
+from specjax.lab.bench.store import Store, read_lines
+from specjax.lab.bench.summary import load_costs, summarise
+from specjax.trace import metrics, trace_file
+from specjax.trace.record import Trace
 
 PROMPTS = [
     {"prompt": "def area(", "category": "def"},

@@ -17,13 +17,13 @@ from scripts import invoke, script
 from tiny_checkpoint import write_tiny
 
 from specjax import verify
-from specjax.bench.curves import from_lengths, parse_curve
-from specjax.bench.documents import render
-from specjax.bench.stops import parse_stop
-from specjax.bench.synthetic import Forced
 from specjax.core.compiles import Compiles
 from specjax.core.types import Proposal
-from specjax.measure.predicted import Predicted
+from specjax.lab.bench.curves import from_lengths, parse_curve
+from specjax.lab.bench.documents import render
+from specjax.lab.bench.stops import parse_stop
+from specjax.lab.bench.synthetic import Forced
+from specjax.lab.costs.predicted import Predicted
 from specjax.verify.base import VerifyKeys
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import pytest
 from scripts import invoke, script
 
-from specjax.compiler import branches, hlo, kernels, traffic
-from specjax.compiler.comparison import compare
-from specjax.compiler.origins import Origins
+from specjax.lab.compiler import branches, hlo, kernels, traffic
+from specjax.lab.compiler.comparison import compare
+from specjax.lab.compiler.origins import Origins
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, CONFIG = ROOT / "docs" / "results" / "compile", ROOT / "configs" / "compile.py"

@@ -8,8 +8,8 @@ import made_traces
 import numpy as np
 import pytest
 
-from specjax.view import palette
-from specjax.view.palette import DARK, LIGHT
+from specjax.lab.view import palette
+from specjax.lab.view.palette import DARK, LIGHT
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

@@ -18,11 +18,11 @@ from absl import flags
 from absl.testing import flagsaver
 from scripts import invoke, script
 
-from specjax.compiler import account, hlo, report, topology, traffic
-from specjax.compiler.abstract import Setup
 from specjax.core.platform import trace_for
 from specjax.core.program import Program, compiler_options
 from specjax.core.sharding import mesh_sizes
+from specjax.lab.compiler import account, hlo, report, topology, traffic
+from specjax.lab.compiler.abstract import Setup
 from specjax.models.shapes import SHAPES
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "compile.py"

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import specjax.measure
 import tiny
 
-import specjax.measure
 from specjax import drafters
-from specjax.measure import calibration, rounds
-from specjax.measure.calibration import Calibration, calibrate, timed
-from specjax.measure.cost_model import (
+from specjax.lab.costs import calibration, rounds
+from specjax.lab.costs.calibration import Calibration, calibrate, timed
+from specjax.lab.costs.cost_model import (
     Costs,
     costs_at,
     geometric_best_k,
@@ -25,7 +25,7 @@ from specjax.measure.cost_model import (
     predict,
     survival_of,
 )
-from specjax.measure.explain import explain
+from specjax.lab.costs.explain import explain
 
 KS = (1, 2, 4, 8)
 
@@ -190,7 +190,7 @@ def test_a_rest_of_its_own_for_each_k() -> None:
 @pytest.mark.usefixtures("quick_compile")
 def test_calibrate_measures_real_cycles(tmp_path: Path) -> None:
     said: list[tuple[float, str]] = []
-    found = specjax.measure.calibrate(
+    found = specjax.lab.costs.calibrate(
         tiny.model(layers=1),
         tiny.make("lm"),
         ks=[2],

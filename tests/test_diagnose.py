@@ -17,12 +17,12 @@ from scripts import script
 
 import specjax
 from experiments import cli
-from specjax.bench.pair import explain_pair
-from specjax.bench.prediction import PredictionCheck
 from specjax.drafters import LM
-from specjax.measure import metrics, trace_file
-from specjax.measure.calibration import Calibration, calibrate, load
-from specjax.measure.explain_run import explain_run, explain_trace
+from specjax.lab.bench.pair import explain_pair
+from specjax.lab.bench.prediction import PredictionCheck
+from specjax.lab.costs.calibration import Calibration, calibrate, load
+from specjax.lab.costs.explain_run import explain_run, explain_trace
+from specjax.trace import metrics, trace_file
 
 MACHINE = {"device": "another"}
 TARGET = {"name": "demo:target"}

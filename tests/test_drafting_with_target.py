@@ -17,10 +17,10 @@ from self_draft import SelfDraft
 
 import specjax
 from specjax import decode
-from specjax.compiler.hlo import count_copies
 from specjax.core.types import Array
 from specjax.drafters import EarlyExit, Spec
-from specjax.measure.programs import Silent, one_token_session
+from specjax.lab.compiler.hlo import count_copies
+from specjax.lab.costs.programs import Silent, one_token_session
 from specjax.models.layers import linear as products
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

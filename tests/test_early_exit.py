@@ -15,14 +15,14 @@ import tiny
 from test_compile import SETUP
 
 import specjax
-from specjax.bench.plan import label_of
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.drafters.named import parse
-from specjax.compiler.abstract import abstract
-from specjax.compiler.floor import floor
 from specjax.core.platform import trace_for
 from specjax.drafters import EarlyExit
 from specjax.drafters.early_exit.objective import EarlyExitObjective
+from specjax.lab.bench.plan import label_of
+from specjax.lab.compiler.abstract import abstract
+from specjax.lab.compiler.floor import floor
 from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
 from specjax.train.replay import replay

@@ -23,17 +23,18 @@ from test_train_drafter import config_of, place, train  # noqa: F401 (a fixture)
 import specjax
 from experiments import cli
 from specjax import extend
-from specjax.bench import prompt_sets
 from specjax.checkpoint.drafters import plain
 from specjax.checkpoint.drafters.named import parse
 from specjax.core import own
 from specjax.drafters.registry import DRAFTERS
 from specjax.drafters.spec import ask
-from specjax.measure import calibration, trace_file
+from specjax.lab.costs import calibration
+from specjax.lab.view import headline, marks, summary, tables
 from specjax.models import FAMILIES
 from specjax.models.layers.rope import LinearScaling, Rope
+from specjax.prompts import prompt_sets
+from specjax.trace import trace_file
 from specjax.verify import RULES
-from specjax.view import headline, marks, summary, tables
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -508,7 +509,7 @@ def test_a_family_is_one_file(tmp_path: Path) -> None:
     """With a config that lacks what dense models have: what needs it works or says so."""
     from specjax.checkpoint.drafters.export import save_drafter
     from specjax.checkpoint.export import save_pretrained
-    from specjax.compiler import floor
+    from specjax.lab.compiler import floor
     from specjax.train.narrow import narrowed
 
     (tmp_path / "family.py").write_text(FAMILY)

@@ -15,14 +15,14 @@ import pytest
 from matplotlib.figure import Figure
 
 import specjax
-from specjax.measure import metrics
-from specjax.measure.cost_model import predict
-from specjax.measure.trace import BONUS, CORRECTION
-from specjax.view import figures, race_still
-from specjax.view.heat import by_class, rolling_tau
-from specjax.view.palette import DARK
-from specjax.view.style import colours, to_svg
-from specjax.view.tokens import tokens, visible
+from specjax.lab.costs.cost_model import predict
+from specjax.lab.view import figures, race_still
+from specjax.lab.view.heat import by_class, rolling_tau
+from specjax.lab.view.palette import DARK
+from specjax.lab.view.style import colours, to_svg
+from specjax.lab.view.tokens import tokens, visible
+from specjax.trace import metrics
+from specjax.trace.record import BONUS, CORRECTION
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 
@@ -151,7 +151,7 @@ def test_names_in_figures_are_no_formulas_and_not_hidden() -> None:
 
 def test_pictures_are_imported_by_whoever_wants_one() -> None:
     assert specjax.plot_acceptance is figures.plot_acceptance
-    assert "specjax.view.html" in sys.modules
+    assert "specjax.lab.view.html" in sys.modules
     with pytest.raises(AttributeError, match="plot_nothing"):
         specjax.plot_nothing  # noqa: B018
     assert [t.text for t in tokens(TRACE, 0, rejected=False)] == list(TRACE.texts[0].pieces)

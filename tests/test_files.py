@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from made_traces import speculative
 
-from specjax.bench.store import Store
 from specjax.core import files
-from specjax.measure import trace_file
-from specjax.measure.results import ResultFile
+from specjax.lab.bench.store import Store
+from specjax.runs.results import ResultFile
+from specjax.trace import trace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLDER = """

@@ -17,12 +17,12 @@ from scripts import invoke, script
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax.bench import environment
-from specjax.measure import trace_file
-from specjax.measure.prompts import read_prompts
-from specjax.measure.speed import first_difference
+from specjax.lab.bench import environment
+from specjax.lab.costs.speed import first_difference
+from specjax.lab.view.text import MARKS, Labeller, Painter
+from specjax.prompts.files import read_prompts
 from specjax.text import Reader
-from specjax.view.text import MARKS, Labeller, Painter
+from specjax.trace import trace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ["def area(", "x = 1\n", "naïve é", "return", "pass\n\n"]

@@ -25,18 +25,19 @@ from scripts import script
 from tiny_checkpoint import write_tiny
 
 from configs.benchmark import get_config
-from specjax.bench import costing, job, measure, outputs
-from specjax.bench.store import Store
-from specjax.bench.summary import summarise
-from specjax.measure import predicted, trace_file
-from specjax.measure.calibration import load
-from specjax.measure.cost_model import costs_at, predict, survival_of
-from specjax.measure.metrics import METRICS
-from specjax.measure.pooled import pool
-from specjax.view import headline, marks
-from specjax.view import summary as after_generation
-from specjax.view.gallery import pictures
-from specjax.view.result import read_result
+from specjax.lab.bench import costing, job, measure, outputs
+from specjax.lab.bench.store import Store
+from specjax.lab.bench.summary import summarise
+from specjax.lab.costs import predicted
+from specjax.lab.costs.calibration import load
+from specjax.lab.costs.cost_model import costs_at, predict, survival_of
+from specjax.lab.costs.pooled import pool
+from specjax.lab.view import headline, marks
+from specjax.lab.view import summary as after_generation
+from specjax.lab.view.gallery import pictures
+from specjax.lab.view.result import read_result
+from specjax.trace import trace_file
+from specjax.trace.metrics import METRICS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SETS = {"jsonl": ["def area(", "x = 1\n", "def naïve(é):"], "turns": ["import os\n"]}

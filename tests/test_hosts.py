@@ -17,7 +17,7 @@ from experiments import cli
 from specjax.core import hosts, launch
 from specjax.core.cluster import find_place
 from specjax.core.launch import Place
-from specjax.measure import trace_file
+from specjax.trace import trace_file
 
 SLURM = {
     "SLURM_JOB_ID": "70000",

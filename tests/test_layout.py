@@ -40,60 +40,50 @@ MAY_IMPORT = {
     "decode": ("drafters.base", "verify", "sampling", "core"),
     "between": ("decode", "drafters.base", "sampling", "core"),
     "checkpoint": ("models", "drafters", "core"),
-    "train": ("drafters", "models", "core", "checkpoint.chat", "measure.replay"),
-    "measure": ("decode", "core"),
-    # A notebook asks a trace itself how it looks: `Trace._repr_html_`, imported when asked.
-    "measure.trace": ("decode", "core", "view.html"),
-    "measure.calibration": (
-        "session",
-        "decode",
-        "verify",
-        "drafters",
-        "checkpoint",
-        "sampling",
-        "models",
-        "core",
-    ),
-    "measure.programs": ("session", "decode", "drafters", "sampling", "core"),
-    "view": ("measure", "decode", "core"),
+    "train": ("drafters", "models", "core", "checkpoint.chat", "trace.replay"),
+    "trace": ("decode", "core"),
+    "runs": ("core",),
     "limits": ("decode", "core"),
     "layout": ("decode", "sampling", "core"),
     "session": (
         *("layout", "limits", "between", "decode"),
-        *("verify", "drafters", "sampling", "measure.trace", "core"),
+        *("verify", "drafters", "sampling", "trace", "core"),
     ),
-    "prompt_forms": (),
-    "prompts": ("prompt_forms", "checkpoint"),
+    "prompts": ("checkpoint", "core"),
     "text": ("checkpoint",),
-    "stopping": ("text", "prompt_forms", "checkpoint"),
-    "recording": ("session", "text", "checkpoint", "drafters", "measure.trace"),
+    "stopping": ("text", "prompts", "checkpoint"),
+    "recording": ("session", "text", "checkpoint", "drafters", "trace"),
     "memory": ("session", "checkpoint", "drafters"),
-    "diagnosis": (
-        *("request", "prompts", "session", "checkpoint"),
-        *("drafters", "models", "measure", "core"),
+    "lab": (),
+    # The lab: nothing below reaches it, `specjax/__init__` alone, when it is asked.
+    "lab.costs": (
+        *("session", "decode", "trace", "checkpoint"),
+        *("verify", "drafters", "sampling", "models", "core"),
     ),
-    "auditing": (
+    "lab.diagnosis": (
+        *("request", "prompts", "session", "trace", "checkpoint"),
+        *("drafters", "models", "core"),
+    ),
+    "lab.audit": (
         *("session", "between", "decode", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
-    "bench": (
-        *("api", "request", "prompts", "recording", "limits", "session", "between", "decode"),
-        *("measure", "view", "checkpoint"),
+    "lab.view": ("lab.costs", "trace", "decode", "core"),
+    "lab.bench": (
+        *("lab.view", "lab.costs", "api", "request", "prompts", "recording", "limits", "session"),
+        *("between", "decode", "runs", "trace", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
-    "compiler": (
-        *("session", "between", "decode", "measure", "checkpoint"),
+    "lab.compiler": (
+        *("lab.costs", "session", "between", "decode", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     # What files outside the package import: it hands on, and nothing in the package imports it.
-    "extend": (
-        *("bench.prompt_sets", "train", "verify", "drafters", "models", "sampling", "core"),
-    ),
+    "extend": (*("prompts", "train", "verify", "drafters", "models", "sampling", "core"),),
     "request": (
         "session",
         "limits",
         "prompts",
-        "prompt_forms",
         "stopping",
         "checkpoint",
         "sampling",
@@ -111,7 +101,7 @@ MAY_IMPORT = {
         "verify",
         "drafters",
         "sampling",
-        "measure",
+        "trace",
         "core",
     ),
 }
@@ -130,7 +120,7 @@ def imports(tree: ast.AST) -> list[str]:
 
 
 def room_of(module: str) -> str:
-    """The narrowest room that a module below `specjax` is in: "measure.trace" is in "measure"."""
+    """The narrowest room that a module below `specjax` is in: "trace" is in "measure"."""
     while module not in MAY_IMPORT and "." in module:
         module = module.rpartition(".")[0]
     return module
@@ -138,7 +128,7 @@ def room_of(module: str) -> str:
 
 def strays(room: str, modules: list[str]) -> list[str]:
     """The modules of other rooms that ``room`` may not import."""
-    whole = room.split(".")[0]
+    whole = room if room.startswith("lab.") else room.split(".")[0]
     allowed = [f"specjax.{r}." for r in (whole, *MAY_IMPORT[room])]
     ours = [m + "." for m in modules if m.split(".")[0] in ("specjax", "experiments")]
     return [m for m in ours if not m.startswith(tuple(allowed))]

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specjax.measure import aiperf, bootstrap, metrics
-from specjax.measure.trace import Cycle, Detail, Text, Trace
+from specjax.lab.bench import aiperf
+from specjax.trace import bootstrap, metrics
+from specjax.trace.record import Cycle, Detail, Text, Trace
 
 MOST, BATCH = 4, 3
 SETUP = {"num_draft": MOST, "batch": BATCH, "kind": "sampled", "rule": "token"}

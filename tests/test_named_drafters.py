@@ -10,9 +10,9 @@ from test_bad_input import complain
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax.auditing.subject import make_subject
 from specjax.checkpoint.drafters.named import Named, as_spec, parse
 from specjax.drafters import LM, DFlash, NGram, NoDraft
+from specjax.lab.audit.subject import make_subject
 
 FORMS = {
     "ngram": Named("ngram"),

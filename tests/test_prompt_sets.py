@@ -14,10 +14,10 @@ from scripts import script
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax.bench import prompt_sets
-from specjax.bench.prompt_sets import PromptSet, Question, load, spread
-from specjax.bench.rendering import Rendering, draw
 from specjax.core.assignments import assign, read_assignments
+from specjax.prompts import prompt_sets
+from specjax.prompts.prompt_sets import PromptSet, Question, load, spread
+from specjax.prompts.rendering import Rendering, draw
 
 PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"
 SPEED = {

@@ -17,9 +17,9 @@ from test_bad_input import complain
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax.measure.prompts import read_prompts
-from specjax.prompt_forms import split
-from specjax.prompts import PlainTextWarning, conversation_ids, prompt_ids
+from specjax.prompts.files import read_prompts
+from specjax.prompts.forms import split
+from specjax.prompts.ids import PlainTextWarning, conversation_ids, prompt_ids
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

@@ -15,10 +15,10 @@ import tiny
 from flax import nnx
 
 import specjax
-from specjax.bench import recorder
 from specjax.drafters import NGram
-from specjax.measure import metrics, replay, trace_file
-from specjax.measure.trace import Cycle, Detail, Text, Trace
+from specjax.lab.bench import recorder
+from specjax.trace import metrics, replay, trace_file
+from specjax.trace.record import Cycle, Detail, Text, Trace
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -13,9 +13,9 @@ from typing import Any
 import made_traces
 import pytest
 
-from specjax.measure import metrics, trace_file
-from specjax.view.report import write_report
-from specjax.view.tokens import visible
+from specjax.lab.view.report import write_report
+from specjax.lab.view.tokens import visible
+from specjax.trace import metrics, trace_file
 
 CHROMIUM = next(
     (p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None

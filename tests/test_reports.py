@@ -15,11 +15,11 @@ from rich.console import Console
 from scripts import invoke, script
 
 import specjax
-from specjax.measure import metrics, trace_file
-from specjax.measure.trace import Trace
-from specjax.view import figures, gallery, tables
-from specjax.view.report import page, report_traces, write_report
-from specjax.view.result import Result, from_traces, read_results
+from specjax.lab.view import figures, gallery, tables
+from specjax.lab.view.report import page, report_traces, write_report
+from specjax.lab.view.result import Result, from_traces, read_results
+from specjax.trace import metrics, trace_file
+from specjax.trace.record import Trace
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

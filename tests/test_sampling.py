@@ -13,11 +13,11 @@ import pytest
 import tiny
 
 import specjax
-from specjax.auditing.options import ORDER, OUT, chances, reference, temperature
 from specjax.core import keys
 from specjax.core.argmax import argmax
 from specjax.core.platform import trace_for
 from specjax.core.types import Array
+from specjax.lab.audit.options import ORDER, OUT, chances, reference, temperature
 from specjax.sampling import Counts, Options, Sampling, count_prefixes, make_sampling, warp
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import pytest
 import tiny_families
 
-from specjax.auditing import audit
 from specjax.core.types import Array, Kept, Proposal, pytree, static
 from specjax.drafters import LM
 from specjax.drafters.base import Context
+from specjax.lab.audit import audit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -14,7 +14,7 @@ from tiny_checkpoint import write_tiny
 
 import specjax
 from specjax.drafters import NGram
-from specjax.prompts import PlainTextWarning
+from specjax.prompts.ids import PlainTextWarning
 from specjax.stopping import StopStrings, StopStringWarning
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{PlainTextWarning.__module__}.PlainTextWarning")

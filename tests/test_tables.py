@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 import specjax
-from specjax.measure import metrics
-from specjax.view import escape, tables
+from specjax.lab.view import escape, tables
+from specjax.trace import metrics
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

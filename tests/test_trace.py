@@ -16,9 +16,9 @@ import pytest
 import tiny
 
 import specjax
-from specjax.measure import trace_file
-from specjax.measure.trace import Call, Cycle, Detail, Text, Trace
 from specjax.session import Session
+from specjax.trace import trace_file
+from specjax.trace.record import Call, Cycle, Detail, Text, Trace
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ import specjax
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.export import save_pretrained
 from specjax.drafters.lm.objective import LMObjective
-from specjax.measure import trace_file
 from specjax.models.frozen import Frozen
+from specjax.trace import trace_file
 from specjax.train import lm, loop
 from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
 from specjax.train.data.batches import Batches

@@ -18,10 +18,10 @@ from told import TREE, told
 import specjax
 from specjax import decode
 from specjax.core import trees
-from specjax.measure import trace_file
-from specjax.measure.metrics import figures
-from specjax.measure.trace import BONUS, CORRECTION, Cycle, Trace
-from specjax.view.tokens import tokens
+from specjax.lab.view.tokens import tokens
+from specjax.trace import trace_file
+from specjax.trace.metrics import figures
+from specjax.trace.record import BONUS, CORRECTION, Cycle, Trace
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SEEDS = [3, 1, 4, 1]

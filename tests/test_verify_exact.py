@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from specjax import verify
-from specjax.auditing.tables import (
+from specjax.core.types import Proposal
+from specjax.lab.audit.tables import (
     all_blocks,
     along,
     cases,
@@ -24,7 +25,6 @@ from specjax.auditing.tables import (
     is_greedy,
     suitable,
 )
-from specjax.core.types import Proposal
 from specjax.verify.block import hit_chances
 
 TOLERANCE = 1e-12

@@ -11,7 +11,9 @@ import pytest
 from scipy import stats
 
 from specjax import verify
-from specjax.auditing.tables import (
+from specjax.core.noise import gumbel_argmax
+from specjax.core.types import Proposal
+from specjax.lab.audit.tables import (
     all_blocks,
     along,
     cases,
@@ -20,8 +22,6 @@ from specjax.auditing.tables import (
     evaluate,
     suitable,
 )
-from specjax.core.noise import gumbel_argmax
-from specjax.core.types import Proposal
 from specjax.verify.base import VerifyKeys
 
 RULES = sorted(verify.RULES)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from specjax import verify
-from specjax.auditing.tables import all_blocks, random_tables
 from specjax.core import trees
 from specjax.core.types import Parents, Proposal
+from specjax.lab.audit.tables import all_blocks, random_tables
 from specjax.verify.base import VerifyKeys
 from specjax.verify.walk import walk
 

@@ -13,11 +13,11 @@ from page_reader import Reader
 from rich.console import Console
 
 import specjax
-from specjax.measure.trace import Trace
-from specjax.view import svg
-from specjax.view.html import CLASSES
-from specjax.view.text import show_text
-from specjax.view.tokens import lay_out, visible
+from specjax.lab.view import svg
+from specjax.lab.view.html import CLASSES
+from specjax.lab.view.text import show_text
+from specjax.lab.view.tokens import lay_out, visible
+from specjax.trace.record import Trace
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 import specjax
 from specjax import drafters
-from specjax.auditing import targets
 from specjax.checkpoint import assemble
 from specjax.checkpoint.safetensors_reader import Tensor
+from specjax.lab.audit import targets
 from specjax.models import FAMILIES
 
 RAW = targets.SIZES

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 import specjax
-from specjax.auditing import targets
 from specjax.core.cache import Entry, Part
 from specjax.core.types import Array
+from specjax.lab.audit import targets
 from specjax.models import FAMILIES
 from specjax.models.config import DecoderConfig, read_decoder_config
 from specjax.models.layers.attention import MLP, Attention

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.compiler.hlo import count_copies
 from specjax.core.types import Array
-from specjax.measure import programs
-from specjax.measure.programs import Silent
+from specjax.lab.compiler.hlo import count_copies
+from specjax.lab.costs import programs
+from specjax.lab.costs.programs import Silent
 from specjax.models.layers.linear import activation_dtype
 
 __all__ = [

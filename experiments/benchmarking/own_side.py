@@ -13,7 +13,7 @@ from experiments.benchmarking import cycle_cost, floor
 from specjax import drafters
 from specjax.core.compile_cache import use_compile_cache
 from specjax.drafters import LM, NoDraft
-from specjax.prompts import prompt_ids
+from specjax.prompts.ids import prompt_ids
 
 
 class OwnSide:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from specjax.measure.replay import steps
+from specjax.trace.replay import steps
 
 
 @dataclasses.dataclass(frozen=True)

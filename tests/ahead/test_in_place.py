@@ -22,9 +22,9 @@ import tiny_families
 from jax.sharding import SingleDeviceSharding
 from test_compile import SETUP
 
-from specjax.compiler import branches, hlo, report, topology
-from specjax.compiler.origins import Origins
 from specjax.core.sharding import mesh_sizes
+from specjax.lab.compiler import branches, hlo, report, topology
+from specjax.lab.compiler.origins import Origins
 
 # Kernels of a cycle of two layers and three guesses, on one H100, as jax 0.10.2 compiles it. Some
 # of lm's and EAGLE-3's replace copies of caches beside new keys (core/attend.py).

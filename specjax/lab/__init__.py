@@ -1,0 +1,1 @@
+"""Everything about decoding rather than of it: costs, benchmarks, audits, pictures, compiling."""

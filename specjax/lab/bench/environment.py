@@ -1,0 +1,103 @@
+"""What a result was made with: device, versions, commit, load."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from specjax.lab.costs.calibration import describe_machine
+
+
+def describe() -> dict[str, Any]:
+    """Fields of run.json."""
+    machine = describe_machine()
+    return {
+        "device": machine["device"],
+        "machine": machine,
+        "versions": {
+            "specjax": _version("specjax"),
+            "jax": jax.__version__,
+            "jaxlib": _version("jaxlib"),
+            "python": platform.python_version(),
+        },
+        "git": commits(),
+        "load": load(),
+    }
+
+
+def load() -> list[float]:
+    """How many processes wanted a core in the last minute; [] where the system does not say.
+
+    Taken before a run begins: they are those of others.
+    """
+    try:
+        return [round(os.getloadavg()[0], 2)]
+    except (AttributeError, OSError):
+        return []
+
+
+class Others:
+    """How many cores processes other than this one have kept busy since it was made."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def cores(self) -> list[float]:
+        """One number, or [] where the system does not say."""
+        now = self._now()
+        if self._start is None or now is None or now[0] <= self._start[0]:
+            return []
+        seconds, busy = (b - a for a, b in zip(self._start, now))
+        return [round(max(busy / seconds, 0.0), 2)]
+
+    @staticmethod
+    def _now() -> tuple[float, float] | None:
+        """(a clock, seconds of processor time that others have used)."""
+        try:
+            first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+            ticks = [int(x) for x in first[1:9]]  # user, nice, system, idle, iowait, irq, ..
+            hertz = os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError):
+            return None
+        used = (sum(ticks) - ticks[3] - ticks[4]) / hertz
+        return time.monotonic(), used - sum(os.times()[:4])
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def commits() -> list[str]:
+    """The commit of this checkout, "+" behind it where files differ; [] where it is none."""
+    where = Path(__file__).resolve().parents[3]
+    if not (where / ".git").exists():
+        return []
+
+    def ask(*command: str) -> str:
+        try:
+            return subprocess.run(
+                ["git", *command], cwd=where, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    commit = ask("rev-parse", "HEAD")
+    changed = ask("status", "--porcelain", "--untracked-files=no", "--", "specjax")
+    return [commit + "+" * bool(changed)] if commit else []
+
+
+def peak_bytes() -> int | None:
+    """The most memory of a device that this process has used; None where it does not tell."""
+    stats = [d.memory_stats() or {} for d in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    return max(peaks, default=None)

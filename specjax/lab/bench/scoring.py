@@ -1,0 +1,146 @@
+"""Mode ``replay``: a drafter's guesses are recorded once, then scored from files for any k."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from specjax.drafters.spec import ask
+from specjax.lab.bench.job import Job
+from specjax.lab.bench.plan import Case
+from specjax.lab.bench.recorder import record
+from specjax.lab.bench.stops import parse_stop
+from specjax.lab.bench.store import Record, Store, write_json
+from specjax.lab.bench.summary import chosen_by_category, load_costs, predicted
+from specjax.lab.costs.pooled import pool
+from specjax.trace import metrics, replay, trace_file
+from specjax.trace.record import Trace
+
+Report = Callable[[str, int, int], None]
+
+
+def record_all(job: Job, store: Store, report: Report = lambda *_: None) -> None:
+    """Records what ``store`` lacks, a batch of prompts at a time."""
+    cases = list(to_record(job))
+    parts: dict[str, list[tuple[int, Path]]] = {}
+    for case in cases:
+        num = sum(p.prompt_set == case.prompt_set for p in job.prompts)
+        place = store.path / "recordings" / case.name
+        starts = range(0, num, case.batch)
+        parts[case.name] = [(s, place / f"{s:05d}.jsonl") for s in starts]
+    total, made = sum(map(len, parts.values())), 0
+    for case in cases:
+        asked = [p for p in job.prompts if p.prompt_set == case.prompt_set]
+        for start, path in parts[case.name]:
+            if not path.exists() and not recording(store, case.name).exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                prompts = asked[start : start + case.batch]
+                found = record(
+                    job.target,
+                    case.spec,
+                    [list(p.tokens) for p in prompts],
+                    max_new_tokens=job.suite.max_new_tokens,
+                    stop_token_ids=None if job.suite.stop else (),
+                    batch=case.batch,
+                )
+                texts = [
+                    dataclasses.replace(t, category=p.category)
+                    for t, p in zip(found.texts, prompts)
+                ]
+                setup = {**found.setup, "drafter": case.drafter, "prompt_set": case.prompt_set}
+                trace_file.save(Trace(found.rows, tuple(texts), setup), path)
+            made += 1
+            report(f"recording {case.drafter}", made, total)
+        if not recording(store, case.name).exists():
+            whole = join([trace_file.load(path) for _, path in parts[case.name]])
+            trace_file.save(whole, recording(store, case.name))
+        for _, path in parts[case.name]:
+            path.unlink(missing_ok=True)
+
+
+def to_record(job: Job) -> Iterator[Case]:
+    """Of a drafter whose k guesses are the first of more, the most; of others each k."""
+    batch = job.suite.batches[0]
+    seen = set()
+    for group in job.groups:
+        for case in sorted(group.cases, key=lambda c: -c.num_draft):
+            nested = bool(ask(case.spec, "nested"))
+            key = (case.prompt_set, case.drafter, nested or case.num_draft)
+            if case.batch == batch and case.drafter != "none" and key not in seen:
+                seen.add(key)
+                yield case
+
+
+def recording(store: Store, name: str) -> Path:
+    return store.path / "recordings" / f"{name}.jsonl"
+
+
+def join(parts: Sequence[Trace]) -> Trace:
+    """One recording of all prompts."""
+    whole = Trace.join(parts)
+    beyond = [after for part in parts for after in part.setup["recording"]["beyond"]]
+    details = {**whole.setup["recording"], "beyond": beyond}
+    return dataclasses.replace(whole, setup={**whole.setup, "recording": details})
+
+
+def score(store: Store) -> Record:
+    """Scores every recording of a run; writes traces and metrics.json. No model is needed.
+
+    Raises:
+      ValueError: in one line, if there is no recording, or a file is damaged.
+    """
+    run = store.read_run()
+    config = run["config"]
+    stops = [("", None), *map(parse_stop, config["stop_rules"])]
+    paths = sorted((store.path / "recordings").glob("*.jsonl"))
+    if not paths:
+        raise ValueError(f"{store.path} has no recordings yet; start the run again.")
+    found = load_costs(config["costs"]) if config["costs"] else None
+    cases: list[Record] = []
+    for path in paths:
+        source = trace_file.load(path)
+        for k in source.setup["recording"]["exact_k"]:
+            for label, stop in stops:
+                if stop is not None and not unsure(source):
+                    continue  # nothing to stop for
+                trace = replay.replay(source, k, stop=stop)
+                case = {**_case(source, k, label), "stop_rule": label or None}
+                case["batch"] = config["batches"][0]  # of the costs; tau is the same in any
+                case |= {"metrics": metrics.figures(trace)}
+                case |= {"intervals": metrics.with_intervals(trace)}
+                case |= {"per_category": chosen_by_category(trace)}
+                if found is not None and not label:
+                    case["predicted"] = predicted(found, case, case["metrics"], trace, None)
+                store.complete(case["name"], trace)
+                cases.append(case)
+    run |= {"valid": True, "invalid_because": []}
+    store.write_run(run)
+    summary = {"run": run, "pooled": pool(cases, store.trace), "cases": cases}
+    write_json(store.path / "metrics.json", summary)
+    return summary
+
+
+def unsure(source: Trace) -> bool:
+    """Whether the draft told probabilities of its guesses."""
+    return any(q < 1 for c in source if c.detail is not None for q in c.detail.q)
+
+
+def _case(source: Trace, k: int, label: str) -> Record:
+    setup: Mapping[str, Any] = source.setup
+    parts = [setup["prompt_set"], setup["drafter"], f"k{k}"]
+    parts += [label] if label else []
+    return {
+        "name": re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join([*parts, "replay"])),
+        "prompt_set": setup["prompt_set"],
+        "drafter": setup["drafter"],
+        "num_draft": k,
+        "rule": f"greedy {label}".strip(),
+        "temperature": 0.0,
+        "mode": "replay",
+        "family": setup.get("family"),
+        "compare": None,
+        "predicted": None,
+    }

@@ -1,0 +1,252 @@
+"""A decoding session without weights: shapes and shardings of all that its programs take.
+
+Nothing is allocated and no random weights are drawn. Everything is placed as `specjax.load`,
+`specjax.load_drafter` and `Session` place it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from specjax import decode
+from specjax.checkpoint.assemble import on_mesh
+from specjax.checkpoint.load import Model
+from specjax.core import own, sharding
+from specjax.core.family import Family
+from specjax.core.keys import row_keys
+from specjax.drafters import DRAFTERS
+from specjax.drafters.registry import entry_of
+from specjax.drafters.spec import Sizes, ask, is_trained
+from specjax.lab.compiler.target import plain_config, read_target
+from specjax.models import Frozen
+from specjax.models import family as registered
+from specjax.sampling import Options, make_sampling
+from specjax.session import CHUNKS, Row, choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is compiled. The fields of configs/compile.py, which explains them."""
+
+    target: str
+    layers: int
+    drafter: str
+    num_draft: int
+    draft_layers: int
+    draft_taps: int
+    draft_vocab: int
+    draft_model: str
+    replicate_drafter: bool
+    rows: int
+    slots: int
+    context: int
+    dtype: str
+    temperature: float
+    top_p: float
+    rule: str
+    trips: int
+    programs: str
+
+    def check(self) -> None:
+        """Raises ValueError, in one line, on a value out of its range."""
+
+        def need(ok: bool, name: str, rule: str) -> None:
+            if not ok:
+                raise ValueError(f"--config.{name}={getattr(self, name)!r}: must be {rule}.")
+
+        read_target(self.target, self.layers)
+        known = self.drafter in DRAFTERS or own.is_own(self.drafter)
+        need(known, "drafter", f"one of {', '.join(DRAFTERS)}, or FILE.py:NAME")
+        if ask(entry_of(self.drafter).thing, "family") is Family.MODEL:
+            read_target(self.draft_model, 0, "draft_model")
+        need(self.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
+        need(self.programs in ("all", "run"), "programs", "all or run")
+        need(self.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")
+        for name in ("rows", "num_draft", "draft_taps", "trips"):
+            need(getattr(self, name) >= 1, name, "at least 1")
+        need(self.layers >= 0, "layers", "at least 1, or 0 for the shape's own number")
+        need(self.slots >= CHUNKS[-1], "slots", f"at least {CHUNKS[-1]}")
+        need(1 <= self.context < self.slots, "context", f"from 1 to slots - 1 ({self.slots - 1})")
+        Options(temperature=self.temperature, top_p=self.top_p).check(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Abstract:
+    """All that the programs of a session are called with; arrays are `jax.ShapeDtypeStruct`."""
+
+    target: Model
+    spec: Any
+    drafter: Any  # bound
+    rule: Any
+    request: decode.Request
+    tokens: Any
+    length: Any
+    done: Any
+
+
+def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
+    """The session that ``setup`` describes.
+
+    Call it inside `core.platform.trace_for`.
+
+    Raises:
+      ValueError: in one line, on sizes that do not fit together.
+    """
+    setup.check()
+    plain = plain_config(setup.target, setup.layers)
+    if setup.slots > plain.max_position_embeddings:
+        raise ValueError(
+            f"--config.slots={setup.slots}: {setup.target} ends at"
+            f" {plain.max_position_embeddings} tokens."
+        )
+    target = _model(setup.target, setup, plain, mesh, replicate=False)
+    if mesh is not None and setup.rows % mesh.shape["data"]:
+        raise ValueError(
+            f"--config.rows={setup.rows}: the mesh's data axis has {mesh.shape['data']} devices,"
+            " which do not divide it."
+        )
+    options = [Options(temperature=setup.temperature, top_p=setup.top_p)] * setup.rows
+    row = Row(prompt=[0], options=options[0], seed=0, max_new_tokens=1, stop_token_ids=())
+    spec = _spec(setup, plain, target)
+    drafter, rule = choose(target, spec, [row], setup.rule or None)
+
+    def like(x: Any) -> Any:
+        """As the host hands it over: whole on every device."""
+        there = isinstance(x, jax.ShapeDtypeStruct)
+        return x if there else shaped(x.shape, x.dtype, mesh)
+
+    sampling = make_sampling(options, target.config.vocab_size)
+    sampling = dataclasses.replace(sampling, greedy=rule.greedy_only)
+    request = decode.Request(
+        keys=row_keys(jnp.zeros((setup.rows,), jnp.uint32)),
+        limit=np.zeros((setup.rows,), np.int32),  # type: ignore[arg-type]
+        stop_ids=np.zeros((setup.rows, 1), np.int32),  # type: ignore[arg-type]
+        sampling=sampling,
+    )
+    return Abstract(
+        target=target,
+        spec=spec,
+        drafter=jax.tree.map(like, drafter),
+        rule=rule,
+        request=jax.tree.map(like, request),
+        tokens=shaped((setup.rows, setup.slots), jnp.int32, mesh),
+        length=shaped((setup.rows,), jnp.int32, mesh),
+        done=shaped((setup.rows,), jnp.bool_, mesh),
+    )
+
+
+def states(session: Abstract) -> tuple[Any, Any]:
+    """The target's cache and the drafter's state, as shapes."""
+    rows, slots = session.tokens.shape
+    begin = lambda net, drafter: (net.init_cache(rows, slots), drafter.init(rows, slots))
+    with sharding.use_mesh(session.target.mesh):
+        return jax.eval_shape(begin, session.target.net, session.drafter)
+
+
+def shaped(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None, axes: Any = ()) -> Any:
+    """An array that is not there, with its place on the mesh."""
+    place = None if mesh is None else sharding.named(mesh, axes)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def abstract_net(build: Callable[[], Any], mesh: Mesh | None, *, replicate: bool = False) -> Frozen:
+    """The module that ``build`` makes, with shapes for weights, placed by their logical axes."""
+    module = nnx.eval_shape(build)
+    graphdef, state = nnx.split(module)
+    params = _placed(state, mesh, replicate)
+    return Frozen(params, graphdef, module.config, replicate)
+
+
+def _placed(state: Any, mesh: Mesh | None, replicate: bool) -> Any:
+    """Shapes for the parameters of ``state``, placed by their logical axes."""
+    placed = []
+    for path, parameter in nnx.to_flat_state(state):
+        value = parameter.get_value()
+        axes = () if replicate else sharding.axes_of(parameter)
+        placed.append((path, parameter.replace(shaped(value.shape, value.dtype, mesh, axes))))
+    return nnx.from_flat_state(placed)
+
+
+def _model(name: str, setup: Setup, plain: Any, mesh: Mesh | None, *, replicate: bool) -> Model:
+    """What `specjax.load` would return, without its tokenizer."""
+    config, dtype = on_mesh(plain, mesh, name, replicate), jnp.dtype(setup.dtype)
+    family = registered(plain.model_type)
+    return Model(
+        net=abstract_net(
+            lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)), mesh, replicate=replicate
+        ),
+        tokenizer=None,
+        stop_token_ids=(),
+        bos_token_id=None,
+        mesh=mesh,
+        name=name,
+        dtype=np.dtype(dtype),
+    )
+
+
+def _spec(setup: Setup, plain: Any, target: Model) -> Any:
+    """The drafter: as its kind is published for targets of this size, else as it begins to train.
+
+    Raises:
+      ValueError: in one line, on sizes that do not fit.
+    """
+    entry = entry_of(setup.drafter)
+    if not inspect.isclass(entry.thing) or not entry.needs_model:
+        return entry.build(target, setup.num_draft)
+    cls: Any = entry.thing
+    replicate = setup.replicate_drafter and target.mesh is not None
+    if ask(cls, "family") is Family.MODEL:
+        config = plain_config(setup.draft_model, 0, "draft_model")
+        model = _model(setup.draft_model, setup, config, target.mesh, replicate=replicate)
+        return cls.made(model, setup.num_draft)
+    shards = 1 if target.mesh is None or replicate else target.mesh.shape["model"]
+    sizes = Sizes(
+        setup.num_draft, setup.draft_layers, setup.draft_taps, setup.draft_vocab, shards=shards
+    )
+    try:
+        outline = ask(cls, "outline")(plain, sizes)
+    except ValueError as error:
+        raise ValueError(f"--config.{error}") from None
+    if outline is None:
+        return _begun(cls, setup, target, replicate)
+    config = outline.config
+    if hasattr(config, "backbone"):
+        backbone = on_mesh(config.backbone, target.mesh, setup.drafter, replicate)
+        config = dataclasses.replace(config, backbone=backbone)
+    net = abstract_net(
+        lambda: outline.network(config, dtype=jnp.dtype(setup.dtype), rngs=nnx.Rngs(0)),
+        target.mesh,
+        replicate=replicate,
+    )
+    return cls(net=net, num_draft=setup.num_draft, **outline.fields)
+
+
+def _begun(cls: Any, setup: Setup, target: Model, replicate: bool) -> Any:
+    """What training begins with, as shapes: of a kind that no size is published of."""
+    if not is_trained(cls):
+        raise ValueError(
+            f"--config.drafter={setup.drafter}: {cls.__name__} has neither outline() nor fresh(), "
+            "so there is nothing to compile without weights."
+        )
+    made: list[Any] = []
+
+    def build(net: Frozen) -> tuple[Any, dict[str, Any]]:
+        spec = cls.fresh(dataclasses.replace(target, net=net), num_draft=setup.num_draft)
+        made.append(spec)
+        values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
+        return spec.net.params, {n: v for n, v in values.items() if isinstance(v, jax.Array)}
+
+    params, arrays = jax.eval_shape(build, target.net)
+    params = _placed(params, target.mesh, replicate)
+    net = dataclasses.replace(made[0].net, params=params, replicated=replicate)
+    arrays = {n: shaped(v.shape, v.dtype, target.mesh) for n, v in arrays.items()}
+    return dataclasses.replace(made[0], net=net, **arrays)

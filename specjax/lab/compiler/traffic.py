@@ -1,0 +1,280 @@
+"""What one run of a compiled computation moves and computes, counted in its optimised HLO.
+
+Bytes are those of main memory. XLA's own `cost_analysis` says for every instruction the bytes of
+its operands and results, wherever they lie and however little of them is touched: a cache that is
+updated in place counts as read and written whole, a weight that was fetched into a TPU's VMEM
+counts twice. Here
+
+  - only arrays in main memory count (`hlo.Array.in_memory`); a prefetch reads its source once;
+  - a slice, dynamic slice or gather reads what it takes out, inside a fusion as well;
+  - a dynamic-update-slice or scatter that a fusion ends with writes its update, in place: the
+    compiler has inserted copies, which are counted, wherever that is not possible;
+  - a custom call (a kernel) that takes a buffer and hands it out again writes as much of it as it
+    is given beside it; what it reads of the buffer is not known, and not counted;
+  - loops inside count as often as they run;
+  - communication that the compiler has spread over several fusions, which hand its buffers on,
+    reads and writes once.
+
+Padding of tiles is not counted, nor is what spills from registers.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+from collections.abc import Callable, Iterator
+
+from specjax.lab.compiler.hlo import Computation, Instruction, Module
+from specjax.lab.compiler.origins import PUTS, SEE_THROUGH, aliased
+
+COLLECTIVES = (
+    *("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"),
+    *("collective-broadcast", "ragged-all-to-all"),
+)
+_FREE = {
+    *("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "iota"),
+    *("partition-id", "replica-id", "while", "call", "conditional", "async-start", "opt-barrier"),
+    *("add-dependency", "domain", "copy-done", "slice-done", "async-done", "async-update"),
+}
+_FREE_CALLS = ("ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding")
+_TAKES = {"slice", "dynamic-slice", "gather"}
+Kind = Callable[[Computation, Instruction, int], str]
+
+
+def works(instruction: Instruction) -> bool:
+    """Whether an instruction does something of its own when it runs."""
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+        return False
+    return instruction.opcode != "custom-call" or not any(
+        f'custom_call_target="{free}"' in instruction.attributes for free in _FREE_CALLS
+    )
+
+
+def memory_bytes(
+    module: Module, name: str, kind: Kind = lambda home, value, index: "all"
+) -> dict[str, dict[str, int]]:
+    """Bytes read and written by one run of a computation.
+
+    Args:
+      module: the program.
+      name: of the computation.
+      kind: sorts arrays: (its computation, what makes it, which of its results it is) -> kind;
+        slices and updates belong to the array they are taken from or put into.
+
+    Returns:
+      {"read": bytes by kind, "written": bytes by kind}.
+    """
+    read: dict[str, int] = collections.Counter()
+    written: dict[str, int] = collections.Counter()
+    for home, instruction, times in module.walk(name):
+        if not works(instruction):
+            continue
+        for index, operand in enumerate(instruction.operands):
+            source = home.instructions.get(operand)
+            if source is None or len(source.arrays) != 1 or not source.arrays[0].in_memory:
+                continue
+            amount = _touched(module, home, instruction, index)
+            read[kind(home, source, 0)] += times * min(amount, source.arrays[0].nbytes)
+        for index, amount in _results(module, home, instruction):
+            if instruction.arrays[index].in_memory:
+                written[kind(home, instruction, index)] += times * amount
+    for home, instruction, times in _spread(module, name):
+        sources = [home.instructions[o] for o in instruction.operands if o in home.instructions]
+        for source in sources:
+            for index, array in enumerate(source.arrays):
+                read[kind(home, source, index)] += times * array.nbytes * array.in_memory
+        for index, array in enumerate(instruction.arrays):
+            written[kind(home, instruction, index)] += times * array.nbytes * array.in_memory
+    return {"read": dict(read), "written": dict(written)}
+
+
+def _touched(module: Module, home: Computation, user: Instruction, index: int) -> int:
+    """Bytes that ``user`` reads of its operand ``index``."""
+    source = home.instructions.get(user.operands[index])
+    full = 0 if source is None else sum(a.nbytes for a in source.arrays)
+    if user.opcode == "fusion":
+        inner = module.computations[user.called("calls")]
+        return min(full, _read_of(module, inner, inner.parameter(index)))
+    if user.opcode == "slice-start":  # ((operand), slice, context)
+        return user.arrays[1].nbytes
+    if user.opcode in _TAKES:
+        return user.arrays[0].nbytes if index == 0 else full
+    if user.opcode in PUTS and index == 0:
+        return 0
+    if user.opcode == "custom-call" and index in aliased(user).values():
+        return 0
+    return full
+
+
+def _read_of(module: Module, home: Computation, value: Instruction) -> int:
+    """Bytes of ``value``, inside a fusion, that its users there read."""
+    full = sum(a.nbytes for a in value.arrays)
+    amount = 0
+    for user in home.users[value.name]:
+        for index, operand in enumerate(user.operands):
+            if operand != value.name:
+                continue
+            if user.opcode in SEE_THROUGH and not user.is_root:
+                amount += min(full, _read_of(module, home, user))
+            elif user.opcode == "tuple" or user.opcode in COLLECTIVES:
+                pass  # handed on, or counted apart
+            elif user.opcode in SEE_THROUGH:
+                amount += full
+            else:
+                amount += _touched(module, home, user, index)
+    return min(amount, full)
+
+
+def _results(module: Module, home: Computation, instruction: Instruction) -> list[tuple[int, int]]:
+    """Which arrays of its result an instruction writes, and how many bytes of each."""
+    code, arrays = instruction.opcode, instruction.arrays
+    whole = [(index, array.nbytes) for index, array in enumerate(arrays)]
+    if code == "copy-start":
+        return whole[:1]
+    if code == "slice-start":
+        return whole[1:2]
+    if code.endswith("-start"):  # (operands, results, contexts)
+        skipped = len(instruction.operands) if len(arrays) > 1 else 0
+        return [pair for pair in whole[skipped:] if arrays[pair[0]].dims]
+    if code in PUTS:
+        update = home.instructions[instruction.operands[PUTS[code]]]
+        return [(0, update.arrays[0].nbytes)]
+    if code == "custom-call":
+        given = _given(home, instruction)
+        return [(index, given.get(index, size)) for index, size in whole]
+    if code != "fusion":
+        return whole
+    inner, ends = module.computations[instruction.called("calls")], module.ends(instruction)
+    if len(ends) != len(arrays):
+        return whole
+    return [(index, _put(module, inner, end)) for index, end in enumerate(ends)]
+
+
+def _given(home: Computation, call: Instruction) -> dict[int, int]:
+    """Bytes that a custom call writes of each buffer it updates in place, by its result.
+
+    All that it is given beside the buffers, shared among them by their sizes.
+    """
+    places = aliased(call)
+    names = [o for i, o in enumerate(call.operands) if i not in places.values()]
+    beside = [home.instructions[o] for o in names if o in home.instructions]
+    given = sum(a.nbytes for source in beside for a in source.arrays)
+    sizes = {index: call.arrays[index].nbytes for index in places if index < len(call.arrays)}
+    total = max(sum(sizes.values()), 1)
+    return {index: min(size, given * size // total) for index, size in sizes.items()}
+
+
+def _put(module: Module, home: Computation, end: Instruction) -> int:
+    """Bytes that a result of a fusion writes: its update, if it is one in place."""
+    full = sum(a.nbytes for a in end.arrays)
+    before = end.opcode in ("parameter", "bitcast")
+    while end.opcode in SEE_THROUGH and end.operands and end.operands[0] in home.instructions:
+        end = home.instructions[end.operands[0]]
+    if end.opcode == "fusion":
+        inner = module.computations[end.called("calls")]
+        return min(full, _put(module, inner, inner.root))
+    if end.opcode in COLLECTIVES or (end.opcode == "parameter" and before):
+        return 0  # counted apart, or handed on
+    amount = 0
+    while end.opcode in PUTS:  # several updates of one buffer, one behind the other
+        amount += home.instructions[end.operands[PUTS[end.opcode]]].arrays[0].nbytes
+        end = home.instructions[end.operands[0]]
+        while end.opcode in SEE_THROUGH and end.operands[0] in home.instructions:
+            end = home.instructions[end.operands[0]]
+    return min(full, amount) if amount and end.opcode == "parameter" else full
+
+
+def collectives(module: Module, name: str) -> dict[str, dict[str, int]]:
+    """Communication of one run of a computation: kind -> {"count", "bytes"} a device.
+
+    An asynchronous operation counts once, where it starts; so does one that the compiler has spread
+    over several fusions, which share its channel. Bytes are those of the operands or of the
+    results, whichever are more.
+    """
+    found: dict[str, dict[str, int]] = {}
+    apart = [(h, i, t) for h, i, t in module.walk(name) if _kind(i) in COLLECTIVES]
+    for home, instruction, times in [*apart, *_spread(module, name)]:
+        kind = _kind(instruction)
+        operands = [home.instructions[o] for o in instruction.operands if o in home.instructions]
+        sent = sum(a.nbytes for o in operands for a in o.arrays)
+        results = sum(a.nbytes for a in instruction.arrays if a.dims)
+        if instruction.opcode.endswith("-start") and results > sent:
+            results -= sent  # a start hands its operands out again
+        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry["count"] += times
+        entry["bytes"] += times * max(sent, results)
+    return dict(sorted(found.items()))
+
+
+def _kind(instruction: Instruction) -> str:
+    return instruction.opcode.removesuffix("-start")
+
+
+def _spread(module: Module, name: str) -> Iterator[tuple[Computation, Instruction, int]]:
+    """The communication inside fusions: each channel once."""
+    seen: set[tuple[str, str]] = set()
+    for home, instruction, times in _inside_fusions(module, name):
+        if _kind(instruction) in COLLECTIVES and home.name in module.fused:
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            key = (instruction.opcode, instruction.name if channel is None else channel[1])
+            if key not in seen:
+                yield home, instruction, times
+            seen.add(key)
+
+
+def _inside_fusions(module: Module, name: str) -> Iterator[tuple[Computation, Instruction, int]]:
+    """As `Module.walk`, and what fusions hold."""
+    pending = list(module.walk(name))
+    while pending:
+        home, instruction, times = pending.pop()
+        if instruction.opcode == "fusion":
+            inner = module.computations[instruction.called("calls")]
+            pending += [(inner, i, times) for i in inner.instructions.values()]
+        else:
+            yield home, instruction, times
+
+
+def flops(module: Module, name: str) -> int:
+    """Floating-point operations of the matrix products of one run of a computation."""
+    count = {"dot": _dot_flops, "convolution": _convolution_flops}
+    return sum(
+        times * count[i.opcode](home, i)
+        for home, i, times in _inside_fusions(module, name)
+        if i.opcode in count
+    )
+
+
+def _dot_flops(home: Computation, dot: Instruction) -> int:
+    left = home.instructions[dot.operands[0]].arrays[0]
+    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
+    dims = [int(d) for d in found[1].split(",")] if found and found[1] else []
+    return 2 * dot.arrays[0].size * math.prod(left.dims[d] for d in dims)
+
+
+def _convolution_flops(home: Computation, conv: Instruction) -> int:
+    """TPUs write products as convolutions, batch dimensions as spatial ones with dilation."""
+    left, right = (home.instructions[o].arrays[0] for o in conv.operands[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", conv.attributes)
+    assert labels is not None
+    lhs, rhs, out = labels[1], labels[2], labels[3]
+    total = 2 * conv.arrays[0].dims[out.index("b")] * conv.arrays[0].dims[out.index("f")]
+    total *= right.dims[rhs.index("i")]
+    window = re.search(r"window=\{([^}]*)\}", conv.attributes)
+    fields = dict(f.split("=") for f in window[1].split()) if window else {}
+
+    def field(name: str, place: int, default: int) -> int:
+        return int(fields[name].split("x")[place].split("_")[0]) if name in fields else default
+
+    for place in range(len(lhs) - 2):
+        size, taps = left.dims[lhs.index(str(place))], right.dims[rhs.index(str(place))]
+        stride, pad = field("stride", place, 1), field("pad", place, 0)
+        spread, step = field("lhs_dilate", place, 1), field("rhs_dilate", place, 1)
+        reach = (size - 1) * spread + 1
+        places = (
+            o * stride - pad + k * step
+            for o in range(conv.arrays[0].dims[out.index(str(place))])
+            for k in range(taps)
+        )
+        total *= sum(1 for at in places if 0 <= at < reach and at % spread == 0)
+    return total

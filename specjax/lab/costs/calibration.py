@@ -1,0 +1,407 @@
+"""Measures on the machine at hand what a cycle costs: v(k), drafting, the rest, device calls.
+
+The drafter is timed in a loop of its own (`programs.DraftProgram`), not as the difference of two
+cycles: a difference of two large numbers has the noise of both, and by construction would leave no
+rest. Compiled into one program the parts may share work or get into each other's way; that is the
+rest, which whole cycles tell, and `Costs.additivity` says how well the parts add up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from specjax.checkpoint.drafters.named import as_spec
+from specjax.core.family import Family
+from specjax.core.files import read_json, write_atomically
+from specjax.drafters import NoDraft, Spec
+from specjax.drafters.base import parents_of
+from specjax.drafters.checking import bind
+from specjax.drafters.family import family_of
+from specjax.drafters.spec import ask, name_of
+from specjax.lab.costs.cost_model import Costs, costs_at
+from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
+from specjax.lab.costs.rounds import Sample, Timers, summarise, take
+from specjax.sampling import Options
+from specjax.session import Row, bucket, check_requests
+
+VERSION = 1
+KS = (1, 2, 3, 4, 6, 8, 12, 16)
+_COMPILING = 0.6  # about this share of the time goes into compiling
+
+Progress = Callable[[float, str], None]  # (share that is done, what comes now)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Costs on one machine, and which machine and target that was."""
+
+    machine: Mapping[str, Any]
+    target: Mapping[str, Any]
+    costs: tuple[Costs, ...]
+
+    def at(
+        self,
+        *,
+        batch: int = 1,
+        context: int = 1,
+        drafter: str | None = None,
+        rule: str | None = None,
+        temperature: float | None = None,
+    ) -> Costs:
+        """The costs for a batch and texts of ``context`` tokens, which get `session.bucket` slots.
+
+        Raises:
+          ValueError: where they were not measured (`costs_at`), or of several settings.
+        """
+        asked = {"drafter": drafter, "rule": rule, "temperature": temperature}
+        wanted = {key: value for key, value in asked.items() if value is not None}
+        fit = [c for c in self.costs if all(getattr(c, k) == v for k, v in wanted.items())]
+        if not fit:
+            kinds = sorted({(c.drafter, c.rule, c.temperature) for c in self.costs})
+            raise ValueError(f"No costs of {wanted}; those measured are of {kinds}: calibrate.")
+        return costs_at(fit, batch=batch, context=bucket(context))
+
+    def join(self, other: Calibration) -> Calibration:
+        """Both together, such as of several drafters. Raises ValueError if they do not belong."""
+        if self.machine != other.machine or self.target != other.target:
+            raise ValueError("Costs of different machines or targets are not joined.")
+        return dataclasses.replace(self, costs=self.costs + other.costs)
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON. Raises OSError."""
+        record = {"type": "costs", "version": VERSION, **dataclasses.asdict(self)}
+        for cell in record["costs"]:
+            cell |= {k: None for k, v in cell.items() if isinstance(v, float) and math.isnan(v)}
+        write_atomically(Path(path).expanduser(), json.dumps(record, indent=1) + "\n")
+
+
+def load(path: str | Path, *, elsewhere: bool = False) -> Calibration:
+    """Reads what `Calibration.save` wrote.
+
+    Args:
+      path: of the file.
+      elsewhere: whether costs of another machine will do, such as to explain a run made there.
+
+    Raises:
+      ValueError: in one line, on a file that is missing, is none, or is of another machine.
+    """
+    path = Path(path).expanduser()
+    try:
+        record = read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file of costs; check the path.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as costs: {error}.") from None
+    if not isinstance(record, dict) or record.get("type") != "costs":
+        raise ValueError(f'{path} holds no costs: it has no "type": "costs".')
+    if record.get("version") != VERSION:
+        raise ValueError(
+            f"{path} holds costs of version {record.get('version')!r}, not {VERSION}: calibrate."
+        )
+    try:
+        found = Calibration(
+            dict(record["machine"]), dict(record["target"]), tuple(map(_costs, record["costs"]))
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} holds damaged costs ({error}); calibrate again.") from None
+    here = describe_machine()
+    if not elsewhere and found.machine != here:
+        keys = sorted(found.machine.keys() | here.keys())
+        key = next(k for k in keys if found.machine.get(k) != here.get(k))
+        raise ValueError(
+            f"{path} was measured on another machine ({key} {found.machine.get(key)!r}, here "
+            f"{here.get(key)!r}): calibrate here, or say that it will do (elsewhere)."
+        )
+    return found
+
+
+def _costs(record: Mapping[str, Any]) -> Costs:
+    tables: dict[str, Any] = {
+        name: {int(k): v for k, v in record[name].items()}
+        for name in ("verify", "draft", "draft_calls", "cycle")
+    }
+    fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in record.items()}
+    return Costs(**{**fields, **tables})
+
+
+def describe_machine() -> dict[str, Any]:
+    """Whatever times depend on: device, cores, jax."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        processor = lines[0].partition(":")[2].strip() if lines else processor
+    able = getattr(os, "sched_getaffinity", None)
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform} {device.device_kind}",
+        "devices": jax.device_count(),
+        "processor": processor,
+        "cores": os.cpu_count() if able is None else len(able(0)),
+        "jax": jax.__version__,
+    }
+
+
+def describe_target(target: Any) -> dict[str, Any]:
+    """Name and sizes."""
+    c = target.config
+    return {
+        "name": target.name,
+        "dtype": str(target.dtype),
+        "layers": c.num_layers,
+        "hidden_size": c.hidden_size,
+        "vocab_size": c.vocab_size,
+        "mesh": None if target.mesh is None else dict(target.mesh.shape),
+    }
+
+
+def with_num_draft(spec: Any, k: int) -> Any:
+    """The drafter with k guesses. Raises ValueError if it has no such setting."""
+    fields = dataclasses.fields(spec) if dataclasses.is_dataclass(spec) else ()
+    if not any(f.name == "num_draft" for f in fields):
+        raise ValueError(
+            f"{type(spec).__name__} has no field num_draft, so its cost for each k is not measured."
+        )
+    return dataclasses.replace(spec, num_draft=k)
+
+
+def draft_calls(spec: Any, drafter: Any) -> int:
+    """Draft passes of a cycle that follow each other: `Spec.passes`, or ``draft_calls`` of what it
+    is bound to."""
+    serial = max(ask(spec, "passes")(drafter.num_draft), 1)
+    return int(getattr(drafter, "draft_calls", serial))
+
+
+def calibrate(
+    target: Any,
+    spec: Spec | str | None,
+    *,
+    ks: Sequence[int] | None = None,
+    batches: Sequence[int] = (1,),
+    contexts: Sequence[int] = (256,),
+    repeats: int = 7,
+    cycles: int = 16,
+    temperature: float = 0.0,
+    rule: str | None = None,
+    max_seconds: float = math.inf,
+    progress: Progress = lambda share, what: None,
+) -> Calibration:
+    """Measures the costs of cycles on this machine, compiled as `generate` compiles them.
+
+    Three programs are compiled for each k, batch and context, and one more for the plain step.
+
+    Args:
+      target: from `specjax.load`.
+      spec: the drafter or its name; its num_draft is set to each k. None: only verification is
+        measured, and a draft costs nothing.
+      ks: numbers of guesses; None: `KS` and the drafter's own, up to the most it can guess.
+      batches: rows decoded together.
+      contexts: lengths of text, prompt included; each gets as many slots as in a session.
+      repeats: rounds; costs are medians over them.
+      cycles: in one timing, where they fit; plain steps are three times as many.
+      temperature: of the verification rule's work; 0: greedy.
+      rule: of verification; None: the best for drafter and temperature.
+      max_seconds: after these no further round is begun, but for the first, and no further batch or
+        context.
+      progress: called before each step with the share that is done, and what comes.
+
+    Raises:
+      ValueError: in one line, before anything is timed, if target, drafter and numbers do not fit.
+    """
+    for name, values in (("batches", batches), ("contexts", contexts)):
+        check_numbers(name, values)
+    check_numbers("repeats and cycles", (repeats, cycles))
+    spec = None if spec is None else as_spec(spec, target)
+    ks, slots = choose_ks(target, spec, ks), sorted({bucket(c) for c in contexts})
+    check_fits(target, spec, ks, slots, temperature, rule)
+    begin, cells = time.perf_counter(), [(b, s) for s in slots for b in sorted(set(batches))]
+    found: list[Costs] = []
+    for i, (batch, context) in enumerate(cells):
+        if found and time.perf_counter() - begin > max_seconds:
+            progress(i / len(cells), "out of time: the larger batches and contexts are left out")
+            break
+        say = _within(progress, i, len(cells), f"batch {batch}, {context} slots: ")
+        cell = Cell(
+            target,
+            spec,
+            ks,
+            batch=batch,
+            slots=context,
+            cycles=cycles,
+            temperature=temperature,
+            rule=rule,
+            say=say,
+        )
+        for j in range(repeats):
+            if j and time.perf_counter() - begin > max_seconds:
+                break
+            say(_COMPILING + (1 - _COMPILING) * j / repeats, f"round {j + 1} of {repeats}")
+            cell.round()
+        found.append(cell.costs())
+    return Calibration(describe_machine(), describe_target(target), tuple(found))
+
+
+def _within(progress: Progress, index: int, count: int, what: str) -> Progress:
+    """Progress of one of ``count`` cells."""
+    return lambda share, now: progress((index + share) / count, what + now)
+
+
+class Cell:
+    """The programs of one batch and one number of slots, and their timings so far."""
+
+    def __init__(
+        self,
+        target: Any,
+        spec: Spec | None,
+        ks: Sequence[int],
+        *,
+        batch: int,
+        slots: int,
+        cycles: int,
+        temperature: float = 0.0,
+        rule: str | None = None,
+        say: Progress = lambda share, what: None,
+    ):
+        """Compiles everything, and runs it once. Arguments as for `calibrate`."""
+        self._batch, self._slots, self._temperature = batch, slots, temperature
+        self._calls: list[float] = []
+        self._timers: dict[int, Timers] = {}
+        self._samples: dict[int, list[Sample]] = {k: [] for k in ks}
+        self._draft_calls: dict[int, int] = {}
+        self._rounds = 0
+        common: dict[str, Any] = {"slots": slots, "batch": batch, "temperature": temperature}
+        say(0.0, "compiling the plain step")
+        self._plain = CycleProgram(target, NoDraft(), **common)
+        self._drafter, self._rule = "" if spec is None else drafter_name(spec), ""
+        for i, k in enumerate(ks):
+            say(_COMPILING * (i + 0.5) / (len(ks) + 0.5), f"compiling k = {k}")
+            kind, own, draft, whole, parents = "one_hot", rule, None, None, None
+            if spec is not None:
+                whole = CycleProgram(target, with_num_draft(spec, k), rule=rule, **common)
+                draft = DraftProgram(target, with_num_draft(spec, k), rule=rule, **common)
+                kind, own = whole.drafter.kind, whole.rule.name
+                parents = parents_of(whole.drafter)
+                self._draft_calls[k] = draft_calls(spec, whole.drafter)
+            silent = CycleProgram(target, Silent(k, kind, parents=parents), rule=own, **common)
+            self._rule = silent.rule.name
+            count = min(cycles, silent.most_cycles)
+            # Plain steps are short: over as few as these they would still be warming the caches up,
+            # a tenth slower than in a text.
+            steps = min(3 * count, self._plain.most_cycles)
+            self._timers[k] = Timers(
+                plain=timed(self._plain, steps),
+                verify=timed(silent, count),
+                draft=None if draft is None else timed(draft, count),
+                cycle=None if whole is None else timed(whole, count),
+            )
+            take(self._timers[k], reverse=False)
+        self._plain.run(1)
+
+    def round(self) -> None:
+        """Times every k once; every other time in reverse order."""
+        reverse, self._rounds = self._rounds % 2 == 1, self._rounds + 1
+        for k in sorted(self._timers, reverse=reverse):
+            self.sample(k, reverse=reverse)
+
+    def sample(self, k: int, *, reverse: bool) -> None:
+        """Times one k, and what calling the device costs: t(n) = call + n steps."""
+        self._samples[k].append(take(self._timers[k], reverse=reverse))
+        many = min(8, self._plain.most_cycles)
+        self._calls.append((many * self._plain.run(1) - self._plain.run(many)) / (many - 1))
+
+    def costs(self) -> Costs:
+        """Of the rounds so far."""
+        return summarise(
+            self._samples,
+            batch=self._batch,
+            context=self._slots,
+            draft_calls=self._draft_calls,
+            call_s=max(statistics.median(self._calls), 0.0),
+            drafter=self._drafter,
+            rule=self._rule,
+            temperature=self._temperature,
+        )
+
+
+def timed(program: CycleProgram | DraftProgram, cycles: int) -> Callable[[], float]:
+    """Seconds that one cycle more takes: neither calling the device nor its cold start is in it.
+
+    Both weigh most on the plain step, the cheapest of all: divided by it, every cost would come out
+    too low. The first, short call brings the weights back into the processor's caches after another
+    program has run.
+    """
+
+    def marginal() -> float:
+        program.run(1)
+        short, long = program.run(1), program.run(cycles)
+        # A disturbed short call tells nothing; with its share of the call it is too much at worst.
+        return (long - short) / (cycles - 1) if long > short else long / cycles
+
+    return marginal
+
+
+def drafter_name(spec: Any) -> str:
+    """As in the setup of a trace."""
+    return name_of(spec)
+
+
+def check_numbers(name: str, values: Sequence[int]) -> None:
+    """Raises ValueError unless they are positive integers, at least one."""
+    whole = [isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values]
+    if not values or not all(whole):
+        raise ValueError(f"{name} = {list(values)}: must be positive integers, at least one.")
+
+
+def choose_ks(target: Any, spec: Any, ks: Sequence[int] | None) -> tuple[int, ...]:
+    """The numbers of guesses to measure, checked against drafter and target."""
+    if spec is not None and family_of(spec) is Family.NONE:
+        raise ValueError("NoDraft guesses nothing: pass None to measure verification alone.")
+    if ks is not None:
+        check_numbers("ks", ks)
+        return tuple(sorted(set(ks)))
+    if spec is None:
+        return KS
+    own = bind(spec, target, "one_hot")[0].num_draft
+    fit = []
+    for k in sorted({*KS, own}):
+        try:
+            bind(with_num_draft(spec, k), target, "one_hot")
+        except ValueError:
+            if k <= own:
+                raise
+        else:
+            fit.append(k)
+    return tuple(fit)
+
+
+def check_fits(
+    target: Any,
+    spec: Any,
+    ks: Sequence[int],
+    slots: Sequence[int],
+    temperature: float,
+    rule: str | None,
+) -> None:
+    """Raises ValueError if some cell could not be measured."""
+    longest = target.config.max_position_embeddings
+    room = min(min(slots), longest) - PROMPT_TOKENS
+    if max(ks) + 1 > room:
+        raise ValueError(
+            f"k={max(ks)} does not fit into {min(slots)} slots: use larger contexts or fewer k."
+        )
+    if bucket(longest) < max(slots):
+        raise ValueError(f"{max(slots)} slots: {target.name} is limited to {longest} tokens.")
+    row = Row([0], Options(temperature=temperature), 0, 1, ())
+    for k in ks:
+        check_requests(target, Silent(k) if spec is None else with_num_draft(spec, k), [row], rule)

@@ -1,0 +1,119 @@
+"""Explanations of stored runs: a benchmark's directory, or a trace with costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specjax.core.files import read_json
+from specjax.lab.costs import calibration, predicted
+from specjax.lab.costs.calibration import Calibration
+from specjax.lab.costs.cost_model import Costs, costs_at
+from specjax.lab.costs.explain import Explanation, explain
+from specjax.trace.metrics import compare, figures
+from specjax.trace.record import Trace
+
+
+def explain_run(directory: str | Path) -> dict[str, Explanation | str]:
+    """Case -> its explanation, or in a sentence why there is none. Plain decoding is left out.
+
+    Raises:
+      ValueError: in one line, if the directory holds no finished benchmark, or no case to explain.
+    """
+    directory = Path(directory).expanduser()
+    path = directory / "metrics.json"
+    try:
+        summary = read_json(path)
+        device = str(summary["run"]["device"])
+        cases = [case for case in summary["cases"] if case["drafter"] != "none"]
+    except FileNotFoundError:
+        raise ValueError(f"{directory} holds no finished benchmark: no metrics.json.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no summary of a benchmark ({error!r}).") from None
+    if not cases:
+        raise ValueError(f"{directory} holds no case with a drafter.")
+    costs = directory / "costs.json"
+    if not costs.exists():
+        raise ValueError(
+            f"{directory} has no costs.json, without which nothing can be said about time: run the "
+            "benchmark with calibration."
+        )
+    known = calibration.load(costs, elsewhere=True)
+    found: dict[str, Explanation | str] = {}
+    for case in cases:
+        try:
+            found[case["name"]] = _explain_case(case, known, device)
+        except ValueError as error:
+            found[case["name"]] = f"Not explained: {error}"
+    return found
+
+
+def _explain_case(case: Mapping[str, Any], known: Calibration, device: str) -> Explanation:
+    rule = str(case["rule"]).removeprefix("synthetic-")
+    wanted = (case["drafter"], rule, case["temperature"])
+    fit = [c for c in known.costs if (c.drafter, c.rule, c.temperature) == wanted]
+    if not fit:
+        raise ValueError(f"costs.json knows nothing of {wanted}.")
+    slots = [c.context for c in fit]
+    told = predicted.read(case)
+    context = min(slots) if told is None else told.context
+    speedup = (case.get("compare") or {}).get("speedup")
+    return explain(
+        case["metrics"],
+        costs_at(fit, batch=case["batch"], context=context),
+        speedup=speedup,
+        device=device,
+        single=_at_batch_1(fit, context),
+        family=case.get("family"),
+    )
+
+
+def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) -> Explanation:
+    """Of one recorded generation, or several joined.
+
+    Args:
+      trace: of speculation.
+      known: costs of its drafter, rule, batch and length; they may have been measured elsewhere.
+      plain: plain decoding of the same prompts, for a measured speedup.
+
+    Raises:
+      ValueError: in one line, where the costs do not cover the trace, or nothing was guessed.
+    """
+    setup, found = trace.setup, figures(trace)
+    drafters = {c.drafter for c in known.costs}
+    if "drafter" in setup and setup["drafter"] not in drafters:
+        raise ValueError(
+            f"The trace is of drafter {setup['drafter']!r}, the costs are of "
+            f"{', '.join(map(repr, sorted(drafters)))}: calibrate with that drafter."
+        )
+    if "target" in setup and setup["target"] != known.target.get("name", setup["target"]):
+        raise ValueError(
+            f"The trace is of target {setup['target']!r}, the costs are of "
+            f"{known.target['name']!r}: calibrate with that target."
+        )
+    k, positions = found["num_draft"], [c.position for c in trace]
+    context = round(sum(positions) / max(len(positions), 1)) + k + 1
+    options = setup.get("options", {})
+    costs = known.at(
+        batch=setup.get("batch", 1),
+        context=context,
+        drafter=setup.get("drafter"),
+        rule=setup.get("rule"),
+        temperature=options.get("temperature") if isinstance(options, Mapping) else None,
+    )
+    speedup = None if plain is None else compare(trace, plain)["speedup"]
+    return explain(
+        found,
+        costs,
+        speedup=speedup,
+        device=str(setup.get("device", "")),
+        family=setup.get("family"),
+    )
+
+
+def _at_batch_1(fit: list[Costs], context: int) -> Costs | None:
+    try:
+        return costs_at(fit, batch=1, context=context)
+    except ValueError:
+        return None  # not measured

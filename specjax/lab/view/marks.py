@@ -1,0 +1,173 @@
+"""What must stand beside numbers so that nobody takes them for more than they are.
+
+One function makes marks, and everything that is printed prints those: the terminal, results.md,
+results.tex and report.html say the same in the same words, and the table names a case's marks in
+its row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from specjax.lab.costs import predicted
+from specjax.lab.view.cases import Case, interval_of, is_plain, is_synthetic, speedup_of, tau_of
+
+BUSY = 0.5  # cores or processes of others, on average, from where times are not to be trusted
+NOISY = 0.1  # distance of a calibration's quartiles over its median, from where costs are rough
+NAMED = 3  # cases that a line names
+
+
+class Kind(enum.StrEnum):
+    """What is wrong, in the words that a table has for it."""
+
+    INVALID = "not valid"
+    LOSSY = "not lossless"
+    BUSY = "busy machine"
+    REPLAYED = "replayed"
+    SYNTHETIC = "synthetic"
+    LEFT_OUT = "prompts left out"
+    ONE_PROMPT = "one prompt"
+    SPANS_ONE = "interval spans 1"
+    ABOVE_TAU = "speedup above tau"
+    NEGATIVE_OVERHEAD = "negative overhead"
+    ROUGH_COSTS = "rough costs"
+    TEXTS_DIFFER = "texts differ"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """One remark, and what it is about."""
+
+    kind: Kind
+    text: str  # a sentence
+    where: str = ""  # the name of a case; "": the whole run
+
+
+def marks(run: Mapping[str, Any], cases: Sequence[Case]) -> tuple[Mark, ...]:
+    """All of a run and of its cases, pooled rows among them, the gravest first."""
+    found = [*of_run(run), *(mark for case in cases for mark in of_case(case))]
+    order = list(Kind)
+    return tuple(sorted(found, key=lambda m: order.index(m.kind)))
+
+
+def of_run(run: Mapping[str, Any]) -> Iterator[Mark]:
+    """Those of run.json."""
+    for reason in reasons(run):
+        yield Mark(Kind.INVALID, reason)
+    if run.get("mode") == "replay":
+        yield Mark(
+            Kind.REPLAYED,
+            "from recorded greedy texts: tau is exact, times were not measured.",
+        )
+    else:
+        load, others = (max(run.get(k) or (0.0,)) for k in ("load", "others"))
+        told = [f"load {load:g} before"] * (load > BUSY)
+        told += [f"other processes took {others:.2g} cores meanwhile"] * (others > BUSY)
+        if told:
+            yield Mark(Kind.BUSY, f"the machine was not idle ({', '.join(told)}): times are rough.")
+    if run.get("left_out"):
+        yield Mark(
+            Kind.LEFT_OUT,
+            f"{run['left_out']} prompts longer than max_prompt_tokens were not measured.",
+        )
+
+
+def reasons(run: Mapping[str, Any]) -> list[str]:
+    """Why the numbers of a run may not be used; empty: they may."""
+    found = list(run.get("invalid_because") or ())
+    if not found and run.get("valid") is False:
+        found = ["the run is marked invalid, without a reason."]
+    return found
+
+
+def of_case(case: Case) -> Iterator[Mark]:
+    """Those of one case, or of a pooled row."""
+
+    def mark(kind: Kind, text: str) -> Mark:
+        return Mark(kind, text, str(case["name"]))
+
+    if is_synthetic(case):
+        yield mark(
+            Kind.SYNTHETIC,
+            "the text is not the model's: acceptance was forced. The speed is real, for a drafter "
+            "that would be accepted as often.",
+        )
+    if bought := lossy(case):
+        yield mark(Kind.LOSSY, bought)
+    if case["metrics"].get("requests") == 1:
+        yield mark(
+            Kind.ONE_PROMPT, "there is no interval, and another prompt may tell the opposite."
+        )
+    if is_plain(case):
+        return
+    speedup, ends, tau = speedup_of(case), interval_of(case), tau_of(case)
+    if ends is not None and ends[0] <= 1 <= ends[1]:
+        yield mark(
+            Kind.SPANS_ONE,
+            "by the 95 % interval of the speedup it may be faster or slower than plain decoding.",
+        )
+    if speedup is not None and tau is not None and speedup > tau:
+        yield mark(
+            Kind.ABOVE_TAU,
+            "not even guesses that cost nothing could bring that: times are rough, such as where "
+            "plain decoding was disturbed.",
+        )
+    told = predicted.read(case)
+    if told is not None and told.overhead is not None and told.overhead < 0:
+        yield mark(Kind.NEGATIVE_OVERHEAD, predicted.NEGATIVE_OVERHEAD)
+    if told is not None and told.noise is not None and told.noise > NOISY:
+        yield mark(
+            Kind.ROUGH_COSTS,
+            f"the quartiles of the calibration were more than {NOISY:.0%} apart: predictions are "
+            "as rough.",
+        )
+    yield from (mark(Kind.TEXTS_DIFFER, text) for text in _difference(case))
+
+
+def lossy(said: Mapping[str, Any]) -> str:
+    """What stands beside figures of a rule that is not lossless; "": it is.
+
+    ``said`` is a case, or the setup of a trace.
+    """
+    if said.get("lossless", True):
+        return ""
+    return (
+        f"the rule {said.get('rule', '')} keeps guesses that the target might not have said: the "
+        "text is not the target's own, and its tau and speed are bought with that."
+    )
+
+
+def _difference(case: Case) -> Iterator[str]:
+    """Where a text that should be plain decoding's is another."""
+    compared = case.get("compare") or {}
+    if not compared.get("first_diff"):
+        return
+    request, token = compared["first_diff"]
+    margin = compared.get("margin_at_diff")
+    told = "" if margin is None else f", where the target preferred it by {margin:.3g}"
+    yield (
+        f"{compared['exact_match']:.0%} of the texts are plain decoding's; request {request} "
+        f"leaves it at token {token}{told}."
+    )
+
+
+def lines(found: Sequence[Mark]) -> list[str]:
+    """Marks as sentences: one for each kind and text, with the cases that it is about."""
+    about: dict[tuple[Kind, str], list[str]] = {}
+    for mark in found:
+        about.setdefault((mark.kind, mark.text), []).append(mark.where)
+    told = []
+    for (kind, text), places in about.items():
+        named = [p for p in places if p]
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        where = f" ({', '.join(named[:NAMED])}{more})" if named else ""
+        told.append(f"{kind[0].upper()}{kind[1:]}{where}: {text}")
+    return told
+
+
+def words(case: Case) -> str:
+    """A case's marks as its row in a table names them."""
+    return ", ".join(dict.fromkeys(str(mark.kind) for mark in of_case(case)))

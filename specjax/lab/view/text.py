@@ -1,0 +1,184 @@
+"""Text in which accepted guesses, corrections and bonus tokens look different.
+
+On a colour terminal by colour and by style, elsewhere (a pipe, ``NO_COLOR``) by marks around the
+target's own tokens. Taking the marks away gives the text exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from rich.color import ColorSystem
+from rich.console import Console
+from rich.style import Style
+
+from specjax.lab.view.palette import MEANING as PAGE_MEANING
+from specjax.lab.view.palette import REJECTED
+from specjax.lab.view.tokens import text_of, tokens
+from specjax.trace.metrics import figures, select
+from specjax.trace.record import ACCEPTED, BONUS, CORRECTION, Trace
+
+Span = tuple[str, str]  # text, label
+
+STYLES = {
+    ACCEPTED: Style(color="green"),
+    CORRECTION: Style(color="bright_blue", bold=True, underline=True),
+    BONUS: Style(color="bright_blue", bold=True, italic=True),
+    REJECTED: Style(color="red", strike=True, dim=True),
+}
+# Pairs that program text hardly ever holds.
+MARKS = {ACCEPTED: ("", ""), CORRECTION: ("«", "»"), BONUS: ("⟦", "⟧")}
+STRUCK = ("~~", "~~")  # around rejected guesses, which are no part of the text
+MEANING = {
+    ACCEPTED: "accepted draft token",
+    CORRECTION: "correction",
+    BONUS: "bonus token",
+    REJECTED: PAGE_MEANING[REJECTED],
+}
+
+# Control characters as pictures: generated text must not steer the terminal.
+_PICTURES = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
+
+
+class Reader(Protocol):
+    """What `specjax.text.Reader` does: characters by the index of the token that completes them."""
+
+    def push(self, ids: Sequence[int]) -> list[tuple[int, str]]: ...
+
+    def flush(self) -> list[tuple[int, str]]: ...
+
+
+class Labeller:
+    """Turns tokens and their labels into spans of whole characters.
+
+    A character of several tokens takes the label of the one that completes it.
+    """
+
+    def __init__(self, reader: Reader):
+        self._reader = reader
+        self._labels: list[str] = []  # of all tokens so far
+        self._spans: list[Span] = []  # decoded, not handed out
+        self._owed = 0  # characters asked for before they were decoded
+
+    def push(self, tokens: Sequence[int], labels: Sequence[str], *, last: bool = False) -> None:
+        """Takes in the next tokens; ``last``: no more will come."""
+        if len(tokens) != len(labels):
+            raise ValueError(f"{len(tokens)} tokens have {len(labels)} labels.")
+        self._labels += labels
+        read = [*self._reader.push(tokens), *(self._reader.flush() if last else ())]
+        self._spans += [(text, self._labels[index]) for index, text in read]
+
+    def take(self, length: int) -> list[Span]:
+        """The next ``length`` characters, or those of them that are there; the rest comes later."""
+        self._owed += length
+        taken = []
+        while self._spans and self._owed:
+            text, label = self._spans.pop(0)
+            if len(text) > self._owed:
+                self._spans.insert(0, (text[self._owed :], label))
+                text = text[: self._owed]
+            taken.append((text, label))
+            self._owed -= len(text)
+        return taken
+
+
+class Painter:
+    """Writes labelled text in the way that ``console`` can show."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        # A "dumb" terminal has no colour system; rich keeps bold under NO_COLOR, we do not.
+        self.colour = (
+            console.is_terminal and console.color_system is not None and not console.no_color
+        )
+
+    def write(self, spans: Iterable[Span]) -> None:
+        """Writes at once, without wrapping or trimming anything."""
+        self.console.file.write("".join(self.paint(text, label) for text, label in spans))
+        self.console.file.flush()
+
+    def write_plain(self, text: str) -> None:
+        """Text that is not generated, such as a prompt; dim where that can be shown."""
+        text = self._safe(text)
+        if self.colour:
+            text = Style(dim=True).render(text, color_system=ColorSystem.STANDARD)
+        self.console.file.write(text)
+        self.console.file.flush()
+
+    def write_line(self, line: str) -> None:
+        """A line that is painted already."""
+        self.console.file.write(line + "\n")
+        self.console.file.flush()
+
+    def paint(self, text: str, label: str) -> str:
+        """One span as it is written."""
+        text = self._safe(text)
+        if not self.colour:
+            return mark(text, *MARKS.get(label, STRUCK))
+        if label != ACCEPTED and text.startswith("\n"):
+            text = "↵" + text  # a line break has no colour of its own
+        return STYLES[label].render(text, color_system=ColorSystem.STANDARD)
+
+    def legend(self, *, rejected: bool = False) -> str:
+        """What the looks mean, in one line."""
+        labels = (ACCEPTED, CORRECTION, BONUS) + (REJECTED,) * rejected
+        parts = [self.paint(MEANING[label], label) for label in labels]
+        return "legend: " + ", ".join(parts)
+
+    def _safe(self, text: str) -> str:
+        return text.translate(_PICTURES) if self.console.is_terminal else text
+
+
+def mark(text: str, begin: str, end: str) -> str:
+    """Marks around ``text``, white space left outside; white space alone stands behind them."""
+    body = text.strip()
+    if not body or not begin:
+        return begin + end + text
+    start = text.index(body)
+    return text[:start] + begin + body + end + text[start + len(body) :]
+
+
+def show_text(
+    trace: Trace, console: Console | None = None, *, row: int | None = None, rejected: bool = False
+) -> None:
+    """The terminal's twin of `specjax.show`.
+
+    Args:
+      trace: whose text is written.
+      console: where to; None: standard output.
+      row: the row to show; None: all.
+      rejected: whether rejected guesses are shown, struck through, before the token that took
+        their place.
+
+    Raises:
+      ValueError: if there is no such row.
+    """
+    painter = Painter(console or Console(highlight=False))
+    painter.write_line(painter.legend(rejected=rejected))
+    for r in range(len(trace.rows)) if row is None else (row,):
+        spans: list[Span] = []
+        for label, group in itertools.groupby(
+            tokens(trace, r, rejected=rejected), key=lambda t: t.label
+        ):
+            texts = [t.text for t in group]
+            spans += (
+                [(_one_line("".join(texts)), label)]
+                if label == REJECTED
+                else [(text, label) for text in texts]
+            )
+        painter.write_plain(text_of(trace, r).prompt)
+        painter.write((text, label) for text, label in spans if text)
+        painter.write_line("\n")
+    found = figures(trace if row is None else select(trace, [row]))
+    if found["tau"] is not None:
+        painter.write_line(
+            f"tau {found['tau']:.2f}: committed tokens per target pass, the target's own included "
+            f"({found['tokens']} tokens, {found['cycles']} passes)"
+        )
+
+
+def _one_line(text: str) -> str:
+    """Rejected guesses break no line."""
+    return " ".join(text.split()) or "␣"

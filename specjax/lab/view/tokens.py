@@ -1,0 +1,181 @@
+"""The tokens of a row of a trace, in the order in which they are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import unicodedata
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+from specjax.lab.view.marks import Kind
+from specjax.lab.view.palette import REJECTED
+from specjax.trace.record import ACCEPTED, Cycle, Text, Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """One committed token or rejected guess, with what is known of it."""
+
+    text: str  # the characters that it completes; "" for a special token or a part of a character
+    id: int
+    label: str  # ACCEPTED, CORRECTION, BONUS or REJECTED
+    cycle: int  # which of the row's, from 0
+    position: int  # in the text, prompt included
+    guess: int = 0  # which guess of its cycle, from 1; 0: the target's own
+    num_guesses: int = 0  # of its cycle
+    p: float | None = None  # the target's probability; None: not recorded
+    q: float | None = None  # the draft's
+    rank: int | None = None  # in the target's order, 1 the likeliest
+    end: float = math.nan  # when its cycle was over; seconds since the generation began
+
+
+def tokens(trace: Trace, row: int, *, rejected: bool = True) -> list[Token]:
+    """The new tokens of a row; rejected guesses stand before the token that took their place.
+
+    Of a tree those are the last accepted guess's children, which that token was compared with.
+
+    Raises:
+      ValueError: if there is no such row.
+    """
+    check_row(trace, row)
+    pieces = text_of(trace, row).pieces
+    known = len(pieces) == sum(c.committed for c in trace.rows[row])
+    shown: list[Token] = []
+    done = 0
+    for index, cycle in enumerate(trace.rows[row]):
+        ids = cycle.emitted or (-1,) * cycle.committed
+        own: list[Token] = []
+        for i, label in enumerate(cycle.labels):
+            piece = pieces[done] if known else f"⟨{ids[i]}⟩"
+            token = _token(cycle, index, i, ids[i], label, piece)
+            (shown if label == ACCEPTED else own).append(token)
+            done += 1
+        if rejected:
+            shown += _rejected(cycle, index, text_of(trace, row))
+        shown += own
+    return shown
+
+
+def _token(cycle: Cycle, index: int, i: int, token: int, label: str, piece: str) -> Token:
+    detail, is_guess = cycle.detail, label == ACCEPTED
+    which = cycle.right[i] if is_guess else -1
+    return Token(
+        text=piece,
+        id=token,
+        label=label,
+        cycle=index,
+        position=cycle.position + i,
+        guess=which + 1,
+        num_guesses=len(cycle.proposed),
+        p=None if detail is None else detail.p_emitted[i],
+        q=detail.q[which] if detail is not None and is_guess else None,
+        rank=detail.rank[which] if detail is not None and is_guess else None,
+        end=cycle.end,
+    )
+
+
+def _rejected(cycle: Cycle, index: int, text: Text) -> list[Token]:
+    """The guesses of a cycle that were not accepted; p, q and rank are given those before."""
+    detail, levels = cycle.detail, cycle.levels
+    shown = cycle.wrong
+    if cycle.parents is not None:
+        shown = tuple(i for i in shown if cycle.parents[i] == cycle.last)
+    return [
+        Token(
+            text=text.guesses.get(cycle.proposed[i], f"⟨{cycle.proposed[i]}⟩"),
+            id=cycle.proposed[i],
+            label=REJECTED,
+            cycle=index,
+            position=cycle.position + levels[i] - 1,
+            guess=i + 1,
+            num_guesses=len(cycle.proposed),
+            p=None if detail is None else detail.p[i],
+            q=None if detail is None else detail.q[i],
+            rank=None if detail is None else detail.rank[i],
+            end=cycle.end,
+        )
+        for i in shown
+    ]
+
+
+def check_row(trace: Trace, row: int) -> None:
+    """Raises ValueError, in one line, unless ``trace`` has this row."""
+    if not 0 <= row < len(trace.rows):
+        raise ValueError(f"row={row}: the trace has {len(trace.rows)} rows, counted from 0.")
+
+
+def text_of(trace: Trace, row: int) -> Text:
+    """What the row is about, as far as it is known."""
+    return trace.texts[row] if row < len(trace.texts) else Text(())
+
+
+def finish_time(trace: Trace, row: int) -> float:
+    """Seconds from the beginning of the generation to the row's last token; NaN if unknown."""
+    cycles = trace.rows[row]
+    return cycles[-1].end if cycles else math.nan
+
+
+def describe(trace: Trace) -> str:
+    """Drafter, guesses and rule in a few words, as far as the setup tells."""
+    rule = trace.setup.get("rule")
+    return name_of(trace) + (f", rule {rule}" if rule and any(c.proposed for c in trace) else "")
+
+
+def name_of(trace: Trace) -> str:
+    """Drafter and guesses: "dflash, k = 4", "medusa, a tree of 63"."""
+    setup = trace.setup
+    name = str(setup.get("drafter", "")).split(" (")[0]
+    guesses = setup.get("num_draft") or max((len(c.proposed) for c in trace), default=0)
+    if not guesses:
+        return "plain decoding"
+    shape = "a tree of" if setup.get("parents") else "k ="
+    lossy = "" if setup.get("lossless", True) else f", {Kind.LOSSY}"
+    return f"{name or 'speculative'}, {shape} {guesses}{lossy}"
+
+
+# What would steer a terminal or a page: control characters become their pictures, and the marks
+# that turn the direction of writing become replacement characters.
+_VISIBLE = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
+_VISIBLE |= {
+    i: 0xFFFD for i in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+
+
+def visible(text: str) -> str:
+    """Text without characters that are not shown but obeyed."""
+    return text.translate(_VISIBLE)
+
+
+Placed = tuple[int, int, str]  # line, column, a run of characters without line breaks
+
+
+def lay_out(pieces: Sequence[str], width: int, *, tab: int = 4) -> list[list[Placed]]:
+    """Where each piece comes to stand on a page of ``width`` columns of a fixed-width font.
+
+    Returns:
+      For each piece its runs; a line break ends a run and is not part of it.
+    """
+    line = column = 0
+    places: list[list[Placed]] = []
+    for piece in pieces:
+        runs: list[Placed] = []
+        start, run = column, ""
+        for char in visible(piece):
+            if char == "\n":
+                if run:
+                    runs.append((line, start, run))
+                line, column, start, run = line + 1, 0, 0, ""
+                continue
+            text = " " * (tab - column % tab) if char == "\t" else char
+            size = 0 if unicodedata.combining(char) else cell_len(text)
+            if column + size > width:
+                if run:
+                    runs.append((line, start, run))
+                line, column, start, run = line + 1, 0, 0, ""
+            run, column = run + text, column + size
+        if run:
+            runs.append((line, start, run))
+        places.append(runs)
+    return places

@@ -1,0 +1,1 @@
+"""Prompts: whatever is handed over, files of them, and the sets that benchmarks take."""

@@ -1,0 +1,86 @@
+"""The times of a trace: which rows ran together, and what a token, a cycle and a prefill took.
+
+Prefill runs no head here, so that even the first token comes from a cycle: decoding lasts from the
+end of prefill to the end of a request's last cycle and makes all of its tokens, plain or
+speculative alike. Cycles of one device call share its time evenly (`Trace.from_device`): within a
+call, times are interpolated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from specjax.trace.record import Cycle, Trace
+
+
+def batches(trace: Trace) -> list[list[int]]:
+    """The rows of each generation: neighbours on one clock, at most ``setup["batch"]`` of them."""
+    most = int(trace.setup.get("batch", len(trace.rows)))
+    found: list[list[int]] = []
+    last = math.nan
+    for b, row in enumerate(trace.rows):
+        # When its prompts were fed names a generation; unknown, its first cycle's begin.
+        clock = trace.texts[b].prefilled if trace.texts else math.nan
+        if math.isnan(clock) and row:
+            clock = row[0].begin
+        other = clock != last and not math.isnan(clock) and not math.isnan(last)
+        if not found or other or len(found[-1]) >= most:
+            found.append([])
+        found[-1].append(b)
+        last = last if math.isnan(clock) else clock
+    return found
+
+
+def passes(trace: Trace) -> list[list[Cycle]]:
+    """What each row that took part did, for every cycle that the device ran for a batch."""
+    found = []
+    for rows in batches(trace):
+        longest = max(len(trace.rows[b]) for b in rows)
+        found += [
+            [trace.rows[b][j] for b in rows if j < len(trace.rows[b])] for j in range(longest)
+        ]
+    return found
+
+
+def decode_seconds(trace: Trace) -> list[float | None]:
+    """From the end of prefill to the end of the last cycle; None: unknown. 0 for no cycles."""
+    found: list[float | None] = []
+    for b, row in enumerate(trace.rows):
+        prefilled = trace.texts[b].prefilled if trace.texts else math.nan
+        seconds = row[-1].end - prefilled if row else 0.0
+        found.append(None if math.isnan(seconds) else seconds)
+    return found
+
+
+def timings(trace: Trace) -> dict[str, Any]:
+    """All None unless every cycle has its time."""
+    keys = ["tps_decode"]
+    keys += [k + end for k in ("tpot_ms", "step_ms", "ttft_ms") for end in ("", "_p50", "_p95")]
+    found: dict[str, Any] = dict.fromkeys(keys)
+    rows = [row for row in trace.rows if row]
+    if not rows or any(math.isnan(c.begin) or math.isnan(c.end) for c in trace):
+        return found
+    steps = [1e3 * (together[0].end - together[0].begin) for together in passes(trace)]
+    found |= _spread("step_ms", steps, sum(steps) / len(steps))
+    firsts = [1e3 * row[0].end for row in rows]
+    found |= _spread("ttft_ms", firsts, sum(firsts) / len(firsts))
+    later = [(sum(c.committed for c in row) - 1, row[-1].end - row[0].end) for row in rows]
+    later = [(tokens, seconds) for tokens, seconds in later if seconds > 0]
+    if later:
+        found["tps_decode"] = sum(n for n, _ in later) / sum(s for _, s in later)
+    seconds = decode_seconds(trace)
+    if None not in seconds:
+        pairs = [(s, sum(c.committed for c in r)) for s, r in zip(seconds, trace.rows) if r]
+        each = [1e3 * s / n for s, n in pairs if s is not None]
+        total = sum(s for s, _ in pairs if s is not None)
+        found |= _spread("tpot_ms", each, 1e3 * total / sum(n for _, n in pairs))
+    return found
+
+
+def _spread(key: str, values: Sequence[float], pooled: float) -> dict[str, Any]:
+    p50, p95 = np.percentile(values, [50, 95])
+    return {key: pooled, f"{key}_p50": float(p50), f"{key}_p95": float(p95)}
