@@ -16,7 +16,7 @@ from specjax.checkpoint.load import Model, load
 from specjax.core.sharding import make_mesh, parse_mesh
 from specjax.memory import Memory
 from specjax.sampling import Options
-from specjax.trace.record import Cycle, Trace
+from specjax.trace.trace import Cycle, Trace
 
 if TYPE_CHECKING:
     from specjax import extend

@@ -17,7 +17,7 @@ from specjax.request import prepare
 from specjax.session import CHUNKS, Row, Session, check_requests
 from specjax.stopping import StopStrings, held_back
 from specjax.text import Reader, new_text
-from specjax.trace.record import Cycle, Trace
+from specjax.trace.trace import Cycle, Trace
 from specjax.verify.base import Rule
 
 # Cycles between two looks of the host where it has something to look for.
@@ -60,7 +60,7 @@ class Piece:
     prompt_tokens: list[int]  # of the row
     text: str
     tokens: list[int]
-    labels: list[str]  # of each token: accepted, correction or bonus (trace.record)
+    labels: list[str]  # of each token: accepted, correction or bonus (`specjax.trace`)
     cycles: tuple[Cycle, ...]  # that brought them
     finish: str | None  # "stop" or "length" with the row's last piece
     trace: Trace | None = None  # of the whole row, complete, with its last piece
@@ -103,7 +103,7 @@ def generate(
       host_loop: one device call a cycle, to measure what the loop on the device is worth.
       chunk: the most prompt tokens that one prefill pass feeds.
       details: whether the trace also notes the probabilities of guesses and tokens, which costs a
-        softmax a cycle (`trace.record.Detail`).
+        softmax a cycle (`trace.Detail`).
       memory: what earlier calls left, so that a prompt that goes on with their text is not fed
         again from its first token; see `Memory`.
       template_args: what the target's chat template reads besides the messages of conversations,

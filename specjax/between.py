@@ -63,7 +63,7 @@ def grown(drafter: Drafter, state: DecodeState, slots: int) -> DecodeState:
             tokens=pad(state.tokens, 0),
             cache=state.cache.grow(slots),
             draft=drafter.grow(state.draft, slots),
-            trace=jax.tree.map(lambda x: pad(x, -1), state.trace),
+            record=jax.tree.map(lambda x: pad(x, -1), state.record),
         )
     )
 

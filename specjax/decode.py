@@ -21,15 +21,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from specjax.core import keys as key_roles
 from specjax.core import trees
 from specjax.core.cache import Block, Cache
 from specjax.core.cache.block import take, widen
 from specjax.core.program import Program
+from specjax.core.record import Details, Record, empty_record, laws_at_tokens, note, put
 from specjax.core.sharding import constrain
-from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree, static
+from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree
 from specjax.core.view import View
 from specjax.drafters.base import Bound, Context, Drafter, num_levels, parents_of, widths_of
 from specjax.sampling import Counts, Sampling, count_prefixes, warp
@@ -47,33 +47,6 @@ class Request:
 
 
 @pytree
-class Details:
-    """Laws at the tokens that matter. They cost a softmax of the block, so only where asked for.
-
-    They are what the rule compared: after temperature, truncation and penalties. In a batch that is
-    greedy throughout, where no rule looks at probabilities, they are those of temperature 1.
-    """
-
-    p: Array  # [B, S, W] float32, the target's probability of each guess
-    q: Array  # [B, S, W] float32, the draft's; 1 for a deterministic guess
-    rank: Array  # [B, S, W] int32, how many tokens the target finds likelier, and one; 0: no guess
-    p_emitted: Array  # [B, S, M + 1] float32, the target's probability of each token of the verdict
-
-
-@pytree
-class Trace:
-    """Every cycle, at the index of the position where it started (the length before it)."""
-
-    proposed: Array  # [B, S, K] int32, the guesses; -1: none
-    accepted: Array  # [B, S] int32, how many the rule accepted; -1: no cycle started here
-    committed: Array  # [B, S] int32, how many tokens were committed; -1: no cycle started here
-    details: Details | None
-    # Of a tree alone, as a chain's verdict says all: [B, S] int32, the last place of the path.
-    leaf: Array | None = None
-    parents: Parents | None = static(default=None)
-
-
-@pytree
 class DecodeState:
     """Everything one cycle reads and writes. Donated; its shapes never change."""
 
@@ -83,7 +56,7 @@ class DecodeState:
     cache: Cache
     draft: Any  # the drafter's own state
     counts: Counts | None  # only where a penalty needs them
-    trace: Trace
+    record: Record
     num_cycles: Array  # [] int32, that have run
 
 
@@ -99,15 +72,6 @@ def init_state(
 ) -> DecodeState:
     """An empty cache behind the prompts ``tokens`` [B, S]; S is the number of slots."""
     (rows, slots), k, levels = tokens.shape, drafter.num_draft, num_levels(drafter)
-    parents = parents_of(drafter)
-    details = None
-    if with_details:
-        details = Details(
-            p=jnp.zeros((rows, slots, k), jnp.float32),
-            q=jnp.zeros((rows, slots, k), jnp.float32),
-            rank=jnp.zeros((rows, slots, k), jnp.int32),
-            p_emitted=jnp.zeros((rows, slots, levels + 1), jnp.float32),
-        )
     state = DecodeState(
         tokens=tokens,
         length=length,
@@ -115,14 +79,7 @@ def init_state(
         cache=target.init_cache(rows, slots),
         draft=drafter.init(rows, slots),
         counts=counts,
-        trace=Trace(
-            proposed=jnp.full((rows, slots, k), -1, jnp.int32),
-            accepted=jnp.full((rows, slots), -1, jnp.int32),
-            committed=jnp.full((rows, slots), -1, jnp.int32),
-            details=details,
-            leaf=None if parents is None else jnp.full((rows, slots), -1, jnp.int32),
-            parents=parents,
-        ),
+        record=empty_record(rows, slots, k, levels, parents_of(drafter), with_details),
         num_cycles=jnp.zeros((), jnp.int32),
     )
     return pin(state)
@@ -140,7 +97,7 @@ def pin(state: DecodeState) -> DecodeState:
         length=rows(state.length),
         done=rows(state.done),
         counts=jax.tree.map(rows, state.counts),
-        trace=jax.tree.map(rows, state.trace),
+        record=jax.tree.map(rows, state.record),
     )
 
 
@@ -207,7 +164,9 @@ def cycle(
             cache=cache,
             draft=drafter.update(held, kept),
             counts=None if state.counts is None else state.counts.add(verdict.tokens, committed),
-            trace=record(state, judged, count),
+            record=note(
+                state.record, state.length, judged.proposed, verdict, count, judged.details
+            ),
             num_cycles=state.num_cycles + 1,
         )
     return pin(state)
@@ -271,7 +230,7 @@ def judge_first(
         logits = warp(logits, request.sampling, prefixes)
         verdict = verify(rule, request, state.length, logits, proposal)
     details = None
-    if state.trace.details is not None:
+    if state.record.details is not None:
         details = laws_at_tokens(proposal, verdict, logits)
     judged = Judged(proposal.tokens, fed, verdict, out.features, out.block, details)
     return widened(judged, lacking) if lacking else judged
@@ -339,55 +298,6 @@ def commit_count(verdict: Verdict, request: Request, state: DecodeState) -> tupl
     is_stop = is_stop & (offset < count[:, None])
     stopped = is_stop.any(-1)
     return jnp.where(stopped, is_stop.argmax(-1).astype(count.dtype) + 1, count), stopped
-
-
-def record(state: DecodeState, judged: Judged, count: Array) -> Trace:
-    """Notes the cycle at its starting position; rows that are done note nothing."""
-    active = (count > 0)[:, None]
-
-    def note(buffer: Array, new: Array) -> Array:
-        return put(buffer, new[:, None], state.length, active)
-
-    trace, verdict = state.trace, judged.verdict
-    leaf = None
-    if verdict.path is not None:
-        leaf = jnp.take_along_axis(verdict.path, verdict.num_accepted[:, None], axis=1)[:, 0]
-    return Trace(
-        proposed=note(trace.proposed, judged.proposed),
-        accepted=note(trace.accepted, verdict.num_accepted),
-        committed=note(trace.committed, count),
-        details=jax.tree.map(note, trace.details, judged.details),
-        leaf=jax.tree.map(note, trace.leaf, leaf),
-        parents=trace.parents,
-    )
-
-
-def laws_at_tokens(proposal: Proposal, verdict: Verdict, logits: Array) -> Details:
-    """The fields of `Details` for one cycle, without their axis of slots."""
-    p = jax.nn.softmax(logits, axis=-1)  # [B, W + 1, V]
-    guesses, k, parents = proposal.tokens, proposal.tokens.shape[1], proposal.parents
-    before = p[:, :k] if parents is None else p[:, np.array(parents)]  # the laws of the guesses
-    emitted = p if verdict.path is None else take(p, verdict.path)  # of the verdict's tokens
-
-    def at(laws: Array, tokens: Array) -> Array:
-        found = jnp.take_along_axis(laws, jnp.maximum(tokens, 0)[..., None], axis=-1)[..., 0]
-        return jnp.where(tokens >= 0, found, 0.0)
-
-    p_guess = at(before, guesses)
-    likelier = (before > p_guess[..., None]).sum(-1, dtype=jnp.int32)
-    return Details(
-        p=p_guess,
-        q=(guesses >= 0).astype(jnp.float32) if proposal.q is None else at(proposal.q, guesses),
-        rank=jnp.where(guesses >= 0, likelier + 1, 0),
-        p_emitted=at(emitted, verdict.tokens),
-    )
-
-
-@jax.vmap
-def put(buffer: Array, new: Array, start: Array, keep: Array) -> Array:
-    """Writes ``new`` [T, ...] at ``start`` into ``buffer`` [S, ...] where ``keep`` [T]."""
-    slots = jnp.where(keep, start + jnp.arange(new.shape[0]), buffer.shape[0])
-    return buffer.at[slots].set(new, mode="drop")
 
 
 def has_room(drafter: Drafter, state: DecodeState) -> Array:

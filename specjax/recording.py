@@ -14,7 +14,7 @@ from specjax.drafters.base import parents_of
 from specjax.drafters.family import family_of
 from specjax.session import Row, Session
 from specjax.text import Reader, token_text
-from specjax.trace.record import Cycle, Text, Trace
+from specjax.trace.trace import Cycle, Text, Trace
 
 
 def complete(

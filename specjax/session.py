@@ -27,7 +27,7 @@ from specjax.drafters.spec import Spec
 from specjax.layout import Layout, Row
 from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
 from specjax.sampling import GREEDY_BELOW
-from specjax.trace.record import Call, Trace
+from specjax.trace.trace import Call, Trace
 
 CHUNKS = (16, 64, 256)  # widths of a prefill pass: prompts of any length compile these alone
 
@@ -66,7 +66,7 @@ class Session:
           rows: the requests.
           rule: a verification rule or its name; None: the best for the drafter and temperature.
           chunk: the widest prefill pass.
-          details: whether the trace also notes probabilities (`decode.Details`).
+          details: whether the trace also notes probabilities (`core.record.Details`).
 
         Raises:
           ValueError: in one line, on a request that cannot be served exactly or at all.
@@ -246,7 +246,7 @@ class Session:
         self._calls.append(Call(begin, end, ran))
         self._was_new = new
         if new:  # what the shapes of a drafter's guesses could not tell
-            trace = self.state.trace
+            trace = self.state.record
             self._check_proposed(*hosts.fetch((trace.proposed, trace.committed)))
 
     def _check_proposed(self, proposed: np.ndarray, committed: np.ndarray) -> None:
@@ -289,7 +289,7 @@ class Session:
 
     def trace(self) -> Trace:
         """The cycles so far, with their times."""
-        trace, tokens = hosts.fetch((self.state.trace, self.state.tokens))
+        trace, tokens = hosts.fetch((self.state.record, self.state.tokens))
         self._check_proposed(trace.proposed, trace.committed)
         return Trace.from_device(trace, tokens, self.num_rows, tuple(self._calls))
 

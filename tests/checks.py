@@ -261,7 +261,7 @@ def many_texts(drafter: Any, rule: str, rows: int) -> tuple[np.ndarray, np.ndarr
         target.net, drafter, verify.get(rule), request, state, jnp.int32(NEW + 1)
     )
     assert bool(state.done.all())
-    return np.asarray(state.tokens)[:, 1 : 1 + NEW], np.asarray(state.trace.committed > 0).sum(1)
+    return np.asarray(state.tokens)[:, 1 : 1 + NEW], np.asarray(state.record.committed > 0).sum(1)
 
 
 def law_of_texts(drafter: Any, rule: str, rows: int = TEXTS) -> None:

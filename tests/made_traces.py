@@ -12,7 +12,7 @@ from specjax.lab.bench.store import Store, append
 from specjax.lab.bench.summary import summarise
 from specjax.lab.costs.calibration import Calibration, describe_machine
 from specjax.lab.costs.cost_model import Costs
-from specjax.trace.record import Cycle, Detail, Text, Trace
+from specjax.trace.trace import Cycle, Detail, Text, Trace
 
 # Generated text that would break a page, a table or a terminal if it were let.
 PIECES = (

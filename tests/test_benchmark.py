@@ -24,7 +24,7 @@ from specjax.lab.bench.forecast import forecast
 from specjax.lab.bench.store import Store, read_lines
 from specjax.lab.bench.summary import load_costs, summarise
 from specjax.trace import metrics, trace_file
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 PROMPTS = [
     {"prompt": "def area(", "category": "def"},

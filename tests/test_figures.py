@@ -22,7 +22,7 @@ from specjax.lab.view.palette import DARK
 from specjax.lab.view.style import colours, to_svg
 from specjax.lab.view.tokens import tokens, visible
 from specjax.trace import metrics
-from specjax.trace.record import BONUS, CORRECTION
+from specjax.trace.trace import BONUS, CORRECTION
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

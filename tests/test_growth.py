@@ -47,7 +47,7 @@ def test_growing_takes_no_more_than_one_layer_beside_both_states() -> None:
     with mock.patch.object(jax, "block_until_ready", ready):
         grown = between.grow(s.drafter, s.state, slots=512)
     assert compiles.count <= 3  # layers of one shape share a program: the target's, the draft's
-    new, rest = size(grown), size((s.state.tokens, s.state.trace))
+    new, rest = size(grown), size((s.state.tokens, s.state.record))
     assert len(peaks) == 9 and old < max(peaks) <= new + max(largest, rest)
     assert max(peaks) < 0.8 * (old + new)
     estimate = limits._needed(target, s.drafter, 2, slots=512)

@@ -15,7 +15,7 @@ import pytest
 
 from specjax.lab.bench import aiperf
 from specjax.trace import bootstrap, metrics
-from specjax.trace.record import Cycle, Detail, Text, Trace
+from specjax.trace.trace import Cycle, Detail, Text, Trace
 
 MOST, BATCH = 4, 3
 SETUP = {"num_draft": MOST, "batch": BATCH, "kind": "sampled", "rule": "token"}

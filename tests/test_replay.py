@@ -18,7 +18,7 @@ import specjax
 from specjax.drafters import NGram
 from specjax.lab.bench import recorder
 from specjax.trace import metrics, replay, trace_file
-from specjax.trace.record import Cycle, Detail, Text, Trace
+from specjax.trace.trace import Cycle, Detail, Text, Trace
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

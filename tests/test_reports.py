@@ -19,7 +19,7 @@ from specjax.lab.view import figures, gallery, tables
 from specjax.lab.view.report import page, report_traces, write_report
 from specjax.lab.view.result import Result, from_traces, read_results
 from specjax.trace import metrics, trace_file
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

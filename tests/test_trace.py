@@ -18,7 +18,7 @@ import tiny
 import specjax
 from specjax.session import Session
 from specjax.trace import trace_file
-from specjax.trace.record import Call, Cycle, Detail, Text, Trace
+from specjax.trace.trace import Call, Cycle, Detail, Text, Trace
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from specjax.core import trees
 from specjax.lab.view.tokens import tokens
 from specjax.trace import trace_file
 from specjax.trace.metrics import figures
-from specjax.trace.record import BONUS, CORRECTION, Cycle, Trace
+from specjax.trace.trace import BONUS, CORRECTION, Cycle, Trace
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SEEDS = [3, 1, 4, 1]
@@ -84,7 +84,7 @@ def test_empty_places_are_no_guesses() -> None:
     def array(*values: int) -> np.ndarray:
         return np.array([[values]])
 
-    record = decode.Trace(
+    record = decode.Record(
         proposed=array(5, -1, 7, 8, 9, 6, 4, 3),
         accepted=np.array([[2]]),
         committed=np.array([[3]]),

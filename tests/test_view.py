@@ -17,7 +17,7 @@ from specjax.lab.view import svg
 from specjax.lab.view.html import CLASSES
 from specjax.lab.view.text import show_text
 from specjax.lab.view.tokens import lay_out, visible
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

@@ -23,7 +23,7 @@ from specjax.drafters.spec import Spec, ask
 from specjax.prompts.ids import Prompts
 from specjax.request import prepare
 from specjax.session import Session
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 WARN_BELOW = 1.5  # tau; a sound drafter reaches it on nearly any text
 _RISES = 1.3  # a trial must raise tau by this factor to be named ..

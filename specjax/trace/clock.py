@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from specjax.trace.record import Cycle, Trace
+from specjax.trace.trace import Cycle, Trace
 
 
 def batches(trace: Trace) -> list[list[int]]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from specjax.trace.bootstrap import interval, ratio_intervals, resample
 from specjax.trace.clock import decode_seconds, passes, timings
-from specjax.trace.record import Cycle, Text, Trace
+from specjax.trace.trace import Cycle, Text, Trace
 
 Figures = dict[str, Any]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from specjax.trace.record import Cycle, Trace
+from specjax.trace.trace import Cycle, Trace
 
 # (committed length, guesses, the draft's probability of each) -> how many to put to the target.
 Stop = Callable[[int, Sequence[int], Sequence[float]], int]

@@ -25,7 +25,7 @@ from typing import Any
 
 from specjax.core.files import parse_json, read_text, write_atomically
 from specjax.core.types import Parents
-from specjax.trace.record import Cycle, Detail, Text, Trace
+from specjax.trace.trace import Cycle, Detail, Text, Trace
 
 VERSION = 2
 _READ = (1, 2)

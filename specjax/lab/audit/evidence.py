@@ -146,14 +146,14 @@ def observe(batch: Batch, propose: Any | None) -> Observed:
             )
             state = batch.advance(state, 1)
     state = batch.advance(state)
-    committed, proposed = np.asarray(state.trace.committed), np.asarray(state.trace.proposed)
+    committed, proposed = np.asarray(state.record.committed), np.asarray(state.record.proposed)
     name, vocab = type(batch.drafter).__name__, batch.target.config.vocab_size
     check_proposed(proposed, vocab, name, committed)
     return Observed(
         batch=batch,
         texts=batch.texts(state, VOCAB),
         guesses=tuple(guesses),
-        accepted=np.asarray(state.trace.accepted),
+        accepted=np.asarray(state.record.accepted),
         proposed=proposed,
         committed=committed,
     )

@@ -101,9 +101,9 @@ def decode_poisoned(batch: Batch) -> tuple[Observed, bool, int]:
         batch=batch,
         texts=batch.texts(state, VOCAB),
         guesses=(),
-        accepted=np.asarray(state.trace.accepted),
-        proposed=np.asarray(state.trace.proposed),
-        committed=np.asarray(state.trace.committed),
+        accepted=np.asarray(state.record.accepted),
+        proposed=np.asarray(state.record.proposed),
+        committed=np.asarray(state.record.committed),
     )
     return seen, cached, ran
 

@@ -295,7 +295,7 @@ def check_coupling(evidence: TargetEvidence) -> Check:
         batch = Batch.of(target, drafter, rule, rows)
         state = batch.advance(batch.start())
         got = batch.texts(state, -1)
-        accepted += int(np.maximum(np.asarray(state.trace.accepted), 0).sum())
+        accepted += int(np.maximum(np.asarray(state.record.accepted), 0).sum())
         compared += got.size
         first = first or _difference(evidence, plain, who, got, want)
     return Check(

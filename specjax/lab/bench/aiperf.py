@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from specjax.core.files import write_atomically
-from specjax.trace.record import Cycle, Trace
+from specjax.trace.trace import Cycle, Trace
 
 ENGINE = "specjax"
 

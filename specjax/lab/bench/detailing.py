@@ -13,7 +13,7 @@ from specjax.lab.bench.measure import Batch, Report, asked_by, batches_of, gener
 from specjax.lab.bench.plan import Case
 from specjax.lab.bench.store import Store
 from specjax.trace import trace_file
-from specjax.trace.record import Cycle, Trace
+from specjax.trace.trace import Cycle, Trace
 
 
 def add_details(job: Job, store: Store, report: Report = lambda *_: None) -> None:

@@ -24,7 +24,7 @@ from specjax.lab.bench.store import Record, Store, write_json
 from specjax.lab.bench.synthetic import mark
 from specjax.prompts.rendering import Prompt
 from specjax.session import Session, bucket, plan_chunks
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 # (what is being done, measurements made, of how many)
 Report = Callable[[str, int, int], None]

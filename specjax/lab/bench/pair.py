@@ -14,7 +14,7 @@ from specjax.drafters.family import family_of
 from specjax.lab.costs.calibration import Calibration, calibrate, choose_ks, drafter_name
 from specjax.lab.costs.explain import Explanation, explain
 from specjax.trace import metrics
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 Progress = Callable[[float, str], None]  # (share that is done, what comes now)
 

@@ -19,7 +19,7 @@ from specjax.lab.costs.calibration import Cell, check_fits, with_num_draft
 from specjax.lab.costs.cost_model import Costs, predict, survival_of
 from specjax.limits import MIN_SLOTS, bucket
 from specjax.trace import metrics
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 Progress = Callable[[float, str], None]  # (share that is done, what comes now)
 

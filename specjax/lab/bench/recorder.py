@@ -31,7 +31,7 @@ from specjax.prompts.ids import Prompts
 from specjax.recording import complete
 from specjax.request import prepare
 from specjax.session import Row, Session, check_requests
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 from specjax.verify.base import VerifyKeys
 from specjax.verify.greedy import Greedy, GreedyLaw
 

@@ -17,7 +17,7 @@ from specjax.lab.bench.store import Record, Store, write_json
 from specjax.lab.bench.summary import chosen_by_category, load_costs, predicted
 from specjax.lab.costs.pooled import pool
 from specjax.trace import metrics, replay, trace_file
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 Report = Callable[[str, int, int], None]
 

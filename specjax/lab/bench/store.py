@@ -28,7 +28,7 @@ from specjax.core.files import (
 from specjax.prompts.rendering import Prompt
 from specjax.runs.results import shorten
 from specjax.trace import trace_file
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 Record = dict[str, Any]
 # What a run that was killed at any moment may have written before run.json.

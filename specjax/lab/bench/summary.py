@@ -17,7 +17,7 @@ from specjax.lab.costs.pooled import pool
 from specjax.lab.costs.predicted import Predicted
 from specjax.session import bucket, plan_chunks
 from specjax.trace import metrics
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 # Of a category's figures, those that are shown.
 BY_CATEGORY = ("tau", "accept_rate", "survival", "tpot_ms", "tokens", "cycles", "requests")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from specjax.trace.record import Cycle, Trace
+from specjax.trace.trace import Cycle, Trace
 
 __all__ = ["Cycle", "Trace", "calibrate", "compare", "figures", "predict", "survival_of"]
 

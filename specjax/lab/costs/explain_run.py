@@ -12,7 +12,7 @@ from specjax.lab.costs.calibration import Calibration
 from specjax.lab.costs.cost_model import Costs, costs_at
 from specjax.lab.costs.explain import Explanation, explain
 from specjax.trace.metrics import compare, figures
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 
 def explain_run(directory: str | Path) -> dict[str, Explanation | str]:

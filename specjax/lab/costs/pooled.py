@@ -14,7 +14,7 @@ import numpy as np
 
 from specjax.trace.bootstrap import ratio_intervals
 from specjax.trace.metrics import speedup, sums
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 Case = Mapping[str, Any]
 NAME = "pooled"  # what begins the name of a pooled row

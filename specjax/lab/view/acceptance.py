@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from specjax.lab.view.palette import HATCHES, MARKERS
 from specjax.lab.view.style import canvas, grid, legend_above, literal
 from specjax.trace.metrics import figures, select, with_intervals
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 MOST_GROUPS = 5  # as many as there are colours
 

@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from specjax.lab.view.palette import Palette
 from specjax.lab.view.style import canvas, grid, legend_above, quietly
 from specjax.lab.view.tokens import Placed, Token, lay_out, text_of, tokens, visible
-from specjax.trace.record import ACCEPTED, Trace
+from specjax.trace.trace import ACCEPTED, Trace
 
 COLUMNS, MOST_LINES = 78, 60
 LEADING = 1.1  # em from line to line, at least

@@ -20,7 +20,7 @@ from specjax.core.files import write_atomically
 from specjax.lab.view.palette import MEANING, MONO, REJECTED, SANS, css
 from specjax.lab.view.tokens import Token, describe, text_of, tokens, visible
 from specjax.trace.metrics import figures, select
-from specjax.trace.record import ACCEPTED, BONUS, CORRECTION, Trace
+from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION, Trace
 
 MOST_ROWS = 16  # that are shown when none is named
 TAU = "committed tokens per target pass, the target's own included"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from specjax.trace.record import ACCEPTED, BONUS, CORRECTION
+from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION
 
 REJECTED = "rejected"  # besides the labels of committed tokens
 

@@ -9,7 +9,7 @@ import math
 from specjax.lab.view.html import STYLE, Page, escaped, token_span
 from specjax.lab.view.palette import MONO
 from specjax.lab.view.tokens import check_row, finish_time, name_of, text_of, tokens
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 REPLAY_SECONDS = 8.0  # that the slower side takes at the speed at which the replay begins
 

@@ -17,7 +17,7 @@ from specjax.lab.view.palette import Palette
 from specjax.lab.view.race import check_race, verdict
 from specjax.lab.view.style import canvas, legend_above, quietly, style
 from specjax.lab.view.tokens import finish_time, lay_out, name_of, text_of, tokens
-from specjax.trace.record import ACCEPTED, Trace
+from specjax.trace.trace import ACCEPTED, Trace
 
 COLUMNS, PANE_WIDTH = 50, 3.95  # of the GIF, inches
 

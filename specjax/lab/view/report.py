@@ -33,7 +33,7 @@ from specjax.lab.view.result import Result, from_traces, read_results
 from specjax.lab.view.style import save, to_svg
 from specjax.lab.view.tables import table
 from specjax.trace.metrics import METRICS
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 TEXTS_SHOWN = 3
 

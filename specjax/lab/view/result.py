@@ -15,7 +15,7 @@ from specjax.lab.view import marks
 from specjax.lab.view.cases import Case, best_of
 from specjax.lab.view.tables import cases_of
 from specjax.trace import trace_file
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from specjax.lab.costs.cost_model import Prediction
 from specjax.lab.view.palette import MARKERS
 from specjax.lab.view.style import canvas, grid, legend_above, literal
 from specjax.trace.metrics import compare, figures
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from specjax.lab.costs.speed import Speed
 from specjax.lab.view import marks
-from specjax.trace.record import Cycle
+from specjax.trace.trace import Cycle
 
 
 def make_record(

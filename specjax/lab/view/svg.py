@@ -11,7 +11,7 @@ from specjax.core.files import write_atomically
 from specjax.lab.view.palette import DARK, LIGHT, MEANING, MONO, SANS, variables
 from specjax.lab.view.tokens import check_row, describe, lay_out, text_of, tokens
 from specjax.trace.metrics import figures
-from specjax.trace.record import ACCEPTED, BONUS, CORRECTION, Trace
+from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION, Trace
 
 ADVANCE, LEADING, SIZE = 8.4, 21, 14  # px: a column, a line, the font
 MARGIN, HEAD = 20, 66

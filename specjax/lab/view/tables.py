@@ -27,7 +27,7 @@ from specjax.lab.view.cases import (
     tau_of,
 )
 from specjax.trace.metrics import compare, figures, with_intervals
-from specjax.trace.record import Trace
+from specjax.trace.trace import Trace
 
 Cases = Sequence[Case]
 SURVIVAL_SHOWN = 4  # positions

@@ -18,7 +18,7 @@ from specjax.lab.view.palette import MEANING as PAGE_MEANING
 from specjax.lab.view.palette import REJECTED
 from specjax.lab.view.tokens import text_of, tokens
 from specjax.trace.metrics import figures, select
-from specjax.trace.record import ACCEPTED, BONUS, CORRECTION, Trace
+from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION, Trace
 
 Span = tuple[str, str]  # text, label
 

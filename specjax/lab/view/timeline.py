@@ -12,7 +12,7 @@ from specjax.lab.costs.cost_model import Costs
 from specjax.lab.view.palette import Palette
 from specjax.lab.view.style import canvas, legend_above
 from specjax.lab.view.tokens import check_row
-from specjax.trace.record import Cycle, Trace
+from specjax.trace.trace import Cycle, Trace
 
 LANE = 0.62  # height of a block
 _SEEN = 0.05  # share of a cycle from where drafting is wide enough to be seen

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from specjax.lab.view.marks import Kind
 from specjax.lab.view.palette import REJECTED
-from specjax.trace.record import ACCEPTED, Cycle, Text, Trace
+from specjax.trace.trace import ACCEPTED, Cycle, Text, Trace
 
 
 @dataclasses.dataclass(frozen=True)

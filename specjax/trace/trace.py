@@ -1,7 +1,7 @@
 """The record of every cycle of a generation, on the host.
 
 From a trace, and nothing else, every number and picture is made: no model, no tokenizer. What a
-cycle noted on the device is `decode.Trace`; the host adds the tokens' texts, the clock, and the
+cycle noted on the device is a `Record` (core); the host adds the tokens' texts, the clock, and the
 setup (`specjax.trace.trace_file` writes all of it).
 """
 
@@ -131,7 +131,7 @@ class Trace:
     def from_device(
         cls, trace: Any, tokens: Any, num_rows: int, calls: Sequence[Call] = ()
     ) -> Trace:
-        """Reads `decode.Trace` and the committed ``tokens`` [B, S].
+        """Reads `core.record.Record` and the committed ``tokens`` [B, S].
 
         Rows past ``num_rows`` are padding. Cycle j of a row is the j-th that the device ran, since
         a row takes part until it is done; those of one call share its time evenly, as the shapes of
@@ -247,7 +247,7 @@ def _clock(calls: Sequence[Call]) -> list[tuple[float, float]]:
 def _guesses(
     trace: Any, b: int, s: int
 ) -> tuple[tuple[int, ...], Parents | None, tuple[int, ...], list[int]]:
-    """Row ``b``, slot ``s`` of `decode.Trace`: the guesses, their tree, its path, their places.
+    """Row ``b``, slot ``s`` of a `Record`: the guesses, their tree, its path, their places.
 
     Of a tree, what follows an empty place was never a guess either.
     """
@@ -266,7 +266,7 @@ def _guesses(
 
 
 def _detail(details: Any, b: int, s: int, kept: list[int], count: int) -> Detail | None:
-    """Row ``b``, slot ``s`` of `decode.Details`, of the guesses ``kept``."""
+    """Row ``b``, slot ``s`` of `core.record.Details`, of the guesses ``kept``."""
     if details is None:
         return None
     return Detail(
