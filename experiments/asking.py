@@ -86,7 +86,8 @@ class Law:
             try:
                 verify.get(flags.FLAGS.rule)
             except ValueError as error:
-                raise ValueError(f"--rule={flags.FLAGS.rule}: {error}.") from None
+                said = str(error).removeprefix(f"{flags.FLAGS.rule}: ")
+                raise ValueError(f"--rule={flags.FLAGS.rule}: {said}") from None
         law = {f.name: request[f.name] for f in dataclasses.fields(Options)}
         Options(**law).check(LARGEST, request["max_new_tokens"])
         return request

@@ -53,11 +53,16 @@ def calling(what: str, call: Callable[[], Any], through: type[Exception] = Misfi
 
 def brief(error: BaseException) -> str:
     """Kind, first line and place of an error, on one line."""
-    line = str(error).strip().partition("\n")[0]
-    line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    line = shortened(str(error).strip().partition("\n")[0])
     words = f"{type(error).__name__}: {line}" if line else type(error).__name__
     place = _place(error)
     return f"{words} ({place})." if place else f"{words.rstrip('.')}."
+
+
+def shortened(text: str) -> str:
+    """What others say of an error, on one line that can be read."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
 
 
 def _place(error: BaseException) -> str:

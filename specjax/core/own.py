@@ -7,13 +7,18 @@ What a checkpoint or a trace says of a file is never run.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from specjax.core.by_shape import shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,8 @@ def find(text: str) -> Any:
     if not hasattr(module, place.name):
         there = [n for n, x in vars(module).items() if not n.startswith("_") and _own(x, module)]
         raise ValueError(
-            f"{text}: {place.file} has no {place.name!r}; it has {', '.join(there) or 'nothing'}."
+            f"{text}: {place.file} has no {place.name!r}; it has {', '.join(there) or 'nothing'}"
+            f"{_meant(place.name, there)}"
         )
     return getattr(module, place.name)
 
@@ -89,7 +95,7 @@ def run(file: str | Path) -> ModuleType:
     sys.path.insert(0, str(path.parent))  # what lies beside it, as in a script
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         sys.modules.pop(name)
         if known is not None:
             sys.modules[name] = known
@@ -108,18 +114,33 @@ def same_thing(one: Any, other: Any) -> bool:
     return names[0] == names[1] and names[0][0] not in ("builtins", "__main__")
 
 
-def _line(error: Exception, path: Path) -> str:
+def _line(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f", line {error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
 
 
-def _said(error: Exception) -> str:
-    said = error.msg if isinstance(error, SyntaxError) else str(error)
-    return " ".join(f"{type(error).__name__}: {said}".split())
+def _said(error: BaseException) -> str:
+    said = str(error.msg if isinstance(error, SyntaxError) else error)
+    lacking = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", said)
+    if lacking is not None and lacking[2] in sys.modules:
+        there = vars(sys.modules[lacking[2]])
+        return f"ImportError: {lacking[2]} has no {lacking[1]!r}{_meant(lacking[1], there)}"
+    if isinstance(error, SystemExit):
+        said = f'({said}): what only a script does goes below `if __name__ == "__main__":`.'
+        return f"it ends with sys.exit{said}"
+    return f"{type(error).__name__}: {shortened(said)}"
+
+
+def _meant(name: str, there: Iterable[str]) -> str:
+    """The end of a sentence that says what there is instead of ``name``."""
+    near = difflib.get_close_matches(name, there, 1)
+    return f"; did you mean {near[0]}?" if near else "."
 
 
 def _own(value: Any, module: ModuleType) -> bool:
     """Whether a name of the file is its own, or a value: not what it imported."""
+    if inspect.ismodule(value):
+        return False
     return getattr(value, "__module__", module.__name__) == module.__name__

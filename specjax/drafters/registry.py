@@ -9,6 +9,7 @@ from typing import Any
 
 from specjax.checkpoint.drafters.format import Formats
 from specjax.core import own
+from specjax.core.by_shape import calling
 from specjax.drafters.spec import ask, is_trained, with_num_draft
 
 
@@ -24,7 +25,7 @@ class Entry:
         """Whether a model or a checkpoint must be given."""
         if not inspect.isclass(self.thing):
             return False
-        return bool(ask(self.thing, "needs_model") or self._lacking())
+        return bool(ask(self.thing, "needs_model") or self.lacking())
 
     @property
     def summary(self) -> str:
@@ -47,26 +48,23 @@ class Entry:
 
     def make(self, loaded: Any, num_draft: int | None) -> Any:
         """One of what was loaded, or of nothing. Raises ValueError."""
-        if inspect.isclass(self.thing):
-            return ask(self.thing, "made")(loaded, num_draft)
-        return with_num_draft(self.thing, num_draft)
+        if not inspect.isclass(self.thing):
+            return with_num_draft(self.thing, num_draft)
+        made = ask(self.thing, "made")
+        return calling(f"{self.name}()", lambda: made(loaded, num_draft), ValueError)
 
     def build(self, target: Any, num_draft: int | None) -> Any:
         """One that needs nothing loaded, for ``target``. Raises ValueError, in one line."""
         if inspect.isclass(self.thing) or hasattr(self.thing, "bind"):
-            if lacking := self._lacking():
-                raise ValueError(
-                    f"{self.name} cannot be made from nothing ({self.thing.__name__} wants "
-                    f"{', '.join(lacking)}): name a checkpoint, {self.name}:CHECKPOINT, or an "
-                    "object of that file instead of its class."
-                )
+            if lacking := self.lacking():
+                raise ValueError(f"{self.name}: {lacking}")
             return self.make(None, num_draft)
         if not callable(self.thing):
             raise ValueError(
                 f"{self.name} is a {type(self.thing).__name__}, not a drafter: a class of specs, a "
                 "spec, or a function (target) -> spec."
             )
-        made = self.thing(target)
+        made = calling(f"{self.name}(target)", lambda: self.thing(target), ValueError)
         if not hasattr(made, "bind") or inspect.isclass(made):
             raise ValueError(
                 f"{self.name}(target) returned a {type(made).__name__}, which has no method "
@@ -74,13 +72,20 @@ class Entry:
             )
         return with_num_draft(made, num_draft)
 
-    def _lacking(self) -> list[str]:
-        """What a class cannot be made without."""
+    def lacking(self) -> str:
+        """In words, what a class cannot be made without; "" where it can."""
         if not inspect.isclass(self.thing):
-            return []
+            return ""
         given = inspect.signature(self.thing).parameters.values()
         plain = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        return [p.name for p in given if p.default is p.empty and p.kind not in plain]
+        names = [p.name for p in given if p.default is p.empty and p.kind not in plain]
+        if not names:
+            return ""
+        return (
+            f"{self.thing.__name__} wants {', '.join(names)}, so it cannot be made from nothing: "
+            f"name a checkpoint, {self.name}:CHECKPOINT, or an object of that file instead of its "
+            "class."
+        )
 
 
 DRAFTERS: dict[str, Entry] = {}

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from specjax.core import own
+from specjax.core.by_shape import Misfit, calling
 from specjax.core.files import parse_json, read_bytes
 from specjax.prompts.files import whole_text
 
@@ -172,24 +173,26 @@ def load(named: str) -> PromptSet:
     if own.is_own(named):
         return _own(named)
     name, _, rest = named.partition(":")
-    path, _, pin = rest.partition("#sha256=")
     if name not in SETS:
         raise ValueError(f"No prompt set {name!r}; there are {', '.join(sorted(SETS))}.")
     if name == "builtin":
         return _builtin()
-    if not path:
+    if not rest.partition("#")[0]:
         raise ValueError(f"Prompt set {name!r} is read from a file: write {name}:PATH.")
+    return _of_file(name, SETS[name], rest)
+
+
+def _of_file(name: str, reader: Reader | None, place: str) -> PromptSet:
+    """The set that ``reader`` makes of ``PATH[#sha256=HEX]``; None: a text a line."""
+    path, _, pin = place.partition("#sha256=")
     data = _read(Path(path).expanduser())
     digest = hashlib.sha256(data).hexdigest()
     if pin and digest != pin.lower():
         raise ValueError(f"{path} has the SHA-256 {digest}, not {pin}: it is another file.")
-    questions = _parse(name, data, path)
+    questions = _parse(name, reader, data, path)
     if not questions:
         raise ValueError(f"{path} is empty: it holds no prompt.")
-    if len({q.id for q in questions}) < len(questions):
-        ids = [q.id for q in questions]
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise ValueError(f"{path}: two prompts have the id {twice!r}; give each its own.")
+    _check_ids(questions, path)
     return PromptSet(name, questions, digest)
 
 
@@ -197,8 +200,10 @@ def register_prompt_set(name: str, reader: Reader) -> None:
     """Lists a set: what makes a `Question` of an object of its file, a line of JSON each.
 
     Raises:
-      ValueError: if the name is taken.
+      ValueError: if the name is taken, or ``reader`` is no function.
     """
+    if not callable(reader):
+        raise ValueError(f"Prompt set {name!r}: a {type(reader).__name__} is no function.")
     if name in SETS and not own.same_thing(SETS[name], reader):
         raise ValueError(f"Prompt set {name!r} is known already; choose another name.")
     SETS[name] = reader
@@ -209,16 +214,22 @@ def _own(named: str) -> PromptSet:
     a reader and its file."""
     place, thing = own.read_place(named), own.find(named)
     if place.rest:
-        register_prompt_set(place.name, thing)
-        return load(f"{place.name}:{place.rest}")
-    found = thing() if callable(thing) else thing
+        if not callable(thing):
+            raise ValueError(
+                f"{named}: {place.name} is a {type(thing).__name__}; what reads {place.rest} must "
+                "be a function of one object of that file."
+            )
+        return _of_file(place.name, thing, place.rest)
+    found = calling(f"{named}()", thing, ValueError) if callable(thing) else thing
     if isinstance(found, str) or not isinstance(found, Sequence) or not found:
         raise ValueError(f"{named}: must be a list of texts or of Question, or a function of none.")
     questions = []
     for i, one in enumerate(found, 1):
         if not isinstance(one, str | Question):
             raise ValueError(f"{named}: entry {i} is a {type(one).__name__}, not text or Question.")
-        questions.append(Question(str(i), "", (one,)) if isinstance(one, str) else one)
+        asked = Question(str(i), "", (one,)) if isinstance(one, str) else one
+        questions.append(_checked(asked, i, f"{named}: entry {i}"))
+    _check_ids(questions, named)
     data = Path(place.file).expanduser().read_bytes()
     return PromptSet(place.name, tuple(questions), hashlib.sha256(data).hexdigest())
 
@@ -247,14 +258,14 @@ def _read(path: Path) -> bytes:
     return whole
 
 
-def _parse(name: str, data: bytes, path: str) -> tuple[Question, ...]:
+def _parse(name: str, reader: Reader | None, data: bytes, path: str) -> tuple[Question, ...]:
     try:
         # Not `splitlines`: a text may hold U+2028 and the like.
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         at = f"line {data.count(bytes([10]), 0, error.start) + 1}: not UTF-8 at byte {error.start}"
         raise ValueError(f"{path}, {at} of the file; convert it.") from None
-    reader, found = SETS[name], []
+    found: list[Question] = []
     while lines and not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, 1):
@@ -268,12 +279,39 @@ def _parse(name: str, data: bytes, path: str) -> tuple[Question, ...]:
         try:
             if not isinstance(value, dict):
                 raise _Wrong("not a JSON object")
-            question = reader(value)
-        except _Wrong as wrong:
-            raise ValueError(f"{where}: {wrong}, so no line of {name}.") from None
+            question = _ask(name, reader, value)
+        except (_Wrong, Misfit) as wrong:
+            said = str(wrong).removesuffix(".")
+            raise ValueError(f"{where}: {said}, so no line of {name}.") from None
         if question is not None:
-            found.append(question if question.id else dataclasses.replace(question, id=str(number)))
+            found.append(_checked(question, number, where))
     return tuple(found)
+
+
+def _ask(name: str, reader: Reader, value: Mapping[str, Any]) -> Question | None:
+    return calling(f"{name}()", lambda: reader(value), _Wrong)
+
+
+def _checked(question: Any, number: int, where: str) -> Question:
+    """What code of a user's own made, with a number where it has no id. Raises ValueError."""
+    if not isinstance(question, Question):
+        raise ValueError(f"{where}: a {type(question).__name__} was made of it, not a Question.")
+    turns = question.turns
+    if isinstance(turns, str) or not isinstance(turns, Sequence) or not turns:
+        raise ValueError(f"{where}: turns is {turns!r:.40}; must be a tuple of texts.")
+    for turn in turns:
+        if not isinstance(turn, str) or not turn:
+            raise ValueError(f"{where}: turns holds {turn!r:.40}, not text.")
+    label = "" if question.category is None else str(question.category)
+    named = str(number) if question.id in ("", None) else str(question.id)
+    return Question(named, label, tuple(turns))
+
+
+def _check_ids(questions: Sequence[Question], where: str) -> None:
+    ids = [q.id for q in questions]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise ValueError(f"{where}: two prompts have the id {twice!r}; give each its own.")
 
 
 def _builtin() -> PromptSet:

@@ -52,7 +52,7 @@ def get(name: str | Rule) -> Rule:
     if own.is_own(name):
         return _own_rule(own.find(name))
     if name not in RULES:
-        raise ValueError(f"no verification rule {name!r}; there are {known}")
+        raise ValueError(f"no verification rule {name!r}; there are {known}.")
     return RULES[name]
 
 

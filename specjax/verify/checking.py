@@ -81,7 +81,10 @@ def check_verdict(rule: Rule, proposal: Proposal, vocab_size: int, *, law: bool 
     name = f"rule {rule.name!r}"
 
     def sample(keys: VerifyKeys, logits: Any, proposal: Proposal) -> Any:
-        verdict = rule.sample(keys, rule.law(logits, proposal))
+        found = rule.law(logits, proposal)
+        if type(rule).sample is Rule.sample:
+            _check_fields(found, name)
+        verdict = rule.sample(keys, found)
         if not isinstance(verdict, Verdict):
             raise Misfit(
                 f"{name}: sample() returns a {type(verdict).__name__}; it must be a "
@@ -102,17 +105,21 @@ def check_verdict(rule: Rule, proposal: Proposal, vocab_size: int, *, law: bool 
     _SEEN.add(seen)
 
 
+def _check_fields(law: Any, name: str) -> None:
+    lacking = [f for f in ("guesses", "survival", "emission") if not hasattr(law, f)]
+    if lacking:
+        raise Misfit(
+            f"{name}: law() returns a {type(law).__name__}, which lacks {', '.join(lacking)}; see "
+            "specjax.verify.Law."
+        )
+
+
 def _check_law(rule: Rule, name: str, logits: Any, row: Proposal, num_levels: int) -> None:
     V = logits.shape[1]
 
     def read(logits: Any, proposal: Proposal) -> Any:
         found = rule.law(logits, proposal)
-        lacking = [f for f in ("guesses", "survival", "emission") if not hasattr(found, f)]
-        if lacking:
-            raise Misfit(
-                f"{name}: law() returns a {type(found).__name__}, which lacks "
-                f"{', '.join(lacking)}; see specjax.verify.Law."
-            )
+        _check_fields(found, name)
         return found.survival, found.emission(jnp.int32(0))
 
     survival, emission = by_shape(f"{name}: law()", read, logits, row)

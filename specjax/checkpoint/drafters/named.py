@@ -61,6 +61,8 @@ class Named:
             return self
         if target == DEMO and entry is not None and entry.demo is not None:
             return dataclasses.replace(self, checkpoint=entry.demo)
+        if self.name and own.is_own(self.name) and entry is not None and entry.lacking():
+            raise ValueError(f"{self.name}: {entry.lacking()}")
         raise ValueError(
             f"{f'Drafter {self.name}' if self.name else 'A drafter'} for {target} needs a "
             f"checkpoint: write {self.name or 'NAME'}:CHECKPOINT, or use ngram."
@@ -125,6 +127,8 @@ def parse(text: str) -> Named:
     whole, num_draft, least = str(text), None, None
     if own.is_own(whole):
         place = own.read_place(whole)
+        if whole.endswith(":"):
+            raise ValueError(f"Drafter {text!r} ends in a colon: write {place}[:CHECKPOINT][:K].")
         checkpoint, num_draft, least = _split_number(place.rest)
         return Named(str(place), checkpoint or None, num_draft, least)
     if ":" in whole:

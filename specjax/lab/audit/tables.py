@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.core import trees
+from specjax.core.by_shape import calling
 from specjax.core.types import Parents, Proposal
 from specjax.verify.base import Rule
 
@@ -117,7 +118,11 @@ def law_of(
     with jax.enable_x64(True):
         drafted = None if q is None else jnp.asarray(q)
         proposal = Proposal(jnp.asarray(blocks), drafted, parents)
-        survival, emission = compiled(rule)(jnp.asarray(logits), proposal)
+        size = f"{logits.shape[-1]} tokens, float64"
+        survival, emission = calling(
+            f"rule {rule.name!r}: law() ({size})",
+            lambda: compiled(rule)(jnp.asarray(logits), proposal),
+        )
     return np.asarray(survival), np.asarray(emission)
 
 

@@ -8,6 +8,7 @@ from specjax.lab.bench.job import Job
 from specjax.lab.bench.plan import Case
 from specjax.lab.bench.store import Store
 from specjax.lab.bench.summary import relabel
+from specjax.lab.bench.synthetic import Forced
 from specjax.lab.costs import calibration
 from specjax.session import bucket
 
@@ -30,6 +31,7 @@ def calibrate(job: Job, store: Store, *, repeats: int, say: Say = lambda *_: Non
             (c.drafter, c.rule, c.temperature) == (drafter, rule, temperature) for c in known.costs
         ):
             continue
+        judge = cases[0].verifier
         found = calibration.calibrate(
             job.target,
             cases[0].spec,
@@ -38,7 +40,7 @@ def calibrate(job: Job, store: Store, *, repeats: int, say: Say = lambda *_: Non
             contexts=contexts,
             repeats=repeats,
             temperature=temperature,
-            rule=rule,
+            rule=judge.inner if isinstance(judge, Forced) else judge,
             progress=lambda share, what, i=i, name=drafter: say(  # type: ignore[misc]
                 f"costs of {name}: {what}", (i + share) / len(settings)
             ),

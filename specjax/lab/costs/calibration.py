@@ -34,6 +34,7 @@ from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, DraftProgram
 from specjax.lab.costs.rounds import Sample, Timers, summarise, take
 from specjax.sampling import Options
 from specjax.session import Row, bucket, check_requests
+from specjax.verify import Rule
 
 VERSION = 1
 KS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -193,7 +194,7 @@ def calibrate(
     repeats: int = 7,
     cycles: int = 16,
     temperature: float = 0.0,
-    rule: str | None = None,
+    rule: str | Rule | None = None,
     max_seconds: float = math.inf,
     progress: Progress = lambda share, what: None,
 ) -> Calibration:
@@ -270,7 +271,7 @@ class Cell:
         slots: int,
         cycles: int,
         temperature: float = 0.0,
-        rule: str | None = None,
+        rule: str | Rule | None = None,
         say: Progress = lambda share, what: None,
     ):
         """Compiles everything, and runs it once. Arguments as for `calibrate`."""
@@ -286,14 +287,15 @@ class Cell:
         self._drafter, self._rule = "" if spec is None else drafter_name(spec), ""
         for i, k in enumerate(ks):
             say(_COMPILING * (i + 0.5) / (len(ks) + 0.5), f"compiling k = {k}")
-            kind, own, draft, whole, parents = "one_hot", rule, None, None, None
+            kind, draft, whole, parents = "one_hot", None, None, None
+            chosen: str | Rule | None = rule
             if spec is not None:
                 whole = CycleProgram(target, with_num_draft(spec, k), rule=rule, **common)
                 draft = DraftProgram(target, with_num_draft(spec, k), rule=rule, **common)
-                kind, own = whole.drafter.kind, whole.rule.name
+                kind, chosen = whole.drafter.kind, whole.rule
                 parents = parents_of(whole.drafter)
                 self._draft_calls[k] = draft_calls(spec, whole.drafter)
-            silent = CycleProgram(target, Silent(k, kind, parents=parents), rule=own, **common)
+            silent = CycleProgram(target, Silent(k, kind, parents=parents), rule=chosen, **common)
             self._rule = silent.rule.name
             count = min(cycles, silent.most_cycles)
             # Plain steps are short: over as few as these they would still be warming the caches up,
@@ -391,7 +393,7 @@ def check_fits(
     ks: Sequence[int],
     slots: Sequence[int],
     temperature: float,
-    rule: str | None,
+    rule: str | Rule | None,
 ) -> None:
     """Raises ValueError if some cell could not be measured."""
     longest = target.config.max_position_embeddings

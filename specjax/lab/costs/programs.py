@@ -28,6 +28,7 @@ from specjax.drafters.base import Bound, Context
 from specjax.drafters.spec import Spec
 from specjax.sampling import Options
 from specjax.session import Row, Session
+from specjax.verify import Rule
 
 PROMPT_TOKENS = 16  # where cycles begin unless a prompt is given
 
@@ -90,7 +91,7 @@ class CycleProgram:
         batch: int = 1,
         host_loop: bool = False,
         temperature: float = 0.0,
-        rule: str | None = None,
+        rule: str | Rule | None = None,
     ):
         """Compiles.
 
@@ -195,7 +196,7 @@ class DraftProgram:
         slots: int,
         batch: int = 1,
         temperature: float = 0.0,
-        rule: str | None = None,
+        rule: str | Rule | None = None,
     ):
         """Compiles. Arguments as for `CycleProgram`."""
         limit = min(slots, target.config.max_position_embeddings)
@@ -235,7 +236,7 @@ class DraftProgram:
 
 
 def one_token_session(
-    target: Any, drafter: Spec, batch: int, limit: int, temperature: float, rule: str | None
+    target: Any, drafter: Spec, batch: int, limit: int, temperature: float, rule: str | Rule | None
 ) -> Session:
     """A session that binds the drafter, and prefills nothing: its prompts are of one token."""
     options = Options(temperature=temperature)
