@@ -108,11 +108,11 @@ def variables(palette: Palette) -> str:
 
 
 def css(selector: str) -> str:
-    """The variables of ``selector``, following the reader's system, or the theme of a notebook."""
+    """Fonts and colours of ``selector``, as the reader's system or a notebook's theme has them."""
     dark = ('[data-jp-theme-light="false"]', ".vscode-dark", "html[theme=dark]")
     light = ('[data-jp-theme-light="true"]', ".vscode-light", "html[theme=light]")
     return (
-        f"{selector}{{color-scheme:light;{variables(LIGHT)}}}"
+        f"{selector}{{--sans:{SANS};--mono:{MONO};color-scheme:light;{variables(LIGHT)}}}"
         f"@media (prefers-color-scheme:dark){{{selector}{{color-scheme:dark;{variables(DARK)}}}}}"
         + ",".join(f"{theme} {selector}" for theme in light)
         + f"{{color-scheme:light;{variables(LIGHT)}}}"

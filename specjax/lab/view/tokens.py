@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 
 from specjax.lab.view.marks import Kind
-from specjax.lab.view.palette import REJECTED
-from specjax.trace.trace import ACCEPTED, Cycle, Text, Trace
+from specjax.lab.view.palette import MEANING, REJECTED
+from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION, Cycle, Text, Trace
+
+# Label -> the class of its elements in HTML and SVG.
+CLASSES = {ACCEPTED: "a", CORRECTION: "c", BONUS: "b", REJECTED: "r"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,25 @@ def _rejected(cycle: Cycle, index: int, text: Text) -> list[Token]:
         )
         for i in shown
     ]
+
+
+def tooltip(token: Token) -> str:
+    """What is known of a token, a line each."""
+    which = f"guess {token.guess} of {token.num_guesses}" if token.guess else ""
+    lines = [MEANING[token.label] + (f": {which}" if which else "")]
+    lines.append(f"position {token.position} · cycle {token.cycle + 1} · token {token.id}")
+    if token.p is not None:
+        p = f"p {token.p:.3g} (target)"
+        lines.append(p if token.q is None else f"{p} · q {token.q:.3g} (draft)")
+    if token.rank:
+        lines.append(f"rank {token.rank} in the target's order")
+    if token.label == REJECTED and token.p is not None and token.guess > 1:
+        lines.append("given the guesses before it")
+    if not math.isnan(token.end):
+        lines.append(f"after {token.end:.4g} s")
+    if not token.text:
+        lines.append("no characters of its own (special, or a part of a character)")
+    return "\n".join(lines)
 
 
 def check_row(trace: Trace, row: int) -> None:
