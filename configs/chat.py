@@ -6,23 +6,16 @@
 No field here is a flag as well, so the two cannot contradict each other.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    # The law that is sampled from; these come on top of --temperature and --top_p.
-    config.top_k = 0  # 0: off
-    config.min_p = 0.0  # 0: off
-    config.repetition_penalty = 1.0  # 1: off
-    config.presence_penalty = 0.0
-    config.frequency_penalty = 0.0
-    config.logit_bias = ""  # ID:BIAS,ID:BIAS; -inf forbids a token
-
-    # Where an answer ends.
-    config.stop = ()  # strings, cut off: --config.stop="('class ',)"
-    config.stop_token_ids = config_dict.placeholder(tuple)  # None: the checkpoint's own
+    common.add_law(config)
+    common.add_ends(config)
 
     # How it is run.
     config.chunk = 256  # most prompt tokens of one prefill pass

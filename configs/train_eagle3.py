@@ -1,6 +1,8 @@
 """An EAGLE-3 drafter for the demo target, by the training-time test.
 
-Expected and cost: docs/demo_models.md.
+Expected: tau of 5 guesses over held-out text 1.35 after 150 steps; 3.3 where it goes on with text
+that the target wrote itself. Cost: 1,500 steps of 1,024 tokens; the run prints tokens a second. The
+whole recipe, and what each stage of it brought: docs/demo_models.md.
 
   python -m experiments.train_drafter --config=configs/train_eagle3.py \\
       --workdir=runs/eagle3 --export_dir=runs/eagle3/export
@@ -8,14 +10,14 @@ Expected and cost: docs/demo_models.md.
 
 from __future__ import annotations
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
+
+from configs import common
 
 
-def get_config() -> config_dict.ConfigDict:
-    return config_dict.create(
+def get_config() -> ConfigDict:
+    return common.training(
         kind="eagle3",
-        target="demo:target",
-        init="",  # a trained drafter to start from
         num_draft=5,
         # draft_vocab_size: the tokens most frequent in the training data; left out: all of them.
         # intermediate_size: 0: the target's, or init's; fewer than init has: its largest neurons.
@@ -25,44 +27,6 @@ def get_config() -> config_dict.ConfigDict:
             "divergence": "forward_kl",
             "chunk": 128,  # positions of a row whose logits exist at once
         },
-        data={
-            # .json: a corpus manifest; .jsonl: conversations, or what experiments.regenerate wrote;
-            # anything else: plain text.
-            "train": ("configs/stdlib_files.json",),
-            "heldout": (),  # (): a manifest's own, and a share of any other file
-            "seq_len": 256,
-            "allow_mismatch": False,
-            "heldout_share": 0.05,  # of files that are no manifests, where heldout names none
-            # Conversations (docs/inputs.md): "all" in one row, "each" response in a row of its own,
-            # or the "last"; "": all, or each where the template rewrites earlier turns.
-            "turns": "",
-            "ignore": (),  # fields of lines and messages to leave out; others must be read
-            "bad_lines": "stop",  # or "skip" lines that cannot be used
-            "replace_bad_text": False,  # U+FFFD for what is no character
-            "template_args": (),  # such as ("enable_thinking=false",)
-        },
-        eval={
-            "rows": 32,
-            "prompts": 16,
-            "prompt_tokens": 64,
-            "max_new_tokens": 96,
-            "tolerance": 0.03,
-        },
-        optimizer="adamw",
-        peak_lr=1e-3,
-        warmup_steps=40,
-        weight_decay=0.0,
-        clip_norm=1.0,
-        final_lr=0.1,
         steps=1500,
-        rows=4,
-        accumulate=1,
-        seed=0,
-        log_every=10,
-        eval_every=100,
-        checkpoint_every=50,
-        compute_dtype="bfloat16",
         export_format="safeailab",
-        mesh="",
-        tensorboard=False,
     )

@@ -38,8 +38,9 @@ from specjax.core.files import read_json, write_atomically
 from specjax.core.sharding import parse_mesh, use_mesh
 from specjax.drafters.registry import class_of
 from specjax.drafters.spec import ask, with_num_draft
+from specjax.models.surgery import narrowed
 from specjax.trace import trace_file
-from specjax.train import lm, loop
+from specjax.train import loop
 from specjax.train.config import FREE, DrafterConfig, identity
 from specjax.train.data.batches import Batches, stack
 from specjax.train.data.jsonl import read_rows
@@ -48,7 +49,9 @@ from specjax.train.data.sources import Sources
 from specjax.train.data.text import Speech, default_cache
 from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee, fresh
-from specjax.train.narrow import narrowed
+from specjax.train.optimizer import make_optimizer, schedule
+from specjax.train.state import TrainState, init_state, place
+from specjax.train.step import make_step
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_directory("workdir", "Checkpoints, metrics.jsonl, trace.jsonl, run.json.")
@@ -88,7 +91,7 @@ class Prepared:
     prompts: list[list[int]]
     optimizer: Any
     rate: Any
-    state: lm.TrainState
+    state: TrainState
 
 
 def run(
@@ -156,8 +159,8 @@ def prepare(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> Prepared
     hosts.check_alike("the data", sources.digest())
     about = {"day": day, "content of the data files": sources.contents()}
     loop.claim(workdir, {**identity(config), **about}, (*FREE, "day"))
-    optimizer, rate = make_optimizer(config)
-    state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
+    optimizer, rate = optimizer_of(config)
+    state = place(init_state(params, optimizer), trainee.skeleton)
     return Prepared(
         board, target, sources, trainee, format, data, held, prompts, optimizer, rate, state
     )
@@ -189,12 +192,12 @@ def make_evaluation(config: DrafterConfig, ready: Prepared, workdir: Path) -> Ev
 
 def train(
     config: DrafterConfig, ready: Prepared, evaluation: Evaluation, workdir: Path
-) -> lm.TrainState:
+) -> TrainState:
     """From the newest checkpoint, or from the beginning, to the end."""
-    state: lm.TrainState = training.train(
+    state: TrainState = training.train(
         config,
         ready.state,
-        lm.make_step(ready.trainee.objective, ready.optimizer, seed=config.seed),
+        make_step(ready.trainee.objective, ready.optimizer, seed=config.seed),
         ready.data,
         evaluated="measured_tau",
         board=ready.board,
@@ -258,15 +261,15 @@ def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any
     return fresh(config.kind, target, sizes, num_draft=config.num_draft, seed=config.seed)
 
 
-def make_optimizer(config: DrafterConfig) -> tuple[Any, Any]:
+def optimizer_of(config: DrafterConfig) -> tuple[Any, Any]:
     """The optimizer and its schedule."""
-    rate = lm.schedule(
+    rate = schedule(
         peak_lr=config.peak_lr,
         warmup_steps=config.warmup_steps,
         steps=config.steps,
         final_fraction=config.final_lr,
     )
-    optimizer = lm.make_optimizer(
+    optimizer = make_optimizer(
         config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
     return optimizer, rate
@@ -313,7 +316,7 @@ class Evaluation:
         rows = min(config.rows, len(texts))
         self._predicted = PredictedTau(trainee.objective, texts, rows=rows)
 
-    def __call__(self, state: lm.TrainState) -> loop.Record:
+    def __call__(self, state: TrainState) -> loop.Record:
         net = self._target.net
         predicted = self._predicted(state.params, net).tau
         spoken = specjax.generate(

@@ -27,10 +27,14 @@ from specjax.checkpoint.export import save_pretrained
 from specjax.core import hosts
 from specjax.core.files import write_atomically
 from specjax.core.sharding import axis_size, parse_mesh, use_mesh
-from specjax.train import lm, loop
+from specjax.models.surgery import warm_start
+from specjax.train import loop, next_token
 from specjax.train import tokenizer as bpe
 from specjax.train.config import FREE, LMConfig, identity
 from specjax.train.corpus import Corpus, load_corpus
+from specjax.train.optimizer import make_optimizer, schedule
+from specjax.train.state import TrainState, init_state, place
+from specjax.train.step import make_step
 
 _CONFIG = cli.define_config()
 _WORKDIR = cli.define_directory("workdir", "Checkpoints, metrics.jsonl, tokenizer, run.json.")
@@ -62,18 +66,22 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         tokens = _tokenizer(config, corpus, workdir)
         train = bpe.encode_documents(tokens, corpus.train.values())
         heldout = bpe.encode_documents(tokens, corpus.heldout.values())
-        heldout_batches = lm.heldout_batches(heldout, rows=config.rows, seq_len=config.seq_len)
+        heldout_batches = next_token.heldout_batches(
+            heldout, rows=config.rows, seq_len=config.seq_len
+        )
         teacher = None
         if config.teacher:
             teacher = load(config.teacher, dtype=jnp.bfloat16, mesh=mesh).net
-        skeleton, params = lm.build(config.model, config.seed, model_axis=axis_size("model"))
+        skeleton, params = next_token.build(
+            config.model, config.seed, model_axis=axis_size("model")
+        )
         if config.init:
-            params = lm.warm_start(params, load(config.init, dtype=jnp.float32).net)
-    rate = lm.schedule(peak_lr=config.peak_lr, warmup_steps=config.warmup_steps, steps=config.steps)
-    optimizer = lm.make_optimizer(
+            params = warm_start(params, load(config.init, dtype=jnp.float32).net)
+    rate = schedule(peak_lr=config.peak_lr, warmup_steps=config.warmup_steps, steps=config.steps)
+    optimizer = make_optimizer(
         config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
     )
-    state = lm.place(lm.init_state(params, optimizer), skeleton)
+    state = place(init_state(params, optimizer), skeleton)
     print(
         f"model: {sum(p.size for p in params.values()):,} parameters; text: {len(train):,} tokens "
         f"to train on, {len(heldout):,} held out",
@@ -82,12 +90,14 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
 
     def batch(step: int) -> jax.Array:
         rows = config.rows * config.accumulate
-        drawn = lm.windows(train, seed=config.seed, step=step, rows=rows, seq_len=config.seq_len)
+        drawn = next_token.windows(
+            train, seed=config.seed, step=step, rows=rows, seq_len=config.seq_len
+        )
         return jnp.asarray(drawn.reshape(config.accumulate, config.rows, -1))
 
-    loss, key = jax.jit(lm.make_objective(skeleton)), jax.random.key(0)
+    loss, key = jax.jit(next_token.make_objective(skeleton)), jax.random.key(0)
 
-    def heldout_loss(state: lm.TrainState) -> float:
+    def heldout_loss(state: TrainState) -> float:
         sums = hosts.fetch([loss(state.params, b, None, key)[:2] for b in heldout_batches])
         totals, weights = zip(*sums, strict=True)
         return float(np.sum(totals) / np.sum(weights))
@@ -99,7 +109,7 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         state = training.train(
             config,
             state,
-            lm.make_step(lm.make_objective(skeleton, distill=config.distill), optimizer),
+            make_step(next_token.make_objective(skeleton, distill=config.distill), optimizer),
             loop.ByStep(batch),
             evaluated="heldout_loss",
             board=board,
@@ -114,12 +124,12 @@ def run(config: LMConfig, workdir: Path, mesh: Mesh | None) -> None:
         bits = final / math.log(2) * len(heldout) / letters
         print(f"held-out loss {final:.4f} nats a token, {bits:.4f} bits a byte")
     if _EXPORT_DIR.value:
-        module, place = skeleton.module(hosts.fetch(state.params)), _EXPORT_DIR.value
+        module, path = skeleton.module(hosts.fetch(state.params)), _EXPORT_DIR.value
         said = bpe.settings(config.model["max_position_embeddings"])
         try:
             hosts.first_writes(
                 "export",
-                lambda: save_pretrained(module, place, tokenizer=tokens, tokenizer_settings=said),
+                lambda: save_pretrained(module, path, tokenizer=tokens, tokenizer_settings=said),
             )
         except (CheckpointError, ValueError) as error:
             cli.fail(f"--export_dir: {error} The run is saved: --export_only exports it again.")

@@ -11,23 +11,24 @@ from typing import Any
 from experiments import cli
 from experiments.progress import progress
 from specjax.core import launch
-from specjax.train import lm, loop
+from specjax.train import loop
 from specjax.train.checkpoints import Foreign
 from specjax.train.config import DrafterConfig, LMConfig
+from specjax.train.state import TrainState
 
 RESUMABLE = 42  # exit status of a run that SIGTERM ended, saved: start it again
 
 
 def train(
     config: LMConfig | DrafterConfig,
-    state: lm.TrainState,
+    state: TrainState,
     step_fn: Callable[..., Any],
     data: loop.Data,
     *,
     evaluated: str,
     board: Any,
     **rest: Any,
-) -> lm.TrainState:
+) -> TrainState:
     """`loop.fit` with what is shown of it; a run that ends early ends the process, in one line.
 
     Args:
@@ -49,7 +50,7 @@ def train(
         cli.fail(str(error))
 
 
-def newest(workdir: Path, state: lm.TrainState) -> lm.TrainState:
+def newest(workdir: Path, state: TrainState) -> TrainState:
     """The state of the newest checkpoint, for --export_only."""
     with cli.one_line_errors():
         restored = loop.Checkpoints(workdir / "checkpoints", say).restore(state)

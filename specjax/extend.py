@@ -86,7 +86,6 @@ from specjax.models.windows import read_windows
 from specjax.prompts.prompt_sets import Question, register_prompt_set
 from specjax.sampling import Counts, Sampling
 from specjax.train import losses
-from specjax.train.lm import Params, Skeleton
 from specjax.train.objectives import register_objective
 from specjax.train.objectives.base import (
     BaseObjective,
@@ -96,6 +95,7 @@ from specjax.train.objectives.base import (
     stack_ahead,
     states_before,
 )
+from specjax.train.state import Params, Skeleton
 from specjax.verify import register_rule
 from specjax.verify.base import (
     Law,

@@ -15,8 +15,9 @@ import optax
 import pytest
 
 from specjax.core.files import Lock
-from specjax.train import lm, loop
+from specjax.train import loop
 from specjax.train.checkpoints import Checkpoints
+from specjax.train.state import TrainState
 
 STEPS = 6
 
@@ -24,20 +25,20 @@ STEPS = 6
 def make_step():
     """One parameter that follows the data; exact in float32."""
 
-    def step(state: lm.TrainState, batch: float, target: None):
+    def step(state: TrainState, batch: float, target: None):
         params = {"w": state.params["w"] * 0.5 + batch}
         sums = {"loss": params["w"].sum(), "weight": jnp.float32(2.0)}
-        return lm.TrainState(state.step + 1, params, state.opt_state), sums
+        return TrainState(state.step + 1, params, state.opt_state), sums
 
     return step
 
 
-def fresh() -> lm.TrainState:
+def fresh() -> TrainState:
     noise = np.random.default_rng(0).normal(size=4096)  # enough for a file of its own
-    return lm.TrainState(jnp.int32(0), {"w": jnp.asarray(noise, jnp.float32)}, optax.EmptyState())
+    return TrainState(jnp.int32(0), {"w": jnp.asarray(noise, jnp.float32)}, optax.EmptyState())
 
 
-def train(workdir: Path, said: list[str] | None = None, **changes) -> lm.TrainState:
+def train(workdir: Path, said: list[str] | None = None, **changes) -> TrainState:
     schedule = {"log_every": 3, "eval_every": 3, "checkpoint_every": 2}
     options = {
         "evaluate": lambda state: {"w": float(state.params["w"][0])},
@@ -179,7 +180,7 @@ def test_a_whole_checkpoint_of_another_model_is_refused_not_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(fresh(), {})
     with pytest.raises(ValueError, match="is whole, but holds no state of this run"):
-        checkpoints.restore(lm.TrainState(jnp.int32(0), {"v": jnp.ones(3)}, ()))
+        checkpoints.restore(TrainState(jnp.int32(0), {"v": jnp.ones(3)}, ()))
     assert checkpoints.restore(fresh()).data == {}
     checkpoints.close()
 

@@ -25,8 +25,8 @@ from specjax.drafters.dflash.objective import DFlashObjective, draw_anchors
 from specjax.drafters.eagle3 import Eagle3
 from specjax.models.config import read_rope
 from specjax.sampling import Options, make_sampling
-from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
+from specjax.train.state import Skeleton
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 FAMILY = ["dflash", "dflash2", "dspark"]

@@ -28,9 +28,9 @@ from specjax.models.config import DecoderConfig, read_rope
 from specjax.models.layers.attention import looking_back
 from specjax.models.layers.rope import Rope
 from specjax.sampling import Counts, Options, make_sampling
-from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
 from specjax.train.replay import replay
+from specjax.train.state import Skeleton
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -23,9 +23,9 @@ from specjax.drafters.early_exit.objective import EarlyExitObjective
 from specjax.lab.bench.plan import label_of
 from specjax.lab.compiler.abstract import abstract
 from specjax.lab.compiler.floor import floor
-from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
 from specjax.train.replay import replay
+from specjax.train.state import Skeleton
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -21,13 +21,14 @@ MAY_IMPORT = {
     # A kind's folder has its network, drafter, objective and formats, which stand on these.
     "drafters": (
         *("models", "core", "sampling"),
-        *("train.losses", "train.lm", "train.objectives.base"),
+        *("train.losses", "train.state", "train.step", "train.objectives.base"),
         *("checkpoint.errors", "checkpoint.export"),
         *(f"checkpoint.drafters.{part}" for part in ("fit", "format", "keys", "layouts")),
         *(f"checkpoint.drafters.{part}" for part in ("source", "speculators")),
     ),
     "train.losses": ("core",),
-    "train.lm": ("models", "core"),
+    "train.state": ("models", "core"),
+    "train.step": ("models", "core"),
     "train.objectives.base": ("models", "core"),
     "checkpoint.errors": (),
     "checkpoint.export": ("models", "core"),

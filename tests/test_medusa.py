@@ -24,9 +24,9 @@ from specjax.drafters.medusa.choices import TREES, check_choices, parents_of
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 from specjax.drafters.medusa.objective import MedusaObjective
 from specjax.models import Frozen
-from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
 from specjax.train.replay import replay
+from specjax.train.state import Skeleton
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

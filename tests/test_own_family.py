@@ -105,7 +105,7 @@ def test_a_family_is_one_file(tmp_path: Path) -> None:
     from specjax.checkpoint.drafters.export import save_drafter
     from specjax.checkpoint.export import save_pretrained
     from specjax.lab.compiler import floor
-    from specjax.train.narrow import narrowed
+    from specjax.models.surgery import narrowed
 
     (tmp_path / "family.py").write_text(FAMILY)
     name = f"{tmp_path / 'family.py'}:Written"

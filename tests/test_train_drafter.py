@@ -20,13 +20,16 @@ from specjax.checkpoint.export import save_pretrained
 from specjax.drafters.lm.objective import LMObjective
 from specjax.models.frozen import Frozen
 from specjax.trace import trace_file
-from specjax.train import lm, loop
+from specjax.train import loop, next_token
 from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
 from specjax.train.data.batches import Batches
 from specjax.train.data.rows import Windows
 from specjax.train.drafter import Trainee, fresh
 from specjax.train.objectives.base import Batch
+from specjax.train.optimizer import make_optimizer, schedule
 from specjax.train.replay import replay
+from specjax.train.state import TrainState, init_state
+from specjax.train.step import make_step
 from specjax.train.tokenizer import settings
 
 TEXT = "".join(f"def f{i % 7}(x):\n    return x + {i % 7}\n\n\n" for i in range(300))
@@ -57,13 +60,13 @@ def place(tmp_path_factory) -> Path:
     (path / "text.txt").write_text(TEXT)
     tokens = byte_level_bpe(TEXT, MODEL["vocab_size"])
     stream = np.array([0, *tokens.encode(TEXT).ids])
-    skeleton, params = lm.build(MODEL, seed=0)
-    rate = lm.schedule(peak_lr=2e-2, warmup_steps=5, steps=60)
-    optimizer = lm.make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
-    state = lm.init_state(params, optimizer)
-    step = lm.make_step(lm.make_objective(skeleton, compute_dtype=jnp.float32), optimizer)
+    skeleton, params = next_token.build(MODEL, seed=0)
+    rate = schedule(peak_lr=2e-2, warmup_steps=5, steps=60)
+    optimizer = make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
+    state = init_state(params, optimizer)
+    step = make_step(next_token.make_objective(skeleton, compute_dtype=jnp.float32), optimizer)
     for i in range(60):
-        rows = lm.windows(stream, seed=0, step=i, rows=8, seq_len=32)
+        rows = next_token.windows(stream, seed=0, step=i, rows=8, seq_len=32)
         state, sums = step(state, jnp.asarray(rows[None]), None)
     assert sums["loss"] / sums["weight"] < 0.4
     save_pretrained(
@@ -172,19 +175,19 @@ def test_a_killed_run_continues_as_if_it_had_not_been(place, tmp_path):
     spec = fresh("lm", target, SMALL, num_draft=3, seed=0)
     hyper = {"on_policy": 0.5, "on_policy_tokens": 4, "divergence": "lk_hybrid"}
     trainee, params = Trainee.of("lm", spec, hyper, num_draft=3, compute_dtype=jnp.float32)
-    rate = lm.schedule(peak_lr=1e-2, warmup_steps=2, steps=6)
-    optimizer = lm.make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
-    step_fn = lm.make_step(trainee.objective, optimizer, seed=5)
+    rate = schedule(peak_lr=1e-2, warmup_steps=2, steps=6)
+    optimizer = make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
+    step_fn = make_step(trainee.objective, optimizer, seed=5)
     stream = np.array(target.tokenizer.encode(TEXT), np.int32)
 
-    def train(workdir: Path, stop: int = -1) -> lm.TrainState:
+    def train(workdir: Path, stop: int = -1) -> TrainState:
         def report(record: loop.Record) -> None:
             if record["step"] == stop:
                 raise Killed
 
         rows = Windows(stream, 16, where="text")
         return loop.fit(
-            lm.init_state(jax.tree.map(jnp.copy, params), optimizer),
+            init_state(jax.tree.map(jnp.copy, params), optimizer),
             step_fn,
             Batches(rows, micro=4, accumulate=1, seq_len=16, seed=3),
             schedule=loop.Schedule(6, log_every=1, eval_every=2, checkpoint_every=2),
@@ -213,7 +216,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(place, tmp_path):
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     checkpoints = loop.Checkpoints(tmp_path / "checkpoints")
     noise = np.random.default_rng(0).normal(size=2**18).astype(np.float32)  # does not compress
-    state = lm.TrainState(jnp.int32(1), {"w": jnp.asarray(noise)}, ())
+    state = TrainState(jnp.int32(1), {"w": jnp.asarray(noise)}, ())
     checkpoints.save(state, {"next": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))  # the system refuses to write more
@@ -255,7 +258,7 @@ def test_replay_walks_from_cycle_to_cycle():
 
 
 def test_contexts_on_policy_are_the_drafts_own():
-    skeleton, params = lm.build(SMALL, seed=0)
+    skeleton, params = next_token.build(SMALL, seed=0)
     params["embed_tokens.weight"] = params["embed_tokens.weight"] * 50
     net = skeleton.module(params)
     objective = LMObjective(

@@ -22,10 +22,13 @@ from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.export import save_pretrained
 from specjax.core import compiles
 from specjax.models.frozen import Frozen
-from specjax.train import corpus, lm, loop
+from specjax.train import corpus, loop, next_token
 from specjax.train import tokenizer as bpe
 from specjax.train.config import CorpusConfig, LMConfig
 from specjax.train.muon import orthogonalize
+from specjax.train.optimizer import OPTIMIZERS, make_optimizer, schedule
+from specjax.train.state import Skeleton, TrainState, init_state
+from specjax.train.step import make_step
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "configs" / "stdlib_files.json"
@@ -54,11 +57,11 @@ def tokens() -> Tokenizer:
     return bpe.train_tokenizer([TEXT + json.dumps(MODEL)], 290)
 
 
-def fresh(name: str = "adamw") -> tuple[lm.Skeleton, lm.TrainState, object, object]:
-    skeleton, params = lm.build(MODEL, seed=0)
-    rate = lm.schedule(peak_lr=1e-2, warmup_steps=2, steps=STEPS)
-    optimizer = lm.make_optimizer(name, rate, weight_decay=0.1, clip_norm=1.0)
-    return skeleton, lm.init_state(params, optimizer), optimizer, rate
+def fresh(name: str = "adamw") -> tuple[Skeleton, TrainState, object, object]:
+    skeleton, params = next_token.build(MODEL, seed=0)
+    rate = schedule(peak_lr=1e-2, warmup_steps=2, steps=STEPS)
+    optimizer = make_optimizer(name, rate, weight_decay=0.1, clip_norm=1.0)
+    return skeleton, init_state(params, optimizer), optimizer, rate
 
 
 class Killed(Exception):
@@ -70,13 +73,13 @@ def train(tokens):
     """``train(workdir, stop)``: trains to the end, or until step ``stop`` is logged."""
     stream = bpe.encode_documents(tokens, [TEXT])
     skeleton, state, optimizer, rate = fresh("muon")
-    step_fn = lm.make_step(lm.make_objective(skeleton), optimizer)
+    step_fn = make_step(next_token.make_objective(skeleton), optimizer)
 
     def batch(step: int) -> jax.Array:
-        drawn = lm.windows(stream, seed=3, step=step, rows=4, seq_len=SEQ_LEN)
+        drawn = next_token.windows(stream, seed=3, step=step, rows=4, seq_len=SEQ_LEN)
         return jnp.asarray(drawn.reshape(2, 2, SEQ_LEN + 1))
 
-    def run(workdir: Path, stop: int = -1) -> lm.TrainState:
+    def run(workdir: Path, stop: int = -1) -> TrainState:
         def report(record: loop.Record) -> None:
             if record["step"] == stop:
                 raise Killed
@@ -146,7 +149,7 @@ def test_batches_are_a_function_of_seed_and_step():
     stream = np.arange(1000)
 
     def draw(step: int, rows: int) -> np.ndarray:
-        return lm.windows(stream, seed=1, step=step, rows=rows, seq_len=10)
+        return next_token.windows(stream, seed=1, step=step, rows=rows, seq_len=10)
 
     per_epoch = 98
     epoch = np.concatenate([draw(step, 7) for step in range(per_epoch // 7)])
@@ -158,9 +161,9 @@ def test_batches_are_a_function_of_seed_and_step():
 
 def test_accumulated_gradient_is_that_of_the_whole_batch():
     skeleton, state, optimizer, _ = fresh()
-    objective = lm.make_objective(skeleton, compute_dtype=jnp.float32)
+    objective = next_token.make_objective(skeleton, compute_dtype=jnp.float32)
     batch = jax.random.randint(jax.random.key(0), (2, 2, 9), 0, MODEL["vocab_size"])
-    step = lm.make_step(objective, optimizer)
+    step = make_step(objective, optimizer)
     two, loss_two = step(jax.tree.map(jnp.copy, state), batch, None)
     one, loss_one = step(state, batch.reshape(1, 4, 9), None)
     for name in ("loss", "weight"):
@@ -170,10 +173,10 @@ def test_accumulated_gradient_is_that_of_the_whole_batch():
 
 
 def test_distilling_from_oneself_costs_nothing():
-    skeleton, params = lm.build(MODEL, seed=0)
+    skeleton, params = next_token.build(MODEL, seed=0)
     teacher = Frozen.of(skeleton.module(params))
     batch = jax.random.randint(jax.random.key(0), (2, 9), 0, MODEL["vocab_size"])
-    objective = lm.make_objective(skeleton, compute_dtype=jnp.float32, distill=1.0)
+    objective = next_token.make_objective(skeleton, compute_dtype=jnp.float32, distill=1.0)
     mean = lambda *args: (lambda total, weight, _: total / weight)(*objective(*args))
     key = jax.random.key(1)
     loss, grads = jax.jit(jax.value_and_grad(mean))(params, batch, teacher, key)
@@ -181,7 +184,7 @@ def test_distilling_from_oneself_costs_nothing():
     assert max(float(jnp.abs(g).max()) for g in grads.values()) < 1e-5
 
 
-@pytest.mark.parametrize("name", lm.OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weight_decay_spares_embeddings_norms_and_biases(name):
     shapes = {
         "embed_tokens.weight": (6, 4),
@@ -193,7 +196,7 @@ def test_weight_decay_spares_embeddings_norms_and_biases(name):
         "lm_head.weight": (6, 4),
     }
     params = {name: jnp.ones(shape) for name, shape in shapes.items()}
-    optimizer = lm.make_optimizer(name, lambda step: 0.5, weight_decay=0.1, clip_norm=1.0)
+    optimizer = make_optimizer(name, lambda step: 0.5, weight_decay=0.1, clip_norm=1.0)
     nothing = jax.tree.map(jnp.zeros_like, params)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimizer.update(nothing, optimizer.init(params), params)
@@ -260,7 +263,7 @@ def test_changed_files_are_refused_unless_allowed(tmp_path):
 
 
 def test_exported_model_loads_with_the_same_logits(tokens, tmp_path):
-    skeleton, params = lm.build({**MODEL, "vocab_size": 290}, seed=0)
+    skeleton, params = next_token.build({**MODEL, "vocab_size": 290}, seed=0)
     net = skeleton.module(params, jnp.bfloat16)
     save_pretrained(net, tmp_path, tokenizer=tokens, tokenizer_settings=bpe.settings(64))
     loaded = load(tmp_path)
@@ -275,7 +278,7 @@ def test_exported_model_loads_with_the_same_logits(tokens, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_not_exported(tmp_path):
-    skeleton, params = lm.build(MODEL, seed=0)
+    skeleton, params = next_token.build(MODEL, seed=0)
     params["norm.weight"] = params["norm.weight"].at[0].set(jnp.nan)
     with pytest.raises(ValueError, match=r"norm\.weight"):
         save_pretrained(skeleton.module(params), tmp_path)
@@ -338,15 +341,18 @@ sys.path.insert(0, {tests!r})
 jax.config.update("jax_disable_most_optimizations", True)
 from test_train_lm import fresh, MODEL
 from specjax.core.sharding import parse_mesh, use_mesh
-from specjax.train import lm, loop
+from specjax.train import loop, next_token
+from specjax.train.optimizer import make_optimizer, schedule
+from specjax.train.state import init_state, place
+from specjax.train.step import make_step
 checkpoints = loop.Checkpoints(Path({workdir!r}))
 batch = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, MODEL["vocab_size"])
 losses = []
 for mesh in ("", "data:2,model:2"):
     with use_mesh(parse_mesh(mesh)):
         skeleton, state, optimizer, _ = fresh()
-        state = lm.place(state, skeleton)
-        step = lm.make_step(lm.make_objective(skeleton, compute_dtype=jnp.float32), optimizer)
+        state = place(state, skeleton)
+        step = make_step(next_token.make_objective(skeleton, compute_dtype=jnp.float32), optimizer)
         for _ in range(3):
             state, sums = step(state, batch, None)
             if int(state.step) == 2 and not mesh:
@@ -377,7 +383,7 @@ def test_step_on_a_mesh_is_the_same_step(tmp_path):
 
 
 def test_modules_of_a_skeleton_keep_their_weights():
-    skeleton, params = lm.build(MODEL, seed=0)
+    skeleton, params = next_token.build(MODEL, seed=0)
     names = {
         ".".join(map(str, p)) for p, _ in nnx.to_flat_state(nnx.state(skeleton.module(params)))
     }

@@ -18,7 +18,7 @@ from specjax.checkpoint.parity import Comparison
 from specjax.drafters.dflash import DFlash, DFlash2
 from specjax.drafters.eagle3 import Eagle3
 from specjax.models import Frozen
-from specjax.train.lm import build
+from specjax.train.next_token import build
 
 WORKER = Path(__file__).parent / "reference_drafters.py"
 TINY = {

@@ -25,8 +25,8 @@ from specjax.drafters.dflash.objective import DFlashObjective
 from specjax.drafters.eagle3 import Eagle3
 from specjax.drafters.eagle3.objective import Eagle3Objective
 from specjax.sampling import Options, make_sampling
-from specjax.train.lm import Skeleton
 from specjax.train.objectives.base import Batch
+from specjax.train.state import Skeleton
 
 TOLERANCE = 1e-4
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)  # as in reference_drafters.py

@@ -16,8 +16,10 @@ from specjax.drafters.dflash.net import DFlashConfig, DFlashNet
 from specjax.drafters.dflash.objective import DFlashObjective
 from specjax.models import Frozen
 from specjax.models import family as registered
-from specjax.train import lm
 from specjax.train.objectives.base import Batch
+from specjax.train.optimizer import make_optimizer
+from specjax.train.state import Skeleton, init_state
+from specjax.train.step import make_step
 
 # Dense bfloat16 FLOP/s by what a device calls itself, from the makers' data sheets.
 PEAKS = {
@@ -64,7 +66,7 @@ def measure(setup: Setup, *, steps: int, target: Frozen | None = None) -> dict[s
     draft = fresh_config(
         config, setup.block - 1, layers=setup.layers, num_taps=min(5, config.num_layers - 1)
     )
-    optimizer = lm.make_optimizer("adamw", lambda step: 1e-4, weight_decay=0.0, clip_norm=1.0)
+    optimizer = make_optimizer("adamw", lambda step: 1e-4, weight_decay=0.0, clip_norm=1.0)
 
     def make_target() -> Any:
         return family(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
@@ -72,9 +74,9 @@ def measure(setup: Setup, *, steps: int, target: Frozen | None = None) -> dict[s
     def make_draft() -> Any:
         return DFlashNet(draft, dtype=jnp.float32, rngs=nnx.Rngs(1))
 
-    skeleton, masters = lm.Skeleton.of(nnx.eval_shape(make_draft))
+    skeleton, masters = Skeleton.of(nnx.eval_shape(make_draft))
     objective = DFlashObjective(skeleton, draft, anchors=setup.anchors, chunk=setup.chunk)
-    state = jax.eval_shape(lambda masters: lm.init_state(masters, optimizer), masters)
+    state = jax.eval_shape(lambda masters: init_state(masters, optimizer), masters)
     if target is None:
         graphdef, params = nnx.split(nnx.eval_shape(make_target))
         abstract = Frozen(params=params, graphdef=graphdef, config=config)
@@ -83,7 +85,7 @@ def measure(setup: Setup, *, steps: int, target: Frozen | None = None) -> dict[s
     batch = jax.eval_shape(lambda: _batch(setup, config.vocab_size))
 
     began = time.perf_counter()
-    compiled = lm.make_step(objective, optimizer).lower(state, batch, abstract).compile()  # type: ignore[attr-defined]
+    compiled = make_step(objective, optimizer).lower(state, batch, abstract).compile()  # type: ignore[attr-defined]
     memory: Any = compiled.memory_analysis()
     figures = {
         "compile_s": time.perf_counter() - began,
@@ -94,7 +96,7 @@ def measure(setup: Setup, *, steps: int, target: Frozen | None = None) -> dict[s
         return figures
     if target is None:
         target = Frozen.of(jax.jit(make_target)())
-    state = lm.init_state(lm.Skeleton.of(jax.jit(make_draft)())[1], optimizer)
+    state = init_state(Skeleton.of(jax.jit(make_draft)())[1], optimizer)
     filled = _batch(setup, config.vocab_size)
     seconds = []
     for _ in range(steps + 1):

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from specjax.core import hosts
 from specjax.core.files import read_json, write_atomically
-from specjax.train.lm import TrainState
+from specjax.train.state import TrainState
 
 _CHUNK = 1 << 22  # bytes that are summed at a time
 

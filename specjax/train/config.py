@@ -9,8 +9,8 @@ from typing import Any
 from specjax.core import own
 from specjax.core.assignments import assign
 from specjax.train.data.jsonl import Reading
-from specjax.train.lm import OPTIMIZERS
 from specjax.train.objectives import trained_kinds
+from specjax.train.optimizer import OPTIMIZERS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,12 @@ from specjax.drafters.registry import class_of
 from specjax.drafters.spec import ask, is_trained, name_of
 from specjax.models.frozen import Frozen
 from specjax.models.registry import family
-from specjax.train import lm
+from specjax.train import next_token
 from specjax.train.data.rows import Row
 from specjax.train.objectives import objective_of
 from specjax.train.objectives.base import Batch, Objective
 from specjax.train.replay import Replay, replay
+from specjax.train.state import Params, Skeleton
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Trainee:
     """
 
     spec: Any
-    skeleton: lm.Skeleton
+    skeleton: Skeleton
     objective: Objective
     compute_dtype: Any
 
@@ -51,14 +52,14 @@ class Trainee:
         *,
         num_draft: int,
         compute_dtype: Any,
-    ) -> tuple[Trainee, lm.Params]:
+    ) -> tuple[Trainee, Params]:
         """Takes ``spec`` apart; the float32 masters come with it.
 
         Raises:
           ValueError: on a hyperparameter that the objective does not have.
         """
         net = network(spec)
-        skeleton, params = lm.Skeleton.of(net.module)
+        skeleton, params = Skeleton.of(net.module)
         given = dict(hyperparameters)
         objective = objective_of(kind, given.pop("name", ""))
         fields = {f.name for f in dataclasses.fields(objective)}
@@ -82,7 +83,7 @@ class Trainee:
         masters = {name: jnp.array(p, jnp.float32) for name, p in params.items()}
         return cls(spec, skeleton, made, compute_dtype), masters
 
-    def specialise(self, params: lm.Params) -> Any:
+    def specialise(self, params: Params) -> Any:
         """The spec with these weights, in the compute type, as `generate` takes it."""
         dtype = self.compute_dtype
         net = self.skeleton.frozen(params, network(self.spec).config, dtype)
@@ -122,7 +123,7 @@ def _fresh_lm(target: Any, raw: Mapping[str, Any], *, num_draft: int, seed: int)
             f"--config.sizes.vocab_size={raw.get('vocab_size')}: the draft speaks the target's "
             f"{target.config.vocab_size} tokens."
         )
-    skeleton, params = lm.build(raw, seed, model_axis=axis_size("model"))
+    skeleton, params = next_token.build(raw, seed, model_axis=axis_size("model"))
     config = family(raw.get("model_type")).read_config(raw).for_model_axis(axis_size("model"))
     net = skeleton.frozen(params, config)
     model = dataclasses.replace(target, net=net, name="draft", dtype=np.dtype(np.float32))
@@ -154,7 +155,7 @@ class PredictedTau:
         ]
         self._matches = jax.jit(lambda params, batch, net: objective.matches(params, batch, net))
 
-    def __call__(self, params: lm.Params, target: Frozen) -> Replay:
+    def __call__(self, params: Params, target: Frozen) -> Replay:
         found = [hosts.fetch(self._matches(params, b, target)) for b in self._batches]
         matches = np.concatenate(found)[: len(self._lengths)]
         return replay(matches, self._prompts, self._lengths)
@@ -175,13 +176,13 @@ class HeldoutLoss:
     def __init__(self, objective: Objective, batches: list[Batch]):
         self._batches = batches
 
-        def sums(params: lm.Params, batch: Batch, net: Frozen, key: Array) -> tuple[Array, Array]:
+        def sums(params: Params, batch: Batch, net: Frozen, key: Array) -> tuple[Array, Array]:
             total, weight, _ = objective(params, batch, net, key)
             return total, weight
 
         self._sums = jax.jit(sums)
 
-    def __call__(self, params: lm.Params, target: Frozen) -> float:
+    def __call__(self, params: Params, target: Frozen) -> float:
         keys = [jax.random.key(i) for i in range(len(self._batches))]
         sums = [self._sums(params, b, target, k) for b, k in zip(self._batches, keys, strict=True)]
         totals, weights = np.array(hosts.fetch(sums)).T

@@ -22,7 +22,8 @@ from specjax.core import hosts
 from specjax.core.compiles import Stopwatch
 from specjax.core.files import read_bytes, read_json, write_atomically
 from specjax.train.checkpoints import Checkpoints, SaveFailed
-from specjax.train.lm import Sums, TrainState
+from specjax.train.state import TrainState
+from specjax.train.step import Sums
 from specjax.train.stopping import Stopped, Stopping
 
 Record = dict[str, Any]
@@ -202,7 +203,7 @@ def fit(
 
     Args:
       state: the freshly initialised state, placed on its devices.
-      step_fn: from `lm.make_step`.
+      step_fn: from `step.make_step`.
       data: batches for it, from the beginning.
       schedule: the number of steps, and what is done at which.
       target: passed on to ``step_fn``.

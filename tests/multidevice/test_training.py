@@ -9,10 +9,12 @@ import pytest
 import tiny
 
 from specjax.core.sharding import make_mesh, use_mesh
-from specjax.train import lm
 from specjax.train.data.batches import Batches
 from specjax.train.data.rows import Windows
 from specjax.train.drafter import Trainee, fresh
+from specjax.train.optimizer import make_optimizer, schedule
+from specjax.train.state import init_state, place
+from specjax.train.step import make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB = 32
@@ -41,12 +43,12 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind):
         with use_mesh(mesh):
             spec = fresh(kind, target, sizes, num_draft=3, seed=0)
             trainee, params = Trainee.of(kind, spec, hyper, num_draft=3, compute_dtype=jnp.float32)
-            rate = lm.schedule(peak_lr=1e-2, warmup_steps=1, steps=9)
-            optimizer = lm.make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
-            state = lm.place(lm.init_state(params, optimizer), trainee.skeleton)
+            rate = schedule(peak_lr=1e-2, warmup_steps=1, steps=9)
+            optimizer = make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
+            state = place(init_state(params, optimizer), trainee.skeleton)
             rows = Windows(stream, 16, where="text")
             data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
-            step = lm.make_step(trainee.objective, optimizer)
+            step = make_step(trainee.objective, optimizer)
             if mesh is not None and kind == "dflash":
                 # Between processes on CPU it would be silently wrong (jax issue 40830).
                 text = step.lower(state, next(data), target.net).compile().as_text()

@@ -29,8 +29,9 @@ from specjax.drafters.drawing import draw_all, onto_target
 from specjax.drafters.spec import Outline, Sizes
 from specjax.models.config import DecoderConfig, dense_like
 from specjax.models.frozen import Frozen
-from specjax.models.layers.attention import MLP, Attention, looking_back
+from specjax.models.layers.attention import looking_back
 from specjax.models.layers.rope import Rope
+from specjax.models.surgery import start_from
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -286,62 +287,6 @@ def fresh_config(
         shifted=shifted,
         **variant,
     )
-
-
-def start_from(net: Frozen, target: Any) -> Frozen:
-    """``net`` with the weights of the target's last layers and final norm, where it has room.
-
-    The fused context begins as the last tap, normed as the target's last layer norms its input:
-    the draft then attends to keys and values close to the target's own. Where the target has no
-    norm on its heads, the draft's begin with the size that its queries and keys have.
-
-    Raises:
-      ValueError: if the sizes differ.
-    """
-    config, module, theirs = net.config, net.module, target.net.module
-    ours, full = config.backbone, target.config
-    same = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
-    alike = all(
-        isinstance(getattr(layer, "mlp", None), MLP)
-        and isinstance(getattr(layer, "self_attn", None), Attention)
-        for layer in theirs.layers[-ours.num_layers :]
-    )
-    if not alike:
-        raise ValueError(
-            f"A draft can begin as the last layers of {target.name} only where those are dense "
-            "attention and gated MLPs: leave from_target out."
-        )
-    differing = [f for f in same if getattr(ours, f) != getattr(full, f, None)]
-    if differing or ours.num_layers > full.num_layers or full.kv_repeat > 1:
-        raise ValueError(
-            f"A draft that begins as {target.name}'s last layers has its sizes, on one device; "
-            f"differing: {', '.join(differing) or 'layers'}."
-        )
-    value = lambda param: param[...].astype(target.dtype)
-    for layer, source in zip(module.layers, theirs.layers[-ours.num_layers :]):
-        gain = value(source.input_layernorm.weight).astype(jnp.float32)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            getattr(layer, name).weight[...] = value(getattr(source, name).weight)
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            getattr(layer.mlp, name).weight[...] = value(getattr(source.mlp, name).weight)
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            weight = value(getattr(source.self_attn, name).weight)
-            getattr(layer.self_attn, name).weight[...] = weight
-        for name in ("q", "k"):
-            norm = getattr(layer.self_attn, f"{name}_norm").weight
-            if source.self_attn.head_norm:
-                norm[...] = value(getattr(source.self_attn, f"{name}_norm").weight)
-                continue
-            weight = value(getattr(source.self_attn, f"{name}_proj").weight).astype(jnp.float32)
-            size = jnp.sqrt(((weight * gain[None, :]) ** 2).sum() / weight.shape[0])
-            norm[...] = jnp.full_like(norm[...], size)
-    fused = module.fc.weight
-    last = jnp.eye(ours.hidden_size, config.target_hidden_size, dtype=target.dtype)
-    rest = 0.1 * fused[...][:, : -config.target_hidden_size]
-    fused[...] = jnp.concatenate([rest, last], axis=1)
-    module.hidden_norm.weight[...] = value(theirs.layers[-1].input_layernorm.weight)
-    module.norm.weight[...] = value(theirs.norm.weight)
-    return Frozen.of(module)
 
 
 def fresh_net(config: DFlashConfig, dtype: Any, seed: int) -> Frozen:

@@ -27,8 +27,8 @@ from specjax.drafters.dflash.net import Blocks, DFlashConfig, DFlashNet
 from specjax.models.frozen import Frozen
 from specjax.models.vocabulary import Vocabulary
 from specjax.train import losses
-from specjax.train.lm import Params, Skeleton
 from specjax.train.objectives.base import Batch
+from specjax.train.state import Params, Skeleton
 
 Sums = dict[str, Array]
 

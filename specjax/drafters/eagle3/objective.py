@@ -30,8 +30,8 @@ from specjax.core.view import causal
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net, Look
 from specjax.models.frozen import Frozen
 from specjax.train import losses
-from specjax.train.lm import Params, Skeleton
 from specjax.train.objectives.base import Batch
+from specjax.train.state import Params, Skeleton
 
 Sums = dict[str, Array]
 

@@ -19,8 +19,8 @@ from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.frozen import Frozen
 from specjax.train import losses
-from specjax.train.lm import Params, Skeleton
 from specjax.train.objectives.base import Batch
+from specjax.train.state import Params, Skeleton
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

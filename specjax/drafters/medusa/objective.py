@@ -18,8 +18,8 @@ from specjax.core.types import Array
 from specjax.drafters.medusa.net import MedusaConfig
 from specjax.models.frozen import Frozen
 from specjax.train import losses
-from specjax.train.lm import Params, Skeleton
 from specjax.train.objectives.base import Batch, labelled, stack_ahead, states_before
+from specjax.train.state import Params, Skeleton
 
 Sums = dict[str, Array]
 

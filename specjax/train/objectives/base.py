@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from specjax.core.types import Array, pytree
 from specjax.models.frozen import Frozen
-from specjax.train.lm import Params, Skeleton
+from specjax.train.state import Params, Skeleton
 
 
 @pytree
@@ -45,7 +45,7 @@ class Objective(Protocol):
         """The loss of a batch.
 
         Args:
-          params: float32 masters, see `lm.Skeleton`.
+          params: float32 masters, see `state.Skeleton`.
           batch: B texts.
           target: the frozen target, run here; its features and logits are used at once.
           key: for anchors and the like; another one each step.
