@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.cache import Cache, caches_in
+from specjax.core.cache import Cache, Mark, caches_in
 from specjax.core.program import Program
 from specjax.core.types import Array
 from specjax.decode import DecodeState, init_state, pin
@@ -26,6 +26,7 @@ def resume(
     done: Array,
     counts: Counts | None,
     same: Array,
+    marks: tuple[Mark, ...] = (),
     *,
     with_details: bool = False,
 ) -> DecodeState:
@@ -34,19 +35,53 @@ def resume(
     The first ``same`` [B] tokens of each prompt are those of its row's text. The target's cache and
     the drafter's state keep them as far as both can, and `prefill` goes on where ``cache.length``
     says. It is fed at least the last one of ``same`` and the one before the pending token: the
-    drafter may have lost what it knew there.
+    drafter may have lost what it knew there. A row that cannot be cut there goes on from ``marks``
+    (`mark`), of the same texts, or anew.
     """
-    kept = jnp.clip(jnp.minimum(same - 1, length - 2), 0)
-
-    def reach(length: Array) -> Array:
-        parts = [state.cache.cut(length), *caches_in(cut(drafter, state.draft, length))]
-        return functools.reduce(jnp.minimum, (part.length for part in parts))
-
-    kept = reach(kept)
-    kept = jnp.where(reach(kept) == kept, kept, 0)  # what one part lacks another may need
+    wanted = jnp.clip(jnp.minimum(same - 1, length - 2), 0)
+    kept = reach(drafter, state, wanted)
+    if marks:
+        back = reach(drafter, at_marks(state, marks, jnp.ones_like(done)), wanted)
+        state = at_marks(state, marks, back > kept)
+        kept = jnp.maximum(kept, back)
     fresh = init_state(target, drafter, tokens, length, done, counts, with_details=with_details)
     draft = cut(drafter, state.draft, kept)
     return dataclasses.replace(fresh, cache=state.cache.cut(kept), draft=draft)
+
+
+def reach(drafter: Drafter, state: DecodeState, length: Array) -> Array:
+    """[B]: how many of the first ``length`` [B] tokens all of ``state`` can be cut to."""
+
+    def least(length: Array) -> Array:
+        parts = [state.cache.cut(length), *caches_in(cut(drafter, state.draft, length))]
+        return functools.reduce(jnp.minimum, (part.length for part in parts))
+
+    kept = least(length)
+    return jnp.where(least(kept) == kept, kept, 0)  # what one part lacks another may need
+
+
+Losing = tuple[tuple[bool, ...], ...]  # of each cache, which entries
+
+
+def losing(state: DecodeState, length: int) -> Losing:
+    """What texts that grow to ``length`` tokens may leave unable to be cut; empty: nothing."""
+    found = tuple(cache.loses(length) for cache in caches_in((state.cache, state.draft)))
+    return found if any(map(any, found)) else ()
+
+
+def mark(state: DecodeState, *, which: Losing) -> tuple[Mark, ...]:
+    """What it takes to come back to the texts as they are now: copies of ``which`` entries."""
+    caches = caches_in((state.cache, state.draft)) if which else []
+    return tuple(cache.mark(some) for cache, some in zip(caches, which, strict=True))
+
+
+def at_marks(state: DecodeState, marks: tuple[Mark, ...], rows: Array) -> DecodeState:
+    """In ``rows`` [B] with the caches of that time. The rest of a drafter's state is `cut`'s."""
+    slots, left = state.tokens.shape[1], iter(marks)
+    back = lambda x: x.back(next(left), rows, slots) if isinstance(x, Cache) else x
+    both = (state.cache, state.draft)
+    cache, draft = jax.tree.map(back, both, is_leaf=lambda x: isinstance(x, Cache))
+    return dataclasses.replace(state, cache=cache, draft=draft)
 
 
 def grown(drafter: Drafter, state: DecodeState, slots: int) -> DecodeState:
@@ -118,6 +153,7 @@ def replace_changed(program: Program, slots: int, tree: Any, *args: Any) -> Any:
 
 
 resume_program = Program(resume, static_argnames="with_details", donate_argnames="state")
+mark_program = Program(mark, static_argnames="which")
 grown_program = Program(grown, static_argnames="slots")
 grow_entry_program = Program(grow_entry, static_argnames=("slots", "which"))
 grow_rest_program = Program(grow_rest, static_argnames=("slots", "which"))

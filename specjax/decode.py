@@ -102,11 +102,18 @@ def pin(state: DecodeState) -> DecodeState:
 
 
 def prefill(
-    target: Any, drafter: Drafter, state: DecodeState, start: Array, *, width: int
+    target: Any,
+    drafter: Drafter,
+    state: DecodeState,
+    start: Array,
+    end: Array | None = None,
+    *,
+    width: int,
 ) -> DecodeState:
-    """Feeds positions ``start .. start + width - 1`` of every prompt, its pending token excepted.
+    """Feeds positions ``start .. start + width - 1`` of every prompt, as far as ``end`` [B].
 
-    Rows whose prompt ends before take part with a count of 0. ``start`` ([B], or [] for all rows)
+    That is its pending token, which is not fed, unless it is given. Rows that end before take part
+    with a count of 0. ``start`` ([B], or [] for all rows)
     is where the cache of each ends. It is traced: all chunks of one width, of prompts of any
     length, share one program.
     """
@@ -114,7 +121,7 @@ def prefill(
     places = start[:, None] + jnp.arange(width)[None, :]
     last = state.tokens.shape[1] - 1
     chunk = jnp.take_along_axis(state.tokens, jnp.minimum(places, last), axis=1)
-    count = jnp.clip(state.length - 1 - start, 0, width)
+    count = jnp.clip((state.length - 1 if end is None else end) - start, 0, width)
     out = target(chunk, state.cache, taps=drafter.taps)
     state = dataclasses.replace(
         state,

@@ -65,6 +65,7 @@ def check_memory(
     batch: int | None = None,
     *,
     held: int = 0,
+    marked: bool = False,
 ) -> None:
     """Raises ValueError if the caches of a batch are larger than the memory that is free.
 
@@ -74,6 +75,7 @@ def check_memory(
       lengths: how long each row's text may become, prompt included.
       batch: rows that are decoded together; None: all.
       held: bytes of a state that this one takes the place of.
+      marked: whether what cannot be cut is there twice (`between.mark`).
     """
     rows = len(lengths) if batch is None else min(batch, len(lengths))
     if target.mesh is not None:
@@ -82,7 +84,7 @@ def check_memory(
     free = None if free is None else free + held
     if free is None:
         return
-    needed = functools.partial(_needed, target, drafter, slots=slots)
+    needed = functools.partial(_needed, target, drafter, slots=slots, marked=marked)
     if needed(rows) <= free:
         return
     fit, k = math.floor(rows * free / needed(rows)), drafter.num_draft
@@ -127,17 +129,17 @@ def _host_memory() -> int | None:
     return min(found, default=None)
 
 
-def _needed(target: Any, drafter: Any, rows: int, *, slots: int) -> int:
+def _needed(target: Any, drafter: Any, rows: int, *, slots: int, marked: bool = False) -> int:
     """Bytes of the state of ``rows`` rows as they grow to ``slots``, and of one block's laws."""
     leaves, structure = jax.tree.flatten((target.net, drafter))
     shapes = tuple((x.shape, x.dtype) for x in leaves)
-    key = structure, shapes, target.mesh, rows, slots
+    key = structure, shapes, target.mesh, rows, slots, marked
     if key not in _known:  # asked of every call: tracing takes longer than decoding a few tokens
-        _known[key] = _traced(target, drafter, rows, slots)
+        _known[key] = _traced(target, drafter, rows, slots, marked)
     return _known[key] + _laws(target, rows, drafter.num_draft + 1)
 
 
-def _traced(target: Any, drafter: Any, rows: int, slots: int) -> int:
+def _traced(target: Any, drafter: Any, rows: int, slots: int, marked: bool) -> int:
     """Bytes of the largest state on the way to ``slots``, by the shapes of its arrays."""
 
     def parts(state: decode.DecodeState) -> list[int]:
@@ -154,7 +156,10 @@ def _traced(target: Any, drafter: Any, rows: int, slots: int) -> int:
 
     # While a state grows, one part of that of half the size is still there (`between.grow`).
     before = max(parts(state(slots // 2))) if slots > MIN_SLOTS else 0
-    return sum(parts(state(slots))) + before
+    final = state(slots)
+    entries = [entry for cache in caches_in(final) for entry in cache.layers]
+    twice = sum(num_bytes(entry) for entry in entries if marked and entry.loses(slots))
+    return sum(parts(final)) + before + twice
 
 
 def _laws(target: Any, rows: int, width: int) -> int:

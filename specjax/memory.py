@@ -24,7 +24,8 @@ class Memory:
             messages.append({"role": "assistant", "content": out.text[0]})
 
     Prompt i is compared with text i of the call before, prompt and answer, and fed from the first
-    token that differs. Nothing else changes: what comes out is what a call without it would return.
+    token that differs; where a window or a recurrent state cannot be cut there, from shortly before
+    the last answer. Nothing else changes: what comes out is what a call without it would return.
     Another target or drafter, or another number of prompts, begins anew. What it holds lies on the
     device until it is forgotten.
     """
@@ -64,7 +65,7 @@ class Memory:
         if last is not None and fits and last.turn(rows, **how):
             return last
         last = self._session = None  # before another one needs the room
-        self._session = Session(target, as_spec(drafter, target), rows, **how)
+        self._session = Session(target, as_spec(drafter, target), rows, **how, remember=True)
         self._made_with = target, drafter
         return self._session
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from specjax import between, decode, verify
 from specjax.core import hosts
+from specjax.core.cache import Mark
 from specjax.core.compiles import Stopwatch
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
@@ -46,6 +47,7 @@ class Session:
     prompt_lengths: np.ndarray  # [B] int32
     kept: list[int]  # of each row, how many tokens of its prompt an earlier turn had fed
     turns: int  # begun so far, the first included
+    _marks: tuple[Mark, ...] = ()  # to come back to, if the next turn leaves the text of this one
     num_rows: int  # without those that only fill the mesh
 
     def __init__(
@@ -57,6 +59,7 @@ class Session:
         rule: str | verify.Rule | None = None,
         chunk: int = CHUNKS[-1],
         details: bool = False,
+        remember: bool = False,
     ):
         """Checks everything, then feeds the prompts.
 
@@ -67,6 +70,8 @@ class Session:
           rule: a verification rule or its name; None: the best for the drafter and temperature.
           chunk: the widest prefill pass.
           details: whether the trace also notes probabilities (`core.record.Details`).
+          remember: for a `turn` that leaves the text in an answer, copies what cannot be cut there
+            (windows, recurrent states) shortly before the end of each turn's prompt.
 
         Raises:
           ValueError: in one line, on a request that cannot be served exactly or at all.
@@ -77,7 +82,8 @@ class Session:
         self.target, self.spec, self.num_rows = target, drafter, len(rows)
         check_count("chunk", chunk)
         bound, found = check_requests(target, drafter, rows, rule)
-        check_memory(target, bound, [len(r.prompt) + r.max_new_tokens for r in rows])
+        lengths, self._remembers = [len(r.prompt) + r.max_new_tokens for r in rows], remember
+        check_memory(target, bound, lengths, marked=remember)
         layout = self._lay_out(rows, found)
         self._begin(layout, bound, found, chunk)
         self.kept, self.turns = [0] * len(rows), 1
@@ -89,7 +95,7 @@ class Session:
                 target.net, bound, *layout.prompts(slots), with_details=details
             )
             self.clock.leave_out_compiling(begin)
-            self._prefill(chunks, np.zeros_like(layout.prompt_lengths))
+            self._prefill(np.zeros_like(layout.prompt_lengths), max(lengths))
 
     def turn(
         self,
@@ -113,9 +119,9 @@ class Session:
             raise ValueError(f"{len(rows)} requests in a session of {self.num_rows}: give as many.")
         check_count("chunk", chunk)
         bound, found = check_requests(self.target, self.spec, rows, rule)
-        held = sum(x.nbytes for x in jax.tree.leaves(self.state))
+        held = sum(x.nbytes for x in jax.tree.leaves((self.state, self._marks)))
         lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
-        check_memory(self.target, bound, lengths, held=held)
+        check_memory(self.target, bound, lengths, held=held, marked=self._remembers)
         layout = self._lay_out(rows, found)
         least = layout.longest + bound.num_draft + 1
         if not can_cut(bound, self.state.draft) or 2 * bucket(least) < self.num_slots:
@@ -133,16 +139,14 @@ class Session:
                 self.state,
                 *layout.prompts(self.num_slots),
                 jnp.asarray(same),
+                self._marks,
                 with_details=details,
             )
+            self._marks = ()
             self.clock.leave_out_compiling(begin)
             kept = hosts.fetch(self.state.cache.length)
             self.kept = kept[: self.num_rows].tolist()
-            chunks = plan_chunks(int((layout.prompt_lengths - 1 - kept).max()), self._widest)
-            # A row that is fed up still takes part, at the place where its cache ends.
-            ends = [np.minimum(kept + start, layout.prompt_lengths - 1) for start, _ in chunks]
-            self._grow_to(max((int(e.max()) + c[1] for e, c in zip(ends, chunks)), default=0))
-            self._prefill(chunks, kept)
+            self._prefill(kept, max(lengths))
         return True
 
     def _lay_out(self, rows: Sequence[Row], rule: verify.Rule) -> Layout:
@@ -161,16 +165,39 @@ class Session:
         self._widest = min(int(chunk), bucket(layout.longest))
         self.clock.leave_out_compiling(0.0)
 
-    def _prefill(self, chunks: Sequence[tuple[int, int]], first: np.ndarray) -> None:
-        """Feeds the prompts from the tokens ``first`` [B] on."""
-        for start, width in chunks:
+    def _prefill(self, first: np.ndarray, longest: int) -> None:
+        """Feeds the prompts from the tokens ``first`` [B] on; texts will have ``longest`` at most.
+
+        Where a mark is needed, it stands before the last few tokens: what a template puts behind
+        the messages to ask for an answer is often not what it writes before an earlier one.
+        """
+        last = self.prompt_lengths - 1
+        which = between.losing(self.state, longest) if self._remembers else ()
+        if not which:
+            self._feed(first, last)
+        else:
+            early = np.maximum(last - CHUNKS[0], first)
+            self._feed(first, early, early)
             begin = self.clock.seconds
-            self.state = decode.prefill_program(
-                self.target.net, self.drafter, self.state, jnp.asarray(first + start), width=width
-            )
+            self._marks = between.mark_program(self.state, which=which)
             self.clock.leave_out_compiling(begin)
+            self._feed(early, last, last)
         jax.block_until_ready(self.state)
         self.prefilled = self.clock.seconds
+
+    def _feed(self, first: np.ndarray, last: np.ndarray, *end: np.ndarray) -> None:
+        """Feeds the tokens from ``first`` [B] up to ``last`` [B] (``end`` of `decode.prefill`)."""
+        chunks = plan_chunks(int((last - first).max()), self._widest)
+        # A row that is fed up still takes part, at the place where its cache ends.
+        ends = [int(np.minimum(first + start, last).max()) + width for start, width in chunks]
+        self._grow_to(max(ends, default=0))
+        net, args = self.target.net, tuple(map(jnp.asarray, end))
+        for start, width in chunks:
+            begin, at = self.clock.seconds, jnp.asarray(first + start)
+            self.state = decode.prefill_program(
+                net, self.drafter, self.state, at, *args, width=width
+            )
+            self.clock.leave_out_compiling(begin)
 
     @property
     def done(self) -> np.ndarray:

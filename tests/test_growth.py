@@ -65,6 +65,9 @@ def test_what_a_state_needs_is_asked_of_its_entries(monkeypatch: Any) -> None:
     s = session(tiny_families.model("mixed"), NGram(3))
     needed = limits._needed(s.target, s.drafter, 2, slots=256)
     assert needed == size(s.state) + limits._laws(s.target, 2, 4)
+    marked = limits._needed(s.target, s.drafter, 2, slots=256, marked=True)
+    recurrent, ring = s.state.cache.layers[:2]  # what a memory has twice
+    assert marked - needed == size((recurrent, ring))
     # A window does not grow with the text, nor does a recurrent state: only what is beside it.
     beside, text = NGram(3), 2**17
     layers = {}

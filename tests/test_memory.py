@@ -8,13 +8,14 @@ from typing import Any
 import checks
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 import tiny_families
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax.core.cache import Cache, Ring
+from specjax.core.cache import Cache, Full, Ring
 from specjax.core.types import pytree
 from specjax.drafters import LM, NGram
 from specjax.sampling import Options
@@ -67,6 +68,49 @@ def test_a_memory_that_cannot_be_cut_begins_anew() -> None:
     assert session.turn(rows, chunk=16)
     assert session.kept == [len(texts[0]) - 1, 0, 0]
     checks.same_cycles(session, Session(target, NGram(K), rows, chunk=16))
+
+
+def test_what_cannot_be_cut_is_remembered_from_before_each_answer() -> None:
+    """Of target and draft; answers are rewritten, and what asked for them is worded otherwise."""
+    target, memory, fed = tiny_families.model("mixed"), specjax.Memory(), []
+    spec, asks = LM(tiny.near(target), K), [2] * 9
+    prompts = [[1, 2, 3] * 9, [4] * 30, [5, 6] * 3]
+    for turn in range(3):
+        how = {"max_new_tokens": 24, "seed": turn, "temperature": 0.8, "chunk": 32}
+        asked = [[*p, *asks] for p in prompts]
+        told = specjax.generate(target, spec, asked, memory=memory, **how)
+        fresh = specjax.generate(target, spec, asked, **how)
+        assert told.tokens == fresh.tokens and told.trace.survival() == fresh.trace.survival()
+        fed.append([len(a) - k for a, k in zip(asked, memory.kept)])
+        said = [t[5:] if b else [*asks, *t] for b, t in enumerate(told.tokens)]
+        prompts = [[*p, *s, turn] for p, s in zip(prompts, said)]
+    # From 16 tokens before the end of the last turn's prompt on; the last turn of row 2 but one had
+    # none. Row 0 goes on: all is known but the last token, if the draft lacks none.
+    new = 17 - len(asks) + 19 + 1 + len(asks)
+    assert [row[1:] for row in fed[1:]] == [[new, 15 + 19 + 1], [new, new]], fed
+    assert {row[0] for row in fed[1:]} <= {11, 17 + 24 + 1 + len(asks)}, fed
+
+
+def test_a_mark_outlives_growth() -> None:
+    """Of a window that is longer than the slots were."""
+    rng = np.random.default_rng(0)
+    ring = Ring.empty(2, 4, 1, 3, jnp.float32, window=8)
+    cache = Cache((ring, Full.empty(2, 4, 1, 3, jnp.float32)), jnp.zeros((2,), jnp.int32))
+
+    def add(cache: Cache, size: int) -> Cache:
+        part = tuple(jnp.asarray(rng.normal(size=(2, 1, size, 3)), jnp.float32) for _ in "kv")
+        return cache.commit((part, part), jnp.asarray([size, size - 1]))
+
+    early = add(cache, 3)
+    assert cache.loses(7) == (False, False) and cache.loses(8) == (True, False)
+    mark = early.mark(early.loses(40))
+    late = add(early.grow(40), 20)
+    assert late.cut(early.length).length.tolist() == [0, 0]
+    back = late.back(mark, jnp.asarray([True, False]), 40)
+    assert back.length.tolist() == [3, 21] and back.cut(early.length).length.tolist() == [3, 0]
+    want = early.grow(40).stale()
+    for ours, theirs in zip(*map(jax.tree.leaves, (back.stale().layers, want.layers))):
+        np.testing.assert_array_equal(ours[0], theirs[0])
 
 
 def test_a_ring_that_has_not_slid_can_be_cut() -> None:

@@ -1,6 +1,6 @@
 """The memory of a model's layers: entries of every kind behind one `Cache`."""
 
-from specjax.core.cache.base import Cache, Entry, caches_in, empty
+from specjax.core.cache.base import Cache, Entry, Mark, caches_in, empty
 from specjax.core.cache.block import Block, Part
 from specjax.core.cache.full import Full
 from specjax.core.cache.latent import Latent
@@ -13,6 +13,7 @@ __all__ = [
     "Entry",
     "Full",
     "Latent",
+    "Mark",
     "Part",
     "Recurrent",
     "Ring",

@@ -44,6 +44,10 @@ class Entry(Protocol):
         """
         ...
 
+    def loses(self, length: int) -> bool:
+        """Whether a text that grows to ``length`` tokens may leave it unable to be cut."""
+        ...
+
     def grow(self, slots: int) -> Entry:
         """The same contents with room for a text of ``slots`` tokens."""
         ...
@@ -59,6 +63,14 @@ class Entry(Protocol):
     def replicated(self) -> Entry:
         """The same, of a model that every device of a mesh holds whole."""
         ...
+
+
+@pytree
+class Mark:
+    """What of a cache at ``length`` [B] tokens is needed to come back to it later."""
+
+    layers: tuple[Any, ...]  # of Entry; None: what can be cut needs no copy
+    length: Array  # [B] int32
 
 
 @pytree
@@ -105,6 +117,30 @@ class Cache:
         layers = tuple(entry.cut(self.length, to)[0] for entry in self.layers)
         return Cache(layers, constrain(to, "batch"))
 
+    def loses(self, length: int) -> tuple[bool, ...]:
+        """Which entries a text that grows to ``length`` tokens may leave unable to be cut."""
+        return tuple(entry.loses(length) for entry in self.layers)
+
+    def mark(self, which: tuple[bool, ...]) -> Mark:
+        """To come back to this length although the entries ``which`` cannot be cut: copies."""
+        kept = (jax.tree.map(jnp.copy, e) if w else None for e, w in zip(self.layers, which))
+        return Mark(tuple(kept), jnp.copy(self.length))
+
+    def back(self, mark: Mark, rows: Array, slots: int) -> Cache:
+        """In ``rows`` [B] as it was at ``mark``, behind which tokens were only appended.
+
+        ``slots`` are those of the texts now.
+        """
+
+        def old(entry: Any, kept: Any) -> Any:
+            return entry if kept is None else where(rows, kept.grow(slots), entry)
+
+        layers = tuple(map(old, self.layers, mark.layers))
+        # What has no copy can be cut to any length.
+        copied = any(kept is not None for kept in mark.layers)
+        length = jnp.where(rows, mark.length, self.length) if copied else self.length
+        return Cache(layers, constrain(length, "batch"))
+
     def grow(self, slots: int) -> Cache:
         """The same contents with room for texts of ``slots`` tokens."""
         return dataclasses.replace(self, layers=tuple(e.grow(slots) for e in self.layers))
@@ -134,6 +170,13 @@ class Cache:
     def bytes_read(self, length: int) -> int:
         """Of all entries, those that a pass behind ``length`` tokens cannot do without."""
         return round(sum(e.filled(length) * num_bytes(e) for e in self.layers))
+
+
+def where(rows: Array, one: Any, other: Any) -> Any:
+    """In ``rows`` [B] the arrays [B, ..] of ``one``, elsewhere those of ``other``."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), one, other
+    )
 
 
 def num_bytes(entry: Any) -> int:

@@ -57,6 +57,10 @@ class Full:
         del length
         return self, to
 
+    def loses(self, length: int) -> bool:
+        del length
+        return False
+
     def grow(self, slots: int) -> Full:
         keys, values = (lay.pin(lay.widened(x, slots), self.axis) for x in (self.keys, self.values))
         return dataclasses.replace(self, keys=keys, values=values)

@@ -87,6 +87,9 @@ class Ring:
         whole = (length <= self.keys.shape[2]) | (to == length)
         return self, jnp.where(whole, to, 0)
 
+    def loses(self, length: int) -> bool:
+        return length > most_slots(self.window, self.from_start)
+
     def grow(self, slots: int) -> Ring:
         """Only a ring shorter than its window grows: then no slot has been used twice."""
         size = min(slots, most_slots(self.window, self.from_start))

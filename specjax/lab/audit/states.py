@@ -102,6 +102,8 @@ class Story:
         for b, row in enumerate(batch.rows):
             tokens[b, : len(row.prompt)] = row.prompt
         self.state = self.fresh(tokens, batch.prompt_lengths, CHUNK)
+        # To come back to from another text, where that leaves this one behind its prompt.
+        self.marks = between.mark(self.state, which=between.losing(self.state, self.slots))
         self.counts: list[np.ndarray] = []  # a cycle: [B], how many tokens it committed
 
     def fresh(self, tokens: np.ndarray, length: np.ndarray, width: int) -> decode.DecodeState:
@@ -310,7 +312,7 @@ def _resumed(story: Story) -> Iterator[Fault]:
     ends = np.minimum(same + rng.integers(1, 2 * CHUNK, ROWS), room)
     given = jnp.asarray(text, jnp.int32), jnp.asarray(ends, jnp.int32), jnp.zeros((ROWS,), bool)
     state = between.resume_program(
-        target, drafter, story.state, *given, None, jnp.asarray(same, jnp.int32)
+        target, drafter, story.state, *given, None, jnp.asarray(same, jnp.int32), story.marks
     )
     kept = np.asarray(state.cache.length)
     for fed in range(0, int((ends - 1 - kept).max()), CHUNK):

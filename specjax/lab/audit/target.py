@@ -111,7 +111,7 @@ def check_target(target: Model) -> None:
                 )
 
 
-ENTRY = ("commit", "grow", "stale", "filled", "replicated")
+ENTRY = ("commit", "cut", "loses", "grow", "stale", "filled", "replicated")
 
 
 @dataclasses.dataclass(frozen=True)
