@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 
 import specjax
 from specjax.lab.costs.cost_model import predict
-from specjax.lab.view import figures, race_still
+from specjax.lab.view import figures
 from specjax.lab.view.heat import by_class, rolling_tau
 from specjax.lab.view.palette import DARK
 from specjax.lab.view.style import colours, to_svg
 from specjax.lab.view.tokens import tokens, visible
 from specjax.trace import metrics
 from specjax.trace.trace import BONUS, CORRECTION
+from tools import race_still
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

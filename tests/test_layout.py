@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "specjax"
-FILES = [p for room in ("specjax", "experiments") for p in sorted((ROOT / room).rglob("*.py"))]
+FILES = [
+    p for room in ("specjax", "experiments", "tools") for p in sorted((ROOT / room).rglob("*.py"))
+]
 
 # Room -> what it may import besides itself. Arrows point down. A file that needs more than its
 # neighbours is a room of its own.
@@ -131,7 +133,7 @@ def strays(room: str, modules: list[str]) -> list[str]:
     """The modules of other rooms that ``room`` may not import."""
     whole = room if room.startswith("lab.") else room.split(".")[0]
     allowed = [f"specjax.{r}." for r in (whole, *MAY_IMPORT[room])]
-    ours = [m + "." for m in modules if m.split(".")[0] in ("specjax", "experiments")]
+    ours = [m + "." for m in modules if m.split(".")[0] in ("specjax", "experiments", "tools")]
     return [m for m in ours if not m.startswith(tuple(allowed))]
 
 

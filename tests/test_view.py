@@ -13,11 +13,11 @@ from page_reader import Reader
 from rich.console import Console
 
 import specjax
-from specjax.lab.view import svg
 from specjax.lab.view.html import CLASSES
 from specjax.lab.view.text import show_text
 from specjax.lab.view.tokens import lay_out, visible
 from specjax.trace.trace import Trace
+from tools import text_svg as svg
 
 TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from rich.cells import cell_len
 
-from specjax.core.files import write_atomically
 from specjax.lab.view.palette import DARK, LIGHT, MEANING, MONO, SANS, variables
-from specjax.lab.view.tokens import check_row, describe, lay_out, text_of, tokens
+from specjax.lab.view.tokens import CLASSES, check_row, describe, lay_out, text_of, tokens
 from specjax.trace.metrics import figures
 from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION, Trace
 
 ADVANCE, LEADING, SIZE = 8.4, 21, 14  # px: a column, a line, the font
 MARGIN, HEAD = 20, 66
-# Label -> the class of its characters, and whether a line stands under them.
-CLASSES = {ACCEPTED: "a", CORRECTION: "c", BONUS: "b"}
 
 
 def text_svg(trace: Trace, row: int = 0, *, width: int = 88, max_lines: int = 40) -> str:
@@ -64,14 +60,6 @@ def text_svg(trace: Trace, row: int = 0, *, width: int = 88, max_lines: int = 40
         f'<rect class="pg" x=".5" y=".5" width="{across - 1:g}" height="{down - 1:g}" rx="10"/>'
         f"{_head(trace)}{''.join(grounds)}{''.join(texts)}</svg>\n"
     )
-
-
-def save_text_svg(
-    trace: Trace, path: str | Path, row: int = 0, *, width: int = 88, max_lines: int = 40
-) -> None:
-    """Writes `text_svg`. Raises as it does, and OSError if it cannot be written."""
-    image = text_svg(trace, row, width=width, max_lines=max_lines)
-    write_atomically(Path(path).expanduser(), image)
 
 
 _STYLE = (

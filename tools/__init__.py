@@ -1,0 +1,1 @@
+"""What makes this repository's own pictures and tables; nothing here is installed."""
