@@ -97,12 +97,13 @@ def run_cases(
     run = store.read_run()
     store.write_run({**run, "others": [*run.get("others", []), *others.cores()]})
     if config["calibrate"]:
-        costing.calibrate(
+        unpredicted = costing.calibrate(
             prepared,
             store,
             repeats=config["calibrate"],
             say=lambda what, share: report(what, share, 1),
         )
+        store.write_run({**store.read_run(), "unpredicted": unpredicted})
     if config["details"]:
         detailing.add_details(prepared, store, report)
     store.write_run({**store.read_run(), "peak_bytes": environment.peak_bytes()})

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from specjax.checkpoint.load import Model
-from specjax.drafters.base import parents_of
+from specjax.drafters.base import parents_of, widths_of
 from specjax.drafters.family import family_of
 from specjax.session import Row, Session
 from specjax.text import Reader, token_text
@@ -73,6 +73,7 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
     drafter, least = session.drafter, getattr(session.spec, "min_confidence", None)
     parents = parents_of(drafter)
     tree = {} if parents is None else {"parents": list(parents)}
+    widths = widths_of(drafter)
     return {
         "target": target.name,
         "drafter": getattr(session.spec, "name", type(session.spec).__name__.lower()),
@@ -82,6 +83,7 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         "kind": drafter.kind,
         "num_draft": drafter.num_draft,
         **({} if least is None else {"min_confidence": least}),
+        **({} if len(widths) == 1 else {"widths": list(widths)}),
         **tree,
         "batch": len(rows),
         "options": options[0] if all(o == options[0] for o in options) else options,

@@ -21,6 +21,8 @@ from specjax.drafters import LM
 from specjax.drafters.base import doubling_widths
 from specjax.lab.audit.tables import all_blocks, along, chance, deviation, evaluate, suitable
 from specjax.lab.compiler.hlo import count_copies
+from specjax.lab.costs.calibration import Calibration
+from specjax.lab.costs.explain_run import explain_trace
 from specjax.sampling import Options
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -84,6 +86,8 @@ def test_greedy_and_coupled_text_is_the_plain_one(name: str, least: float) -> No
         assert out.tokens == plain.tokens
         guesses = [len(cycle.proposed) for row in out.trace.rows for cycle in row]
         assert min(guesses) < max(guesses), "every cycle verified as many"
+        with pytest.raises(ValueError, match="no one cost"):
+            explain_trace(out.trace, Calibration({}, {}, ()))
         alone = specjax.generate(target, specs(least)[name], [prompts[2]], seed=5, **ask)
         assert alone.tokens[0] == out.tokens[2]
         ours, theirs = alone.trace.rows[0], out.trace.rows[2]

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import specjax.measure
 import tiny
 
+import specjax
 from specjax import drafters
 from specjax.lab.costs import calibration, rounds
 from specjax.lab.costs.calibration import Calibration, calibrate, timed
@@ -237,6 +237,7 @@ def test_sampled_guesses_and_taps_are_measured_too() -> None:
         ({"contexts": (5000,)}, "limited to 2048"),
         ({"rule": "magic"}, "magic"),
         ({"spec": None, "rule": "magic"}, "magic"),
+        ({"spec": drafters.LM(tiny.draft(), 2, min_confidence=0.5)}, "no one cost"),
     ],
 )
 def test_bad_calibrations_are_refused_before_anything_is_timed(

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from specjax.drafters.checking import bind
 from specjax.lab.bench.job import Job
 from specjax.lab.bench.plan import Case
 from specjax.lab.bench.store import Store
 from specjax.lab.bench.summary import relabel
 from specjax.lab.bench.synthetic import Forced
 from specjax.lab.costs import calibration
+from specjax.lab.costs.adaptive import is_adaptive
 from specjax.session import bucket
 
 Say = Callable[[str, float], None]  # (what comes, share that is done)
 
 
-def calibrate(job: Job, store: Store, *, repeats: int, say: Say = lambda *_: None) -> None:
-    """Adds to costs.json what it lacks; each drafter's costs are kept before the next begins."""
+def calibrate(job: Job, store: Store, *, repeats: int, say: Say = lambda *_: None) -> list[str]:
+    """Adds to costs.json what it lacks; each drafter's costs are kept before the next begins.
+
+    Returns:
+      Drafters that have none: a cycle of theirs verifies as many guesses as pay, at no one cost.
+    """
     path = store.path / "costs.json"
     known = calibration.load(path) if path.exists() else None
     settings: dict[tuple[str, str, float], list[Case]] = {}
+    adaptive: dict[str, None] = {}
     for group in job.groups:
         for case in group.cases:
-            if case.drafter != "none":
+            if is_adaptive(bind(case.spec, job.target, "one_hot")[0]):
+                adaptive[case.drafter] = None
+            elif case.drafter != "none":
                 rule = case.rule.removeprefix("synthetic-")
                 settings.setdefault((case.drafter, rule, case.temperature), []).append(case)
     contexts = sorted(set(_slots(job)))
@@ -48,6 +57,7 @@ def calibrate(job: Job, store: Store, *, repeats: int, say: Say = lambda *_: Non
         found = relabel(found, drafter)
         known = found if known is None else known.join(found)
         known.save(path)
+    return list(adaptive)
 
 
 def _slots(job: Job) -> list[int]:

@@ -29,6 +29,7 @@ from specjax.drafters.base import parents_of
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import ask, name_of
+from specjax.lab.costs.adaptive import check_one_width
 from specjax.lab.costs.cost_model import Costs, costs_at
 from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
 from specjax.lab.costs.rounds import Sample, Timers, summarise, take
@@ -406,4 +407,6 @@ def check_fits(
         raise ValueError(f"{max(slots)} slots: {target.name} is limited to {longest} tokens.")
     row = Row([0], Options(temperature=temperature), 0, 1, ())
     for k in ks:
-        check_requests(target, Silent(k) if spec is None else with_num_draft(spec, k), [row], rule)
+        one = Silent(k) if spec is None else with_num_draft(spec, k)
+        check_requests(target, one, [row], rule)
+        check_one_width(bind(one, target, "one_hot")[0], name_of(one))

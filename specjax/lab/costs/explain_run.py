@@ -8,6 +8,7 @@ from typing import Any
 
 from specjax.core.files import read_json
 from specjax.lab.costs import calibration, predicted
+from specjax.lab.costs.adaptive import no_one_cost
 from specjax.lab.costs.calibration import Calibration
 from specjax.lab.costs.cost_model import Costs, costs_at
 from specjax.lab.costs.explain import Explanation, explain
@@ -81,6 +82,8 @@ def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) 
       ValueError: in one line, where the costs do not cover the trace, or nothing was guessed.
     """
     setup, found = trace.setup, figures(trace)
+    if len(setup.get("widths", ())) > 1 or "min_confidence" in setup:
+        raise ValueError(no_one_cost(str(setup.get("drafter", "The drafter"))))
     drafters = {c.drafter for c in known.costs}
     if "drafter" in setup and setup["drafter"] not in drafters:
         raise ValueError(

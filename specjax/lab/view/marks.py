@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specjax.lab.costs import predicted
+from specjax.lab.costs.adaptive import no_one_cost
 from specjax.lab.view.cases import Case, interval_of, is_plain, is_synthetic, speedup_of, tau_of
 
 BUSY = 0.5  # cores or processes of others, on average, from where times are not to be trusted
@@ -29,6 +30,7 @@ class Kind(enum.StrEnum):
     REPLAYED = "replayed"
     SYNTHETIC = "synthetic"
     LEFT_OUT = "prompts left out"
+    UNPREDICTED = "not predicted"
     ONE_PROMPT = "one prompt"
     SPANS_ONE = "interval spans 1"
     ABOVE_TAU = "speedup above tau"
@@ -68,6 +70,8 @@ def of_run(run: Mapping[str, Any]) -> Iterator[Mark]:
         told += [f"other processes took {others:.2g} cores meanwhile"] * (others > BUSY)
         if told:
             yield Mark(Kind.BUSY, f"the machine was not idle ({', '.join(told)}): times are rough.")
+    for drafter in run.get("unpredicted") or ():
+        yield Mark(Kind.UNPREDICTED, no_one_cost(drafter))
     if run.get("left_out"):
         yield Mark(
             Kind.LEFT_OUT,

@@ -73,6 +73,9 @@ def summary(console: Console, report: Report) -> None:
     if most:
         survival = [sum(c[1] >= i for c in cycles) / len(cycles) for i in range(1, most + 1)]
         curve = "  ".join(f"{i}: {s:.2f}" for i, s in enumerate(survival, 1))
+        if min(c[0] for c in cycles) < most:
+            mean = sum(c[0] for c in cycles) / len(cycles)
+            rows.append(("guesses", f"{mean:.2f} a pass, of up to {most}"))
         rows.append(("survival", f"{curve}  (share of passes that accepted so many)"))
     if report.speed is not None:
         rows += speed_rows(report, report.speed)
