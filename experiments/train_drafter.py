@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 import specjax
 from experiments import cli, training
 from experiments.progress import tensorboard
-from specjax.checkpoint.drafters.export import formats_of, save_drafter, take_export
+from specjax.checkpoint.drafters.export import formats_for, save_drafter, take_export
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core import hosts, own
 from specjax.core.compile_cache import default_directory, use_compile_cache
@@ -143,7 +143,7 @@ def prepare(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> Prepared
         compute_dtype=jnp.dtype(config.compute_dtype),
     )
     spec.bind(target, "one_hot")
-    format = export_format(config, spec)
+    format = export_format(config, spec, target)
     data = Batches(
         sources.train,
         micro=config.rows,
@@ -166,13 +166,14 @@ def prepare(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> Prepared
     )
 
 
-def export_format(config: DrafterConfig, spec: Any) -> str:
+def export_format(config: DrafterConfig, spec: Any, target: specjax.Model) -> str:
     """The format that the drafter is written in. Raises ValueError if it cannot be."""
-    format = config.export_format or formats_of(spec)[0]
-    if format not in formats_of(spec):
+    fit = formats_for(spec, target)
+    format = config.export_format or fit[0]
+    if format not in fit:
         raise ValueError(
-            f"--config.export_format={format}: a {config.kind} drafter can be written as "
-            f"{', '.join(formats_of(spec))}."
+            f"--config.export_format={format}: this {config.kind} drafter can be written as "
+            f"{', '.join(fit)}."
         )
     return format
 

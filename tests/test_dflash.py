@@ -215,7 +215,7 @@ def test_a_drafter_of_another_target_is_refused() -> None:
             specjax.generate(other, spec, [[1, 2]])
     config = dataclasses.replace(spec.net.config, mask_token_id=VOCAB)
     with pytest.raises(ValueError, match="mask_token_id=7 lies outside"):
-        specjax.generate(target(), DFlash(fresh_net(config, np.float32, 0)), [[1, 2]])
+        specjax.generate(target(), DFlash(fresh_net(config, target(), 0, False)), [[1, 2]])
 
 
 def test_yarn_against_its_definition() -> None:

@@ -24,7 +24,7 @@ from experiments.benchmarking import reference_cases
 from specjax import drafters
 from specjax.checkpoint import CheckpointError, tokenizer
 from specjax.checkpoint.drafters import export
-from specjax.checkpoint.drafters.export import formats_of, save_drafter
+from specjax.checkpoint.drafters.export import formats_for, formats_of, save_drafter
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
 from specjax.checkpoint.export import named_tensors, save_pretrained
 from specjax.checkpoint.pickle_reader import read_pickle
@@ -105,6 +105,8 @@ def test_what_is_written_reads_back(target: specjax.Model, tmp_path: Path, case:
     make, formats = CASES[case]
     spec = make(target)
     assert set(formats) <= set(formats_of(spec)) <= set(export.FORMATS)
+    fit = [f for f in formats_of(spec) if f in formats]
+    assert formats_for(spec, target) == (*fit, *(["plain"] if case != "lm" else []))
     for format in formats_of(spec):
         where = tmp_path / format
         if format not in formats:

@@ -232,10 +232,11 @@ def test_configs_survive_the_plain_format() -> None:
 
 def test_published_kinds_can_be_plain(tmp_path: Path) -> None:
     """Also where no published layout has room for what they hold, as of DSpark's heads."""
-    from specjax.checkpoint.drafters.export import save_drafter
+    from specjax.checkpoint.drafters.export import formats_for, save_drafter
 
     target = tiny.model()
     spec = tiny.fresh("dspark", 3, target)
+    assert formats_for(spec, target) == ("plain",)
     save_drafter(spec, tmp_path / "d", format="plain", target=target)
     again: Any = specjax.load_drafter(tmp_path / "d", target)
     assert again.net.config == spec.net.config and type(again) is type(spec)

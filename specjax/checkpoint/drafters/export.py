@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -49,6 +50,32 @@ def formats_of(spec: Any) -> tuple[str, ...]:
     if ask(spec, "own_net")() is None:
         return ()
     return tuple(ask(spec, "formats")().write) or ("plain",)
+
+
+def formats_for(spec: Any, target: Any) -> tuple[str, ...]:
+    """`formats_of` that have room for all that this one holds, and ``plain`` for any network.
+
+    Asked before training, so that nobody learns behind it that there is nothing to write.
+
+    Raises:
+      ValueError: if not even ``plain`` can express it.
+    """
+    published = formats_of(spec)
+    if not published or published == ("hf",):
+        return published
+    tensors = named_tensors(ask(spec, "own_net")().params, None)
+    fit = []
+    for name, write in ask(spec, "formats")().write.items():
+        with contextlib.suppress(ValueError):
+            write(spec, tensors, target, target.name)
+            fit.append(name)
+    try:
+        plain.write(spec, tensors, target, target.name)
+    except ValueError:
+        if not fit:
+            raise
+        return tuple(fit)
+    return (*fit, "plain")
 
 
 def save_drafter(

@@ -56,8 +56,16 @@ class DFlash2(DFlashKind):
         return DFlash2Drafter(*parts(self, target), self.kind or kind)
 
     @classmethod
-    def fresh(cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any) -> DFlash2:
-        """A randomly initialised one for ``target``, see `dflash.fresh_config`."""
+    def fresh(
+        cls,
+        target: Any,
+        *,
+        num_draft: int,
+        seed: int = 0,
+        from_target: bool = False,
+        **sizes: Any,
+    ) -> DFlash2:
+        """A randomly initialised one for ``target``, as `DFlash.fresh`."""
         defaults = {
             "conv_kernel_size": 2,
             "conv_group_size": 16 if target.config.hidden_size % 16 == 0 else 1,
@@ -65,7 +73,7 @@ class DFlash2(DFlashKind):
             "selector_top_k": min(16, target.config.vocab_size),
         }
         config = fresh_config(target.config, num_draft, **{**defaults, **sizes})
-        return cls(fresh_net(config, target.dtype, seed))
+        return cls(fresh_net(config, target, seed, from_target))
 
 
 @pytree

@@ -81,8 +81,8 @@ class DFlash(DFlashKind):
 
         With ``from_target`` its layers begin as the target's last ones (`start_from`).
         """
-        net = fresh_net(fresh_config(target.config, num_draft, **sizes), target.dtype, seed)
-        return cls(start_from(net, target) if from_target else net)
+        config = fresh_config(target.config, num_draft, **sizes)
+        return cls(fresh_net(config, target, seed, from_target))
 
     @classmethod
     def outline(cls, target: Any, sizes: Sizes) -> Outline:
@@ -289,6 +289,7 @@ def fresh_config(
     )
 
 
-def fresh_net(config: DFlashConfig, dtype: Any, seed: int) -> Frozen:
-    """A network with random weights."""
-    return Frozen.of(DFlashNet(config, dtype=dtype, rngs=nnx.Rngs(seed)))
+def fresh_net(config: DFlashConfig, target: Any, seed: int, from_target: bool) -> Frozen:
+    """A network with random weights; with ``from_target`` it begins as `start_from` says."""
+    net = Frozen.of(DFlashNet(config, dtype=target.dtype, rngs=nnx.Rngs(seed)))
+    return start_from(net, target) if from_target else net

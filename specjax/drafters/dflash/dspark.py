@@ -72,15 +72,23 @@ class DSpark(DFlashKind):
         return DSparkDrafter(*parts(self, target), self.kind or kind, least)
 
     @classmethod
-    def fresh(cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any) -> DSpark:
-        """A randomly initialised one for ``target``, see `dflash.fresh_config`."""
+    def fresh(
+        cls,
+        target: Any,
+        *,
+        num_draft: int,
+        seed: int = 0,
+        from_target: bool = False,
+        **sizes: Any,
+    ) -> DSpark:
+        """A randomly initialised one for ``target``, as `DFlash.fresh`."""
         defaults = {
             "shifted": True,
             "markov_rank": min(256, target.config.hidden_size),
             "confidence_head": True,
         }
         config = fresh_config(target.config, num_draft, **{**defaults, **sizes})
-        return cls(fresh_net(config, target.dtype, seed))
+        return cls(fresh_net(config, target, seed, from_target))
 
 
 @pytree
