@@ -78,10 +78,19 @@ def siblings_are_seen(patch: Patch) -> None:
     patch.setattr(full.Full, "attend", attend)
 
 
+def a_state_is_taken_for_another_text(patch: Patch) -> None:
+    patch.setattr(recurrent.Recurrent, "cut", lambda self, length, to: (self, to))
+
+
 PLANTED: dict[Callable[[Patch], None], tuple[str, str, str]] = {
     a_stale_slot_is_read: ("full", "stale", r"layer 0 \(Full\) at place 0 .* is not finite"),
     a_window_is_one_too_long: ("ring", "entries", r"layer 0 \(Ring\) at place \d+ of row \d"),
     a_state_takes_one_token_more: ("recurrent", "entries", r"Block \d.* layer 0 \(Recurrent\)"),
+    a_state_is_taken_for_another_text: (
+        "recurrent",
+        "entries",
+        r"Block 6, .* in another turn .* behind \d+: .* layer 0 \(Recurrent\).* of row 1",
+    ),
     siblings_are_seen: ("full", "entries", r"Block 2, a tree of 7 tokens .* layer 0 \(Full\)"),
 }
 
@@ -90,7 +99,9 @@ PLANTED: dict[Callable[[Patch], None], tuple[str, str, str]] = {
 def test_a_faulty_entry_is_found(fault: Callable[[Patch], None], monkeypatch: Patch) -> None:
     kind, check, words = PLANTED[fault]
     # Of a size of its own: what is compiled with the fault must serve nothing else.
-    target = tiny_families.model(kind, layers=1, vocab=20 + list(PLANTED).index(fault))
+    index, kinds = list(PLANTED).index(fault), [kind for kind, *_ in PLANTED.values()]
+    layers = 1 + kinds[:index].count(kind)  # a cache does not know the vocabulary
+    target = tiny_families.model(kind, layers=layers, vocab=20 + index)
     fault(monkeypatch)
     report = audit(target=target, checks=[check])
     assert not report.passed and "FAULTY: the target tiny" in report.verdict

@@ -1,7 +1,8 @@
 """A target, block by block, with every kind of entry that it has, beside one pass over the text.
 
 Random blocks, chains and trees, narrow ones and some wider than small windows, are fed behind a
-cache that grows on the way; random counts and paths of them are committed. What each pass gives, at
+cache that grows on the way; random counts and paths of them are committed. Twice other texts
+follow that begin as they do, as in another turn of a conversation. What each pass gives, at
 every layer, is compared with one pass over the same text without a cache.
 """
 
@@ -18,14 +19,16 @@ import numpy as np
 
 from specjax.checkpoint.load import Model
 from specjax.core import trees
-from specjax.core.cache import Cache
+from specjax.core.cache import Cache, Mark
 from specjax.core.types import Array, Parents
 from specjax.core.view import View
 
 ROWS, SLOTS, MORE_SLOTS = 3, 32, 64
 TREE: Parents = (0, 0, 1, 1, 2, 3)  # six guesses on three levels
 WIDE = 11  # tokens: more than a small window
-ROUNDS = 9
+ROUNDS = 10
+TURNS = (4, 7)  # rounds behind which the texts change; a mark is set two rounds before
+GROWS = 6  # the round before which there is more room, at the latest
 # Of the largest value of a layer's states. In bfloat16 a block's width changes what is rounded.
 TOLERANCES = {"float32": 2e-4, "bfloat16": 0.1}
 
@@ -97,11 +100,11 @@ def rounds(target: Model, seed: int) -> Iterator[Round]:
     net, V = target.net, target.config.vocab_size
     cache, texts = net.init_cache(ROWS, SLOTS), [[] for _ in range(ROWS)]  # type: ignore[var-annotated]
     kinds = (("a chain", None, 4), ("a tree", TREE, len(TREE) + 1), ("a wide chain", None, WIDE))
-    longest = 0
+    longest, slots = 0, SLOTS
     for i in range(ROUNDS):
         kind, parents, size = kinds[i % len(kinds)]
-        if longest + size > SLOTS:
-            cache = cache.grow(MORE_SLOTS)
+        if slots == SLOTS and (longest + size > SLOTS or i == GROWS):
+            cache, slots = cache.grow(MORE_SLOTS), MORE_SLOTS
         tokens = rng.integers(0, V, size=(ROWS, size)).astype(np.int32)
         fed = jnp.asarray(tokens)
         got, block = score(net, cache, fed, parents)
@@ -114,6 +117,7 @@ def rounds(target: Model, seed: int) -> Iterator[Round]:
         ]
         want = states_of(target, lines).reshape(got.shape)
         lengths = np.asarray([len(text) for text in texts])
+        kind += " in another turn" if i > TURNS[0] else ""
         yield Round(kind, lengths, tokens, np.asarray(got), np.asarray(stale), want)
 
         leaf = rng.integers(0, size, size=ROWS) if parents else np.full(ROWS, size - 1)
@@ -122,7 +126,20 @@ def rounds(target: Model, seed: int) -> Iterator[Round]:
         cache = commit(cache, block, jnp.asarray(count), path)
         for b, text in enumerate(texts):
             text += tokens[b, routes[leaf[b]][: count[b]]].tolist()
+        if i + 2 in TURNS:
+            mark = cache.mark(cache.loses(MORE_SLOTS))
+        if i in TURNS:
+            cache = another_turn(cache, mark, slots, rng)
+            texts = [text[:n] for text, n in zip(texts, cache.length.tolist())]
         longest = max(map(len, texts))
+
+
+def another_turn(cache: Cache, mark: Mark, slots: int, rng: np.random.Generator) -> Cache:
+    """Row 0 goes on, row 1 is cut anywhere (or begins anew), row 2 comes back to ``mark``."""
+    at = cache.length.tolist()
+    cache = cache.back(mark, jnp.arange(ROWS) == 2, slots)
+    to = [at[0], int(rng.integers(at[1])), int(mark.length[2])]
+    return cache.cut(jnp.asarray(to, jnp.int32))
 
 
 def by_width(target: Model, seed: int, k: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -165,7 +165,8 @@ def check_entries(evidence: TargetEvidence) -> Check:
         "entries",
         lambda r: (r.got, r.want),
         evidence.tolerance,
-        "behind random counts and paths of the blocks before, against one pass over the whole text",
+        "behind random counts and paths of the blocks before, and in another turn of the texts, "
+        "against one pass over the whole text",
         "than one pass over the whole text gives",
     )
 
