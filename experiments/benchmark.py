@@ -14,32 +14,26 @@ for, among it --config.mode: measure, replay, synthetic, predict.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from absl import flags
 from rich import progress
 from rich.console import Console
 
 from experiments import cli
+from specjax.core import machine
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import write_atomically
-from specjax.lab.bench import (
-    comparison,
-    costing,
-    detailing,
-    environment,
-    forecast,
-    job,
-    measure,
-    outputs,
-    scoring,
-)
-from specjax.lab.bench.curves import parse_curve
-from specjax.lab.bench.store import Record, Store, write_json
+from specjax.lab.bench import job, measure, outputs, prediction, scoring
+from specjax.lab.bench.job import Config, read_config
+from specjax.lab.bench.store import Store
 from specjax.lab.bench.summary import summarise
-from specjax.lab.costs import predicted
-from specjax.lab.view import escape, headline
+from specjax.lab.bench.synthetic import parse_curve
+from specjax.lab.records import codec
+from specjax.lab.records.run import Summary
+from specjax.lab.view import escape
+from specjax.lab.view.headline import headline
 from specjax.lab.view.tables import table
 
 _CONFIG = cli.define_config()
@@ -67,17 +61,17 @@ def main(argv: Sequence[str]) -> None:
             return finish(console, store)
         if _CONFIG.value is None:
             raise ValueError("What to measure? Set --config, such as configs/benchmark.py.")
-        config = _CONFIG.value.to_dict()
-        if config["mode"] == "predict":
+        settings = _CONFIG.value.to_dict()
+        config = read_config(settings)
+        if config.mode == "predict":
             return predict(console, store, config)
         store.look()
-        if config["compilation_cache"]:
-            named = config["compilation_cache"]
+        if named := config.compilation_cache:
             use_compile_cache(default_directory() if named == "default" else named)
-        prepared = job.prepare(config, store)
+        prepared = job.prepare(settings, store)
         run = store.begin(prepared.run, prepared.prompts)
     with bar(console) as report:
-        if run["mode"] == "replay":
+        if run.mode == "replay":
             scoring.record_all(prepared, store, report)
         else:
             run_cases(prepared, store, config, report)
@@ -87,31 +81,25 @@ def main(argv: Sequence[str]) -> None:
 def run_cases(
     prepared: job.Job,
     store: Store,
-    config: dict[str, Any],
+    config: Config,
     report: Callable[[str, float, float], None],
 ) -> None:
-    others = environment.Others()
-    measure.measure(
-        prepared.target, prepared.suite, prepared.groups, prepared.prompts, store, report
-    )
+    others = machine.Others()
+    measure.measure(prepared, store, report)
     run = store.read_run()
-    store.write_run({**run, "others": [*run.get("others", []), *others.cores()]})
-    if config["calibrate"]:
-        unpredicted = costing.calibrate(
-            prepared,
-            store,
-            repeats=config["calibrate"],
-            say=lambda what, share: report(what, share, 1),
-        )
-        store.write_run({**store.read_run(), "unpredicted": unpredicted})
-    if config["details"]:
-        detailing.add_details(prepared, store, report)
-    store.write_run({**store.read_run(), "peak_bytes": environment.peak_bytes()})
+    run = dataclasses.replace(run, others=run.others + others.cores())
+    store.write_run(run)
+    if config.calibrate:
+        unpredicted = measure.calibrate(prepared, store, repeats=config.calibrate, say=report)
+        run = dataclasses.replace(run, unpredicted=unpredicted)
+    if config.details:
+        measure.add_details(prepared, store, report)
+    store.write_run(dataclasses.replace(run, peak_bytes=machine.peak_bytes()))
 
 
 def finish(console: Console, store: Store) -> None:
     """From what the directory holds to everything that people read."""
-    replayed = store.read_run()["mode"] == "replay"
+    replayed = store.read_run().mode == "replay"
     summary = scoring.score(store) if replayed else summarise(store)
     outputs.write(store, summary)
     show(console, summary)
@@ -120,7 +108,7 @@ def finish(console: Console, store: Store) -> None:
 
 def compare(console: Console, directories: Sequence[str]) -> None:
     """Several runs in one table, and with --workdir in one page."""
-    summary = comparison.compare(directories)
+    summary = outputs.compare(directories)
     if _WORKDIR.value:
         place = Store(_WORKDIR.value)
         if place.run_path.exists():
@@ -130,37 +118,37 @@ def compare(console: Console, directories: Sequence[str]) -> None:
     show(console, summary)
 
 
-def show(console: Console, summary: Record) -> None:
+def show(console: Console, summary: Summary) -> None:
     """What results.md and report.html say, too: the pooled row first."""
-    for line in headline.of_summary(summary):
+    for line in headline(summary):
         console.print(escape.rich(line), soft_wrap=True)
     console.print(table(summary))
     ratios = [
-        (case["name"], told.measured_over_predicted)
-        for case in summary["cases"]
-        if (told := predicted.read(case)) and told.measured_over_predicted is not None
+        (case.name, told.measured_over_predicted)
+        for case in summary.cases
+        if (told := case.predicted) and told.measured_over_predicted is not None
     ]
     if ratios:
         console.print("measured over predicted speedup:")
         for name, ratio in ratios:
             console.print(f"  {ratio:.2f}  {escape.rich(name)}", soft_wrap=True)
-    for line in outputs.remarks(summary):
+    for line in outputs.remarks(summary.run, summary.rows):
         style = "bold red" * line.startswith("Not valid")
         console.print(escape.rich(line), soft_wrap=True, style=style)
 
 
-def predict(console: Console, store: Store, config: dict[str, Any]) -> None:
+def predict(console: Console, store: Store, config: Config) -> None:
     """No target is loaded and no device is asked."""
-    if not config["costs"]:
+    if not config.costs:
         raise ValueError("mode=predict needs costs: costs.json, or a run that has one.")
-    found = forecast.forecast(config["costs"], [parse_curve(c) for c in config["curves"]])
+    found = prediction.forecast(config.costs, [parse_curve(c) for c in config.curves])
     path, ours = store.path, ("forecast.json", "forecast.md", ".lock")
     if path.exists() and any(p.name not in ours for p in path.iterdir()):
         raise ValueError(f"{path} holds something else; use another --workdir.")
     store.take()
-    write_json(path / "forecast.json", found)
-    write_atomically(path / "forecast.md", forecast.markdown(found))
-    console.print(forecast.markdown(found), soft_wrap=True, markup=False)
+    codec.write_file(path / "forecast.json", found)
+    write_atomically(path / "forecast.md", prediction.markdown(found))
+    console.print(prediction.markdown(found), soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,11 @@ docs/benchmarks.md says what the columns mean.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
 import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +33,7 @@ from experiments.benchmarking.transformers_peer import TransformersPeer
 from experiments.benchmarking.worker import Inline, Worker
 from specjax.checkpoint.load import DEMO
 from specjax.core.files import write_atomically
+from specjax.core.machine import Machine
 from specjax.lab.costs.speed import first_difference
 
 # None is in the training corpus of the embedded models, and none ends in a line break, which is
@@ -128,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
         peer = start(TransformersPeer, *paths, _DTYPES.value, _THREADS.value)
     report: dict[str, Any] = {
         "settings": {name: flags.FLAGS[name].value for name in flag_names()},
-        "machine": describe_machine(),
+        "machine": dataclasses.asdict(Machine.here()),
         "versions": {**ours.call("describe"), **peer.call("describe")},
         "load_before": os.getloadavg(),
     }
@@ -258,16 +259,6 @@ def pin_threads(threads: int) -> None:
 
 def locate(name: str) -> str:
     return str(DEMO / name.removeprefix("demo:")) if name.startswith("demo:") else name
-
-
-def describe_machine() -> dict[str, Any]:
-    """Enough to know later what was measured on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = lines[0].partition(":")[2].strip() if lines else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def compare_texts(contest: Contest, names: dict[str, dict[str, str]]) -> dict[str, Any]:

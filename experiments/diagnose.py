@@ -21,10 +21,10 @@ import specjax
 from experiments import cli
 from specjax.api import check
 from specjax.checkpoint.drafters.named import as_spec
-from specjax.lab.bench.pair import explain_pair
-from specjax.lab.costs import calibration
+from specjax.lab.bench.prediction import explain_pair
 from specjax.lab.costs.explain import Explanation
 from specjax.lab.costs.explain_run import explain_run, explain_trace
+from specjax.lab.records import costs as known_costs
 from specjax.prompts import prompt_sets
 from specjax.prompts.ids import prompt_ids
 from specjax.trace import trace_file
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
 def explain_stored() -> Explanation:
     assert _TRACE.value is not None and _COSTS.value is not None
     plain = None if _PLAIN.value is None else trace_file.load(_PLAIN.value)
-    known = calibration.load(_COSTS.value, elsewhere=True)
+    known = known_costs.load(_COSTS.value, elsewhere=True)
     return explain_trace(trace_file.load(_TRACE.value), known, plain)
 
 

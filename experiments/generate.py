@@ -36,10 +36,9 @@ from experiments.interrupts import Interrupt
 from experiments.writing import Batch, generate_batch, open_console, stream_batch
 from specjax import api
 from specjax.checkpoint.drafters.named import Named
-from specjax.core import hosts
+from specjax.core import hosts, machine
 from specjax.core.family import Family
 from specjax.drafters.family import family_of
-from specjax.lab.bench import environment
 from specjax.lab.costs.speed import compare, first_difference
 from specjax.lab.diagnosis import WARN_BELOW
 from specjax.lab.view.summary import Report, summary
@@ -156,7 +155,7 @@ def generate(job: Job, console: Console) -> None:
         Batch(range(start, min(start + size, num)))
         for start in range(left.start // size * size, num, size)
     ]
-    load, others = environment.load(), environment.Others()
+    load, others = machine.load(), machine.Others()
     records, interrupted = decode_all(run, batches, console)
     done = [batch for batch in batches if batch.trace is not None]
     saved = _TRACE.value is None or bool(done and save_trace(run, done, console))

@@ -18,8 +18,8 @@ from typing import Any
 from absl import flags
 
 from experiments import cli
+from specjax.core import machine
 from specjax.core.files import write_atomically
-from specjax.lab.bench import environment
 from specjax.lab.view import marks
 
 PLACE = Path(__file__).resolve().parent.parent / "notebooks"
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     for name in _NAME.value or known:
         executed(known[name])
-        others = environment.Others()
+        others = machine.Others()
         made = executed(known[name])
         write_atomically(known[name], made)
         print(f"{known[name].name}: {len(made) / 1e3:,.0f} kB")

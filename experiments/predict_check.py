@@ -26,8 +26,9 @@ from experiments import cli
 from specjax.checkpoint.drafters.named import parse
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import write_atomically
+from specjax.core.machine import Machine
 from specjax.lab.bench.prediction import Check, PredictionCheck
-from specjax.lab.costs.calibration import describe_machine, describe_target
+from specjax.lab.records.run import Target
 from specjax.prompts import prompt_sets
 from specjax.prompts.ids import prompt_ids
 
@@ -67,8 +68,8 @@ def main(argv: Sequence[str]) -> None:
         check.round()
         if _OUTPUT.value is not None:
             record = {
-                "machine": describe_machine(),
-                "target": describe_target(target),
+                "machine": dataclasses.asdict(Machine.here()),
+                "target": dataclasses.asdict(Target.of(target)),
                 "load": os.getloadavg(),
                 "prompts": texts,
                 "max_new_tokens": _MAX_NEW_TOKENS.value,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from specjax.checkpoint.load import Model
+from specjax.core import machine
 from specjax.drafters.base import parents_of, widths_of
 from specjax.drafters.family import family_of
 from specjax.session import Row, Session
@@ -65,7 +63,7 @@ def describe_row(
 
 def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
     """Models, rule, options, device and versions, as JSON values."""
-    device, target = jax.devices()[0], session.target
+    target = session.target
     options = [
         {k: v for k, v in dataclasses.asdict(row.options).items() if k != "logit_bias"}
         for row in rows
@@ -89,6 +87,6 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         "options": options[0] if all(o == options[0] for o in options) else options,
         "dtype": str(target.dtype),
         "mesh": None if target.mesh is None else dict(target.mesh.shape),
-        "device": f"{device.platform} {device.device_kind}",
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "device": machine.device_name(),
+        "versions": machine.versions("jax"),
     }

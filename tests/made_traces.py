@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specjax.lab.bench import environment
+from specjax.core import machine
+from specjax.core.machine import Machine
 from specjax.lab.bench.store import Store, append
 from specjax.lab.bench.summary import summarise
-from specjax.lab.costs.calibration import Calibration, describe_machine
-from specjax.lab.costs.cost_model import Costs
+from specjax.lab.records.case import PLAIN, Planned
+from specjax.lab.records.codec import to_json
+from specjax.lab.records.costs import Calibration, Costs
+from specjax.lab.records.run import Measurement, Run, Target, Warmup
 from specjax.trace.trace import Cycle, Detail, Text, Trace
 
 # Generated text that would break a page, a table or a terminal if it were let.
@@ -147,71 +150,68 @@ def result_directory(path: Path, *, prompts: str = "ab" * 32, compiles: int = 0)
     """
     store, cases, calibrated = Store(path), [], []
     for batch, slower in ((1, 1.0), (2, 1.5)):
-        runs = {(0, "none"): plain(step=0.0012 * slower)}
+        runs = {(0, PLAIN): plain(step=0.0012 * slower)}
         for k, hits in ((4, HITS), (2, (2, 0, 1, 2, 2, 1, 2, 2))):
             runs[k, "dflash"] = speculative(hits, k=k, step=0.0018 * slower**1.2)
         for (k, drafter), trace in runs.items():
             name = f"dflash_k{k}_b{batch}" if k else f"plain_b{batch}"
             cases.append(
-                {
-                    "name": name,
-                    "prompt_set": "made",
-                    "drafter": drafter,
-                    "num_draft": k,
-                    "rule": "greedy",
-                    "temperature": 0.0,
-                    "batch": batch,
-                    "mode": "measure",
-                    "plain": f"plain_b{batch}",
-                    "kind": "one_hot",
-                    "family": "trained" if k else "none",
-                }
+                Planned(
+                    name=name,
+                    prompt_set="made",
+                    drafter=drafter,
+                    num_draft=k,
+                    rule="greedy",
+                    temperature=0.0,
+                    batch=batch,
+                    mode="measure",
+                    plain=f"plain_b{batch}",
+                    kind="one_hot",
+                    family="trained" if k else "none",
+                )
             )
             store.complete(name, dataclasses.replace(trace, setup={**trace.setup, "batch": batch}))
-            append(store.case(name) / "results.jsonl", _line(trace, compiles))
-            store.write_warmup(name, 1, 0.5)
+            append(store.case(name) / "results.jsonl", to_json(_line(trace, compiles)))
+            store.write_warmup(name, Warmup(1, 0.5))
         for slots in (256, 512):
             calibrated.append(dataclasses.replace(costs(), batch=batch, context=slots))
     store.write_run(_run(prompts, cases))
-    target = {"name": "demo:target"}
-    Calibration(describe_machine(), target, tuple(calibrated)).save(path / "costs.json")
+    Calibration(Machine.here(), Target("demo:target"), tuple(calibrated)).save(path / "costs.json")
     summarise(store)
     return path
 
 
-def _line(trace: Trace, compiles: int) -> dict[str, Any]:
-    """Of results.jsonl: one generation."""
-    return {
-        "batch": 0,
-        "prompts": [f"made/{b}" for b in range(len(trace.rows))],
-        "seconds": max(row[-1].end for row in trace.rows),
-        "prefill_seconds": 0.01,
-        "tokens": [sum(c.committed for c in row) for row in trace.rows],
-        "compiles": compiles,
-        "tokens_sha256": "0" * 64,
-        "repeat": 0,
-        "order": 0,
-    }
+def _line(trace: Trace, compiles: int) -> Measurement:
+    """One generation."""
+    return Measurement(
+        batch=0,
+        prompts=tuple(f"made/{b}" for b in range(len(trace.rows))),
+        seconds=max(row[-1].end for row in trace.rows),
+        prefill_seconds=0.01,
+        tokens=tuple(sum(c.committed for c in row) for row in trace.rows),
+        compiles=compiles,
+        tokens_sha256="0" * 64,
+    )
 
 
-def _run(prompts: str, cases: list[dict[str, Any]]) -> dict[str, Any]:
-    """run.json."""
-    return {
-        "config": {"seed": 0},
-        "mode": "measure",
-        **environment.describe(),
-        "load": [0.0],
-        "target": {"name": "demo:target"},
-        "dtype": "float32",
-        "prompts_sha256": prompts,
-        "prompt_sets": {"made": "cd" * 32},
-        "num_prompts": 2,
-        "left_out": 0,
-        "template": "none",
-        "system": "",
-        "thinking": {},
-        "turns": 1,
-        "cases": cases,
-        "valid": None,
-        "invalid_because": [],
-    }
+def _run(prompts: str, cases: Sequence[Planned]) -> Run:
+    return Run(
+        config={"seed": 0},
+        mode="measure",
+        device=machine.device_name(),
+        machine=Machine.here(),
+        versions=machine.versions("specjax", "jax", "jaxlib"),
+        git=machine.commits(),
+        load=(0.0,),
+        target=Target("demo:target"),
+        dtype="float32",
+        prompts_sha256=prompts,
+        prompt_sets={"made": "cd" * 32},
+        num_prompts=2,
+        left_out=0,
+        template="none",
+        system="",
+        thinking={},
+        turns=1,
+        cases=tuple(cases),
+    )

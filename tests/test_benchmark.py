@@ -17,12 +17,14 @@ from tiny_checkpoint import write_tiny
 
 import specjax
 from configs.benchmark import get_config
-from specjax.lab.bench import comparison, costing, detailing, job, measure, outputs, scoring
-from specjax.lab.bench.curves import parse_curve
+from specjax.lab.bench import job, measure, outputs, scoring
 from specjax.lab.bench.exactness import differences
-from specjax.lab.bench.forecast import forecast
+from specjax.lab.bench.prediction import forecast
 from specjax.lab.bench.store import Store, read_lines
-from specjax.lab.bench.summary import load_costs, summarise
+from specjax.lab.bench.summary import summarise
+from specjax.lab.bench.synthetic import parse_curve
+from specjax.lab.records.codec import to_json
+from specjax.lab.records.costs import load as load_costs
 from specjax.trace import metrics, trace_file
 from specjax.trace.trace import Trace
 
@@ -67,9 +69,7 @@ def run(config: dict[str, Any], path: Path, report: Any = lambda *_: None) -> jo
     store = Store(path)
     prepared = job.prepare(config, store)
     store.begin(prepared.run, prepared.prompts)
-    measure.measure(
-        prepared.target, prepared.suite, prepared.groups, prepared.prompts, store, report
-    )
+    measure.measure(prepared, store, report)
     return prepared
 
 
@@ -78,8 +78,8 @@ def finished(place: Path) -> Path:
     """A complete run, with costs of the drafters at temperature 0 and 1."""
     prepared = run(config_of(place), place / "finished")
     store = Store(place / "finished")
-    costing.calibrate(prepared, store, repeats=1)
-    detailing.add_details(prepared, store)
+    measure.calibrate(prepared, store, repeats=1)
+    measure.add_details(prepared, store)
     outputs.write(store, summarise(store))
     return store.path
 
@@ -100,10 +100,10 @@ def test_everything_is_there_and_follows_from_the_traces(place: Path, finished: 
     target = specjax.load(place / "target")
     for name, case in cases.items():
         trace = trace_file.load(finished / "cases" / name / "trace.jsonl")
-        found = json.loads(json.dumps(metrics.figures(trace)))
+        found = to_json(metrics.figures(trace))
         assert {k: case["metrics"][k] for k in found} == found
         assert found["requests"] == 3 and case["metrics"]["compiles_after_warmup"] == 0
-        assert case["intervals"] == json.loads(json.dumps(metrics.with_intervals(trace)))
+        assert case["intervals"] == to_json(metrics.with_intervals(trace))
         assert {t.category for t in trace.texts} == set(case["per_category"]) == {"def", "other"}
         records = read_lines(finished / "cases" / name / "results.jsonl")
         assert {(r["batch"], r["repeat"]) for r in records} == {(0, 0), (0, 1), (1, 0), (1, 1)}
@@ -129,7 +129,7 @@ def test_everything_is_there_and_follows_from_the_traces(place: Path, finished: 
             sum(c.committed for c in row) for row in trace.rows
         ]
         plain = trace_file.load(finished / "cases" / case["plain"] / "trace.jsonl")
-        compared = json.loads(json.dumps(metrics.compare(trace, plain)))
+        compared = to_json(metrics.compare(trace, plain))
         assert {k: case["compare"][k] for k in compared} == compared
         expected = found["tau"] / load_cost(finished, case).total(3)
         assert case["predicted"]["speedup"] == pytest.approx(expected)
@@ -145,9 +145,8 @@ def test_everything_is_there_and_follows_from_the_traces(place: Path, finished: 
 
 def load_cost(directory: Path, case: dict[str, Any]) -> Any:
     keys = ("drafter", "rule", "temperature")
-    (found,) = [
-        c for c in load_costs(directory).costs if all(getattr(c, k) == case[k] for k in keys)
-    ]
+    costs = load_costs(directory, elsewhere=True).costs
+    (found,) = [c for c in costs if all(getattr(c, k) == case[k] for k in keys)]
     return found
 
 
@@ -192,7 +191,7 @@ def test_a_killed_run_continues(place: Path, finished: Path, tmp_path: Path) -> 
     assert count[0] == 8 and count[-1] == 24
     assert read_lines(cut)[: len(kept)] == kept
     again, whole = summarise(store), read(finished / "metrics.json")
-    assert again["run"]["valid"]
+    assert again.run.valid
 
     def texts(path: Path) -> dict[Any, str]:
         names = [c["name"] for c in whole["cases"]]
@@ -200,7 +199,7 @@ def test_a_killed_run_continues(place: Path, finished: Path, tmp_path: Path) -> 
         return {(n, r["batch"], r["repeat"]): r["tokens_sha256"] for n in names for r in lines[n]}
 
     assert texts(store.path) == texts(finished)
-    for one, other in zip(again["cases"], whole["cases"]):
+    for one, other in zip(read(store.path / "metrics.json")["cases"], whole["cases"]):
         for key in ("tau", "survival", "accept_hist", "tokens", "cycles"):
             assert one["metrics"][key] == other["metrics"][key]
 
@@ -230,8 +229,8 @@ def test_a_directory_of_something_else_is_refused(place: Path, tmp_path: Path) -
 
 def test_only_like_is_compared_with_like(finished: Path, tmp_path: Path) -> None:
     other = shutil.copytree(finished, tmp_path / "other")
-    merged = comparison.compare([finished, other])
-    assert merged["run"]["runs"] == ["finished", "other"] and len(merged["cases"]) == 12
+    merged = outputs.compare([finished, other])
+    assert merged.run.runs == ("finished", "other") and len(merged.cases) == 12
     for field, value, message in (
         ("prompts_sha256", "0" * 64, "not comparable: prompts_sha256="),
         ("template", "chat", 'not comparable: template="none", .*other has "chat"'),
@@ -241,9 +240,9 @@ def test_only_like_is_compared_with_like(finished: Path, tmp_path: Path) -> None
             (whole if name == "run.json" else whole["run"])[field] = value
             (other / name).write_text(json.dumps(whole))
         with pytest.raises(ValueError, match=message):
-            comparison.compare([finished, other])
+            outputs.compare([finished, other])
     with pytest.raises(ValueError, match="holds no benchmark run"):
-        comparison.compare([finished, tmp_path])
+        outputs.compare([finished, tmp_path])
 
 
 def test_a_late_compilation_makes_a_run_invalid(
@@ -262,7 +261,7 @@ def test_a_late_compilation_makes_a_run_invalid(
     run(config, tmp_path / "run")
     store = Store(tmp_path / "run")
     summary = summarise(store)
-    (because,) = summary["run"]["invalid_because"]
+    (because,) = summary.run.invalid_because
     assert not read(store.run_path)["valid"] and "compiled behind the warm-up" in because
     outputs.write(store, summary)
     assert f"> Not valid: {because}" in (store.path / "results.md").read_text()
@@ -272,7 +271,7 @@ def test_a_late_compilation_makes_a_run_invalid(
     record = {**read_lines(lines)[0], "repeat": 1, "tokens_sha256": "other"}
     with lines.open("a") as file:
         file.write(json.dumps(record) + "\n")
-    because = summarise(store)["run"]["invalid_because"]
+    because = summarise(store).run.invalid_because
     assert any("repeats wrote different texts" in reason for reason in because)
 
 
@@ -289,8 +288,8 @@ def test_the_margin_where_texts_part(place: Path, finished: Path) -> None:
     )
     best = plain.rows[1][4].emitted[0]
     (found,) = differences(target, ours, plain)
-    assert (found["request"], found["token"]) == (1, 4) and logits.argmax() == best
-    assert found["margin"] == pytest.approx(float(logits[best] - logits[other]), abs=1e-4)
+    assert (found.request, found.token) == (1, 4) and logits.argmax() == best
+    assert found.margin == pytest.approx(float(logits[best] - logits[other]), abs=1e-4)
 
 
 def test_replay_equals_the_loop_and_needs_no_model(
@@ -308,7 +307,8 @@ def test_replay_equals_the_loop_and_needs_no_model(
     measured = {
         c["drafter"]: c for c in read(finished / "metrics.json")["cases"] if c["rule"] == "greedy"
     }
-    scored = [c for c in summary["cases"] if c["stop_rule"] is None]
+    cases = read(store.path / "metrics.json")["cases"]
+    scored = [c for c in cases if c["stop_rule"] is None]
     assert [(c["drafter"], c["num_draft"]) for c in scored] == [
         (name, k) for name in ("draft", "ngram") for k in (1, 2, 3)
     ]
@@ -319,7 +319,7 @@ def test_replay_equals_the_loop_and_needs_no_model(
                 assert case["metrics"][key] == real[key]
             expected = real["tau"] / load_cost(finished, case).total(3)
             assert case["predicted"]["speedup"] == pytest.approx(expected)
-    stopped = [c for c in summary["cases"] if c["stop_rule"] == "confident0.5"]
+    stopped = [c for c in cases if c["stop_rule"] == "confident0.5"]
     assert {c["drafter"] for c in stopped} == {"draft"}
     assert "times were not measured" in (store.path / "results.md").read_text()
 
@@ -341,17 +341,18 @@ def test_synthetic_acceptance_is_realised(place: Path, tmp_path: Path) -> None:
     run(config, tmp_path / "run")
     store = Store(tmp_path / "run")
     summary = summarise(store)
-    plain, forced = summary["cases"]
-    curve = forced["synthetic"]["survival"]
-    assert 1 + sum(curve) == pytest.approx(2.2) and forced["rule"] == "synthetic-greedy"
-    num = forced["metrics"]["cycles"]
+    plain, forced = summary.cases
+    assert forced.synthetic is not None and forced.compare is not None
+    curve = forced.synthetic.survival
+    assert 1 + sum(curve) == pytest.approx(2.2) and forced.rule == "synthetic-greedy"
+    num = forced.metrics.cycles
     assert num > 1000
-    for found, wanted in zip(forced["metrics"]["survival"], curve, strict=True):
+    for found, wanted in zip(forced.metrics.survival, curve, strict=True):
         assert abs(found - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / num)
     # The same length on both sides, and a text that is nobody's.
-    assert plain["metrics"]["tokens"] == forced["metrics"]["tokens"] == 16 * 200
-    assert forced["compare"]["exact_match"] is None and forced["compare"]["same_lengths"]
-    trace = store.trace(forced["name"])
+    assert plain.metrics.tokens == forced.metrics.tokens == 16 * 200
+    assert forced.compare.exact_match is None and forced.compare.same_lengths
+    trace = store.trace(forced.name)
     assert "not the model's" in trace.setup["synthetic"]["note"]
     outputs.write(store, summary)
     for name in ("results.md", "results.tex"):
@@ -366,13 +367,13 @@ def test_predictions_are_the_cost_models(finished: Path, tmp_path: Path) -> None
     golden.write_text("m:\n  fast: {1: 1.8, 2: 2.5, 3: 2.4}\n  slow: {1: 1.5, 2: 1.7, 3: 2.0}\n")
     curves = [parse_curve(c) for c in ("2.2@3", f"{golden}:m:fast")]
     found = forecast(finished, curves)
-    costs = load_costs(finished).costs
+    costs = load_costs(finished, elsewhere=True).costs
     assert len(found) == len(costs) * 2
     for record, cost in zip(found, [*costs, *costs]):
-        assert record["ks"] == (3,)
-        tau = 2.2 if "tau" in record["source"] else 2.5  # AL(3) < AL(2): the third adds nothing
-        assert record["tau"] == (pytest.approx(tau),)
-        assert record["speedup"] == (pytest.approx(tau / cost.total(3)),)
+        assert record.ks == (3,)
+        tau = 2.2 if "tau" in record.source else 2.5  # AL(3) < AL(2): the third adds nothing
+        assert record.tau == (pytest.approx(tau),)
+        assert record.speedup == (pytest.approx(tau / cost.total(3)),)
     case = "jsonl-ngram-k3-greedy-T0-b2"
     measured = read(finished / "metrics.json")["cases"]
     (again,) = [c for c in measured if c["name"] == case]
@@ -414,9 +415,9 @@ def test_conversations_hold_the_targets_own_answers(
         ("turns/1/2", f"<s>be\n<u>ab\n<a>{answer}\n<u>cd\n<a>!"),
         ("turns/2", "<s>be\n<u>e\n<a>!"),
     ]
-    assert prepared.run["thinking"] == {"think": False} and prepared.run["system"] == "be"
+    assert prepared.run.thinking == {"think": False} and prepared.run.system == "be"
     monkeypatch.setattr(job.api, "generate", None)  # the answers are kept
     again = job.prepare(config, store)
-    assert again.run["prompts_sha256"] == prepared.run["prompts_sha256"]
+    assert again.run.prompts_sha256 == prepared.run.prompts_sha256
     thinking = job.prepare(config | {"template_args": ("think=True",), "turns": 1}, store)
-    assert thinking.run["prompts_sha256"] != prepared.run["prompts_sha256"]
+    assert thinking.run.prompts_sha256 != prepared.run.prompts_sha256

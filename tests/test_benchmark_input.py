@@ -19,11 +19,11 @@ from tiny_checkpoint import write_tiny
 from specjax import verify
 from specjax.core.compiles import Compiles
 from specjax.core.types import Proposal
-from specjax.lab.bench.curves import from_lengths, parse_curve
 from specjax.lab.bench.documents import render
-from specjax.lab.bench.stops import parse_stop
-from specjax.lab.bench.synthetic import Forced
-from specjax.lab.costs.predicted import Predicted
+from specjax.lab.bench.synthetic import Forced, from_lengths, parse_curve
+from specjax.lab.records.codec import to_json
+from specjax.lab.records.prediction import Predicted
+from specjax.trace.replay import parse_stop
 from specjax.verify.base import VerifyKeys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,10 +102,9 @@ def test_published_curves(shared: Path) -> None:
     where = shared / "data" / "golden_al"
     curve = parse_curve(f"{where}/dsv4-pro-0813-dspark.yaml")
     told = curve.record(8)
-    assert told["tau_source"] == 3.47 and told["tau"] == pytest.approx(3.77)
-    assert parse_curve(f"{where}/qwen3.5_mtp.yaml:qwen3.5-397b-a17b-nvfp4:thinking_on").record(3)[
-        "tau"
-    ] == pytest.approx(3.39)
+    assert told.tau_source == 3.47 and told.tau == pytest.approx(3.77)
+    mtp = parse_curve(f"{where}/qwen3.5_mtp.yaml:qwen3.5-397b-a17b-nvfp4:thinking_on")
+    assert mtp.record(3).tau == pytest.approx(3.39)
 
 
 @pytest.mark.parametrize(
@@ -250,16 +249,18 @@ def stored(tmp_path: Path) -> Path:
         "mode": "measure",
         "metrics": {"tau": 2.5, "survival": [0.8, 0.7], "tpot_ms": 2.0},
         "compare": {"speedup": 1.5, "speedup_interval": [1.4, 1.6]},
-        "predicted": Predicted(
-            speedup=1.6,
-            measured_over_predicted=0.9375,
-            single_alpha_speedup=1.8,
-            best_k=4,
-            context=256,
-            plain_step_ms=2.0,
-            **dict.fromkeys(("cost_draft", "cost_verify", "cost_rest"), 0.5),
-            **dict.fromkeys(("share_draft", "share_verify", "share_rest"), 0.3),
-        ).record(),
+        "predicted": to_json(
+            Predicted(
+                speedup=1.6,
+                measured_over_predicted=0.9375,
+                single_alpha_speedup=1.8,
+                best_k=4,
+                context=256,
+                plain_step_ms=2.0,
+                **dict.fromkeys(("cost_draft", "cost_verify", "cost_rest"), 0.5),
+                **dict.fromkeys(("share_draft", "share_verify", "share_rest"), 0.3),
+            )
+        ),
     }
     run = {
         "invalid_because": [],
@@ -286,27 +287,29 @@ def stored(tmp_path: Path) -> Path:
 def test_documents_are_made_of_results(tmp_path: Path) -> None:
     results = stored(tmp_path)
     made = render(
-        "# A\n<!-- results: demo temperature=0 -->\nb {{device.json rows.0.ms .1f}} c\n", results
+        '# A\n{{ results("demo", temperature=0) }}\n'
+        'b {{ value("device.json", "rows.0.ms", ".1f") }} c\n',
+        results,
     )
     assert made.startswith("# A\n") and made.endswith("b 2.3 c\n")
     assert "| ngram | 4 | greedy |" in made and "other" not in made and "ffffffffffffffff" in made
     assert "Busy machine: the machine was not idle (load 3.5 before): times are rough." in made
-    rows = render("<!-- rows: device.json rows k,ms:.1f -->", results)
+    rows = render('{{ rows("device.json", "rows", "k,ms:.1f") }}', results)
     assert rows == "| k | ms |\n| --- | --- |\n| 1 | 2.3 |\n| 2 |  |"
-    predictions = render("<!-- predictions: demo drafter=ngram -->", results)
+    predictions = render('{{ predictions("demo", drafter="ngram") }}', results)
     assert "| ngram | 4 | 0 | 1 | 1.50x | 1.60x | 0.94 | 1.80x |" in predictions
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("<!-- results: nowhere -->", "line 2: .*no such results"),
-        ("<!-- results: demo batch=7 -->", "line 2: no case of demo has batch=7"),
-        ("<!-- results: demo speed=7 -->", "line 2: 'speed=7': write KEY=VALUE"),
-        ("<!-- rows: device.json name k -->", "line 2: .* is no list of objects"),
-        ("<!-- rows: device.json rows z -->", "line 2: no row has the column 'z'"),
-        ("{{device.json rows.7}}", "line 2: there is nothing at rows.7"),
-        ("{{device.json name .1f}}", "line 2: 'x' cannot be written"),
+        ('{{ results("nowhere") }}', "line 2: .*no such results"),
+        ('{{ results("demo", batch=7) }}', "line 2: no case of demo has batch=7"),
+        ('{{ results("demo", speed=7) }}', "line 2: 'speed=7': write KEY=VALUE"),
+        ('{{ rows("device.json", "name", "k") }}', "line 2: .* is no list of objects"),
+        ('{{ rows("device.json", "rows", "z") }}', "line 2: no row has the column 'z'"),
+        ('{{ value("device.json", "rows.7") }}', "line 2: there is nothing at rows.7"),
+        ('{{ value("device.json", "name", ".1f") }}', "line 2: 'x' cannot be written"),
     ],
 )
 def test_documents_that_cannot_be_made(tmp_path: Path, line: str, message: str) -> None:

@@ -14,11 +14,10 @@ import tiny
 
 import specjax
 from specjax import drafters
+from specjax.core import machine
 from specjax.lab.costs import calibration, rounds
-from specjax.lab.costs.calibration import Calibration, calibrate, timed
+from specjax.lab.costs.calibration import calibrate, timed
 from specjax.lab.costs.cost_model import (
-    Costs,
-    costs_at,
     geometric_best_k,
     geometric_tau,
     hold_last_conditional,
@@ -26,6 +25,10 @@ from specjax.lab.costs.cost_model import (
     survival_of,
 )
 from specjax.lab.costs.explain import explain
+from specjax.lab.records import costs as kept
+from specjax.lab.records.costs import Calibration, Costs, costs_at
+from specjax.lab.records.run import Target
+from specjax.trace.metrics import Figures
 
 KS = (1, 2, 4, 8)
 
@@ -190,7 +193,7 @@ def test_a_rest_of_its_own_for_each_k() -> None:
 @pytest.mark.usefixtures("quick_compile")
 def test_calibrate_measures_real_cycles(tmp_path: Path) -> None:
     said: list[tuple[float, str]] = []
-    found = specjax.lab.costs.calibrate(
+    found = specjax.measure.calibrate(
         tiny.model(layers=1),
         tiny.make("lm"),
         ks=[2],
@@ -206,7 +209,7 @@ def test_calibrate_measures_real_cycles(tmp_path: Path) -> None:
     shares = [share for share, _ in said]
     assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] < 1
     found.save(tmp_path / "costs.json")
-    assert calibration.load(tmp_path / "costs.json") == found
+    assert kept.load(tmp_path / "costs.json") == found
     assert found.at(batch=2, context=200) == cell
     with pytest.raises(ValueError, match="those measured"):
         found.at(drafter="dflash")
@@ -259,12 +262,12 @@ def test_a_block_bounds_k() -> None:
 def test_damaged_costs_and_other_machines_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     with pytest.raises(ValueError, match="no such file"):
-        calibration.load(path)
-    here = calibration.describe_machine()
-    Calibration({**here, "cores": 999}, {"name": "t"}, (costs(),)).save(path)
+        kept.load(path)
+    here = dataclasses.replace(machine.Machine.here(), cores=999)
+    Calibration(here, Target("t"), (costs(),)).save(path)
     with pytest.raises(ValueError, match=r"another machine \(cores 999"):
-        calibration.load(path)
-    assert calibration.load(path, elsewhere=True).at().verify_at(3) == 1.0
+        kept.load(path)
+    assert kept.load(path, elsewhere=True).at().verify_at(3) == 1.0
     whole = path.read_text()
     for damage, message in (
         (whole[: len(whole) // 2], "cannot be read"),
@@ -275,14 +278,14 @@ def test_damaged_costs_and_other_machines_are_refused(tmp_path: Path) -> None:
     ):
         path.write_text(damage)
         with pytest.raises(ValueError, match=message):
-            calibration.load(path, elsewhere=True)
+            kept.load(path, elsewhere=True)
 
 
-def run_of(accepted: dict[int, int], k: int, **changes: Any) -> dict[str, Any]:
+def run_of(accepted: dict[int, int], k: int, **changes: Any) -> Figures:
     """Figures of a run whose cycles accepted so much."""
     cycles = sum(accepted.values())
     tokens = cycles + sum(a * n for a, n in accepted.items())
-    return {
+    figures: dict[str, Any] = {
         "num_draft": k,
         "tau": tokens / cycles,
         "accept_hist": {str(a): n for a, n in accepted.items()},
@@ -290,8 +293,8 @@ def run_of(accepted: dict[int, int], k: int, **changes: Any) -> dict[str, Any]:
         "tokens": tokens,
         "cycles": cycles,
         "requests": 1,
-        **changes,
     }
+    return Figures(**figures | changes)
 
 
 HIGH = run_of({4: 80, 2: 10, 0: 10}, 4)  # tau 4.4 of 5
@@ -317,7 +320,7 @@ def test_high_acceptance_and_no_speedup(
     assert found.first.name == name, found.text
     assert words in found.text and f"The limit is {name}" in found.text
     # The numbers are those of the prediction, and of it with one factor perfect.
-    curve = survival_of(HIGH["accept_hist"], 4)
+    curve = survival_of(HIGH.accept_hist, 4)
     assert found.predicted == pytest.approx(predict(curve, given, [4]).speedup[0])
     by_name = {limit.name: limit for limit in found.limits}
     beyond = 4.4 / found.speedup - given.total(4)
@@ -360,7 +363,7 @@ def test_low_acceptance_a_k_too_large_and_other_hints() -> None:
     assert "No single factor" in fine.text
 
     with pytest.raises(ValueError, match="no speculation"):
-        explain({"num_draft": 0}, costs())
+        explain(Figures(), costs())
     with pytest.raises(ValueError, match="k=9"):
         explain(run_of({4: 1}, 9), costs())
 

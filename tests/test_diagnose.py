@@ -17,15 +17,17 @@ from scripts import script
 
 import specjax
 from experiments import cli
+from specjax.core.machine import Machine
 from specjax.drafters import LM
-from specjax.lab.bench.pair import explain_pair
-from specjax.lab.bench.prediction import PredictionCheck
-from specjax.lab.costs.calibration import Calibration, calibrate, load
+from specjax.lab.bench.prediction import PredictionCheck, explain_pair
+from specjax.lab.costs.calibration import calibrate
 from specjax.lab.costs.explain_run import explain_run, explain_trace
+from specjax.lab.records.costs import Calibration, load
+from specjax.lab.records.run import Target
 from specjax.trace import metrics, trace_file
 
-MACHINE = {"device": "another"}
-TARGET = {"name": "demo:target"}
+MACHINE = Machine("another", devices=1, processor="", cores=2, jax="0")
+TARGET = Target("demo:target")
 
 
 def run_script(*arguments: str) -> None:
@@ -64,7 +66,7 @@ def test_a_trace_is_explained_with_costs(tmp_path: Path, capsys: Any) -> None:
     known = Calibration(MACHINE, TARGET, (dataclasses.replace(costs(), context=256),))
     found = explain_trace(ours, known, plain())
     assert (found.k, found.batch) == (4, 1)
-    assert found.speedup == pytest.approx(metrics.compare(ours, plain())["speedup"])
+    assert found.speedup == pytest.approx(metrics.compare(ours, plain()).speedup)
     assert found.cost == pytest.approx(found.tau / found.speedup)
     assert found.predicted == pytest.approx(found.tau / costs().total(4))
     paths = {name: tmp_path / f"{name}.jsonl" for name in ("trace", "plain", "costs")}
@@ -76,7 +78,7 @@ def test_a_trace_is_explained_with_costs(tmp_path: Path, capsys: Any) -> None:
     assert f"The limit is {found.first.name}" in out and " ".join(found.text.split()) in out
     with pytest.raises(ValueError, match=r"drafter 'dflash \(z-lab DFlash\)', the costs are of"):
         explain_trace(made, known)
-    elsewhere = dataclasses.replace(known, target={"name": "another"})
+    elsewhere = dataclasses.replace(known, target=Target("another"))
     with pytest.raises(ValueError, match=r"target 'demo:target', the costs are of 'another'"):
         explain_trace(ours, elsewhere)
 

@@ -38,7 +38,7 @@ def test_figures_hold_the_numbers() -> None:
     ax = drawn(lambda ax: specjax.plot_acceptance(made_traces.speculative(rows=1), ax=ax))
     assert [p.get_height() for p in ax.patches] == TRACE.survival()
     dots = next(line for line in ax.lines if line.get_marker() == "o")
-    assert list(dots.get_ydata()) == metrics.figures(TRACE)["conditional"]
+    assert list(dots.get_ydata()) == list(metrics.figures(TRACE).conditional)
 
     curve = predict(TRACE.survival(), made_traces.costs(), range(1, 5))
     runs = {4: TRACE, 2: made_traces.speculative((2, 0, 1, 2, 2, 1, 2, 2), k=2)}
@@ -47,7 +47,7 @@ def test_figures_hold_the_numbers() -> None:
     assert len(curve.speedup) == 4
     assert lines["predicted"] == list(curve.speedup)
     assert lines["single alpha"] == list(curve.single_alpha_speedup)
-    want = [metrics.compare(runs[k], PLAIN)["speedup"] for k in (2, 4)]
+    want = [metrics.compare(runs[k], PLAIN).speedup for k in (2, 4)]
     assert lines["measured, 95 % interval"] == want
 
     ax = drawn(

@@ -17,7 +17,9 @@ import pytest
 from made_traces import speculative
 
 from specjax.core import files
+from specjax.core.machine import Machine
 from specjax.lab.bench.store import Store
+from specjax.lab.records.run import Run, Target
 from specjax.runs.results import ResultFile
 from specjax.trace import trace_file
 
@@ -197,12 +199,18 @@ def test_a_damaged_file_of_a_benchmark_is_named(content: str, tmp_path: Path) ->
 
 
 def test_a_benchmark_killed_before_its_first_line_begins_again(tmp_path: Path) -> None:
-    run = {name: "" for name in ("config", "prompts_sha256", "target", "machine", "versions")}
+    run = Run(
+        config={"seed": 0},
+        prompts_sha256="",
+        target=Target("x"),
+        machine=Machine.here(),
+        versions={"jax": "0"},
+    )
     for left in ("prompts.jsonl", "prompts.jsonl.tmp", "run.json.tmp", ".lock", "answers.jsonl"):
         path = tmp_path / left.strip(".")
         path.mkdir()
         (path / left).write_text("")
-        assert Store(path).begin(run, [])["config"] == "" and Store(path).read_run()
+        assert Store(path).begin(run, []) == run == Store(path).read_run()
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="holds no benchmark run"):

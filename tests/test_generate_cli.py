@@ -17,7 +17,7 @@ from scripts import invoke, script
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax.lab.bench import environment
+from specjax.core import machine
 from specjax.lab.costs.speed import first_difference
 from specjax.lab.view.text import MARKS, Labeller, Painter
 from specjax.prompts.files import read_prompts
@@ -63,7 +63,7 @@ def shown(out: str, prompt: str) -> str:
 
 
 def test_single_prompt(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "load", lambda: [3.25])
+    monkeypatch.setattr(machine, "load", lambda: (3.25,))
     status, out, err = run("--prompt=def area(", "--max_new_tokens=24", "--config.repeats=1")
     assert (status, err) == (0, "")
     assert out.startswith("legend: accepted draft token, «correction», ⟦bonus token⟧\n")

@@ -12,7 +12,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,19 @@ from scripts import script
 from tiny_checkpoint import write_tiny
 
 from configs.benchmark import get_config
-from specjax.lab.bench import costing, job, measure, outputs
+from specjax.lab.bench import job, measure, outputs
 from specjax.lab.bench.store import Store
 from specjax.lab.bench.summary import summarise
-from specjax.lab.costs import predicted
-from specjax.lab.costs.calibration import load
-from specjax.lab.costs.cost_model import costs_at, predict, survival_of
+from specjax.lab.costs.cost_model import predict, survival_of
 from specjax.lab.costs.pooled import pool
-from specjax.lab.view import headline, marks
+from specjax.lab.records.case import Case, Comparison, Figures, read_case
+from specjax.lab.records.codec import to_json
+from specjax.lab.records.costs import costs_at, load
+from specjax.lab.records.run import Run, Summary
+from specjax.lab.view import marks
 from specjax.lab.view import summary as after_generation
 from specjax.lab.view.gallery import pictures
+from specjax.lab.view.headline import headline
 from specjax.lab.view.result import read_result
 from specjax.trace import trace_file
 from specjax.trace.metrics import METRICS
@@ -67,8 +69,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = Store(path / "run")
     prepared = job.prepare(config, store)
     store.begin(prepared.run, prepared.prompts)
-    measure.measure(prepared.target, prepared.suite, prepared.groups, prepared.prompts, store)
-    costing.calibrate(prepared, store, repeats=1)
+    measure.measure(prepared, store)
+    measure.calibrate(prepared, store, repeats=1)
     return store.path
 
 
@@ -77,7 +79,7 @@ def run(finished: Path, tmp_path: Path) -> Store:
     return Store(shutil.copytree(finished, tmp_path / "run"))
 
 
-def printed(summary: Mapping[str, Any], width: int = 250) -> str:
+def printed(summary: Summary, width: int = 250) -> str:
     out = io.StringIO()
     with script("benchmark") as module:
         module.show(Console(file=out, width=width), summary)
@@ -89,30 +91,32 @@ def test_the_pooled_row_comes_first_everywhere(run: Store) -> None:
     outputs.write(run, summary)
     # By hand: all prompts of both sets, all tokens over all time.
     ratios = {}
-    for row in summary["pooled"]:
-        if row["drafter"] == "none":
+    for row in summary.pooled:
+        if row.is_plain:
             continue
+        assert row.compare is not None and row.over is not None
         sums = np.zeros((2, 2))  # ours, plain: seconds, tokens
-        for case in summary["cases"]:
-            if (case["drafter"], case["num_draft"]) == (row["drafter"], row["num_draft"]):
-                for i, name in enumerate((case["name"], case["plain"])):
+        for case in summary.cases:
+            if (case.drafter, case.num_draft) == (row.drafter, row.num_draft):
+                for i, name in enumerate((case.name, case.plain)):
                     trace = run.trace(name)
                     ends = [r[-1].end - t.prefilled for r, t in zip(trace.rows, trace.texts)]
                     sums[i] += sum(ends), trace.num_committed
         (a, b), (c, d) = sums
-        ratios[row["name"]] = (c / d) / (a / b)
-        assert row["compare"]["speedup"] == pytest.approx(ratios[row["name"]])
-        assert row["over"]["prompts"] == 4 and row["over"]["prompt_sets"] == ["jsonl", "turns"]
-        low, high = row["compare"]["speedup_interval"]
-        assert low <= ratios[row["name"]] <= high
+        ratios[row.name] = (c / d) / (a / b)
+        assert row.speedup == pytest.approx(ratios[row.name])
+        assert row.over.prompts == 4 and row.over.prompt_sets == ("jsonl", "turns")
+        assert row.speedup_interval is not None
+        low, high = row.speedup_interval
+        assert low <= ratios[row.name] <= high
     speedup = max(ratios.values())
-    first, best = headline.of_summary(summary)
+    first, best = headline(summary)
     assert first.startswith("Over all 4 prompts of 2 sets (jsonl, turns), T = 0, batch 1: ")
     assert f": {speedup:.2f}x [" in first and "the fastest of 3 methods" in first
     assert best.startswith("Best cell of 6, chosen after measuring: ")
     shown = printed(summary)
     assert shown.splitlines()[0] == first and shown.splitlines()[1] == best
-    assert outputs.remarks(summary)[-1] in shown
+    assert outputs.remarks(summary.run, summary.rows)[-1] in shown
     text = (run.path / "results.md").read_text()
     assert text.splitlines()[0] == first
     latex = (run.path / "results.tex").read_text()
@@ -122,7 +126,7 @@ def test_the_pooled_row_comes_first_everywhere(run: Store) -> None:
     assert lead is not None and html.unescape(lead[1]) == first
     assert page.index(html.escape(best)) < page.index('class="tile"')
     lines = (run.path / "results.csv").read_text().splitlines()
-    assert [line.partition(",")[0] for line in lines[1:5]] == [r["name"] for r in summary["pooled"]]
+    assert [line.partition(",")[0] for line in lines[1:5]] == [r.name for r in summary.pooled]
     # The pooled rows are the first group of every table.
     assert shown.index("all 4 prompts of 2 sets") < shown.index("jsonl, T = 0, batch 1\n".strip())
 
@@ -134,43 +138,43 @@ def test_a_prompt_is_drawn_with_all_its_settings() -> None:
     for temperature, rule in ((0.0, "greedy"), (1.0, "block")):
         for name, drafter, k in (("p", "none", 0), ("d", "x", 4)):
             cases.append(
-                {
-                    "name": f"{name}-{rule}",
-                    "plain": f"p-{rule}",
-                    "drafter": drafter,
-                    "num_draft": k,
-                    "prompt_set": "s",
-                    "temperature": temperature,
-                    "batch": 1,
-                    "rule": rule,
-                    "compare": {"speedup": 1.0} if k else None,
-                }
+                Case(
+                    name=f"{name}-{rule}",
+                    plain=f"p-{rule}",
+                    drafter=drafter,
+                    num_draft=k,
+                    prompt_set="s",
+                    temperature=temperature,
+                    batch=1,
+                    rule=rule,
+                    metrics=Figures(),
+                    compare=Comparison(speedup=1.0) if k else None,
+                )
             )
     _, row = pool(cases, lambda name: traces[name[0]])
-    assert row["over"]["prompts"] == 1 and row["metrics"]["requests"] == 1
-    assert row["compare"]["speedup_interval"] is None and row["rule"] == "greedy, block"
-    assert row["metrics"]["tau"] == pytest.approx(traces["d"].tau)
-    twice = [*cases, {**cases[1], "name": "d-token", "rule": "token"}]
-    rules = [r["rule"] for r in pool(twice, lambda name: traces[name[0]])]
+    assert row.over is not None and row.over.prompts == 1 and row.metrics.requests == 1
+    assert row.compare is not None
+    assert row.compare.speedup_interval is None and row.rule == "greedy, block"
+    assert row.metrics.tau == pytest.approx(traces["d"].tau)
+    twice = [*cases, dataclasses.replace(cases[1], name="d-token", rule="token")]
+    rules = [r.rule for r in pool(twice, lambda name: traces[name[0]])]
     assert rules == ["greedy, block", "greedy", "block", "token"]
     assert pool(cases[:2], lambda name: traces[name[0]]) == []  # pooled already
 
 
-def provoke(store: Store) -> dict[str, Any]:
+def provoke(store: Store) -> Summary:
     """The run on a busy machine, with times and costs that cannot be."""
     run = store.read_run()
-    store.write_run({**run, "load": [3.25], "others": [1.5], "left_out": 2})
-    by_drafter = {(c["drafter"], c["num_draft"]): c for c in run["cases"] if c["num_draft"]}
-    fast = next(c for c in by_drafter.values() if c["drafter"] == "ngram")
-    for case in run["cases"]:
-        trace = store.trace(case["name"])
-        step = {"none": 1.0}.get(case["drafter"], 1.0 + 0.5 * (case["prompt_set"] == "jsonl"))
-        if case["drafter"] == fast["drafter"]:
+    store.write_run(dataclasses.replace(run, load=(3.25,), others=(1.5,), left_out=2))
+    for case in run.cases:
+        trace = store.trace(case.name)
+        step = {"none": 1.0}.get(case.drafter, 1.0 + 0.5 * (case.prompt_set == "jsonl"))
+        if case.drafter == "ngram":
             step = 0.4  # a cycle takes less than a plain step
         rows = []
         for b, (row, text) in enumerate(zip(trace.rows, trace.texts)):
             # Some prompts slower, others faster, so that the interval holds 1.
-            each = step * (1 + (0.9 if b == 1 else -0.4) * (case["drafter"] == "draft"))
+            each = step * (1 + (0.9 if b == 1 else -0.4) * (case.drafter == "draft"))
             at = text.prefilled
             rows.append(
                 tuple(
@@ -178,7 +182,7 @@ def provoke(store: Store) -> dict[str, Any]:
                     for j, c in enumerate(row)
                 )
             )
-        path = store.case(case["name"]) / "trace.jsonl"
+        path = store.case(case.name) / "trace.jsonl"
         trace_file.save(dataclasses.replace(trace, rows=tuple(rows)), path)
     known = load(store.path / "costs.json")
     noisy = tuple(dataclasses.replace(c, noise=0.5) for c in known.costs)
@@ -189,7 +193,7 @@ def provoke(store: Store) -> dict[str, Any]:
 def test_the_same_marks_stand_in_the_terminal_the_tables_and_the_page(run: Store) -> None:
     summary = provoke(run)
     outputs.write(run, summary)
-    found = marks.marks(summary["run"], [*summary["pooled"], *summary["cases"]])
+    found = marks.marks(summary.run, summary.rows)
     kinds = {mark.kind for mark in found}
     kind = marks.Kind
     assert kinds >= {
@@ -206,15 +210,15 @@ def test_the_same_marks_stand_in_the_terminal_the_tables_and_the_page(run: Store
         for writer in (terminal, markdown, page, latex):
             assert line in writer, line
     # Each case's row names its marks, and no other row does.
-    rows = {c["name"]: marks.words(c) for c in summary["cases"]}
+    rows = {c.name: marks.words(c) for c in summary.cases}
     assert "one prompt" in rows["turns-ngram-k3-greedy-T0-b1"]
     assert "one prompt" not in rows["jsonl-ngram-k3-greedy-T0-b1"]
     assert "speedup above tau, negative overhead" in rows["jsonl-ngram-k3-greedy-T0-b1"]
     for words in rows.values():
         for writer in (terminal, markdown, page, latex):
             assert words in writer
-    whole = marks.marks({**summary["run"], "load": [0.1], "others": [0.2], "left_out": 0}, [])
-    assert not whole, "nothing is marked without a reason"
+    whole = dataclasses.replace(summary.run, load=(0.1,), others=(0.2,), left_out=0)
+    assert not marks.marks(whole, []), "nothing is marked without a reason"
 
 
 def test_a_speed_that_is_printed_has_the_marks_of_the_machine() -> None:
@@ -227,7 +231,7 @@ def test_a_speed_that_is_printed_has_the_marks_of_the_machine() -> None:
         after_generation.summary(console, after_generation.Report(records, **fields))
         return out.getvalue()
 
-    (told,) = marks.lines(list(marks.of_run(rough)))
+    (told,) = marks.lines(list(marks.of_run(Run(load=(3.25,), others=(1.5,)))))
     assert "Busy machine: " in told and told in printed(tokens=9, seconds=1.0, **rough)
     assert "note" not in printed(tokens=9, seconds=1.0, load=[0.1], others=[0.2])
     assert "note" not in printed(**rough), "no times are shown"
@@ -248,13 +252,13 @@ def test_a_speed_that_is_printed_has_the_marks_of_the_machine() -> None:
 )
 def test_what_is_marked(change: dict[str, Any], kind: marks.Kind | None) -> None:
     case = {"name": "x", "drafter": "d", "metrics": {"tau": 2.0, "requests": 9}, **change}
-    assert [m.kind for m in marks.of_case(case)] == ([] if kind is None else [kind])
+    assert [m.kind for m in marks.of_case(read_case(case))] == ([] if kind is None else [kind])
 
 
 def test_the_predicted_curve_and_that_of_one_alpha_are_drawn(run: Store) -> None:
     summary = summarise(run)
     result = read_result(run.path)
-    cases = {c["name"]: c for c in summary["cases"]}
+    cases = {c.name: c for c in summary.cases}
     costs = [c for c in load(run.path / "costs.json").costs if c.drafter == "draft"]
     drawn = [p for p in pictures(result) if p.name.startswith("speedup")]
     assert len(drawn) == 2, "one of each prompt set"
@@ -263,11 +267,11 @@ def test_the_predicted_curve_and_that_of_one_alpha_are_drawn(run: Store) -> None
         (ax,) = picture.figure().axes
         lines = {line.get_label(): line for line in ax.lines}
         case = cases[f"{prompt_set}-draft-k3-greedy-T0-b1"]
-        told = predicted.read(case)
+        told = case.predicted
         assert told is not None
         at = costs_at(costs, batch=1, context=told.context)
-        found = case["metrics"]
-        want = predict(survival_of(found["accept_hist"], 3), at, [2, 3], alpha=found["alpha_hat"])
+        found = case.metrics
+        want = predict(survival_of(found.accept_hist, 3), at, [2, 3], alpha=found.alpha_hat)
         assert list(lines["predicted"].get_xdata()) == [2, 3]
         assert list(lines["predicted"].get_ydata()) == pytest.approx(list(want.speedup))
         single = list(lines["single alpha"].get_ydata())
@@ -275,9 +279,9 @@ def test_the_predicted_curve_and_that_of_one_alpha_are_drawn(run: Store) -> None
         assert list(lines["tau (costs nothing)"].get_ydata()) == pytest.approx(list(want.tau))
         ranged = "measured, 95 % interval" in lines
         assert ranged == (len(SETS[prompt_set]) > 1)
-    record = json.loads(json.dumps(cases["jsonl-draft-k3-greedy-T0-b1"]))
-    with pytest.raises(ValueError, match="is no prediction"):
-        predicted.read({**record, "predicted": {"speed": 1}})
+    record = to_json(cases["jsonl-draft-k3-greedy-T0-b1"])
+    with pytest.raises(ValueError, match=r"Case jsonl-draft.*: predicted has no 'speedup'"):
+        read_case({**record, "predicted": {"speed": 1}})
 
 
 def shape(value: Any) -> Any:
@@ -298,12 +302,13 @@ OPEN = ("accept_hist", "per_category", "config", "target", "prompt_sets", "think
 
 def test_what_tests_make_by_hand_has_the_fields_of_a_real_run(run: Store, tmp_path: Path) -> None:
     """Else a reader of fields that nobody writes would pass its test."""
-    real = summarise(run)
+    summarise(run)
+    real = json.loads((run.path / "metrics.json").read_text())
     made = json.loads(
         (made_traces.result_directory(tmp_path / "made") / "metrics.json").read_text()
     )
-    assert shape(made) == shape(json.loads(json.dumps(real)))
-    assert shape(made["cases"]) == shape(json.loads(json.dumps(real["cases"])))
+    assert shape(made) == shape(real)
+    assert shape(made["cases"]) == shape(real["cases"])
 
 
 def test_the_definitions_are_those_of_the_columns(run: Store) -> None:

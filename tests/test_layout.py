@@ -55,12 +55,13 @@ MAY_IMPORT = {
     "prompts": ("checkpoint", "core"),
     "text": ("checkpoint",),
     "stopping": ("text", "prompts", "checkpoint"),
-    "recording": ("session", "text", "checkpoint", "drafters", "trace"),
+    "recording": ("session", "text", "checkpoint", "drafters", "trace", "core"),
     "memory": ("session", "checkpoint", "drafters"),
     "lab": (),
     # The lab: nothing below reaches it, `specjax/__init__` alone, when it is asked.
+    "lab.records": ("limits", "trace", "core"),
     "lab.costs": (
-        *("session", "decode", "trace", "checkpoint"),
+        *("lab.records", "session", "decode", "trace", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "lab.diagnosis": (
@@ -71,9 +72,10 @@ MAY_IMPORT = {
         *("session", "between", "decode", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
-    "lab.view": ("lab.costs", "trace", "decode", "core"),
+    "lab.view": ("lab.costs", "lab.records", "trace", "decode", "core"),
     "lab.bench": (
-        *("lab.view", "lab.costs", "api", "request", "prompts", "recording", "limits", "session"),
+        *("lab.view", "lab.costs", "lab.records", "api", "request", "prompts", "recording"),
+        *("limits", "session"),
         *("between", "decode", "runs", "trace", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from specjax.lab.bench import aiperf
+from specjax.lab.records.codec import to_json
 from specjax.trace import bootstrap, metrics
 from specjax.trace.trace import Cycle, Detail, Text, Trace
 
@@ -143,7 +144,7 @@ def assert_same(ours: dict[str, Any], slow: dict[str, Any]) -> None:
 @pytest.mark.parametrize("ragged", [True, False])
 def test_every_metric_is_its_definition(seed: int, ragged: bool) -> None:
     trace = random_trace(seed, ragged=ragged)
-    found = metrics.figures(trace)
+    found = to_json(metrics.figures(trace))
     assert_same(found, slow_figures(trace))
     assert found.keys() <= metrics.METRICS.keys()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -151,9 +152,11 @@ def test_every_metric_is_its_definition(seed: int, ragged: bool) -> None:
 
 def test_each_request_and_each_category() -> None:
     trace = random_trace(1)
-    for b, found in enumerate(metrics.per_request(trace)):
-        alone = Trace((trace.rows[b],), (trace.texts[b],), {**SETUP, "batch": 1})
-        assert (found["request"], found["category"]) == (b, "ab"[b % 2])
+    for b in range(len(trace.rows)):
+        one = metrics.select(trace, [b])
+        alone = dataclasses.replace(one, setup={**one.setup, "batch": 1})
+        assert alone == Trace((trace.rows[b],), (trace.texts[b],))
+        found = vars(metrics.figures(alone))
         assert found["tau"] == found["tau_lockstep"]
         if trace.rows[b]:
             want = slow_figures(alone)
@@ -162,33 +165,33 @@ def test_each_request_and_each_category() -> None:
             assert found["tau"] is None and found["tokens"] == 0 and found["tpot_ms"] is None
     groups = metrics.by_category(trace)
     assert list(groups) == ["a", "b"]
-    assert sum(g["cycles"] for g in groups.values()) == trace.num_cycles
-    assert groups["a"]["tau_lockstep"] is None  # rows of one category are no batch
+    assert sum(g.cycles for g in groups.values()) == trace.num_cycles
+    assert groups["a"].tau_lockstep is None  # rows of one category are no batch
 
 
 def test_identities() -> None:
     uncut = random_trace(3, ragged=False, cut=False)
     found = metrics.figures(uncut)
-    assert found["tau"] == found["tau_uncut"]
-    assert found["tau"] == pytest.approx(1 + sum(found["survival"]))
-    assert np.cumprod(found["conditional"]) == pytest.approx(found["survival"])
-    assert found["survival"] == uncut.survival() and found["tau"] == uncut.tau
-    assert found["accept_rate"] == pytest.approx(sum(found["survival"]) / MOST)
+    assert found.tau == found.tau_uncut
+    assert found.tau == pytest.approx(1 + sum(found.survival))
+    assert np.cumprod(found.conditional) == pytest.approx(found.survival)
+    assert list(found.survival) == uncut.survival() and found.tau == uncut.tau
+    assert found.accept_rate == pytest.approx(sum(found.survival) / MOST)
     cut = metrics.figures(random_trace(3, ragged=False))
-    assert cut["tau"] < cut["tau_uncut"] == pytest.approx(1 + sum(cut["survival"]))
-    assert cut["tau_lockstep"] < cut["tau"]
+    assert cut.tau < cut.tau_uncut == pytest.approx(1 + sum(cut.survival))
+    assert cut.tau_lockstep < cut.tau
 
 
 def test_what_cannot_be_known_is_none() -> None:
-    assert metrics.figures(Trace(()))["tau"] is None
+    assert metrics.figures(Trace(())).tau is None
     bare = Trace(((Cycle(1, (), 0, 1, (5,)),),))
     found = metrics.figures(bare)
-    assert found["tau"] == 1 and found["accept_rate"] is None and found["survival"] == []
+    assert found.tau == 1 and found.accept_rate is None and found.survival == ()
     for key in ("tpot_ms", "step_ms", "ttft_ms_p95", "tps_decode", "alpha_model", "tau_lockstep"):
-        assert found[key] is None
+        assert getattr(found, key) is None
     trace = random_trace(0)
     for other in ({"kind": "one_hot"}, {"kind": "coupled"}, {"rule": "greedy"}):
-        assert metrics.figures(Trace(trace.rows, setup={**SETUP, **other}))["alpha_model"] is None
+        assert metrics.figures(Trace(trace.rows, setup={**SETUP, **other})).alpha_model is None
 
 
 def test_alpha_model_is_the_overlap_whatever_the_rule_counts() -> None:
@@ -201,7 +204,7 @@ def test_alpha_model_is_the_overlap_whatever_the_rule_counts() -> None:
         detail = Detail(tuple(p[guesses]), tuple(q[guesses]), (1,) * MOST, (0.5,))
         lucky = int((p[guesses] > q[guesses]).sum())
         rows.append((Cycle(1, tuple(guesses.tolist()), lucky, 1, (0,), detail),))
-    found = metrics.figures(Trace(tuple(rows), setup=SETUP))["alpha_model"]
+    found = metrics.figures(Trace(tuple(rows), setup=SETUP)).alpha_model
     assert found == pytest.approx(np.minimum(p, q).sum(), abs=0.01)
 
 
@@ -236,22 +239,22 @@ def test_compare() -> None:
     times = [row[-1].end - text.prefilled for row, text in zip(ours.rows, ours.texts)]
     tokens = [sum(c.committed for c in row) for row in ours.rows]
     ratios = [0.05 * n / t for n, t in zip(tokens, times)]
-    assert found["speedup"] == pytest.approx(0.05 * sum(tokens) / sum(times))
-    tpot = [metrics.figures(t)["tpot_ms"] for t in (plain, ours)]
-    assert found["speedup"] == pytest.approx(tpot[0] / tpot[1])
-    assert found["speedup_gmean"] == pytest.approx(math.prod(ratios) ** (1 / len(ratios)))
+    assert found.speedup == pytest.approx(0.05 * sum(tokens) / sum(times))
+    tpot = [metrics.figures(t).tpot_ms for t in (plain, ours)]
+    assert found.speedup == pytest.approx(tpot[0] / tpot[1])
+    assert found.speedup_gmean == pytest.approx(math.prod(ratios) ** (1 / len(ratios)))
     for key in ("speedup", "speedup_gmean"):
-        low, high = found[key + "_interval"]
-        assert min(ratios) - 1e-9 <= low < found[key] < high <= max(ratios) + 1e-9
-    assert (found["exact_match"], found["first_diff"], found["same_lengths"]) == (1, None, True)
+        low, high = getattr(found, key + "_interval")
+        assert min(ratios) - 1e-9 <= low < getattr(found, key) < high <= max(ratios) + 1e-9
+    assert (found.exact_match, found.first_diff, found.same_lengths) == (1, None, True)
     assert found == metrics.compare(ours, plain) != metrics.compare(ours, plain, seed=1)
 
     wrong = list(plain.rows)
     wrong[2] = (dataclasses.replace(wrong[2][0], emitted=(77,)), *wrong[2][1:])
     differs = metrics.compare(ours, dataclasses.replace(plain, rows=tuple(wrong)))
-    assert differs["exact_match"] == 6 / 7 and differs["first_diff"] == [2, 0]
+    assert differs.exact_match == 6 / 7 and differs.first_diff == (2, 0)
     sampled = metrics.compare(Trace(ours.rows, ours.texts, SETUP), plain)
-    assert sampled["exact_match"] is None and sampled["speedup"] == found["speedup"]
+    assert sampled.exact_match is None and sampled.speedup == found.speedup
 
 
 def test_compare_refuses_what_is_not_alike() -> None:
@@ -278,16 +281,16 @@ def test_intervals() -> None:
     found = metrics.with_intervals(trace)
     whole = metrics.figures(trace)
     for key in ("tau", "accept_rate", "tpot_ms"):
-        low, high = found[key]
-        assert low < whole[key] < high
-    assert all(low <= s <= high for (low, high), s in zip(found["survival"], whole["survival"]))
+        low, high = getattr(found, key)
+        assert low < getattr(whole, key) < high
+    assert all(low <= s <= high for (low, high), s in zip(found.survival, whole.survival))
     assert found == metrics.with_intervals(trace) != metrics.with_intervals(trace, seed=1)
     one = metrics.with_intervals(Trace(trace.rows[:1], trace.texts[:1], SETUP))
-    assert one["tau"] is None
+    assert one.tau is None
     constant = Trace(tuple((Cycle(1, (1, 2), 1, 2, (1, 5)),) * n for n in (1, 4, 9)))
     same = metrics.with_intervals(constant)
-    assert same["tau"] == [2, 2] and same["survival"] == [[1, 1], [0, 0]]
-    assert same["accept_rate"] == [0.5, 0.5] and same["tpot_ms"] is None
+    assert same.tau == (2, 2) and same.survival == ((1, 1), (0, 0))
+    assert same.accept_rate == (0.5, 0.5) and same.tpot_ms is None
     with pytest.raises(ValueError, match="resamples=0"):
         metrics.with_intervals(trace, resamples=0)
 
@@ -353,8 +356,8 @@ def test_aiperf_records(tmp_path: Path) -> None:
     fixed = random_trace(4, ragged=False)
     total, found = aiperf.summary(fixed), metrics.figures(fixed)
     length = total["spec_decode_token_weighted_acceptance_length"]
-    assert length == pytest.approx(found["tau_uncut"])
+    assert length == pytest.approx(found.tau_uncut)
     rate = total["spec_decode_overall_draft_acceptance_rate"]
-    assert rate == pytest.approx(100 * found["accept_rate"])
-    assert total["pooled_spec_decode_acceptance_histogram"] == found["accept_hist"]
+    assert rate == pytest.approx(100 * found.accept_rate)
+    assert total["pooled_spec_decode_acceptance_histogram"] == found.accept_hist
     assert aiperf.summary(Trace(()))["spec_decode_acceptance_length"] is None

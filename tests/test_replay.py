@@ -86,8 +86,8 @@ def test_replay_is_the_loop(name: str, k: int) -> None:
     assert ours.rows == loop.rows and ours.tau == loop.tau > 1
     mine, theirs = metrics.figures(ours), metrics.figures(loop)
     for key in ("tau_macro", "tau_uncut", "survival", "accept_hist", "num_draft", "verify_use"):
-        assert mine[key] == theirs[key]
-    assert mine["tpot_ms"] is None and ours.texts[1].prompt_tokens == loop.texts[1].prompt_tokens
+        assert getattr(mine, key) == getattr(theirs, key)
+    assert mine.tpot_ms is None and ours.texts[1].prompt_tokens == loop.texts[1].prompt_tokens
 
 
 @pytest.mark.parametrize("k", [1, 5])

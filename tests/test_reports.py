@@ -49,7 +49,9 @@ def test_what_guessed_nothing_has_no_picture_of_acceptance() -> None:
 
     def without(*names: str) -> Result:
         cases = tuple(
-            {**c, "metrics": {**c["metrics"], "survival": []}} if c["name"] in names else c
+            dataclasses.replace(c, metrics=dataclasses.replace(c.metrics, survival=()))
+            if c.name in names
+            else c
             for c in both.cases
         )
         traces = {n: PLAIN if n in names else t for n, t in both.traces.items()}
@@ -68,14 +70,14 @@ HOSTILE = "=cmd|' /C'!A0\n`x` <b>*[a](http://x)*</b> \x1b[31m[red]"
 def test_names_are_shown_and_never_obeyed() -> None:
     """In every format: a name that is a formula, markup, HTML, or steers a terminal."""
     ours = tables.cases_of({"plain": PLAIN, "a": TRACE})[1]
-    case = {**ours, "name": "-1+1", "drafter": HOSTILE, "prompt_set": "\t@sum", "rule": "1.5"}
+    case = dataclasses.replace(ours, name="-1+1", drafter=HOSTILE, prompt_set="\t@sum", rule="1.5")
     (row,) = csv.DictReader(io.StringIO(specjax.table([case], "csv")))
     assert row["name"] == "'-1+1" and row["drafter"] == f"'{HOSTILE}"
     assert row["prompt_set"] == "'\t@sum" and row["rule"] == "1.5"
-    assert float(row["speedup"]) == case["compare"]["speedup"]
+    assert float(row["speedup"]) == case.speedup
     lines = [x for x in specjax.table([case], "markdown").splitlines() if x.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {
-        len(tables.filled(tables.groups([case]))) + 1
+        len(tables.cells([case]).filled) + 1
     }
     assert r"\`x\` \<b>\*[a\](http://x)\*\</b>" in lines[-1] and "\x1b" not in lines[-1]
     latex = specjax.table([case], "latex")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 
@@ -19,7 +20,7 @@ TRACE, PLAIN = made_traces.speculative(), made_traces.plain()
 
 def test_tables_agree_in_every_format() -> None:
     traces = {"plain": PLAIN, "d|f_l": TRACE}
-    tau, speedup = TRACE.tau, metrics.compare(TRACE, PLAIN)["speedup"]
+    tau, speedup = TRACE.tau, metrics.compare(TRACE, PLAIN).speedup
     markdown = specjax.table(traces, "markdown").splitlines()
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in markdown if line.startswith("|")]
     assert len({len(r) for r in rows}) == 1 and len(rows) == 4
@@ -54,17 +55,20 @@ def test_what_is_unknown_has_no_column() -> None:
 @pytest.mark.parametrize(("speedup", "bold"), [(1.25, True), (1.0, False), (0.8, False)])
 def test_a_speedup_that_is_none_is_never_the_best(speedup: float, bold: bool) -> None:
     plain, ours = tables.cases_of({"plain": PLAIN, "a": TRACE})
-    changed = {**ours, "compare": {**ours["compare"], "speedup": speedup}}
-    (group,) = tables.groups([plain, changed])
+    assert ours.compare is not None
+    compared = dataclasses.replace(ours.compare, speedup=speedup)
+    changed = dataclasses.replace(ours, compare=compared)
+    (group,) = tables.cells([plain, changed]).groups
     assert [row[6].best for row in group.rows] == [False, bold]
     assert (f"**{speedup:.2f}x" in specjax.table([plain, changed], "markdown")) is bold
 
 
 def test_a_forced_acceptance_is_never_the_best() -> None:
     ours = tables.cases_of({"plain": PLAIN, "a": TRACE})[1]
-    forced = {**ours, "name": "b", "mode": "synthetic"}
-    best = {**forced, "metrics": {**forced["metrics"], "tau": 9.0}}
-    (group,) = tables.groups([ours, best])
+    best = dataclasses.replace(
+        ours, name="b", mode="synthetic", metrics=dataclasses.replace(ours.metrics, tau=9.0)
+    )
+    (group,) = tables.cells([ours, best]).groups
     assert [row[3].best for row in group.rows] == [True, False]
     assert "synthetic" in group.rows[1][0].text
 

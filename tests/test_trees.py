@@ -73,9 +73,9 @@ def test_records_of_trees() -> None:
             assert c.labels[-1] == (CORRECTION if has_children else BONUS)
     assert len(trace.survival()) == trees.num_levels(TREE) == 3
     found = figures(trace)
-    assert found["survival"] == trace.survival() and found["num_draft"] == len(TREE)
-    assert found["alpha_hat"] == sum(c.accepted for c in trace) / sum(c.decided for c in trace)
-    assert found["conditional"][2] >= found["survival"][2]
+    assert list(found.survival) == trace.survival() and found.num_draft == len(TREE)
+    assert found.alpha_hat == sum(c.accepted for c in trace) / sum(c.decided for c in trace)
+    assert found.conditional[2] >= found.survival[2]
 
 
 def test_empty_places_are_no_guesses() -> None:

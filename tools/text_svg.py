@@ -91,7 +91,7 @@ def _text(text: str, kind: str, x: float, y: float, size: float) -> str:
 
 
 def _summary(trace: Trace) -> str:
-    tau = figures(trace)["tau"]
+    tau = figures(trace).tau
     told = "" if tau is None else f"tau {tau:.2f} tokens per target pass"
     return ", ".join(part for part in (told, describe(trace)) if part)
 

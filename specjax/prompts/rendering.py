@@ -1,7 +1,7 @@
 """From questions to prompts: template, system prompt, thinking mode, turns, and their hash.
 
 Speedups and acceptance depend on the exact text that the target reads, so the rendered prompts are
-hashed, and results with different hashes are never compared (`bench.comparison`).
+hashed, and results with different hashes are never compared (`bench.outputs.compare`).
 """
 
 from __future__ import annotations

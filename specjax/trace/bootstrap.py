@@ -12,7 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 LEVEL = 0.95
-Interval = list[float] | None  # [low, high]; None: cannot be known, as with a single request
+Interval = (
+    tuple[float, float] | None
+)  # (low, high); None: cannot be known, as with a single request
 
 
 def resample(values: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
@@ -43,7 +45,7 @@ def interval(samples: np.ndarray) -> Interval:
         return None
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(known, [tail, 100 - tail])
-    return [float(low), float(high)]
+    return float(low), float(high)
 
 
 def ratio_intervals(
@@ -58,7 +60,7 @@ def ratio_intervals(
       seed: of the draws.
 
     Returns:
-      M of [low, high]; None for fewer than two requests, of which nothing is known.
+      M of (low, high); None for fewer than two requests, of which nothing is known.
     """
     num, figures = above.shape
     if num < 2:

@@ -7,7 +7,7 @@ conditional and alpha_hat count its levels instead: a level is accepted if one o
 *Pooled* figures are ratios of sums over all cycles, never means of ratios.
 Times are those of `specjax.trace.clock`.
 
-Whatever cannot be known is None, never NaN, and everything is a JSON value.
+Whatever cannot be known is None, never NaN.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from specjax.trace.bootstrap import interval, ratio_intervals, resample
+from specjax.trace.bootstrap import Interval, interval, ratio_intervals, resample
 from specjax.trace.clock import decode_seconds, passes, timings
-from specjax.trace.trace import Cycle, Text, Trace
-
-Figures = dict[str, Any]
+from specjax.trace.trace import Cycle, Trace
 
 # key -> (unit, what it is), as the columns of results.csv have it (of lists with _1, _2, .. added).
 # The last block is not of one trace: the benchmark measures it.
@@ -82,37 +79,110 @@ METRICS: dict[str, tuple[str, str]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What `METRICS` defines, up to num_draft: of the requests of a trace together.
+
+    A record of fewer figures, such as that of a pooled row, lacks the others: they are None.
+    """
+
+    tau: float | None = None
+    tau_macro: float | None = None
+    tau_uncut: float | None = None
+    tau_lockstep: float | None = None
+    accept_rate: float | None = None
+    survival: tuple[float | None, ...] = ()
+    conditional: tuple[float | None, ...] = ()
+    alpha_hat: float | None = None
+    alpha_model: float | None = None
+    accept_hist: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    waste: float | None = None
+    verify_use: float | None = None
+    tps_decode: float | None = None
+    tpot_ms: float | None = None
+    tpot_ms_p50: float | None = None
+    tpot_ms_p95: float | None = None
+    step_ms: float | None = None
+    step_ms_p50: float | None = None
+    step_ms_p95: float | None = None
+    ttft_ms: float | None = None
+    ttft_ms_p50: float | None = None
+    ttft_ms_p95: float | None = None
+    tokens: int = 0
+    cycles: int = 0
+    requests: int = 0
+    num_draft: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """95 % bootstrap intervals over requests, (low, high).
+
+    None where the figure is None, and for fewer than two requests, of which nothing is known.
+    """
+
+    tau: Interval = None
+    accept_rate: Interval = None
+    survival: tuple[Interval, ...] = ()
+    tpot_ms: Interval = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Speedup:
+    """Times per token of plain decoding over ours; None where times are unknown."""
+
+    speedup: float | None = None
+    speedup_interval: Interval = None
+    speedup_gmean: float | None = None
+    speedup_gmean_interval: Interval = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Speedup):
+    """Speculation against plain decoding of the same requests.
+
+    ``exact_match`` and ``first_diff`` (request, token) are None where texts differ by right:
+    sampled without coupled noise.
+    """
+
+    exact_match: float | None = None
+    first_diff: tuple[int, int] | None = None
+    same_lengths: bool = True
+
+
 def figures(trace: Trace) -> Figures:
-    """The metrics of all requests together; the keys are those of `METRICS` up to num_draft.
+    """The metrics of all requests together.
 
     ``tau_lockstep`` is the mean, over the cycles that the device ran for a batch, of the fewest
     tokens that a row of it committed. It needs the batches (``setup["batch"]``, or the clock).
     """
     cycles = list(trace)
     most = max((c.num_levels for c in cycles), default=0)
-    return {
-        **_acceptance(trace, cycles, most),
+    tokens, num = sum(c.committed for c in cycles), len(cycles)
+    ks, hits = [len(c.proposed) for c in cycles], [c.accepted for c in cycles]
+    asked, reached = _at_least((c.num_levels for c in cycles), most), _at_least(hits, most)
+    decided = [c.decided for c in cycles]
+    before = _at_least(decided, most)
+    each = [sum(c.committed for c in row) / len(row) for row in trace.rows if row]
+    return Figures(
+        tau=_ratio(tokens, num),
+        tau_macro=_ratio(sum(each), len(each)),
+        tau_uncut=_ratio(num + sum(hits), num),
+        tau_lockstep=_lockstep(trace),
+        accept_rate=_ratio(sum(hits), sum(ks)),
+        survival=tuple(_ratio(a, b) for a, b in zip(reached, asked)),
+        conditional=tuple(_ratio(a, b) for a, b in zip(reached, before)),
+        alpha_hat=_ratio(sum(hits), sum(decided)),
+        alpha_model=_alpha_model(trace),
+        accept_hist={str(a): count for a, count in sorted(Counter(hits).items())},
+        waste=_ratio(sum(ks) - sum(hits), tokens),
+        verify_use=_ratio(tokens, sum(ks) + num),
         **timings(trace),
-        "tokens": trace.num_committed,
-        "cycles": len(cycles),
-        "requests": len(trace.rows),
-        "num_draft": int(
-            trace.setup.get("num_draft", max((len(c.proposed) for c in cycles), default=0))
-        ),
-    }
-
-
-def per_request(trace: Trace) -> list[Figures]:
-    """`figures` of each row alone, with its place, the prompt's category and why it ended."""
-    found = []
-    for b in range(len(trace.rows)):
-        text = trace.texts[b] if trace.texts else Text(prompt_tokens=())
-        one = select(trace, [b])
-        one = dataclasses.replace(one, setup={**one.setup, "batch": 1})
-        found.append(
-            {"request": b, "category": text.category, "finish": text.finish, **figures(one)}
-        )
-    return found
+        tokens=tokens,
+        cycles=num,
+        requests=len(trace.rows),
+        num_draft=int(trace.setup.get("num_draft", max(ks, default=0))),
+    )
 
 
 def by_category(trace: Trace) -> dict[str, Figures]:
@@ -132,12 +202,8 @@ def select(trace: Trace, rows: Sequence[int]) -> Trace:
     )
 
 
-def with_intervals(trace: Trace, *, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """95 % bootstrap intervals over requests.
-
-    Returns:
-      [low, high] of ``tau``, ``accept_rate`` and ``tpot_ms``, and a list of such of ``survival``.
-      None where the figure is None, and for fewer than two requests, of which nothing is known.
+def with_intervals(trace: Trace, *, resamples: int = 1000, seed: int = 0) -> Intervals:
+    """The intervals of a trace's figures.
 
     Raises:
       ValueError: if ``resamples`` is below 1.
@@ -145,7 +211,7 @@ def with_intervals(trace: Trace, *, resamples: int = 1000, seed: int = 0) -> dic
     most = max((c.num_levels for c in trace), default=0)
     above, below = sums(trace, most)
     tau, rate, tpot, *survival = ratio_intervals(above, below, resamples=resamples, seed=seed)
-    return {"tau": tau, "accept_rate": rate, "survival": survival, "tpot_ms": tpot}
+    return Intervals(tau, rate, tuple(survival), tpot)
 
 
 def sums(trace: Trace, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +235,7 @@ def sums(trace: Trace, most: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def compare(ours: Trace, plain: Trace, *, resamples: int = 1000, seed: int = 0) -> Figures:
+def compare(ours: Trace, plain: Trace, *, resamples: int = 1000, seed: int = 0) -> Comparison:
     """Speculation against plain decoding of the same requests, row by row.
 
     A ratio of like with like: prompts, and whatever of the setup both know (target, options, batch,
@@ -183,34 +249,29 @@ def compare(ours: Trace, plain: Trace, *, resamples: int = 1000, seed: int = 0) 
       resamples: of the bootstrap over requests.
       seed: of the bootstrap.
 
-    Returns:
-      speedup, speedup_interval, speedup_gmean, speedup_gmean_interval (None where times are
-      unknown), exact_match and first_diff (None where texts differ by right: sampled without
-      coupled noise), same_lengths.
-
     Raises:
       ValueError: in one line, where the two are not comparable.
     """
     check_comparable(ours, plain)
     texts = [_tokens(row) for row in ours.rows], [_tokens(row) for row in plain.rows]
-    speed: Figures = {
-        key: None
-        for key in ("speedup", "speedup_interval", "speedup_gmean", "speedup_gmean_interval")
-    }
+    found = Speedup()
     times = [*decode_seconds(ours), *decode_seconds(plain)]
     lengths = np.asarray([len(t) for side in texts for t in side], np.float64)
     if len(ours.rows) and all(t is not None for t in times) and (lengths > 0).all():
         seconds = np.asarray(times, np.float64).reshape(2, -1)
-        speed = speedup(seconds, lengths.reshape(2, -1), resamples=resamples, seed=seed)
+        found = speedup(seconds, lengths.reshape(2, -1), resamples=resamples, seed=seed)
     same = [a == b for a, b in zip(*texts, strict=True)]
-    diffs = [(_first_diff(a, b), i) for i, (a, b) in enumerate(zip(*texts)) if a != b]
+    diffs = [(i, _first_diff(a, b)) for i, (a, b) in enumerate(zip(*texts)) if a != b]
     decided = _same_law_same_text(ours, plain)
-    return {
-        **speed,
-        "exact_match": sum(same) / len(same) if decided and same else None,
-        "first_diff": [min(diffs)[1], min(diffs)[0]] if decided and diffs else None,
-        "same_lengths": all(len(a) == len(b) for a, b in zip(*texts)),
-    }
+    return Comparison(
+        found.speedup,
+        found.speedup_interval,
+        found.speedup_gmean,
+        found.speedup_gmean_interval,
+        exact_match=sum(same) / len(same) if decided and same else None,
+        first_diff=min(diffs, key=lambda d: (d[1], d[0])) if decided and diffs else None,
+        same_lengths=all(len(a) == len(b) for a, b in zip(*texts)),
+    )
 
 
 def check_comparable(ours: Trace, plain: Trace) -> None:
@@ -247,7 +308,7 @@ def check_comparable(ours: Trace, plain: Trace) -> None:
 
 def speedup(
     seconds: np.ndarray, lengths: np.ndarray, *, resamples: int = 1000, seed: int = 0
-) -> Figures:
+) -> Speedup:
     """Pooled and mean, with intervals, of ``seconds`` and ``lengths`` [2, N]: ours, and plain."""
     columns = np.concatenate([seconds, lengths, np.ones((1, seconds.shape[1]))]).T
     logs = np.diff(np.log(seconds / lengths), axis=0).T  # plain over ours, of each request
@@ -261,12 +322,12 @@ def speedup(
 
     several = len(columns) > 1
     drawn = resample(columns, resamples=resamples, seed=seed)
-    return {
-        "speedup": float(pooled(columns.sum(0))),
-        "speedup_interval": interval(pooled(drawn)) if several else None,
-        "speedup_gmean": float(gmean(columns.sum(0))),
-        "speedup_gmean_interval": interval(gmean(drawn)) if several else None,
-    }
+    return Speedup(
+        float(pooled(columns.sum(0))),
+        interval(pooled(drawn)) if several else None,
+        float(gmean(columns.sum(0))),
+        interval(gmean(drawn)) if several else None,
+    )
 
 
 def _same_law_same_text(ours: Trace, plain: Trace) -> bool:
@@ -281,29 +342,6 @@ def _tokens(row: Sequence[Cycle]) -> list[int]:
 
 def _first_diff(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-
-
-def _acceptance(trace: Trace, cycles: Sequence[Cycle], most: int) -> Figures:
-    tokens, num = sum(c.committed for c in cycles), len(cycles)
-    ks, hits = [len(c.proposed) for c in cycles], [c.accepted for c in cycles]
-    asked, reached = _at_least((c.num_levels for c in cycles), most), _at_least(hits, most)
-    decided = [c.decided for c in cycles]
-    before = _at_least(decided, most)
-    each = [sum(c.committed for c in row) / len(row) for row in trace.rows if row]
-    return {
-        "tau": _ratio(tokens, num),
-        "tau_macro": _ratio(sum(each), len(each)),
-        "tau_uncut": _ratio(num + sum(hits), num),
-        "tau_lockstep": _lockstep(trace),
-        "accept_rate": _ratio(sum(hits), sum(ks)),
-        "survival": [_ratio(a, b) for a, b in zip(reached, asked)],
-        "conditional": [_ratio(a, b) for a, b in zip(reached, before)],
-        "alpha_hat": _ratio(sum(hits), sum(decided)),
-        "alpha_model": _alpha_model(trace),
-        "accept_hist": {str(a): count for a, count in sorted(Counter(hits).items())},
-        "waste": _ratio(sum(ks) - sum(hits), tokens),
-        "verify_use": _ratio(tokens, sum(ks) + num),
-    }
 
 
 def _ratio(above: float, below: float) -> float | None:

@@ -1,119 +1,131 @@
-"""Documents whose numbers come from stored results: a template, and what stands between its lines.
+"""Documents whose numbers come from stored results: Jinja templates with a few functions.
 
-A line of the template of one of these forms is replaced:
+    {{ results("NAME", temperature=0, batch=1) }}   the comparison table of NAME/metrics.json, of
+                                                    the cases with these values, and remarks
+    {{ predictions("NAME") }}                       measured and predicted speedups side by side
+    {{ rows("FILE.json", "PATH", "a,b:.2f") }}      columns of a list of objects in any JSON file
+    {{ value("FILE.json", "PATH", ".2f") }}         one value
 
-    <!-- results: NAME [KEY=VALUE ...] -->   the comparison table of NAME/metrics.json, of the cases
-                                             with these values (temperature=0 batch=1 ...), and what
-                                             must stand beside it
-    <!-- predictions: NAME [KEY=VALUE ...] -->  measured and predicted speedups side by side
-    <!-- rows: FILE.json PATH COLUMN,COLUMN:FORMAT,... -->  a list of objects in any JSON file
-
-and within a line, ``{{FILE.json PATH FORMAT}}`` by one value. PATH is names and indices with dots
-between them ("." is the whole file), FORMAT as of Python's ``format``.
+PATH is names and indices with dots between them ("." is the whole file); a format is one of
+Python's ``format``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from specjax.lab.bench.outputs import remarks
-from specjax.lab.bench.store import read_json
-from specjax.lab.costs import predicted
-from specjax.lab.view import escape
+from specjax.lab.records import codec
+from specjax.lab.records.case import Case
+from specjax.lab.records.run import Run, load_summary
+from specjax.lab.view import escape, grid
+from specjax.lab.view.grid import Cell, Column, Grid, Group
 from specjax.lab.view.tables import table
 
-_LINE = re.compile(r"<!-- (results|predictions|rows): (.*) -->")
-_VALUE = re.compile(r"\{\{([^{}]*)\}\}")
 _FILTERS = ("prompt_set", "drafter", "num_draft", "rule", "temperature", "batch", "mode")
 
 
-def render(template: str, results: Path) -> str:
-    """The document.
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The folder that names are relative to; its methods are what a template may call."""
 
-    Args:
-      template: its text.
-      results: the folder that names are relative to.
+    folder: Path
+
+    def results(self, name: str, **wanted: Any) -> str:
+        """The comparison table of a run, and its remarks."""
+        run, cases = self._chosen(name, wanted)
+        below = "".join(f"{escape.markdown(line)}  \n" for line in remarks(run, cases))
+        return f"{table(cases, 'markdown')}\n{below}".rstrip("\n")
+
+    def predictions(self, name: str, **wanted: Any) -> str:
+        """Each case's speedup: measured, predicted, and the one over the other."""
+        rows = [
+            {
+                "drafter": case.drafter,
+                "k": case.num_draft,
+                "T": f"{case.temperature:g}",
+                "batch": case.batch,
+                "measured": f"{case.speedup:.2f}x",
+                "predicted": f"{told.speedup:.2f}x",
+                "measured / predicted": f"{told.measured_over_predicted:.2f}",
+                "by one alpha": f"{told.single_alpha_speedup:.2f}x",
+            }
+            for case in self._chosen(name, wanted)[1]
+            if (told := case.predicted) is not None and told.measured_over_predicted is not None
+        ]
+        if not rows:
+            raise ValueError(f"{name} has no case with a prediction.")
+        return _markdown(rows, [(column, "") for column in rows[0]])
+
+    def rows(self, file: str, path: str, columns: str) -> str:
+        """A list of objects of a JSON file."""
+        found = _at(self._read(file), path)
+        if not isinstance(found, list) or not all(isinstance(r, dict) for r in found):
+            raise ValueError(f"{file} {path} is no list of objects.")
+        named = (column.partition(":") for column in columns.split(","))
+        return _markdown(found, [(name, form) for name, _, form in named])
+
+    def value(self, file: str, path: str, form: str = "") -> str:
+        """One value of a JSON file."""
+        return _show(_at(self._read(file), path), form)
+
+    def _chosen(self, name: str, wanted: Mapping[str, Any]) -> tuple[Run, list[Case]]:
+        """A run and those of its cases that the filters leave."""
+        if not (self.folder / name / "metrics.json").exists():
+            raise ValueError(f"{self.folder / name}: no such results.")
+        summary = load_summary(self.folder / name / "metrics.json")
+        told = " ".join(f"{key}={value}" for key, value in wanted.items())
+        if not wanted.keys() <= set(_FILTERS):
+            raise ValueError(f"{told!r}: write KEY=VALUE, KEY one of {', '.join(_FILTERS)}.")
+        cases = [c for c in summary.cases if all(getattr(c, k) == v for k, v in wanted.items())]
+        if not cases:
+            raise ValueError(f"no case of {name} has {told}.")
+        return summary.run, cases
+
+    def _read(self, file: str) -> Any:
+        try:
+            return codec.read_file(self.folder / file)
+        except FileNotFoundError:
+            raise ValueError(f"{self.folder / file}: no such results.") from None
+
+
+def render(template: str, folder: Path) -> str:
+    """The document of a template's text, with names relative to ``folder``.
 
     Raises:
       ValueError: in one line that names the template's line, on what cannot be filled in.
     """
-    lines = []
-    for number, line in enumerate(template.split("\n"), 1):
-        try:
-            found = _LINE.fullmatch(line.strip())
-            if found is not None:
-                lines.append(_BLOCKS[found[1]](found[2].split(), results).rstrip("\n"))
-            else:
-                lines.append(_VALUE.sub(lambda m: value(m[1].split(), results), line))
-        except ValueError as error:
-            raise ValueError(f"template, line {number}: {error}") from None
-    return "\n".join(lines)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    found = Results(folder)
+    names = ("results", "predictions", "rows", "value")
+    try:
+        made = environment.from_string(template)
+        return made.render({name: getattr(found, name) for name in names})
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"template, line {error.lineno}: {error}") from None
+    except (ValueError, TypeError, jinja2.TemplateError) as error:
+        lines = traceback.extract_tb(error.__traceback__)
+        number = [x.lineno for x in lines if x.filename == "<template>"][-1]
+        raise ValueError(f"template, line {number}: {error}") from None
 
 
-def results_table(words: Sequence[str], results: Path) -> str:
-    """The comparison table of a run, and its remarks."""
-    summary, cases = _chosen(words, results)
-    beside = remarks({**summary, "cases": cases, "pooled": ()})
-    below = "".join(f"{escape.markdown(line)}  \n" for line in beside)
-    return f"{table(cases, 'markdown')}\n{below}"
-
-
-def predictions_table(words: Sequence[str], results: Path) -> str:
-    """Each case's speedup: measured, predicted, and the one over the other."""
-    _, cases = _chosen(words, results)
-    rows = [
-        {
-            "drafter": case["drafter"],
-            "k": case["num_draft"],
-            "T": f"{case['temperature']:g}",
-            "batch": case["batch"],
-            "measured": f"{case['compare']['speedup']:.2f}x",
-            "predicted": f"{told.speedup:.2f}x",
-            "measured / predicted": f"{told.measured_over_predicted:.2f}",
-            "by one alpha": f"{told.single_alpha_speedup:.2f}x",
-        }
-        for case in cases
-        if (told := predicted.read(case)) and told.measured_over_predicted is not None
-    ]
-    if not rows:
-        raise ValueError(f"{words[0]} has no case with a prediction.")
-    return markdown(rows, [(name, "") for name in rows[0]])
-
-
-def rows_table(words: Sequence[str], results: Path) -> str:
-    """A list of objects of a JSON file."""
-    if len(words) != 3:
-        raise ValueError("rows takes a file, a path and columns.")
-    rows = at(_read(results / words[0]), words[1])
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        raise ValueError(f"{words[0]} {words[1]} is no list of objects.")
-    columns = [(c.partition(":")[0], c.partition(":")[2]) for c in words[2].split(",")]
-    return markdown(rows, columns)
-
-
-def value(words: Sequence[str], results: Path) -> str:
-    """One value of a JSON file."""
-    if len(words) not in (2, 3):
-        raise ValueError("{{ }} takes a file, a path, and a format if need be.")
-    return show(at(_read(results / words[0]), words[1]), words[2] if len(words) == 3 else "")
-
-
-def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> str:
+def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> str:
     """Rows as a table; of each column its name and format."""
     for name, _ in columns:
         if not any(name in row for row in rows):
             raise ValueError(f"no row has the column {name!r}.")
-    lines = ["| " + " | ".join(name for name, _ in columns) + " |", "|" + " --- |" * len(columns)]
-    for row in rows:
-        cells = [escape.markdown(show(row.get(name), form)) for name, form in columns]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells = [tuple(Cell(_show(row.get(name), form)) for name, form in columns) for row in rows]
+    made = Grid(tuple(Column(name) for name, _ in columns), (Group("", tuple(cells)),))
+    return grid.markdown(made).rstrip("\n")
 
 
-def show(found: Any, form: str) -> str:
+def _show(found: Any, form: str) -> str:
     """A value as text; nothing for None."""
     if found is None:
         return ""
@@ -123,7 +135,7 @@ def show(found: Any, form: str) -> str:
         raise ValueError(f"{found!r} cannot be written as {form!r}.") from None
 
 
-def at(found: Any, path: str) -> Any:
+def _at(found: Any, path: str) -> Any:
     """What lies at ``path``: names and indices with dots between them."""
     for part in path.split(".") if path != "." else ():
         try:
@@ -131,35 +143,3 @@ def at(found: Any, path: str) -> Any:
         except (KeyError, IndexError, TypeError, ValueError):
             raise ValueError(f"there is nothing at {path} (no {part!r}).") from None
     return found
-
-
-def _chosen(words: Sequence[str], results: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run's metrics.json and the cases that the filters leave."""
-    summary = _read(results / words[0] / "metrics.json")
-    cases = list(summary["cases"])
-    for word in words[1:]:
-        key, equals, wanted = word.partition("=")
-        if not equals or key not in _FILTERS:
-            raise ValueError(f"{word!r}: write KEY=VALUE, KEY one of {', '.join(_FILTERS)}.")
-        cases = [c for c in cases if _label(c[key]) == wanted]
-    if not cases:
-        raise ValueError(f"no case of {words[0]} has {' '.join(words[1:])}.")
-    return summary, cases
-
-
-def _label(found: Any) -> str:
-    return f"{found:g}" if isinstance(found, float) else str(found)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such results.") from None
-
-
-_BLOCKS: dict[str, Callable[[Sequence[str], Path], str]] = {
-    "results": results_table,
-    "predictions": predictions_table,
-    "rows": rows_table,
-}

@@ -14,6 +14,7 @@ import numpy as np
 
 from specjax.checkpoint.load import Model
 from specjax.core.sharding import use_mesh
+from specjax.lab.records.run import Difference
 from specjax.session import bucket
 from specjax.trace.trace import Trace
 
@@ -21,7 +22,7 @@ from specjax.trace.trace import Trace
 SUSPICIOUS = 1e-2
 
 
-def differences(target: Model, ours: Trace, plain: Trace) -> list[dict[str, Any]]:
+def differences(target: Model, ours: Trace, plain: Trace) -> list[Difference]:
     """Each request whose tokens differ: request, token, and margin there.
 
     The margin is the logit of plain decoding's token less that of ours, after the common text, by
@@ -39,7 +40,7 @@ def differences(target: Model, ours: Trace, plain: Trace) -> list[dict[str, Any]
             logits = next_logits(target, prefix)
             margin = float(logits[b[token]] - logits[a[token]])
         at = min(len(a), len(b)) if token is None else token
-        found.append({"request": request, "token": at, "margin": margin})
+        found.append(Difference(request, at, margin))
     return found
 
 

@@ -9,18 +9,20 @@ from typing import Any
 
 from specjax import api
 from specjax.checkpoint.load import Model, load
+from specjax.core import machine
 from specjax.core.assignments import assign
 from specjax.drafters import Spec
-from specjax.lab.bench import environment, plan
-from specjax.lab.bench.curves import Curve, parse_curve
+from specjax.lab.bench import plan
 from specjax.lab.bench.plan import Group, Suite
-from specjax.lab.bench.stops import parse_stop
 from specjax.lab.bench.store import Store
-from specjax.lab.bench.summary import load_costs
-from specjax.lab.costs.calibration import describe_target
+from specjax.lab.bench.synthetic import Curve, parse_curve
+from specjax.lab.records import codec
+from specjax.lab.records.costs import load as load_costs
+from specjax.lab.records.run import Run, Target
 from specjax.prompts import prompt_sets
 from specjax.prompts.ids import note_unread
 from specjax.prompts.rendering import Prompt, Rendering, draw, prompts_sha256, render
+from specjax.trace.replay import parse_stop
 
 MODES = ("measure", "synthetic", "replay", "predict")
 # Of the config, what results do not depend on.
@@ -36,29 +38,67 @@ class Job:
     specs: Mapping[tuple[str, int], Spec]
     prompts: Sequence[Prompt]
     groups: Sequence[Group]
-    run: dict[str, Any]  # run.json
+    run: Run
 
 
-def suite_of(config: Mapping[str, Any]) -> Suite:
-    """The settings that are not about prompts."""
-    synthetic = config["mode"] == "synthetic"
-    return Suite(
-        drafters=tuple(config["drafters"]),
-        num_draft=tuple(config["num_draft"]),
-        rules=tuple(config["rules"]),
-        temperatures=tuple(config["temperatures"]),
-        batches=tuple(config["batches"]),
-        options=assign(config["options"], "options"),
-        max_new_tokens=config["max_new_tokens"],
-        repeats=config["repeats"],
-        seed=config["seed"],
-        # Text that is not the model's stops anywhere: there every text has its full length.
-        stop=config["stop"] and not synthetic,
-    )
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """configs/benchmark.py, which says what each field is."""
+
+    mode: str
+    target: str
+    dtype: str
+    mesh: str
+    drafters: tuple[str, ...]
+    num_draft: tuple[int, ...]
+    rules: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    batches: tuple[int, ...]
+    options: tuple[str, ...]
+    prompt_sets: tuple[str, ...]
+    num_prompts: int
+    max_prompt_tokens: int
+    template: str
+    system: str
+    template_args: tuple[str, ...]
+    turns: int
+    max_new_tokens: int
+    stop: bool
+    repeats: int
+    seed: int
+    curves: tuple[str, ...]
+    costs: str
+    stop_rules: tuple[str, ...]
+    # What results do not depend on, and run.json leaves out.
+    compilation_cache: str = ""
+    calibrate: int = 0
+    details: bool = False
+
+    @property
+    def suite(self) -> Suite:
+        """The settings that are not about prompts."""
+        return Suite(
+            drafters=self.drafters,
+            num_draft=self.num_draft,
+            rules=self.rules,
+            temperatures=self.temperatures,
+            batches=self.batches,
+            options=assign(self.options, "options"),
+            max_new_tokens=self.max_new_tokens,
+            repeats=self.repeats,
+            seed=self.seed,
+            # Text that is not the model's stops anywhere: there every text has its full length.
+            stop=self.stop and self.mode != "synthetic",
+        )
 
 
-def prepare(config: Mapping[str, Any], store: Store) -> Job:
-    """Reads and checks everything that ``config`` (configs/benchmark.py) names.
+def read_config(config: Mapping[str, Any]) -> Config:
+    """Raises ValueError, in one line that names the field, on values that are none of it."""
+    return codec.from_json(Config, config, "config")
+
+
+def prepare(settings: Mapping[str, Any], store: Store) -> Job:
+    """Reads and checks everything that ``settings`` (configs/benchmark.py) names.
 
     The answers between the turns of conversations are written here, after all checks that need
     none, and kept in ``store``.
@@ -66,28 +106,28 @@ def prepare(config: Mapping[str, Any], store: Store) -> Job:
     Raises:
       ValueError: in one line, on whatever does not exist or does not fit.
     """
-    config = json.loads(json.dumps(dict(config)))
-    mode = config["mode"]
+    config = read_config(settings)
+    mode = config.mode
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: one of {', '.join(MODES)}.")
-    suite = suite_of(config)
-    curves: list[Curve] = [parse_curve(c) for c in config["curves"]]
+    suite = config.suite
+    curves: list[Curve] = [parse_curve(c) for c in config.curves]
     if mode == "synthetic" and not curves:
         raise ValueError("mode=synthetic needs curves: a tau such as 2.5, or FILE.yaml:MODEL:MODE.")
     if mode == "replay":
         check_replay(config)
-    variables = assign(config["template_args"], "template_args")
-    how = Rendering(config["template"], config["system"], variables, config["turns"])
-    sets = [prompt_sets.load(name) for name in config["prompt_sets"]]
+    variables = assign(config.template_args, "template_args")
+    how = Rendering(config.template, config.system, variables, config.turns)
+    sets = [prompt_sets.load(name) for name in config.prompt_sets]
     names = [s.name for s in sets]
     if not sets or len(set(names)) < len(names):
         raise ValueError(f"prompt_sets={names}: name at least one, and each once.")
-    most, count = config["max_prompt_tokens"], config["num_prompts"]
+    most, count = config.max_prompt_tokens, config.num_prompts
     if most < 0:
         raise ValueError(f"max_prompt_tokens={most}: must be at least 0, which leaves none out.")
     for prompt_set in sets:  # what can be said before the target is loaded
         prompt_sets.spread(prompt_set.questions, count)
-    target = load(config["target"], dtype=config["dtype"] or None, mesh=config["mesh"] or None)
+    target = load(config.target, dtype=config.dtype or None, mesh=config.mesh or None)
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer.json, so it reads no prompts.")
     chat = target.chat_template if how.template == "chat" else None
@@ -107,35 +147,38 @@ def prepare(config: Mapping[str, Any], store: Store) -> Job:
         prompts = [p for p in whole if not most or len(p.tokens) <= most]
         left_out += len(whole) - len(prompts)
         groups = expand(prompts)
-    run = {
-        "config": {k: v for k, v in config.items() if k not in _FREE},
-        "mode": mode,
-        **environment.describe(),
-        "target": describe_target(target),
-        "dtype": str(target.dtype),
-        "prompts_sha256": prompts_sha256(prompts),
-        "prompt_sets": {s.name: s.sha256 for s in sets},
-        "num_prompts": len(prompts),
-        "left_out": left_out,
-        "template": how.template,
-        "system": how.system,
-        "thinking": dict(how.variables),
-        "turns": how.turns,
-        "cases": [case.record() for group in groups for case in group.cases],
-        "valid": None,
-        "invalid_because": [],
-    }
+    here = machine.Machine.here()
+    run = Run(
+        config=json.loads(json.dumps({k: v for k, v in settings.items() if k not in _FREE})),
+        mode=mode,
+        device=here.device,
+        machine=here,
+        versions=machine.versions("specjax", "jax", "jaxlib"),
+        git=machine.commits(),
+        load=machine.load(),
+        target=Target.of(target),
+        dtype=str(target.dtype),
+        prompts_sha256=prompts_sha256(prompts),
+        prompt_sets={s.name: s.sha256 for s in sets},
+        num_prompts=len(prompts),
+        left_out=left_out,
+        template=how.template,
+        system=how.system,
+        thinking=dict(how.variables),
+        turns=how.turns,
+        cases=tuple(case.planned for group in groups for case in group.cases),
+    )
     return Job(target, suite, specs, prompts, groups, run)
 
 
-def check_replay(config: Mapping[str, Any]) -> None:
+def check_replay(config: Config) -> None:
     """What scoring will read, before anything is recorded. Raises ValueError."""
-    if list(config["temperatures"]) != [0.0]:
+    if config.temperatures != (0.0,):
         raise ValueError("mode=replay is greedy: set temperatures=(0,).")
-    for text in config["stop_rules"]:
+    for text in config.stop_rules:
         parse_stop(text)
-    if config["costs"]:
-        load_costs(config["costs"])
+    if config.costs:
+        load_costs(config.costs, elsewhere=True)
 
 
 class Answers:

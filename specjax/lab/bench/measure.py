@@ -3,7 +3,7 @@
 A measurement is one generation of one batch of prompts by one case. All cases of a group make
 theirs before the next batch begins, in an order that alternates, so that what drifts on the machine
 meets all alike. Nothing is read from the device inside a generation that the generation itself does
-not read.
+not read. Costs and probabilities come behind the measurement.
 """
 
 from __future__ import annotations
@@ -18,16 +18,25 @@ from specjax import api, between
 from specjax.checkpoint.load import Model
 from specjax.core.compiles import Compiles
 from specjax.core.sharding import use_mesh
+from specjax.drafters.checking import bind
 from specjax.lab.bench.exactness import differences
+from specjax.lab.bench.job import Job
 from specjax.lab.bench.plan import Case, Group, Suite
-from specjax.lab.bench.store import Record, Store, write_json
-from specjax.lab.bench.synthetic import mark
+from specjax.lab.bench.store import Store
+from specjax.lab.bench.synthetic import Forced
+from specjax.lab.costs import calibration
+from specjax.lab.costs.adaptive import is_adaptive
+from specjax.lab.records import costs as known_costs
+from specjax.lab.records.case import PLAIN
+from specjax.lab.records.codec import to_json
+from specjax.lab.records.run import Measurement, Warmup
 from specjax.prompts.rendering import Prompt
 from specjax.session import Session, bucket, plan_chunks
-from specjax.trace.trace import Trace
+from specjax.trace import trace_file
+from specjax.trace.trace import Cycle, Trace
 
 # (what is being done, measurements made, of how many)
-Report = Callable[[str, int, int], None]
+Report = Callable[[str, float, float], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,19 +66,11 @@ def batches_of(prompts: Sequence[Prompt], size: int) -> list[Batch]:
     ]
 
 
-def measure(
-    target: Model,
-    suite: Suite,
-    groups: Sequence[Group],
-    prompts: Sequence[Prompt],
-    store: Store,
-    report: Report = lambda *_: None,
-) -> None:
+def measure(job: Job, store: Store, report: Report = lambda *_: None) -> None:
     """Makes every measurement that ``store`` lacks; each is kept before the next begins."""
+    target, suite, groups = job.target, job.suite, job.groups
     done = {c.name: _done(store, c) for g in groups for c in g.cases}
-    work = {
-        g: batches_of([p for p in prompts if p.prompt_set == g.prompt_set], g.batch) for g in groups
-    }
+    work = {g: batches_of(asked_by(g, job.prompts), g.batch) for g in groups}
     total = sum(len(work[g]) * suite.repeats * len(g.cases) for g in groups)
     made = sum(map(len, done.values()))
     for group in groups:
@@ -84,15 +85,15 @@ def measure(
                 report(f"warming {case.name}", made, total)
                 compiles = Compiles()
                 warm(target, suite, case, batches)
-                store.write_warmup(case.name, compiles.count, compiles.seconds)
+                store.write_warmup(case.name, Warmup(compiles.count, compiles.seconds))
         for batch, repeat, order in turns(batches, suite.repeats, len(group.cases)):
             for place, index in enumerate(order):
                 case = group.cases[index]
                 if (batch.index, repeat) not in missing[case.name]:
                     continue
-                record, trace = measure_one(target, suite, case, batch)
-                record |= {"repeat": repeat, "order": place}
-                store.add_result(case.name, record, trace)
+                line, trace = measure_one(target, suite, case, batch)
+                line = dataclasses.replace(line, repeat=repeat, order=place)
+                store.add_result(case.name, line, trace)
                 made += 1
                 report(case.name, made, total)
         for case in group.cases:
@@ -105,7 +106,7 @@ def asked_by(group: Group, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _done(store: Store, case: Case) -> set[tuple[int, int]]:
-    return {(r["batch"], r["repeat"]) for r in store.results(case.name)}
+    return {(r.batch, r.repeat) for r in store.results(case.name)}
 
 
 def turns(
@@ -137,29 +138,29 @@ def generate(
     )
 
 
-def measure_one(target: Model, suite: Suite, case: Case, batch: Batch) -> tuple[Record, Trace]:
-    """One generation, timed: its record, and the trace of its prompts."""
+def measure_one(target: Model, suite: Suite, case: Case, batch: Batch) -> tuple[Measurement, Trace]:
+    """One generation, timed: its line, and the trace of its prompts."""
     compiles = Compiles()
     out = generate(target, suite, case, batch)
     num = len(batch.prompts)
     tokens = out.tokens[:num]
-    record = {
-        "batch": batch.index,
-        "prompts": [p.id for p in batch.prompts],
-        "seconds": out.seconds,
-        "prefill_seconds": out.trace.texts[0].prefilled,
-        "tokens": [len(t) for t in tokens],
-        "compiles": compiles.count,
-        "tokens_sha256": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
-    }
+    line = Measurement(
+        batch=batch.index,
+        prompts=tuple(p.id for p in batch.prompts),
+        seconds=out.seconds,
+        prefill_seconds=out.trace.texts[0].prefilled,
+        tokens=tuple(len(t) for t in tokens),
+        compiles=compiles.count,
+        tokens_sha256=hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+    )
     texts = [
         dataclasses.replace(text, category=prompt.category)
         for text, prompt in zip(out.trace.texts, batch.prompts)
     ]
     setup: dict[str, Any] = {**out.trace.setup, "drafter": case.drafter}
     if case.curve is not None:
-        setup = mark(setup, case.curve, case.num_draft)
-    return record, Trace(out.trace.rows[:num], tuple(texts), setup)
+        setup["synthetic"] = to_json(case.curve.record(case.num_draft))
+    return line, Trace(out.trace.rows[:num], tuple(texts), setup)
 
 
 def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> None:
@@ -207,10 +208,9 @@ def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> N
 
 def note_differences(target: Model, store: Store, plain: Case, case: Case) -> None:
     """Keeps where a text that should be plain decoding's is another, and by which margin."""
-    path = store.case(case.name) / "differences.json"
-    if case is plain or case.rule != "greedy" or path.exists():
-        return
-    write_json(path, differences(target, store.trace(case.name), store.trace(plain.name)))
+    if case is not plain and case.rule == "greedy" and store.differences(case.name) is None:
+        found = differences(target, store.trace(case.name), store.trace(plain.name))
+        store.write_differences(case.name, found)
 
 
 def finish(store: Store, case: Case, num_batches: int, repeats: int) -> None:
@@ -219,13 +219,113 @@ def finish(store: Store, case: Case, num_batches: int, repeats: int) -> None:
     The texts of all repeats are equal, or the run is not valid; only their times differ.
     """
     records = store.results(case.name)
-    if len({(r["batch"], r["repeat"]) for r in records}) < num_batches * repeats:
+    if len({(r.batch, r.repeat) for r in records}) < num_batches * repeats:
         raise AssertionError(f"{case.name} lacks measurements")
     if store.has_trace(case.name):
         store.remove_parts(case.name)  # of which a kill may have left some
         return
     chosen = []
     for index in range(num_batches):
-        same = sorted((r for r in records if r["batch"] == index), key=lambda r: r["seconds"])
-        chosen.append(store.part(case.name, index, same[(len(same) - 1) // 2]["repeat"]))
+        same = sorted((r for r in records if r.batch == index), key=lambda r: r.seconds)
+        chosen.append(store.part(case.name, index, same[(len(same) - 1) // 2].repeat))
     store.complete(case.name, Trace.join(chosen))
+
+
+def calibrate(
+    job: Job, store: Store, *, repeats: int, say: Report = lambda *_: None
+) -> tuple[str, ...]:
+    """Adds to costs.json what it lacks; each drafter's costs are kept before the next begins.
+
+    Returns:
+      Drafters that have none: a cycle of theirs verifies as many guesses as pay, at no one cost.
+    """
+    path = store.path / "costs.json"
+    known = known_costs.load(path) if path.exists() else None
+    settings: dict[tuple[str, str, float], list[Case]] = {}
+    adaptive: dict[str, None] = {}
+    for group in job.groups:
+        for case in group.cases:
+            if is_adaptive(bind(case.spec, job.target, "one_hot")[0]):
+                adaptive[case.drafter] = None
+            elif case.drafter != PLAIN:
+                rule = case.rule.removeprefix("synthetic-")
+                settings.setdefault((case.drafter, rule, case.temperature), []).append(case)
+    contexts = sorted(set(_slots(job)))
+    for i, ((drafter, rule, temperature), cases) in enumerate(settings.items()):
+        judge = cases[0].verifier
+        if known is not None and any(
+            (c.drafter, c.rule, c.temperature) == (drafter, rule, temperature) for c in known.costs
+        ):
+            continue
+        found = calibration.calibrate(
+            job.target,
+            cases[0].spec,
+            ks=sorted({c.num_draft for c in cases}),
+            batches=job.suite.batches,
+            contexts=contexts,
+            repeats=repeats,
+            temperature=temperature,
+            rule=judge.inner if isinstance(judge, Forced) else judge,
+            progress=lambda share, what, i=i, name=drafter: say(  # type: ignore[misc]
+                f"costs of {name}: {what}", (i + share) / len(settings), 1
+            ),
+        ).named(drafter)
+        known = found if known is None else known.join(found)
+        known.save(path)
+    return tuple(adaptive)
+
+
+def _slots(job: Job) -> list[int]:
+    """The fewest and the most slots that the caches of a row have."""
+    lengths = [len(p.tokens) for p in job.prompts]
+    k = max(case.num_draft for group in job.groups for case in group.cases)
+    longest = job.target.config.max_position_embeddings
+    most = min(max(lengths) + job.suite.max_new_tokens + k + 1, longest)
+    return [bucket(min(lengths) + 1), bucket(most)]
+
+
+def add_details(job: Job, store: Store, report: Report = lambda *_: None) -> None:
+    """Probabilities for the trace of every case that guesses; what is there is not made again.
+
+    Each case runs once more, untimed, as they cost a softmax a cycle. Texts are those of the timed
+    runs; where rounding in the other program made a row's cycles differ, that row stays without.
+    """
+    work: list[tuple[Case, list[Batch]]] = []
+    for group in job.groups:
+        batches = batches_of(asked_by(group, job.prompts), group.batch)
+        for case in group.cases:
+            if case.num_draft and not has_details(store.trace(case.name)):
+                work.append((case, batches))
+    total, made = sum(len(batches) for _, batches in work), 0
+    for case, batches in work:
+        folder = store.case(case.name) / "details"
+        folder.mkdir(exist_ok=True)
+        paths = [folder / f"{batch.index:04d}.jsonl" for batch in batches]
+        for batch, path in zip(batches, paths):
+            if not path.exists():
+                out = generate(job.target, job.suite, case, batch, details=True)
+                rows = out.trace.rows[: len(batch.prompts)]
+                trace_file.save(Trace(rows, setup=out.trace.setup), path)
+            made += 1
+            report(f"probabilities of {case.name}", made, total)
+        detailed = Trace.join([trace_file.load(path) for path in paths])
+        store.complete(case.name, merge(store.trace(case.name), detailed))
+        for path in paths:
+            path.unlink()
+        folder.rmdir()
+
+
+def has_details(trace: Trace) -> bool:
+    return any(cycle.detail is not None for cycle in trace)
+
+
+def merge(timed: Trace, detailed: Trace) -> Trace:
+    """The times of one with the probabilities of the other, row by row."""
+
+    def row(mine: tuple[Cycle, ...], other: tuple[Cycle, ...]) -> tuple[Cycle, ...]:
+        if tuple(dataclasses.replace(c, detail=None) for c in other) != mine:
+            return mine
+        return tuple(dataclasses.replace(a, detail=b.detail) for a, b in zip(mine, other))
+
+    rows = tuple(row(a, b) for a, b in zip(timed.rows, detailed.rows, strict=True))
+    return dataclasses.replace(timed, rows=rows)

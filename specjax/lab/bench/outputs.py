@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from specjax.core.files import write_atomically
 from specjax.lab.bench import aiperf
-from specjax.lab.bench.store import Store
-from specjax.lab.view import escape, headline, marks
+from specjax.lab.bench.store import Store, difference
+from specjax.lab.records.case import Case
+from specjax.lab.records.run import Run, Summary
+from specjax.lab.view import escape, marks
+from specjax.lab.view.headline import headline
 from specjax.lab.view.report import write_report
+from specjax.lab.view.result import read_results
 from specjax.lab.view.tables import table
 
+# What must be equal of runs that are compared; the hash last, as the others say why it differs.
+SAME = ("template", "system", "thinking", "turns", "prompt_sets", "num_prompts", "prompts_sha256")
 
-def write(store: Store, summary: Mapping[str, Any]) -> None:
+
+def write(store: Store, summary: Summary) -> None:
     """Writes results.csv, .md and .tex, figures/, report.html, and each case's aiperf.jsonl.
 
     Raises:
       OSError: if they cannot be written.
     """
     tables(store.path, summary)
-    for case in summary["cases"]:
-        if case["num_draft"] and store.has_trace(case["name"]):
-            aiperf.save(store.trace(case["name"]), store.case(case["name"]) / "aiperf.jsonl")
+    for case in summary.cases:
+        if case.num_draft and store.has_trace(case.name):
+            aiperf.save(store.trace(case.name), store.case(case.name) / "aiperf.jsonl")
     write_report(store.path)
 
 
-def write_comparison(
-    directories: Sequence[str | Path], summary: Mapping[str, Any], output: Path
-) -> None:
+def write_comparison(directories: Sequence[str | Path], summary: Summary, output: Path) -> None:
     """The same of several runs, into a directory of its own. Raises OSError."""
     output.mkdir(parents=True, exist_ok=True)
     tables(output, summary)
     write_report(list(directories), output=output)
 
 
-def tables(path: Path, summary: Mapping[str, Any]) -> None:
+def tables(path: Path, summary: Summary) -> None:
     """results.csv, .md and .tex: what the run says first, what must stand beside it, the table."""
-    first, beside = headline.of_summary(summary), remarks(summary)
+    first, beside = headline(summary), remarks(summary.run, summary.rows)
     told = [*(escape.markdown(line) + "\n\n" for line in first)]
     told += [f"> {escape.markdown(line)}  \n" for line in beside]
     comments = "".join(f"% {escape.one_line(line)}\n" for line in [*first, *beside])
@@ -50,13 +54,34 @@ def tables(path: Path, summary: Mapping[str, Any]) -> None:
         write_atomically(path / f"results.{suffix}", text)
 
 
-def remarks(summary: Mapping[str, Any]) -> list[str]:
-    """What must stand beside every table of a run: its marks, and what it was."""
-    run, cases = summary["run"], [*(summary.get("pooled") or ()), *summary["cases"]]
-    thinking = f", {run['thinking']}" if run["thinking"] else ""
-    prompts = f"{run['num_prompts']} prompts of {', '.join(run['prompt_sets'])}"
+def remarks(run: Run, cases: Sequence[Case]) -> list[str]:
+    """What must stand beside every table of cases of a run: its marks, and what it was."""
+    thinking = f", {dict(run.thinking)}" if run.thinking else ""
+    prompts = f"{run.num_prompts} prompts of {', '.join(run.prompt_sets)}"
+    name = "" if run.target is None else run.target.name
     return [
         *marks.lines(marks.marks(run, cases)),
-        f"{run['target']['name']} in {run['dtype']} on {run['device']}; {prompts}, template "
-        f"{run['template']}{thinking}, SHA-256 {run['prompts_sha256'][:16]}.",
+        f"{name} in {run.dtype} on {run.device}; {prompts}, template {run.template}{thinking}, "
+        f"SHA-256 {(run.prompts_sha256 or '')[:16]}.",
     ]
+
+
+def compare(directories: Sequence[str | Path]) -> Summary:
+    """The cases of several complete runs, each with its run's name, in one table.
+
+    Runs on different devices or of different versions may be compared; over different prompts they
+    may not.
+
+    Raises:
+      ValueError: in one line, on a directory without results, or if the runs did not ask the same
+        prompts in the same way.
+    """
+    if len(directories) < 2:
+        raise ValueError("Name at least two runs to compare.")
+    runs = [Store(d).read_run() for d in directories]
+    for directory, run in zip(directories[1:], runs[1:]):
+        for field in SAME:
+            if getattr(runs[0], field) != getattr(run, field):
+                told = difference(field, runs[0], run, who=str(directory))
+                raise ValueError(f"{directories[0]} and {directory} are not comparable: {told}.")
+    return read_results(directories)

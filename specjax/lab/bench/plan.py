@@ -19,8 +19,8 @@ from specjax.drafters import NoDraft, Spec
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import ask, with_num_draft
-from specjax.lab.bench.curves import Curve
-from specjax.lab.bench.synthetic import NOT_THE_MODELS, Forced
+from specjax.lab.bench.synthetic import Curve, Forced
+from specjax.lab.records.case import PLAIN, Planned
 from specjax.limits import check_memory
 from specjax.prompts.rendering import Prompt
 from specjax.request import prepare
@@ -73,7 +73,7 @@ class Case:
 
     name: str  # its directory
     prompt_set: str
-    drafter: str  # "none": plain decoding
+    drafter: str
     num_draft: int
     rule: str
     temperature: float
@@ -85,18 +85,16 @@ class Case:
     spec: Spec = dataclasses.field(default_factory=NoDraft, compare=False)
     verifier: Rule | None = dataclasses.field(default=None, compare=False)
 
-    def record(self) -> dict[str, Any]:
-        """As JSON values."""
-        hidden = ("spec", "verifier", "curve")
-        record = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden
-        }
-        record["family"] = str(family_of(self.spec))
-        if self.verifier is not None and not self.verifier.lossless:
-            record["lossless"] = False
-        if self.curve is not None:
-            record["synthetic"] = {**self.curve.record(self.num_draft), "note": NOT_THE_MODELS}
-        return record
+    @property
+    def planned(self) -> Planned:
+        """As run.json has it."""
+        shared = {f.name for f in dataclasses.fields(Planned)} & vars(self).keys()
+        return Planned(
+            **{name: getattr(self, name) for name in shared},
+            family=str(family_of(self.spec)),
+            lossless=self.verifier is None or self.verifier.lossless,
+            synthetic=None if self.curve is None else self.curve.record(self.num_draft),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +207,7 @@ def _cases(
             verifier=verifier,
         )
 
-    cases = [case("none", NoDraft(), None)]
+    cases = [case(PLAIN, NoDraft(), None)]
     for (label, _), spec in specs.items():
         for rule in suite.rules or (None,):
             for curve in curves or (None,):

@@ -1,8 +1,8 @@
-"""Does the cost model predict what is measured? Both in one run, round by round.
+"""What the cost model predicts, beside measurements of one pair, or from curves and stored costs.
 
-A round measures, for one k after the other, generations with and without the drafter in turn, and
-takes a sample of the costs of that k behind each prompt; so whatever drifts on the machine meets
-both sides.
+A round of `PredictionCheck` measures, for one k after the other, generations with and without the
+drafter in turn, and takes a sample of the costs of that k behind each prompt; so whatever drifts on
+the machine meets both sides.
 """
 
 from __future__ import annotations
@@ -10,13 +10,32 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from specjax import api
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
-from specjax.lab.costs.calibration import Cell, check_fits, with_num_draft
-from specjax.lab.costs.cost_model import Costs, predict, survival_of
+from specjax.drafters.checking import bind
+from specjax.drafters.family import family_of
+from specjax.lab.bench.synthetic import Curve
+from specjax.lab.costs.calibration import (
+    Cell,
+    calibrate,
+    check_fits,
+    choose_ks,
+    drafter_name,
+    with_num_draft,
+)
+from specjax.lab.costs.cost_model import predict, survival_of
+from specjax.lab.costs.explain import Explanation, explain
+from specjax.lab.records.costs import Calibration, Costs
+from specjax.lab.records.costs import load as load_costs
+from specjax.lab.records.prediction import Forecast
+from specjax.lab.view import grid
+from specjax.lab.view.grid import Cell as Text
+from specjax.lab.view.grid import Column, Grid, Group
 from specjax.limits import MIN_SLOTS, bucket
 from specjax.trace import metrics
 from specjax.trace.trace import Trace
@@ -130,23 +149,22 @@ class PredictionCheck:
                 if not first:
                     plain.append(self._one(NoDraft(), prompt))
                 self._cell.sample(k, reverse=first)
-            fast, slow = (metrics.figures(Trace.join(t))["tpot_ms"] for t in (ours, plain))
-            self._ratios[k].append(slow / fast)
+            self._ratios[k].append(_pace(Trace.join(plain)) / _pace(Trace.join(ours)))
 
     def result(self) -> Check:
         """Of the rounds so far."""
         costs = self._cell.costs()
         figures = {k: metrics.figures(trace) for k, trace in self._traces.items()}
-        curves = {k: survival_of(f["accept_hist"], k) for k, f in figures.items()}
+        curves = {k: survival_of(f.accept_hist, k) for k, f in figures.items()}
         largest = predict(curves[self._ks[-1]], costs, self._ks)
         rows = []
         for i, k in enumerate(self._ks):
-            found = predict(curves[k], costs, [k], alpha=figures[k]["alpha_hat"])
+            found = predict(curves[k], costs, [k], alpha=figures[k].alpha_hat)
             speedup = statistics.median(self._ratios[k])
             rows.append(
                 Checked(
                     k=k,
-                    tau=figures[k]["tau"],
+                    tau=self._traces[k].tau,
                     speedup=speedup,
                     predicted=found.speedup[0],
                     ratio=speedup / found.speedup[0],
@@ -155,3 +173,152 @@ class PredictionCheck:
                 )
             )
         return Check(tuple(rows), costs, self._rounds)
+
+
+def _pace(trace: Trace) -> float:
+    """Milliseconds a token."""
+    pace = metrics.figures(trace).tpot_ms
+    assert pace is not None, "these traces have times"
+    return pace
+
+
+def explain_pair(
+    target: Model,
+    spec: Spec | str,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    rule: str | None = None,
+    repeats: int = 5,
+    progress: Progress = lambda share, what: None,
+) -> tuple[Explanation, Calibration]:
+    """Measures, calibrates and explains one drafter on one target, in one go.
+
+    Decodes the prompts as one batch with and without the drafter, calibrates, and explains.
+
+    Costs are measured at the drafter's own k, at smaller ones for the best k, at twice as many if
+    it can guess so many, and at batch 1 besides the batch of all prompts.
+
+    Args:
+      target: from `specjax.load`.
+      spec: the drafter, or its name.
+      prompts: token ids.
+      max_new_tokens: of every text.
+      temperature: of sampling; 0: greedy.
+      rule: of verification; None: the best.
+      repeats: rounds, of generations as of calibration.
+      progress: called before each step.
+
+    Raises:
+      ValueError: in one line, on what cannot be served or calibrated.
+    """
+    spec = as_spec(spec, target)
+    k = bind(spec, target, "one_hot")[0].num_draft
+    ks = sorted({j for j in choose_ks(target, spec, None) if j <= 2 * k} | {k})
+    batch, longest = len(prompts), max(map(len, prompts), default=0) + max_new_tokens
+
+    def generate(drafter: Spec, rule: str | None) -> Trace:
+        texts = [list(p) for p in prompts]
+        return api.generate(
+            target,
+            drafter,
+            texts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            rule=rule,
+        ).trace
+
+    sides = [(spec, rule), (NoDraft(), None)]
+    for i, side in enumerate(sides):  # compiles
+        progress(0.1 * i, "warming up")
+        generate(*side)
+    ratios = []
+    for j in range(repeats):
+        progress(0.2 + 0.2 * j / repeats, f"generation {j + 1} of {repeats}")
+        order = (0, 1) if j % 2 == 0 else (1, 0)
+        traces = {i: generate(*sides[i]) for i in order}
+        ratios.append(_pace(traces[1]) / _pace(traces[0]))
+    trace = traces[0]
+    known = calibrate(
+        target,
+        spec,
+        ks=ks,
+        batches=sorted({1, batch}),
+        contexts=[longest],
+        temperature=temperature,
+        rule=rule,
+        repeats=repeats,
+        progress=lambda share, what: progress(0.4 + 0.6 * share, what),
+    )
+    costs = [known.at(batch=b, context=longest, drafter=drafter_name(spec)) for b in (batch, 1)]
+    found = explain(
+        metrics.figures(trace),
+        costs[0],
+        speedup=statistics.median(ratios),
+        device=known.machine.device,
+        single=costs[1],
+        family=family_of(spec),
+    )
+    return found, known
+
+
+def forecast(costs: str | Path, curves: Sequence[Curve]) -> list[Forecast]:
+    """Speedup against k, without a device.
+
+    One for each curve, and each drafter, rule, temperature, batch and context of the costs.
+
+    Args:
+      costs: costs.json, or the directory of a run that has one.
+      curves: each is taken to the most guesses that it and the costs know.
+
+    Raises:
+      ValueError: in one line, without curves, or on a file of costs that is none.
+    """
+    known = load_costs(costs, elsewhere=True)
+    if not curves:
+        raise ValueError("mode=predict needs curves: TAU@K, FILE.yaml:MODEL:MODE, or RUN:CASE.")
+    return [_forecast(curve, cell) for curve in curves for cell in known.costs]
+
+
+def _forecast(curve: Curve, costs: Costs) -> Forecast:
+    if curve.tau is not None and curve.at is None:
+        raise ValueError(f"curve {curve.source}: at which k? Write {curve.tau:g}@K.")
+    ks = [k for k in costs.ks if curve.most is None or k <= curve.most]
+    if not ks:
+        raise ValueError(
+            f"{curve.source}: none of the k with costs ({', '.join(map(str, costs.ks))}) fits it."
+        )
+    survival = curve.survival(max(ks))
+    return Forecast(
+        **vars(predict(survival, costs, ks)),
+        curve=curve.label,
+        source=curve.source,
+        survival=survival,
+        drafter=costs.drafter,
+        rule=costs.rule,
+        temperature=costs.temperature,
+    )
+
+
+def markdown(forecasts: Sequence[Forecast]) -> str:
+    """A table of each: k, tau, speedup, what a single alpha would have said."""
+    names = ("k", "tau", "cost, plain steps", "speedup", "by one alpha", "tokens/s")
+    columns, blocks = tuple(Column(name, numeric=True) for name in names), []
+    for f in forecasts:
+        rows = zip(f.ks, f.tau, f.cost, f.speedup, f.single_alpha_speedup, f.tokens_per_s)
+        cells = tuple(
+            (
+                *(Text(f"{k}"), Text(f"{tau:.2f}"), Text(f"{cost:.2f}")),
+                Text(f"{speedup:.2f}x", best=k == f.best_k),
+                *(Text(f"{single:.2f}x"), Text(f"{speed:.0f}")),
+            )
+            for k, tau, cost, speedup, single, speed in rows
+        )
+        title = (
+            f"{f.source}; {f.drafter or 'no draft'}, {f.rule}, T={f.temperature:g}, "
+            f"batch {f.batch}, {f.context} slots"
+        )
+        text = grid.markdown(Grid(columns, (Group(title, cells),)))
+        blocks.append(text + "\nPlain decoding is as fast as any k.\n" * (f.best_k == 0))
+    return "\n".join(blocks)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from specjax.drafters.spec import ask
-from specjax.lab.bench.job import Job
-from specjax.lab.bench.plan import Case
+from specjax.lab.bench import plan
+from specjax.lab.bench.job import Job, read_config
+from specjax.lab.bench.measure import Report
 from specjax.lab.bench.recorder import record
-from specjax.lab.bench.stops import parse_stop
-from specjax.lab.bench.store import Record, Store, write_json
-from specjax.lab.bench.summary import chosen_by_category, load_costs, predicted
-from specjax.lab.costs.pooled import pool
+from specjax.lab.bench.store import Store
+from specjax.lab.bench.summary import by_category, finish, predicted
+from specjax.lab.records.case import PLAIN, Case, Figures
+from specjax.lab.records.costs import load as load_costs
+from specjax.lab.records.run import Summary
 from specjax.trace import metrics, replay, trace_file
 from specjax.trace.trace import Trace
-
-Report = Callable[[str, int, int], None]
 
 
 def record_all(job: Job, store: Store, report: Report = lambda *_: None) -> None:
@@ -61,7 +60,7 @@ def record_all(job: Job, store: Store, report: Report = lambda *_: None) -> None
             path.unlink(missing_ok=True)
 
 
-def to_record(job: Job) -> Iterator[Case]:
+def to_record(job: Job) -> Iterator[plan.Case]:
     """Of a drafter whose k guesses are the first of more, the most; of others each k."""
     batch = job.suite.batches[0]
     seen = set()
@@ -69,7 +68,7 @@ def to_record(job: Job) -> Iterator[Case]:
         for case in sorted(group.cases, key=lambda c: -c.num_draft):
             nested = bool(ask(case.spec, "nested"))
             key = (case.prompt_set, case.drafter, nested or case.num_draft)
-            if case.batch == batch and case.drafter != "none" and key not in seen:
+            if case.batch == batch and case.drafter != PLAIN and key not in seen:
                 seen.add(key)
                 yield case
 
@@ -86,20 +85,20 @@ def join(parts: Sequence[Trace]) -> Trace:
     return dataclasses.replace(whole, setup={**whole.setup, "recording": details})
 
 
-def score(store: Store) -> Record:
+def score(store: Store) -> Summary:
     """Scores every recording of a run; writes traces and metrics.json. No model is needed.
 
     Raises:
       ValueError: in one line, if there is no recording, or a file is damaged.
     """
     run = store.read_run()
-    config = run["config"]
-    stops = [("", None), *map(parse_stop, config["stop_rules"])]
+    config = read_config(run.config)
+    stops = [("", None), *map(replay.parse_stop, config.stop_rules)]
     paths = sorted((store.path / "recordings").glob("*.jsonl"))
     if not paths:
         raise ValueError(f"{store.path} has no recordings yet; start the run again.")
-    found = load_costs(config["costs"]) if config["costs"] else None
-    cases: list[Record] = []
+    known = load_costs(config.costs, elsewhere=True) if config.costs else None
+    cases = []
     for path in paths:
         source = trace_file.load(path)
         for k in source.setup["recording"]["exact_k"]:
@@ -107,20 +106,12 @@ def score(store: Store) -> Record:
                 if stop is not None and not unsure(source):
                     continue  # nothing to stop for
                 trace = replay.replay(source, k, stop=stop)
-                case = {**_case(source, k, label), "stop_rule": label or None}
-                case["batch"] = config["batches"][0]  # of the costs; tau is the same in any
-                case |= {"metrics": metrics.figures(trace)}
-                case |= {"intervals": metrics.with_intervals(trace)}
-                case |= {"per_category": chosen_by_category(trace)}
-                if found is not None and not label:
-                    case["predicted"] = predicted(found, case, case["metrics"], trace, None)
-                store.complete(case["name"], trace)
+                case = _case(source, trace, k, label, config.batches[0])
+                if known is not None and not label:
+                    case = dataclasses.replace(case, predicted=predicted(known, case, trace))
+                store.complete(case.name, trace)
                 cases.append(case)
-    run |= {"valid": True, "invalid_because": []}
-    store.write_run(run)
-    summary = {"run": run, "pooled": pool(cases, store.trace), "cases": cases}
-    write_json(store.path / "metrics.json", summary)
-    return summary
+    return finish(store, run, cases, ())
 
 
 def unsure(source: Trace) -> bool:
@@ -128,19 +119,23 @@ def unsure(source: Trace) -> bool:
     return any(q < 1 for c in source if c.detail is not None for q in c.detail.q)
 
 
-def _case(source: Trace, k: int, label: str) -> Record:
-    setup: Mapping[str, Any] = source.setup
+def _case(source: Trace, trace: Trace, k: int, label: str, batch: int) -> Case:
+    """The figures of a replay; ``batch`` is that of the costs: tau is the same in any."""
+    setup = source.setup
     parts = [setup["prompt_set"], setup["drafter"], f"k{k}"]
     parts += [label] if label else []
-    return {
-        "name": re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join([*parts, "replay"])),
-        "prompt_set": setup["prompt_set"],
-        "drafter": setup["drafter"],
-        "num_draft": k,
-        "rule": f"greedy {label}".strip(),
-        "temperature": 0.0,
-        "mode": "replay",
-        "family": setup.get("family"),
-        "compare": None,
-        "predicted": None,
-    }
+    return Case(
+        name=re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join([*parts, "replay"])),
+        prompt_set=setup["prompt_set"],
+        drafter=setup["drafter"],
+        num_draft=k,
+        rule=f"greedy {label}".strip(),
+        temperature=0.0,
+        batch=batch,
+        mode="replay",
+        family=setup.get("family"),
+        stop_rule=label or None,
+        metrics=Figures(**vars(metrics.figures(trace))),
+        intervals=metrics.with_intervals(trace),
+        per_category=by_category(trace),
+    )

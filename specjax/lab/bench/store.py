@@ -12,8 +12,9 @@ metrics.json, results.*, figures/, report.html: made of the above by `bench.summ
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,15 @@ from specjax.core.files import (
     try_directory,
     write_atomically,
 )
+from specjax.lab.records import codec
+from specjax.lab.records.run import FIXED, VERSION, Difference, Measurement, Run, Warmup, read_run
 from specjax.prompts.rendering import Prompt
 from specjax.runs.results import shorten
 from specjax.trace import trace_file
 from specjax.trace.trace import Trace
 
-Record = dict[str, Any]
 # What a run that was killed at any moment may have written before run.json.
 _BEFORE = ("answers.jsonl", "prompts.jsonl", ".lock", "prompts.jsonl.tmp", "run.json.tmp")
-# Of run.json: a run goes on only where these are what they were.
-FIXED = ("config", "prompts_sha256", "target", "machine", "versions")
 
 
 class Store:
@@ -47,18 +47,18 @@ class Store:
     def run_path(self) -> Path:
         return self.path / "run.json"
 
-    def read_run(self) -> Record:
+    def read_run(self) -> Run:
         """run.json. Raises ValueError if there is none."""
         try:
-            run = read_json(self.run_path)
+            found = codec.read_file(self.run_path)
         except (FileNotFoundError, NotADirectoryError):
             raise ValueError(f"{self.path} holds no benchmark run: run.json is missing.") from None
-        if not isinstance(run, dict) or any(field not in run for field in FIXED):
+        if not isinstance(found, dict) or any(field not in found for field in FIXED):
             raise ValueError(f"{self.run_path} is not of a benchmark run.")
-        return run
+        return read_run(found, str(self.run_path))
 
-    def write_run(self, run: Mapping[str, Any]) -> None:
-        write_json(self.run_path, run)
+    def write_run(self, run: Run) -> None:
+        codec.write_file(self.run_path, {"version": VERSION, **codec.to_json(run)})
 
     def look(self) -> None:
         """Sees, before any work, that the directory can be written, and that nobody else does.
@@ -80,26 +80,27 @@ class Store:
         try_directory(self.path, "--workdir")
         hold(self.path, inside=True)
 
-    def begin(self, run: Record, prompts: Iterable[Prompt]) -> Record:
+    def begin(self, run: Run, prompts: Iterable[Prompt]) -> Run:
         """Opens the directory for the run, or continues it. Returns run.json as it is now.
 
         Raises:
           ValueError: if the directory holds another run.
           OSError: if it cannot be written.
         """
-        run = json.loads(json.dumps(run))
         if self.run_path.exists():
             before = self.read_run()
             for field in FIXED:
-                if before[field] != run[field]:
+                if getattr(before, field) != getattr(run, field):
                     raise ValueError(
                         f"{self.path} holds a run with {difference(field, before, run)}; use "
                         "another --workdir, or that setting."
                     )
-            commits = before.get("git", [])
-            run["git"] = commits + [c for c in run.get("git", []) if c not in commits]
-            run["load"] = before.get("load", []) + run.get("load", [])
-            run["others"] = before.get("others", [])
+            run = dataclasses.replace(
+                run,
+                git=tuple(dict.fromkeys(before.git + run.git)),
+                load=before.load + run.load,
+                others=before.others,
+            )
         elif self.path.exists() and any(p.name not in _BEFORE for p in self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no benchmark run; use another.")
         self.take()
@@ -124,16 +125,27 @@ class Store:
     def case(self, name: str) -> Path:
         return self.path / "cases" / name
 
-    def results(self, name: str) -> list[Record]:
+    def results(self, name: str) -> list[Measurement]:
         """The lines of a case so far."""
-        return read_lines(self.case(name) / "results.jsonl")
+        path = self.case(name) / "results.jsonl"
+        return [codec.from_json(Measurement, line, f"{path}: a line") for line in read_lines(path)]
 
-    def add_result(self, name: str, record: Mapping[str, Any], trace: Trace) -> None:
+    def add_result(self, name: str, line: Measurement, trace: Trace) -> None:
         """Keeps one measurement; the line is there only if its trace is."""
-        part = self._part(name, record["batch"], record["repeat"])
+        part = self._part(name, line.batch, line.repeat)
         part.parent.mkdir(parents=True, exist_ok=True)
         trace_file.save(trace, part)
-        append(self.case(name) / "results.jsonl", record)
+        append(self.case(name) / "results.jsonl", codec.to_json(line))
+
+    def differences(self, name: str) -> list[Difference] | None:
+        """Where a case's texts leave plain decoding's; None: not looked for."""
+        path = self.case(name) / "differences.json"
+        if not path.exists():
+            return None
+        return [codec.from_json(Difference, d, f"{path}: one") for d in codec.read_file(path)]
+
+    def write_differences(self, name: str, found: Sequence[Difference]) -> None:
+        codec.write_file(self.case(name) / "differences.json", found)
 
     def part(self, name: str, batch: int, repeat: int) -> Trace:
         return trace_file.load(self._part(name, batch, repeat))
@@ -147,14 +159,13 @@ class Store:
     def has_trace(self, name: str) -> bool:
         return (self.case(name) / "trace.jsonl").exists()
 
-    def write_warmup(self, name: str, compiles: int, seconds: float) -> None:
-        """Programs that were compiled before a case was measured, and how long that took."""
+    def write_warmup(self, name: str, warmup: Warmup) -> None:
         self.case(name).mkdir(parents=True, exist_ok=True)
-        write_json(self.case(name) / "warmup.json", {"programs": compiles, "compile_s": seconds})
+        codec.write_file(self.case(name) / "warmup.json", warmup)
 
-    def read_warmup(self, name: str) -> Record:
+    def warmup(self, name: str) -> Warmup | None:
         path = self.case(name) / "warmup.json"
-        return {"compile_s": read_json(path)["compile_s"]} if path.exists() else {}
+        return codec.from_json(Warmup, codec.read_file(path), str(path)) if path.exists() else None
 
     def complete(self, name: str, trace: Trace) -> None:
         """Writes a case's one trace, and removes the parts that it was made of."""
@@ -170,11 +181,9 @@ class Store:
             parts.rmdir()
 
 
-def difference(
-    field: str, before: Mapping[str, Any], now: Mapping[str, Any], who: str = "this one"
-) -> str:
+def difference(field: str, before: Run, now: Run, who: str = "this one") -> str:
     """Names what differs, and how: the field itself, or its first member that does."""
-    old, new = before.get(field), now.get(field)
+    old, new = (codec.to_json(getattr(run, field)) for run in (before, now))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
@@ -190,22 +199,13 @@ def to_line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Raises ValueError, in one line, if the file holds no JSON."""
-    return parse_json(read_bytes(path), f"{path} is damaged")
-
-
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a line; when this returns, it survives a crash."""
     with path.open("ab", buffering=0) as file:
         add_line(file, json.dumps(record, ensure_ascii=False))
 
 
-def read_lines(path: Path) -> list[Record]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a file that only ever grew. A last one that was cut is removed from it.
 
     Raises:

@@ -4,82 +4,80 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from specjax.lab.bench.exactness import SUSPICIOUS
-from specjax.lab.bench.store import Record, Store, read_json, write_json
-from specjax.lab.costs import calibration
-from specjax.lab.costs.calibration import Calibration
-from specjax.lab.costs.cost_model import costs_at
+from specjax.lab.bench.store import Store
 from specjax.lab.costs.pooled import pool
-from specjax.lab.costs.predicted import Predicted
+from specjax.lab.costs.predicted import predict_case
+from specjax.lab.records.case import Case, Category, Comparison, Figures, Planned, Wall
+from specjax.lab.records.costs import Calibration, costs_at
+from specjax.lab.records.costs import load as load_costs
+from specjax.lab.records.prediction import Predicted
+from specjax.lab.records.run import Measurement, Run, Summary
 from specjax.session import bucket, plan_chunks
 from specjax.trace import metrics
 from specjax.trace.trace import Trace
 
-# Of a category's figures, those that are shown.
-BY_CATEGORY = ("tau", "accept_rate", "survival", "tpot_ms", "tokens", "cycles", "requests")
 
-
-def summarise(store: Store) -> Record:
+def summarise(store: Store) -> Summary:
     """Writes metrics.json and the verdict in run.json; returns the former.
 
     Raises:
       ValueError: if a case is not complete, or a file is damaged.
     """
     run = store.read_run()
-    lacking = [c["name"] for c in run["cases"] if not store.has_trace(c["name"])]
+    lacking = [c.name for c in run.cases if not store.has_trace(c.name)]
     if lacking:
         raise ValueError(
-            f"{store.path} is not complete: {len(lacking)} of {len(run['cases'])} cases are "
+            f"{store.path} is not complete: {len(lacking)} of {len(run.cases)} cases are "
             f"missing, such as {lacking[0]}; start the run again to go on."
         )
-    costs = load_costs(store.path) if (store.path / "costs.json").exists() else None
-    cases = [_case(store, case, costs) for case in run["cases"]]
-    because = invalid_because(store, run, cases)
-    run |= {"valid": not because, "invalid_because": because}
+    path = store.path / "costs.json"
+    costs = load_costs(path, elsewhere=True) if path.exists() else None
+    cases = [_case(store, case, costs) for case in run.cases]
+    return finish(store, run, cases, tuple(invalid_because(store, run, cases)))
+
+
+def finish(store: Store, run: Run, cases: Sequence[Case], because: tuple[str, ...]) -> Summary:
+    """Writes the summary of cases, and the verdict."""
+    run = dataclasses.replace(run, valid=not because, invalid_because=because)
     store.write_run(run)
-    summary = {"run": run, "pooled": pool(cases, store.trace), "cases": cases}
-    write_json(store.path / "metrics.json", summary)
+    summary = Summary(run, tuple(cases), tuple(pool(cases, store.trace)))
+    summary.save(store.path / "metrics.json")
     return summary
 
 
-def _case(store: Store, case: Mapping[str, Any], costs: Calibration | None) -> Record:
-    name, trace = case["name"], store.trace(case["name"])
-    figures = metrics.figures(trace)
-    figures |= store.read_warmup(name)
-    figures["compiles_after_warmup"] = sum(r["compiles"] for r in store.results(name))
-    categories = chosen_by_category(trace)
-    record: Record = {
-        **case,
-        "metrics": figures,
-        "intervals": metrics.with_intervals(trace),
-        "compare": None,
-        "predicted": None,
-        "per_category": categories,
-        "wall": wall(store.results(name), store.results(case["plain"])),
-    }
-    if name != case["plain"]:
-        plain = store.trace(case["plain"])
-        record["compare"] = _compare(store, name, trace, plain)
-        for category, found in categories.items():
-            found["speedup"] = metrics.compare(_of(trace, category), _of(plain, category))[
-                "speedup"
-            ]
-        if costs is not None:
-            record["predicted"] = predicted(costs, case, figures, trace, record["compare"])
-    return record
+def _case(store: Store, planned: Planned, costs: Calibration | None) -> Case:
+    name, trace, results = planned.name, store.trace(planned.name), store.results(planned.name)
+    warmup, plain = store.warmup(name), None
+    if name != planned.plain:
+        plain = store.trace(planned.plain)
+    case = Case(
+        **vars(planned),
+        metrics=Figures(
+            **vars(metrics.figures(trace)),
+            compile_s=None if warmup is None else warmup.compile_s,
+            compiles_after_warmup=sum(r.compiles for r in results),
+        ),
+        intervals=metrics.with_intervals(trace),
+        compare=None if plain is None else _compare(store, name, trace, plain),
+        per_category=by_category(trace, plain),
+        wall=wall(results, store.results(planned.plain)),
+    )
+    if plain is None or costs is None:
+        return case
+    return dataclasses.replace(case, predicted=predicted(costs, case, trace))
 
 
-def chosen_by_category(trace: Trace) -> Record:
-    """Category -> the figures that are shown of it; {} where the set has none."""
-    return {
-        name: {key: figures[key] for key in BY_CATEGORY}
-        for name, figures in metrics.by_category(trace).items()
-        if name
-    }
+def by_category(trace: Trace, plain: Trace | None = None) -> dict[str, Category]:
+    """Category -> its figures, with the speedup over plain decoding; {} where the set has none."""
+    found = {}
+    for name, figures in metrics.by_category(trace).items():
+        if name:
+            both = None if plain is None else metrics.compare(_of(trace, name), _of(plain, name))
+            found[name] = Category(**vars(figures), speedup=None if both is None else both.speedup)
+    return found
 
 
 def _of(trace: Trace, category: str) -> Trace:
@@ -87,67 +85,40 @@ def _of(trace: Trace, category: str) -> Trace:
     return metrics.select(trace, rows)
 
 
-def _compare(store: Store, name: str, ours: Trace, plain: Trace) -> Record:
+def _compare(store: Store, name: str, ours: Trace, plain: Trace) -> Comparison:
     """`metrics.compare`, with the margin at the first difference where it was measured."""
     found = metrics.compare(ours, plain)
-    path = store.case(name) / "differences.json"
-    margins: list[Any] = read_json(path) if path.exists() else []
-    known = [d["margin"] for d in margins if d["margin"] is not None]
-    first = found["first_diff"]
-    at_first = next((d["margin"] for d in margins if [d["request"], d["token"]] == first), None)
-    return {**found, "margin_at_diff": at_first, "largest_margin": max(known, default=None)}
+    several = store.differences(name) or []
+    known = [d.margin for d in several if d.margin is not None]
+    first = (d.margin for d in several if (d.request, d.token) == found.first_diff)
+    largest = max(known, default=None)
+    return Comparison(**vars(found), margin_at_diff=next(first, None), largest_margin=largest)
 
 
-def wall(ours: Sequence[Record], plain: Sequence[Record]) -> Record:
-    """Whole generations, prefill and the host's work included, repeat by repeat.
+def wall(ours: Sequence[Measurement], plain: Sequence[Measurement]) -> Wall:
+    """Whole generations, prefill and the host's work included."""
 
-    Returns:
-      seconds_per_token, the median over repeats; speedup over plain decoding, the median of each
-      repeat's, and those (speedup_by_repeat).
-    """
-
-    def per_token(records: Sequence[Record]) -> dict[int, float]:
+    def per_token(lines: Sequence[Measurement]) -> dict[int, float]:
         found = {}
-        for repeat in sorted({r["repeat"] for r in records}):
-            same = [r for r in records if r["repeat"] == repeat]
-            tokens = sum(sum(r["tokens"]) for r in same)
-            found[repeat] = sum(r["seconds"] for r in same) / tokens
+        for repeat in sorted({r.repeat for r in lines}):
+            same = [r for r in lines if r.repeat == repeat]
+            found[repeat] = sum(r.seconds for r in same) / sum(sum(r.tokens) for r in same)
         return found
 
     mine, theirs = per_token(ours), per_token(plain)
-    ratios = [theirs[r] / mine[r] for r in mine if r in theirs]
-    return {
-        "seconds_per_token": statistics.median(mine.values()),
-        "tokens_per_s": 1 / statistics.median(mine.values()),
-        "speedup": statistics.median(ratios),
-        "speedup_by_repeat": ratios,
-    }
+    ratios = tuple(theirs[r] / mine[r] for r in mine if r in theirs)
+    each = statistics.median(mine.values())
+    return Wall(each, 1 / each, statistics.median(ratios), ratios)
 
 
-def predicted(
-    costs: Calibration,
-    case: Mapping[str, Any],
-    figures: Mapping[str, Any],
-    trace: Trace,
-    compared: Mapping[str, Any] | None,
-) -> Record | None:
+def predicted(costs: Calibration, case: Case, trace: Trace) -> Predicted | None:
     """What the cost model says to the measured acceptance; None where costs are not known."""
-    fit = [
-        c
-        for c in costs.costs
-        if (c.drafter, c.temperature) == (case["drafter"], case["temperature"])
-        and case["rule"].removeprefix("synthetic-") == c.rule
-        and c.batch == case["batch"]
-    ]
-    if not fit:
+    fit, k = [c for c in costs.of(case) if c.batch == case.batch], case.num_draft
+    if not fit or case.batch is None:
         return None
-    k = int(case["num_draft"])
     slots = min(max(mean_slots(trace, k), min(c.context for c in fit)), max(c.context for c in fit))
-    at = costs_at(fit, batch=case["batch"], context=slots)
-    if k not in at.verify:
-        return None
-    measured = None if compared is None else compared["speedup"]
-    return Predicted.of(figures, at, k, measured).record()
+    at = costs_at(fit, batch=case.batch, context=slots)
+    return predict_case(case.metrics, at, k, case.speedup) if k in at.verify else None
 
 
 def mean_slots(trace: Trace, k: int) -> int:
@@ -162,50 +133,28 @@ def mean_slots(trace: Trace, k: int) -> int:
     return round(total / max(count, 1))
 
 
-def invalid_because(
-    store: Store, run: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """Why the numbers of a run may not be used, a sentence each; empty: they may."""
-    found = []
-    for case in run["cases"]:
-        records = store.results(case["name"])
-        compiled = [r for r in records if r["compiles"]]
+def invalid_because(store: Store, run: Run, cases: Sequence[Case]) -> Iterator[str]:
+    """Why the numbers of a run may not be used, a sentence each; none: they may."""
+    for case in cases:
+        lines = store.results(case.name)
+        compiled = [r for r in lines if r.compiles]
         if compiled:
             first = compiled[0]
-            found.append(
-                f"{case['name']}: {sum(r['compiles'] for r in compiled)} programs were compiled "
-                f"behind the warm-up, first in batch {first['batch']}, repeat {first['repeat']}."
+            yield (
+                f"{case.name}: {sum(r.compiles for r in compiled)} programs were compiled "
+                f"behind the warm-up, first in batch {first.batch}, repeat {first.repeat}."
             )
         texts: dict[int, set[str]] = {}
-        for r in records:
-            texts.setdefault(r["batch"], set()).add(r["tokens_sha256"])
+        for r in lines:
+            texts.setdefault(r.batch, set()).add(r.tokens_sha256)
         if any(len(hashes) > 1 for hashes in texts.values()):
-            found.append(f"{case['name']}: its repeats wrote different texts.")
+            yield f"{case.name}: its repeats wrote different texts."
     # Elsewhere float32 products may be made of narrower ones.
-    if run["dtype"] == "float32" and run["device"].startswith("cpu"):
+    if run.dtype == "float32" and run.device.startswith("cpu"):
         for case in cases:
-            margin = (case["compare"] or {}).get("largest_margin")
-            lossless = case.get("lossless", True)
-            if lossless and margin is not None and abs(margin) > SUSPICIOUS:
-                found.append(
-                    f"{case['name']}: the text leaves plain decoding's at a margin of "
+            margin = None if case.compare is None else case.compare.largest_margin
+            if case.lossless and margin is not None and abs(margin) > SUSPICIOUS:
+                yield (
+                    f"{case.name}: the text leaves plain decoding's at a margin of "
                     f"{margin:.3g}, more than rounding explains: it is not the target's."
                 )
-    return found
-
-
-def load_costs(named: str | Path) -> Calibration:
-    """Of costs.json, or of the directory of a run that has one; of any machine.
-
-    Raises:
-      ValueError: in one line, if there are none.
-    """
-    path = Path(named).expanduser()
-    return calibration.load(path / "costs.json" if path.is_dir() else path, elsewhere=True)
-
-
-def relabel(found: Calibration, drafter: str) -> Calibration:
-    """The costs under the name that the run has for their drafter."""
-    return dataclasses.replace(
-        found, costs=tuple(dataclasses.replace(c, drafter=drafter) for c in found.costs)
-    )

@@ -9,163 +9,33 @@ rest, which whole cycles tell, and `Costs.additivity` says how well the parts ad
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import jax
 
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.core.family import Family
-from specjax.core.files import read_json, write_atomically
+from specjax.core.machine import Machine
 from specjax.drafters import NoDraft, Spec
 from specjax.drafters.base import parents_of
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import ask, name_of
 from specjax.lab.costs.adaptive import check_one_width
-from specjax.lab.costs.cost_model import Costs, costs_at
 from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
 from specjax.lab.costs.rounds import Sample, Timers, summarise, take
+from specjax.lab.records.costs import Calibration, Costs
+from specjax.lab.records.run import Target
 from specjax.sampling import Options
 from specjax.session import Row, bucket, check_requests
 from specjax.verify import Rule
 
-VERSION = 1
 KS = (1, 2, 3, 4, 6, 8, 12, 16)
 _COMPILING = 0.6  # about this share of the time goes into compiling
 
 Progress = Callable[[float, str], None]  # (share that is done, what comes now)
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """Costs on one machine, and which machine and target that was."""
-
-    machine: Mapping[str, Any]
-    target: Mapping[str, Any]
-    costs: tuple[Costs, ...]
-
-    def at(
-        self,
-        *,
-        batch: int = 1,
-        context: int = 1,
-        drafter: str | None = None,
-        rule: str | None = None,
-        temperature: float | None = None,
-    ) -> Costs:
-        """The costs for a batch and texts of ``context`` tokens, which get `session.bucket` slots.
-
-        Raises:
-          ValueError: where they were not measured (`costs_at`), or of several settings.
-        """
-        asked = {"drafter": drafter, "rule": rule, "temperature": temperature}
-        wanted = {key: value for key, value in asked.items() if value is not None}
-        fit = [c for c in self.costs if all(getattr(c, k) == v for k, v in wanted.items())]
-        if not fit:
-            kinds = sorted({(c.drafter, c.rule, c.temperature) for c in self.costs})
-            raise ValueError(f"No costs of {wanted}; those measured are of {kinds}: calibrate.")
-        return costs_at(fit, batch=batch, context=bucket(context))
-
-    def join(self, other: Calibration) -> Calibration:
-        """Both together, such as of several drafters. Raises ValueError if they do not belong."""
-        if self.machine != other.machine or self.target != other.target:
-            raise ValueError("Costs of different machines or targets are not joined.")
-        return dataclasses.replace(self, costs=self.costs + other.costs)
-
-    def save(self, path: str | Path) -> None:
-        """Writes JSON. Raises OSError."""
-        record = {"type": "costs", "version": VERSION, **dataclasses.asdict(self)}
-        for cell in record["costs"]:
-            cell |= {k: None for k, v in cell.items() if isinstance(v, float) and math.isnan(v)}
-        write_atomically(Path(path).expanduser(), json.dumps(record, indent=1) + "\n")
-
-
-def load(path: str | Path, *, elsewhere: bool = False) -> Calibration:
-    """Reads what `Calibration.save` wrote.
-
-    Args:
-      path: of the file.
-      elsewhere: whether costs of another machine will do, such as to explain a run made there.
-
-    Raises:
-      ValueError: in one line, on a file that is missing, is none, or is of another machine.
-    """
-    path = Path(path).expanduser()
-    try:
-        record = read_json(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file of costs; check the path.") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as costs: {error}.") from None
-    if not isinstance(record, dict) or record.get("type") != "costs":
-        raise ValueError(f'{path} holds no costs: it has no "type": "costs".')
-    if record.get("version") != VERSION:
-        raise ValueError(
-            f"{path} holds costs of version {record.get('version')!r}, not {VERSION}: calibrate."
-        )
-    try:
-        found = Calibration(
-            dict(record["machine"]), dict(record["target"]), tuple(map(_costs, record["costs"]))
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} holds damaged costs ({error}); calibrate again.") from None
-    here = describe_machine()
-    if not elsewhere and found.machine != here:
-        keys = sorted(found.machine.keys() | here.keys())
-        key = next(k for k in keys if found.machine.get(k) != here.get(k))
-        raise ValueError(
-            f"{path} was measured on another machine ({key} {found.machine.get(key)!r}, here "
-            f"{here.get(key)!r}): calibrate here, or say that it will do (elsewhere)."
-        )
-    return found
-
-
-def _costs(record: Mapping[str, Any]) -> Costs:
-    tables: dict[str, Any] = {
-        name: {int(k): v for k, v in record[name].items()}
-        for name in ("verify", "draft", "draft_calls", "cycle")
-    }
-    fields: dict[str, Any] = {k: math.nan if v is None else v for k, v in record.items()}
-    return Costs(**{**fields, **tables})
-
-
-def describe_machine() -> dict[str, Any]:
-    """Whatever times depend on: device, cores, jax."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        processor = lines[0].partition(":")[2].strip() if lines else processor
-    able = getattr(os, "sched_getaffinity", None)
-    device = jax.devices()[0]
-    return {
-        "device": f"{device.platform} {device.device_kind}",
-        "devices": jax.device_count(),
-        "processor": processor,
-        "cores": os.cpu_count() if able is None else len(able(0)),
-        "jax": jax.__version__,
-    }
-
-
-def describe_target(target: Any) -> dict[str, Any]:
-    """Name and sizes."""
-    c = target.config
-    return {
-        "name": target.name,
-        "dtype": str(target.dtype),
-        "layers": c.num_layers,
-        "hidden_size": c.hidden_size,
-        "vocab_size": c.vocab_size,
-        "mesh": None if target.mesh is None else dict(target.mesh.shape),
-    }
 
 
 def with_num_draft(spec: Any, k: int) -> Any:
@@ -251,7 +121,7 @@ def calibrate(
             say(_COMPILING + (1 - _COMPILING) * j / repeats, f"round {j + 1} of {repeats}")
             cell.round()
         found.append(cell.costs())
-    return Calibration(describe_machine(), describe_target(target), tuple(found))
+    return Calibration(Machine.here(), Target.of(target), tuple(found))
 
 
 def _within(progress: Progress, index: int, count: int, what: str) -> Progress:

@@ -8,19 +8,14 @@ would bring most is named first. The numbers are those of `cost_model.predict`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from specjax.core.family import Family, parse_family
 from specjax.lab.costs.advice import TAU_NEAR_1, against_draft, against_rejection, near_1
-from specjax.lab.costs.cost_model import (
-    Costs,
-    Prediction,
-    hold_last_conditional,
-    predict,
-    survival_of,
-)
-from specjax.lab.costs.predicted import NEGATIVE_OVERHEAD
+from specjax.lab.costs.cost_model import hold_last_conditional, predict, survival_of
+from specjax.lab.records.costs import Costs
+from specjax.lab.records.prediction import NEGATIVE_OVERHEAD, Prediction
+from specjax.trace.metrics import Figures
 
 DRAFT, ACCEPTANCE, VERIFICATION, OVERHEAD = "draft", "acceptance", "verification", "overhead"
 _WORTH = 1.1  # a gain below this is not called a limit
@@ -102,7 +97,7 @@ class Explanation:
 
 
 def explain(
-    figures: Mapping[str, Any],
+    figures: Figures,
     costs: Costs,
     *,
     speedup: float | None = None,
@@ -127,26 +122,25 @@ def explain(
     Raises:
       ValueError: in one line, on a run without guesses, or where k exceeds what was calibrated.
     """
-    k = figures.get("num_draft") or 0
-    if k < 1 or not figures.get("accept_hist"):
+    k, tau = figures.num_draft, figures.tau
+    if k < 1 or not figures.accept_hist or tau is None:
         raise ValueError("The run holds no cycles with guesses, so no speculation to explain.")
-    survival = survival_of(figures["accept_hist"], k)
+    survival = survival_of(figures.accept_hist, k)
     ks = [j for j in range(1, k + 1) if j in costs.draft or _between(costs, j)]
     if k not in ks:
         raise ValueError(
             f"The run has k={k}, and costs were measured for k = {', '.join(map(str, costs.ks))}: "
             "calibrate with it."
         )
-    alpha = figures.get("alpha_hat")
-    prediction = predict(survival, costs, ks, alpha=alpha)
-    tau = figures["tau"]  # what was cut off at a text's end counts neither here nor there
+    prediction = predict(survival, costs, ks, alpha=figures.alpha_hat)
+    # What was cut off at a text's end counts neither here nor there.
     predicted = tau / costs.total(k)
     draft, verify, rest = costs.draft_at(k), costs.verify_at(k), costs.rest_at(k)
     cost = costs.total(k)
     if speedup is not None:
         cost = tau / speedup
-    elif figures.get("step_ms") is not None:
-        cost = figures["step_ms"] / 1e3 / costs.plain_s
+    elif figures.step_ms is not None:
+        cost = figures.step_ms / 1e3 / costs.plain_s
         speedup = tau / cost
     now = tau / cost
     overhead = cost - draft - verify
@@ -199,7 +193,7 @@ def _between(costs: Costs, k: int) -> bool:
 class _Situation:
     """What the sentences are about."""
 
-    figures: Mapping[str, Any]
+    figures: Figures
     costs: Costs
     k: int
     tau: float
@@ -345,16 +339,16 @@ def _hints(
                     f"k may be too small: if further guesses were accepted like the last one, "
                     f"k = {further} would bring {more:.2f} (extrapolated)."
                 )
-    requests, tokens, step = f.get("requests"), f.get("tokens"), f.get("step_ms")
-    if not requests or not tokens:
+    if not f.requests or not f.tokens:
         return
-    if tokens / requests < 4 * (s.k + 1):
+    length = f.tokens / f.requests
+    if length < 4 * (s.k + 1):
         yield (
-            f"Texts are short, {tokens / requests:.0f} tokens each: the last cycle of a text is "
+            f"Texts are short, {length:.0f} tokens each: the last cycle of a text is "
             "cut, and little is left to speed up."
         )
-    if f.get("ttft_ms") is not None and step is not None and f.get("tpot_ms") is not None:
-        before, decode = max(f["ttft_ms"] - step, 0.0), f["tpot_ms"] * tokens / requests
+    if f.ttft_ms is not None and f.step_ms is not None and f.tpot_ms is not None:
+        before, decode = max(f.ttft_ms - f.step_ms, 0.0), f.tpot_ms * length
         share = before / (before + decode)
         if share > 0.3:
             whole = (before + decode * now) / (before + decode)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from specjax.core.files import read_json
-from specjax.lab.costs import calibration, predicted
 from specjax.lab.costs.adaptive import no_one_cost
-from specjax.lab.costs.calibration import Calibration
-from specjax.lab.costs.cost_model import Costs, costs_at
 from specjax.lab.costs.explain import Explanation, explain
+from specjax.lab.records.case import Case
+from specjax.lab.records.costs import Calibration, Costs, costs_at
+from specjax.lab.records.costs import load as load_costs
+from specjax.lab.records.run import load_summary
 from specjax.trace.metrics import compare, figures
 from specjax.trace.trace import Trace
 
@@ -23,15 +22,10 @@ def explain_run(directory: str | Path) -> dict[str, Explanation | str]:
       ValueError: in one line, if the directory holds no finished benchmark, or no case to explain.
     """
     directory = Path(directory).expanduser()
-    path = directory / "metrics.json"
-    try:
-        summary = read_json(path)
-        device = str(summary["run"]["device"])
-        cases = [case for case in summary["cases"] if case["drafter"] != "none"]
-    except FileNotFoundError:
-        raise ValueError(f"{directory} holds no finished benchmark: no metrics.json.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no summary of a benchmark ({error!r}).") from None
+    if not (directory / "metrics.json").exists():
+        raise ValueError(f"{directory} holds no finished benchmark: no metrics.json.")
+    summary = load_summary(directory / "metrics.json")
+    cases = [case for case in summary.cases if not case.is_plain]
     if not cases:
         raise ValueError(f"{directory} holds no case with a drafter.")
     costs = directory / "costs.json"
@@ -40,33 +34,30 @@ def explain_run(directory: str | Path) -> dict[str, Explanation | str]:
             f"{directory} has no costs.json, without which nothing can be said about time: run the "
             "benchmark with calibration."
         )
-    known = calibration.load(costs, elsewhere=True)
+    known = load_costs(costs, elsewhere=True)
     found: dict[str, Explanation | str] = {}
     for case in cases:
         try:
-            found[case["name"]] = _explain_case(case, known, device)
+            found[case.name] = _explain_case(case, known, summary.run.device)
         except ValueError as error:
-            found[case["name"]] = f"Not explained: {error}"
+            found[case.name] = f"Not explained: {error}"
     return found
 
 
-def _explain_case(case: Mapping[str, Any], known: Calibration, device: str) -> Explanation:
-    rule = str(case["rule"]).removeprefix("synthetic-")
-    wanted = (case["drafter"], rule, case["temperature"])
-    fit = [c for c in known.costs if (c.drafter, c.rule, c.temperature) == wanted]
-    if not fit:
-        raise ValueError(f"costs.json knows nothing of {wanted}.")
-    slots = [c.context for c in fit]
-    told = predicted.read(case)
-    context = min(slots) if told is None else told.context
-    speedup = (case.get("compare") or {}).get("speedup")
+def _explain_case(case: Case, known: Calibration, device: str) -> Explanation:
+    fit = known.of(case)
+    if not fit or case.batch is None:
+        raise ValueError(
+            f"costs.json knows nothing of {case.drafter}, {case.rule}, T={case.temperature}."
+        )
+    context = min(c.context for c in fit) if case.predicted is None else case.predicted.context
     return explain(
-        case["metrics"],
-        costs_at(fit, batch=case["batch"], context=context),
-        speedup=speedup,
+        case.metrics,
+        costs_at(fit, batch=case.batch, context=context),
+        speedup=case.speedup,
         device=device,
         single=_at_batch_1(fit, context),
-        family=case.get("family"),
+        family=case.family,
     )
 
 
@@ -90,12 +81,12 @@ def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) 
             f"The trace is of drafter {setup['drafter']!r}, the costs are of "
             f"{', '.join(map(repr, sorted(drafters)))}: calibrate with that drafter."
         )
-    if "target" in setup and setup["target"] != known.target.get("name", setup["target"]):
+    if "target" in setup and setup["target"] != known.target.name:
         raise ValueError(
             f"The trace is of target {setup['target']!r}, the costs are of "
-            f"{known.target['name']!r}: calibrate with that target."
+            f"{known.target.name!r}: calibrate with that target."
         )
-    k, positions = found["num_draft"], [c.position for c in trace]
+    k, positions = found.num_draft, [c.position for c in trace]
     context = round(sum(positions) / max(len(positions), 1)) + k + 1
     options = setup.get("options", {})
     costs = known.at(
@@ -105,7 +96,7 @@ def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) 
         rule=setup.get("rule"),
         temperature=options.get("temperature") if isinstance(options, Mapping) else None,
     )
-    speedup = None if plain is None else compare(trace, plain)["speedup"]
+    speedup = None if plain is None else compare(trace, plain).speedup
     return explain(
         found,
         costs,

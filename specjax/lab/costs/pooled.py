@@ -7,22 +7,21 @@ size goes together, as the same prompt is no new evidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from specjax.lab.records.case import Case, Comparison, Figures, Over
 from specjax.trace.bootstrap import ratio_intervals
-from specjax.trace.metrics import speedup, sums
+from specjax.trace.metrics import Intervals, speedup, sums
 from specjax.trace.trace import Trace
 
-Case = Mapping[str, Any]
 NAME = "pooled"  # what begins the name of a pooled row
-_SETTING = ("prompt_set", "temperature", "batch")
 
 
-def pool(cases: Sequence[Case], trace_of: Callable[[str], Trace]) -> list[dict[str, Any]]:
-    """A row for each method, plain decoding first, in the shape of the cases of metrics.json.
+def pool(cases: Sequence[Case], trace_of: Callable[[str], Trace]) -> list[Case]:
+    """A row for each method, plain decoding first.
 
     Args:
       cases: of one run. Those of a method (drafter, k, and what acceptance is forced to or stopped
@@ -36,7 +35,7 @@ def pool(cases: Sequence[Case], trace_of: Callable[[str], Trace]) -> list[dict[s
     """
     if len({_setting(c) for c in cases}) < 2:
         return []
-    methods: dict[tuple[Any, ...], list[Case]] = {}
+    methods: dict[tuple[object, ...], list[Case]] = {}
     for case in cases:
         methods.setdefault(_method(case), []).append(case)
     several: list[list[Case]] = []
@@ -44,37 +43,30 @@ def pool(cases: Sequence[Case], trace_of: Callable[[str], Trace]) -> list[dict[s
         if len({_setting(c) for c in members}) == len(members):
             several.append(members)
         else:
-            rules = dict.fromkeys(c.get("rule") for c in members)
-            several += [[c for c in members if c.get("rule") == rule] for rule in rules]
+            rules = dict.fromkeys(c.rule for c in members)
+            several += [[c for c in members if c.rule == rule] for rule in rules]
     return [_row(members, trace_of) for members in several]
 
 
-def _setting(case: Case) -> tuple[Any, ...]:
-    return tuple(case.get(key) for key in _SETTING)
+def _setting(case: Case) -> tuple[object, ...]:
+    return case.prompt_set, case.temperature, case.batch
 
 
-def _method(case: Case) -> tuple[Any, ...]:
-    forced = case.get("synthetic") or {}
-    return (
-        case.get("run"),
-        case["drafter"],
-        case.get("num_draft"),
-        case.get("stop_rule"),
-        forced.get("source"),
-    )
+def _method(case: Case) -> tuple[object, ...]:
+    forced = None if case.synthetic is None else case.synthetic.source
+    return case.run, case.drafter, case.num_draft, case.stop_rule, forced
 
 
-def _row(members: Sequence[Case], trace_of: Callable[[str], Trace]) -> dict[str, Any]:
-    first, most = members[0], int(members[0].get("num_draft") or 0)
-    ours, theirs = _Sums(most), _Sums(0)
-    compared = all(c.get("compare") for c in members)
+def _row(members: Sequence[Case], trace_of: Callable[[str], Trace]) -> Case:
+    first = members[0]
+    ours, theirs = _Sums(first.num_draft), _Sums(0)
+    compared = all(c.compare is not None for c in members)
     for case in members:
-        ours.add(case["prompt_set"], trace_of(case["name"]))
+        ours.add(case.prompt_set, trace_of(case.name))
         if compared:
-            theirs.add(case["prompt_set"], trace_of(case["plain"]))
+            theirs.add(case.prompt_set, trace_of(case.plain))
     above, below = ours.arrays()
-    names = ("tau", "accept_rate", "tpot_ms")
-    values = [_ratio(a, b) for a, b in zip(above.sum(0), below.sum(0))]
+    tau, rate, tpot, *survival = (_ratio(a, b) for a, b in zip(above.sum(0), below.sum(0)))
     ends = ratio_intervals(above, below, resamples=1000, seed=0)
     compare = None
     if compared:
@@ -82,32 +74,38 @@ def _row(members: Sequence[Case], trace_of: Callable[[str], Trace]) -> dict[str,
         seconds = np.stack([above[:, 2], others[0][:, 2]]) / 1e3
         lengths = np.stack([below[:, 2], others[1][:, 2]])
         if np.isfinite(seconds).all() and (seconds > 0).all() and (lengths > 0).all():
-            compare = speedup(seconds, lengths)
-    rules = dict.fromkeys(str(c.get("rule", "")) for c in members)
-    kept = ("drafter", "num_draft", "mode", "kind", "family", "stop_rule", "synthetic", "run")
-    lossy = {} if all(c.get("lossless", True) for c in members) else {"lossless": False}
-    return {
-        "name": "-".join([NAME, str(first["drafter"]), f"k{most}", *rules]),
-        **{key: first[key] for key in kept if key in first},
-        **lossy,
-        "rule": ", ".join(rules),
-        "over": {
-            "prompt_sets": list(dict.fromkeys(c.get("prompt_set") for c in members)),
-            "temperatures": list(dict.fromkeys(c.get("temperature") for c in members)),
-            "batches": list(dict.fromkeys(c.get("batch") for c in members)),
-            "prompts": len(above),
-        },
-        "metrics": {
-            **dict(zip(names, values)),
-            "survival": values[3:],
-            "tokens": int(above[:, 0].sum()),
-            "cycles": int(below[:, 0].sum()),
-            "requests": len(above),
-        },
-        "intervals": {**dict(zip(names, ends)), "survival": ends[3:]},
-        "compare": compare,
-        "predicted": None,
-    }
+            compare = Comparison(**dataclasses.asdict(speedup(seconds, lengths)))
+    rules = dict.fromkeys(c.rule for c in members)
+    return Case(
+        name="-".join([NAME, first.drafter, f"k{first.num_draft}", *rules]),
+        drafter=first.drafter,
+        num_draft=first.num_draft,
+        mode=first.mode,
+        kind=first.kind,
+        family=first.family,
+        stop_rule=first.stop_rule,
+        synthetic=first.synthetic,
+        run=first.run,
+        lossless=all(c.lossless for c in members),
+        rule=", ".join(rules),
+        over=Over(
+            prompt_sets=tuple(dict.fromkeys(c.prompt_set for c in members)),
+            temperatures=tuple(dict.fromkeys(c.temperature for c in members)),
+            batches=tuple(dict.fromkeys(c.batch for c in members)),
+            prompts=len(above),
+        ),
+        metrics=Figures(
+            tau=tau,
+            accept_rate=rate,
+            tpot_ms=tpot,
+            survival=tuple(survival),
+            tokens=int(above[:, 0].sum()),
+            cycles=int(below[:, 0].sum()),
+            requests=len(above),
+        ),
+        intervals=Intervals(ends[0], ends[1], tuple(ends[3:]), ends[2]),
+        compare=compare,
+    )
 
 
 class _Sums:

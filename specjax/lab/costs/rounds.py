@@ -12,7 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from specjax.lab.costs.cost_model import Costs
+from specjax.lab.records.costs import Costs
 
 Run = Callable[[], float]  # seconds of a cycle
 

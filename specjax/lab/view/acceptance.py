@@ -36,19 +36,17 @@ def plot_acceptance(traces: Trace | Mapping[str, Trace], *, ax: Axes | None = No
             f"{len(groups)} groups in one figure; choose {MOST_GROUPS}: {', '.join(groups)}."
         )
     found = {name: figures(trace) for name, trace in groups.items()}
-    most = max((len(f["survival"]) for f in found.values()), default=0)
+    most = max((len(f.survival) for f in found.values()), default=0)
     if not most:
         raise ValueError("Nothing was guessed in these traces, so there is no acceptance to draw.")
     with canvas(ax) as (ax, palette):
         width = 0.8 / len(groups)
         for i, (name, trace) in enumerate(groups.items()):
-            survival, conditional = found[name]["survival"], found[name]["conditional"]
+            survival, conditional = found[name].survival, found[name].conditional
             at = [k + (i - (len(groups) - 1) / 2) * width for k in range(1, len(survival) + 1)]
             colour = palette.series[i] if len(groups) > 1 else palette.accepted
             heights = [math.nan if s is None else s for s in survival]
-            label = (
-                f"{literal(name)}: tau {found[name]['tau']:.2f}" if len(groups) > 1 else "survival"
-            )
+            label = f"{literal(name)}: tau {found[name].tau:.2f}" if len(groups) > 1 else "survival"
             ax.bar(
                 at,
                 heights,
@@ -61,7 +59,7 @@ def plot_acceptance(traces: Trace | Mapping[str, Trace], *, ax: Axes | None = No
                 label=label,
             )
             aside = 0.0 if len(groups) > 1 else -0.2 * width  # beside the dots
-            intervals = with_intervals(trace, resamples=400)["survival"]
+            intervals = with_intervals(trace, resamples=400).survival
             for x, ends in zip(at, intervals):
                 if ends is not None:
                     ax.plot([x + aside] * 2, ends, color=palette.ink, linewidth=1, zorder=3)
@@ -84,7 +82,7 @@ def plot_acceptance(traces: Trace | Mapping[str, Trace], *, ax: Axes | None = No
         ticks = range(1, most + 1, 1 + most // 17)
         ax.set_xticks(ticks)
         if len(groups) == 1:
-            survival = next(iter(found.values()))["survival"]
+            survival = next(iter(found.values())).survival
             ax.set_xticks(ticks, [f"{k}\n{survival[k - 1]:.2f}" for k in ticks])
             ax.set_xlabel("position of the guess, and survival there")
         grid(ax, palette)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specjax.lab.costs import predicted
-from specjax.lab.costs.cost_model import Costs, costs_at
+from specjax.lab.records.case import Case
+from specjax.lab.records.costs import Costs, costs_at
 from specjax.lab.view import figures as draw
 from specjax.lab.view.acceptance import MOST_GROUPS, categories
-from specjax.lab.view.cases import Case, method_of, series_name, setting_key, setting_of, speedup_of
+from specjax.lab.view.cases import method_of, series_name, setting_key, setting_of
 from specjax.lab.view.heat import by_class, heat_size
 from specjax.lab.view.palette import MARKERS
 from specjax.lab.view.result import Result
@@ -44,7 +44,7 @@ def pictures(result: Result) -> list[Picture]:
     """What can be drawn of a result, the most telling first."""
     best = result.best
     made = [*_speedups(result), *_frontier(result), *_acceptance(result)]
-    if best is not None and best["name"] in result.traces:
+    if best is not None and best.name in result.traces:
         made += _of_one(result, best)
     return made
 
@@ -55,23 +55,24 @@ def _speedups(result: Result) -> list[Picture]:
 
     groups: dict[tuple[object, ...], list[Case]] = {}
     for case in result.cases:
-        if speedup_of(case) is not None:
-            key = (*setting_key(case), method_of(case), case.get("rule"))
+        if case.speedup is not None:
+            key = (*setting_key(case), method_of(case), case.rule)
             groups.setdefault(key, []).append(case)
     for group in groups.values():
-        cases = sorted(group, key=lambda c: c["num_draft"])
-        if len({c["num_draft"] for c in cases}) < 2:
+        cases = sorted(group, key=lambda c: c.num_draft)
+        if len({c.num_draft for c in cases}) < 2:
             continue
         points = [
-            draw.Point(c["num_draft"], c["compare"]["speedup"], low, high, c["metrics"]["tau"])
+            draw.Point(c.num_draft, c.speedup, low, high, c.metrics.tau)
             for c in cases
-            for low, high in [c["compare"].get("speedup_interval") or (None, None)]
+            for low, high in [c.speedup_interval or (None, None)]
+            if c.speedup is not None
         ]
-        told = predicted.read(cases[-1])
+        told = cases[-1].predicted
         prediction = None if told is None else told.curve
         ranged = any(p.low is not None for p in points)
         interval = ", with 95 % bootstrap intervals over requests" * ranged
-        head = f"{method_of(cases[0])}, rule {cases[0].get('rule')}, {setting_of(cases[0])}"
+        head = f"{method_of(cases[0])}, rule {cases[0].rule}, {setting_of(cases[0])}"
         made.append(
             Picture(
                 f"speedup_{len(made) + 1}",
@@ -96,28 +97,30 @@ def _speedups(result: Result) -> list[Picture]:
 def _frontier(result: Result) -> list[Picture]:
     """Throughput against speed per user, of each prompt set and temperature with two batches."""
     made: list[Picture] = []
-    timed = [c for c in result.cases if c["metrics"].get("tpot_ms") and c.get("batch")]
-    for where in dict.fromkeys((c.get("prompt_set"), c.get("temperature")) for c in timed):
-        cases = [c for c in timed if (c.get("prompt_set"), c.get("temperature")) == where]
-        if len({c["batch"] for c in cases}) < 2:
+    timed = [c for c in result.cases if c.metrics.tpot_ms and c.batch]
+    for where in dict.fromkeys((c.prompt_set, c.temperature) for c in timed):
+        cases = [c for c in timed if (c.prompt_set, c.temperature) == where]
+        if len({c.batch for c in cases}) < 2:
             continue
         wanted = sorted(
-            {series_name(c) for c in cases if c["drafter"] != "none"},
-            key=lambda name: -max(speedup_of(c) or 0.0 for c in cases if series_name(c) == name),
+            {series_name(c) for c in cases if c.drafter != "none"},
+            key=lambda name: -max(c.speedup or 0.0 for c in cases if series_name(c) == name),
         )[: len(MARKERS)]
         loads = [
             draw.Load(
-                "plain" if c["drafter"] == "none" else series_name(c),
-                c["batch"],
-                1e3 / c["metrics"]["tpot_ms"],
+                "plain" if c.drafter == "none" else series_name(c),
+                c.batch,
+                1e3 / c.metrics.tpot_ms,
             )
             for c in cases
-            if c["drafter"] == "none" or series_name(c) in wanted
+            if c.batch and c.metrics.tpot_ms
+            if c.drafter == "none" or series_name(c) in wanted
         ]
         made.append(
             Picture(
                 f"frontier_{len(made) + 1}",
-                f"Throughput against speed: {setting_of({**cases[0], 'batch': None})}",
+                "Throughput against speed: "
+                + setting_of(dataclasses.replace(cases[0], batch=None)),
                 "Each dot is a batch size: how fast each user's text comes, and how many tokens a "
                 "second all of them get (batch times that, while all rows are at work). Up and to "
                 f"the right is better.{' The five fastest settings.' * (len(wanted) == 5)}",
@@ -130,27 +133,27 @@ def _frontier(result: Result) -> list[Picture]:
 def _acceptance(result: Result) -> list[Picture]:
     """Survival of the cases that share the best one's setting, and of its prompts' categories."""
     best = result.best
-    if best is None or best["name"] not in result.traces:
+    if best is None or best.name not in result.traces:
         return []
     alike = [
         c
         for c in result.cases
-        if c["drafter"] != "none"
+        if c.drafter != "none"
         and setting_key(c) == setting_key(best)
-        and c["name"] in result.traces
-        and c["metrics"]["survival"]  # a lookup may have guessed nothing
+        and c.name in result.traces
+        and c.metrics.survival  # a lookup may have guessed nothing
     ]
     if not alike:
         return []
     # Of each drafter and rule the best k; then the best of those.
-    alike.sort(key=lambda c: -(speedup_of(c) or c["metrics"]["tau"] or 0.0))
+    alike.sort(key=lambda c: -(c.speedup or c.metrics.tau or 0.0))
     kinds: dict[tuple[object, object], Case] = {}
     for case in alike:
-        kinds.setdefault((method_of(case), case.get("rule")), case)
+        kinds.setdefault((method_of(case), case.rule), case)
     chosen = list(kinds.values())[:MOST_GROUPS]
     names = [series_name(c) for c in chosen]
     if len(set(names)) < len(names):
-        names = [f"{n}, {c.get('rule')}" for n, c in zip(names, chosen)]
+        names = [f"{n}, {c.rule}" for n, c in zip(names, chosen)]
     made = [
         Picture(
             "acceptance",
@@ -159,11 +162,11 @@ def _acceptance(result: Result) -> list[Picture]:
             "Dots: conditional, the same of those that accepted the guess before. Vertical lines: "
             "95 % bootstrap intervals over requests.",
             lambda ax: draw.plot_acceptance(
-                {n: result.traces[c["name"]] for n, c in zip(names, chosen)}, ax=ax
+                {n: result.traces[c.name] for n, c in zip(names, chosen)}, ax=ax
             ),
         )
     ]
-    groups = categories(result.traces[best["name"]]) if best in alike else {}
+    groups = categories(result.traces[best.name]) if best in alike else {}
     if 2 <= len(groups) <= MOST_GROUPS:
         made.append(
             Picture(
@@ -178,16 +181,16 @@ def _acceptance(result: Result) -> list[Picture]:
 
 def _of_one(result: Result, best: Case) -> Sequence[Picture]:
     """The timeline and the heat map of the best case's longest text."""
-    trace = result.traces[best["name"]]
+    trace = result.traces[best.name]
     row = longest_row(trace.rows)
     if not trace.rows[row]:
         return []
     made = []
     plain = result.plain_of(best)
-    theirs = result.traces.get(plain["name"]) if plain is not None else None
+    theirs = result.traces.get(plain.name) if plain is not None else None
     if all(c.end == c.end for c in trace.rows[row]):
         costs = costs_of(result, best)
-        drafts = seen_share(costs, int(best.get("num_draft") or 0)) > 0
+        drafts = seen_share(costs, best.num_draft) > 0
         lanes = 1 + drafts + (theirs is not None)
         told = "A compiled loop does not tell how a cycle divides: see the calibration for that."
         if costs is not None:
@@ -238,16 +241,16 @@ def costs_of(result: Result, case: Case) -> Costs | None:
     """Of this case's cycles, if they were calibrated; at the length that its prediction is for."""
     if result.costs is None:
         return None
-    k, told = case.get("num_draft"), predicted.read(case)
+    k, told = case.num_draft, case.predicted
+    rule = case.rule.removeprefix("synthetic-")
     fit = [
         c
         for c in result.costs.costs
-        if (c.drafter, c.batch, c.temperature)
-        == (case["drafter"], case.get("batch"), case.get("temperature"))
-        and c.rule in ("", str(case.get("rule")).removeprefix("synthetic-"))
+        if (c.drafter, c.batch, c.temperature) == (case.drafter, case.batch, case.temperature)
+        and c.rule in ("", rule)
         and k in c.draft
         and k in c.verify
     ]
-    if not fit or told is None:
+    if not fit or told is None or case.batch is None:
         return min(fit, key=lambda c: c.context, default=None)
-    return costs_at(fit, batch=case["batch"], context=told.context)
+    return costs_at(fit, batch=case.batch, context=told.context)

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from specjax.lab.costs import predicted
+from specjax.lab.records.case import Case
+from specjax.lab.records.run import Summary
 from specjax.lab.view import marks
-from specjax.lab.view.cases import (
-    Case,
-    best_of,
-    interval_of,
-    is_plain,
-    series_name,
-    setting_key,
-    setting_of,
-    speedup_of,
-    tau_of,
-)
+from specjax.lab.view.cases import best_of, series_name, setting_key, setting_of
+from specjax.trace.bootstrap import Interval
 
 
-def headline(cases: Sequence[Case], pooled: Sequence[Case]) -> list[str]:
+def headline(summary: Summary) -> list[str]:
     """Sentences: the pooled row, and where there are several cells the best of them.
 
-    Args:
-      cases: of metrics.json.
-      pooled: its pooled rows; none where all cases are of one setting, and so pooled themselves.
+    There are no pooled rows where all cases are of one setting, and so pooled themselves.
     """
+    cases, pooled = summary.cases, summary.pooled
     cells = len({setting_key(c) for c in cases})
     first = best_of(pooled or (cases if cells == 1 else ()))
     told = [] if first is None else [_pooled(first, pooled or cases)]
@@ -34,7 +24,7 @@ def headline(cases: Sequence[Case], pooled: Sequence[Case]) -> list[str]:
     if best is None:
         return ["Plain decoding alone: nothing was guessed."]
     if cells > 1:
-        num = sum(not is_plain(c) for c in cases)
+        num = sum(not c.is_plain for c in cases)
         told.append(
             f"Best cell of {num}, chosen after measuring: {setting_of(best)}, {series_name(best)}, "
             f"{_figures(best)}."
@@ -43,12 +33,12 @@ def headline(cases: Sequence[Case], pooled: Sequence[Case]) -> list[str]:
 
 
 def _pooled(row: Case, rows: Sequence[Case]) -> str:
-    speedup, where = speedup_of(row), setting_of(row)
-    if row.get("over") is None:
-        num = row["metrics"].get("requests")
+    speedup, where = row.speedup, setting_of(row)
+    if row.over is None:
+        num = row.metrics.requests
         asked = "one prompt" if num == 1 else f"all {num} prompts"
         where = asked + (f" ({where})" if where else "")
-    methods = sum(not is_plain(c) for c in rows)
+    methods = sum(not c.is_plain for c in rows)
     how = "fastest" if speedup is not None else "most accepted"
     chosen = f" (the {how} of {methods} methods by this figure)" if methods > 1 else ""
     slower = ", so it is slower" if speedup is not None and speedup < 1 else ""
@@ -56,22 +46,16 @@ def _pooled(row: Case, rows: Sequence[Case]) -> str:
 
 
 def _figures(case: Case) -> str:
-    speedup, ends, tau = speedup_of(case), interval_of(case), tau_of(case)
-    inside = (case.get("intervals") or {}).get("tau")
-    told = "no tau" if tau is None else f"tau {tau:.2f}{_ends(inside)}"
-    told += "" if case.get("lossless", True) else f" ({marks.Kind.LOSSY})"
+    speedup, ends, tau = case.speedup, case.speedup_interval, case.metrics.tau
+    told = "no tau" if tau is None else f"tau {tau:.2f}{_ends(case.intervals.tau)}"
+    told += "" if case.lossless else f" ({marks.Kind.LOSSY})"
     if speedup is None:
-        found = predicted.read(case)
+        found = case.predicted
         ahead = "" if found is None else f", predicted speedup {found.speedup:.2f}x"
         return f"{told}{ahead}, no speed measured"
-    without = ", no interval from one prompt" if case["metrics"].get("requests") == 1 else ""
+    without = ", no interval from one prompt" if case.metrics.requests == 1 else ""
     return f"{speedup:.2f}x{_ends(ends)} the speed of plain decoding, {told}{without}"
 
 
-def _ends(ends: Any) -> str:
+def _ends(ends: Interval) -> str:
     return "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
-
-
-def of_summary(summary: Mapping[str, Any]) -> list[str]:
-    """Of metrics.json."""
-    return headline(summary["cases"], summary.get("pooled") or ())

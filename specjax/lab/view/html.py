@@ -65,12 +65,12 @@ def show(trace: Trace, row: int | None = None) -> Page:
 def _figures(trace: Trace) -> dict[str, object]:
     """tau, and the counts and speeds beside it."""
     found = figures(trace)
-    if found["tau"] is None:
+    if found.tau is None:
         return {"tau": None, "facts": []}
-    facts = [f"{found['tokens']} tokens in {found['cycles']} target passes"]
-    if found["survival"]:
-        curve = " ".join(f"{s:.2f}" for s in found["survival"][:8] if s is not None)
-        facts.append(f"survival {curve}{' …' if len(found['survival']) > 8 else ''}")
-    if found["tpot_ms"] is not None:
-        facts.append(f"{1e3 / found['tpot_ms']:,.0f} tokens/s a row, prefill not included")
-    return {"tau": found["tau"], "facts": [*facts, describe(trace)]}
+    facts = [f"{found.tokens} tokens in {found.cycles} target passes"]
+    if found.survival:
+        curve = " ".join(f"{s:.2f}" for s in found.survival[:8] if s is not None)
+        facts.append(f"survival {curve}{' …' if len(found.survival) > 8 else ''}")
+    if found.tpot_ms is not None:
+        facts.append(f"{1e3 / found.tpot_ms:,.0f} tokens/s a row, prefill not included")
+    return {"tau": found.tau, "facts": [*facts, describe(trace)]}

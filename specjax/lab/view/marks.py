@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from specjax.lab.costs import predicted
 from specjax.lab.costs.adaptive import no_one_cost
-from specjax.lab.view.cases import Case, interval_of, is_plain, is_synthetic, speedup_of, tau_of
+from specjax.lab.records.case import Case
+from specjax.lab.records.prediction import NEGATIVE_OVERHEAD
+from specjax.lab.records.run import Run
 
 BUSY = 0.5  # cores or processes of others, on average, from where times are not to be trusted
 NOISY = 0.1  # distance of a calibration's quartiles over its median, from where costs are rough
@@ -48,66 +48,58 @@ class Mark:
     where: str = ""  # the name of a case; "": the whole run
 
 
-def marks(run: Mapping[str, Any], cases: Sequence[Case]) -> tuple[Mark, ...]:
+def marks(run: Run, cases: Sequence[Case]) -> tuple[Mark, ...]:
     """All of a run and of its cases, pooled rows among them, the gravest first."""
     found = [*of_run(run), *(mark for case in cases for mark in of_case(case))]
     order = list(Kind)
     return tuple(sorted(found, key=lambda m: order.index(m.kind)))
 
 
-def of_run(run: Mapping[str, Any]) -> Iterator[Mark]:
+def of_run(run: Run) -> Iterator[Mark]:
     """Those of run.json."""
-    for reason in reasons(run):
+    for reason in run.reasons:
         yield Mark(Kind.INVALID, reason)
-    if run.get("mode") == "replay":
+    if run.mode == "replay":
         yield Mark(
             Kind.REPLAYED,
             "from recorded greedy texts: tau is exact, times were not measured.",
         )
     else:
-        load, others = (max(run.get(k) or (0.0,)) for k in ("load", "others"))
+        load, others = (max(several or (0.0,)) for several in (run.load, run.others))
         told = [f"load {load:g} before"] * (load > BUSY)
         told += [f"other processes took {others:.2g} cores meanwhile"] * (others > BUSY)
         if told:
             yield Mark(Kind.BUSY, f"the machine was not idle ({', '.join(told)}): times are rough.")
-    for drafter in run.get("unpredicted") or ():
+    for drafter in run.unpredicted:
         yield Mark(Kind.UNPREDICTED, no_one_cost(drafter))
-    if run.get("left_out"):
+    if run.left_out:
         yield Mark(
             Kind.LEFT_OUT,
-            f"{run['left_out']} prompts longer than max_prompt_tokens were not measured.",
+            f"{run.left_out} prompts longer than max_prompt_tokens were not measured.",
         )
-
-
-def reasons(run: Mapping[str, Any]) -> list[str]:
-    """Why the numbers of a run may not be used; empty: they may."""
-    found = list(run.get("invalid_because") or ())
-    if not found and run.get("valid") is False:
-        found = ["the run is marked invalid, without a reason."]
-    return found
 
 
 def of_case(case: Case) -> Iterator[Mark]:
     """Those of one case, or of a pooled row."""
 
     def mark(kind: Kind, text: str) -> Mark:
-        return Mark(kind, text, str(case["name"]))
+        return Mark(kind, text, case.name)
 
-    if is_synthetic(case):
+    if case.is_synthetic:
         yield mark(
             Kind.SYNTHETIC,
             "the text is not the model's: acceptance was forced. The speed is real, for a drafter "
             "that would be accepted as often.",
         )
-    if bought := lossy(case):
+    if bought := lossy(case.lossless, case.rule):
         yield mark(Kind.LOSSY, bought)
-    if case["metrics"].get("requests") == 1:
+    if case.metrics.requests == 1:
         yield mark(
             Kind.ONE_PROMPT, "there is no interval, and another prompt may tell the opposite."
         )
-    if is_plain(case):
+    if case.is_plain:
         return
-    speedup, ends, tau = speedup_of(case), interval_of(case), tau_of(case)
+    speedup, ends, tau = case.speedup, case.speedup_interval, case.metrics.tau
     if ends is not None and ends[0] <= 1 <= ends[1]:
         yield mark(
             Kind.SPANS_ONE,
@@ -119,9 +111,9 @@ def of_case(case: Case) -> Iterator[Mark]:
             "not even guesses that cost nothing could bring that: times are rough, such as where "
             "plain decoding was disturbed.",
         )
-    told = predicted.read(case)
+    told = case.predicted
     if told is not None and told.overhead is not None and told.overhead < 0:
-        yield mark(Kind.NEGATIVE_OVERHEAD, predicted.NEGATIVE_OVERHEAD)
+        yield mark(Kind.NEGATIVE_OVERHEAD, NEGATIVE_OVERHEAD)
     if told is not None and told.noise is not None and told.noise > NOISY:
         yield mark(
             Kind.ROUGH_COSTS,
@@ -131,29 +123,26 @@ def of_case(case: Case) -> Iterator[Mark]:
     yield from (mark(Kind.TEXTS_DIFFER, text) for text in _difference(case))
 
 
-def lossy(said: Mapping[str, Any]) -> str:
-    """What stands beside figures of a rule that is not lossless; "": it is.
-
-    ``said`` is a case, or the setup of a trace.
-    """
-    if said.get("lossless", True):
+def lossy(lossless: bool, rule: str) -> str:
+    """What stands beside figures of a rule that is not lossless; "": it is."""
+    if lossless:
         return ""
     return (
-        f"the rule {said.get('rule', '')} keeps guesses that the target might not have said: the "
+        f"the rule {rule} keeps guesses that the target might not have said: the "
         "text is not the target's own, and its tau and speed are bought with that."
     )
 
 
 def _difference(case: Case) -> Iterator[str]:
     """Where a text that should be plain decoding's is another."""
-    compared = case.get("compare") or {}
-    if not compared.get("first_diff"):
+    compared = case.compare
+    if compared is None or compared.first_diff is None or compared.exact_match is None:
         return
-    request, token = compared["first_diff"]
-    margin = compared.get("margin_at_diff")
+    request, token = compared.first_diff
+    margin = compared.margin_at_diff
     told = "" if margin is None else f", where the target preferred it by {margin:.3g}"
     yield (
-        f"{compared['exact_match']:.0%} of the texts are plain decoding's; request {request} "
+        f"{compared.exact_match:.0%} of the texts are plain decoding's; request {request} "
         f"leaves it at token {token}{told}."
     )
 

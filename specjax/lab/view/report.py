@@ -15,17 +15,15 @@ from typing import Any
 from markupsafe import Markup
 
 from specjax.core.files import write_atomically
-from specjax.lab.costs import predicted
 from specjax.lab.costs.explain import explain
+from specjax.lab.records.codec import to_json
+from specjax.lab.records.run import Run
 from specjax.lab.view import marks
 from specjax.lab.view.cases import (
     best_of,
-    is_plain,
-    is_synthetic,
     series_name,
     setting_key,
     setting_of,
-    speedup_of,
 )
 from specjax.lab.view.gallery import Picture, costs_of, longest_row, pictures
 from specjax.lab.view.headline import headline
@@ -92,37 +90,36 @@ def write(result: Result, output: Path) -> Path:
 
 def page(result: Result, drawn: Sequence[tuple[Picture, str]]) -> str:
     """The whole report."""
-    target = result.run.get("target", "")
-    name = target.get("name", "") if isinstance(target, Mapping) else target
+    name = "" if result.run.target is None else result.run.target.name
     return render(
         "report",
         title=f"Speculative decoding{f': {name}' if name else ''}",
         subtitle=_subtitle(result.run),
-        lead=headline(result.cases, result.pooled),
+        lead=headline(result),
         banner=_banner(result),
         tiles=_tiles(result),
-        table=Markup(table({"pooled": result.pooled, "cases": result.cases}, "html")),
+        table=Markup(table(result, "html")),
         why=_why(result),
         pictures=[(picture, Markup(svg)) for picture, svg in drawn],
         race=_race(result),
         texts=_texts(result),
-        setup=_flat(result.run),
+        setup=_flat(to_json(result.run)),
         metrics=METRICS,
     )
 
 
-def _subtitle(run: Mapping[str, Any]) -> str:
-    parts = [str(run[k]) for k in ("device", "dtype") if run.get(k)]
-    if run.get("num_prompts"):
-        parts.append(f"{run['num_prompts']} prompts")
-    if run.get("prompts_sha256"):
-        parts.append(f"prompts {str(run['prompts_sha256'])[:12]}")
+def _subtitle(run: Run) -> str:
+    parts = [told for told in (run.device, run.dtype) if told]
+    if run.num_prompts:
+        parts.append(f"{run.num_prompts} prompts")
+    if run.prompts_sha256:
+        parts.append(f"prompts {run.prompts_sha256[:12]}")
     return " · ".join(parts)
 
 
 def _banner(result: Result) -> dict[str, Any] | None:
     """What must stand beside the numbers, below the gravest of it."""
-    found = marks.marks(result.run, [*result.pooled, *result.cases])
+    found = marks.marks(result.run, result.rows)
     kinds = {mark.kind for mark in found}
     head = "What to know before these numbers are used:"
     if marks.Kind.SYNTHETIC in kinds:
@@ -138,10 +135,10 @@ def _why(result: Result) -> dict[str, Any] | None:
     costs = None if best is None else costs_of(result, best)
     if best is None or costs is None:
         return None
-    device, kind = str(result.run.get("device", "")), best.get("family")
+    device = result.run.device
     try:
         told = explain(
-            best["metrics"], costs, speedup=speedup_of(best), device=device, family=kind
+            best.metrics, costs, speedup=best.speedup, device=device, family=best.family
         ).text
     except ValueError as error:  # not all that it needs was calibrated
         return {"missing": str(error)}
@@ -159,21 +156,23 @@ def _tiles(result: Result) -> dict[str, Any] | None:
     row = best_of(rows)
     if row is None or (not result.pooled and len({setting_key(c) for c in rows}) > 1):
         return None
-    found, speedup, told = row["metrics"], speedup_of(row), predicted.read(row)
-    plain = next((c for c in rows if is_plain(c)), None)
+    found, speedup, told = row.metrics, row.speedup, row.predicted
+    plain = next((c for c in rows if c.is_plain), None)
     tiles = []
     if speedup is not None:
         tiles.append((f"{speedup:.2f}x", "speedup over plain decoding, prefill left out"))
-    tiles.append((f"{found['tau']:.2f}", "tau: committed tokens per target pass, its own included"))
-    if found.get("tpot_ms"):
+    if found.tau is not None:
+        what = "tau: committed tokens per target pass, its own included"
+        tiles.append((f"{found.tau:.2f}", what))
+    if found.tpot_ms:
         per = "tokens/s a row"
-        if plain is not None and plain["metrics"].get("tpot_ms"):
-            per += f"; plain {1e3 / plain['metrics']['tpot_ms']:,.0f}"
-        tiles.append((f"{1e3 / found['tpot_ms']:,.0f}", per))
+        if plain is not None and plain.metrics.tpot_ms:
+            per += f"; plain {1e3 / plain.metrics.tpot_ms:,.0f}"
+        tiles.append((f"{1e3 / found.tpot_ms:,.0f}", per))
     if told is not None and told.measured_over_predicted is not None:
         ratio = f"{told.measured_over_predicted:.2f}"
         tiles.append((ratio, "measured over predicted speedup; below 0.9 is overhead"))
-    exact = (row.get("compare") or {}).get("exact_match")
+    exact = None if row.compare is None else row.compare.exact_match
     if exact is not None:
         tiles.append((f"{exact:.0%}", "of the texts equal plain decoding's, token for token"))
     return {"name": series_name(row), "numbers": tiles}
@@ -185,7 +184,7 @@ def _race(result: Result) -> Race | None:
     plain = None if best is None else result.plain_of(best)
     if best is None or plain is None:
         return None
-    ours, theirs = (result.traces.get(c["name"]) for c in (best, plain))
+    ours, theirs = (result.traces.get(c.name) for c in (best, plain))
     if ours is None or theirs is None:
         return None
     with contextlib.suppress(ValueError):
@@ -195,11 +194,11 @@ def _race(result: Result) -> Race | None:
 
 def _texts(result: Result) -> dict[str, Any] | None:
     best = result.best
-    trace = None if best is None else result.traces.get(best["name"])
+    trace = None if best is None else result.traces.get(best.name)
     if best is None or trace is None or not trace.rows:
         return None
     rows = [row_of(trace, r) for r in _spread_rows(trace)]
-    return {"name": series_name(best), "forced": is_synthetic(best), "rows": rows}
+    return {"name": series_name(best), "forced": best.is_synthetic, "rows": rows}
 
 
 def _spread_rows(trace: Trace) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from specjax.lab.costs.cost_model import Prediction
+from specjax.lab.records.prediction import Prediction
 from specjax.lab.view.palette import MARKERS
 from specjax.lab.view.style import canvas, grid, legend_above, literal
 from specjax.trace.metrics import compare, figures
@@ -35,10 +35,10 @@ def points_of(runs: Mapping[int, Trace], plain: Trace) -> list[Point]:
     points = []
     for k, trace in sorted(runs.items()):
         found = compare(trace, plain)
-        if found["speedup"] is None:
+        if found.speedup is None:
             raise ValueError(f"The trace of k={k}, or that of plain decoding, has no times.")
-        low, high = found["speedup_interval"] or (None, None)
-        points.append(Point(k, found["speedup"], low, high, figures(trace)["tau"]))
+        low, high = found.speedup_interval or (None, None)
+        points.append(Point(k, found.speedup, low, high, figures(trace).tau))
     return points
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from specjax.lab.costs.speed import Speed
+from specjax.lab.records.run import Run
 from specjax.lab.view import marks
 from specjax.trace.trace import Cycle
 
@@ -85,9 +86,9 @@ def summary(console: Console, report: Report) -> None:
     if report.setup:
         rows.append(("setup", report.setup + (f", rule {report.rule}" if report.rule else "")))
     if report.speed is not None or report.seconds:
-        found = list(marks.of_run({"load": report.load, "others": report.others}))
+        found = list(marks.of_run(Run(load=tuple(report.load), others=tuple(report.others))))
         rows += [("note", line) for line in marks.lines(found)]
-    if told := marks.lossy({"lossless": report.lossless, "rule": report.rule}):
+    if told := marks.lossy(report.lossless, report.rule):
         rows.append(("NOTE", f"Not lossless: {told}"))
     for name, value in rows:
         console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)

@@ -172,10 +172,10 @@ def show_text(
         painter.write((text, label) for text, label in spans if text)
         painter.write_line("\n")
     found = figures(trace if row is None else select(trace, [row]))
-    if found["tau"] is not None:
+    if found.tau is not None:
         painter.write_line(
-            f"tau {found['tau']:.2f}: committed tokens per target pass, the target's own included "
-            f"({found['tokens']} tokens, {found['cycles']} passes)"
+            f"tau {found.tau:.2f}: committed tokens per target pass, the target's own included "
+            f"({found.tokens} tokens, {found.cycles} passes)"
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from specjax.lab.costs.cost_model import Costs
+from specjax.lab.records.costs import Costs
 from specjax.lab.view.palette import Palette
 from specjax.lab.view.style import canvas, legend_above
 from specjax.lab.view.tokens import check_row

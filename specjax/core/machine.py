@@ -1,46 +1,66 @@
-"""What a result was made with: device, versions, commit, load."""
+"""What a result was made with: device, versions, commit, and who else was at work."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from specjax.lab.costs.calibration import describe_machine
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Whatever times depend on."""
+
+    device: str  # platform and kind, "cpu cpu" or "gpu NVIDIA H100"
+    devices: int
+    processor: str
+    cores: int | None  # that this process may use
+    jax: str  # its version
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This one."""
+        processor = platform.processor() or platform.machine()
+        info = Path("/proc/cpuinfo")
+        if info.exists():
+            lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+            processor = lines[0].partition(":")[2].strip() if lines else processor
+        able = getattr(os, "sched_getaffinity", None)
+        return cls(
+            device=device_name(),
+            devices=jax.device_count(),
+            processor=processor,
+            cores=os.cpu_count() if able is None else len(able(0)),
+            jax=jax.__version__,
+        )
 
 
-def describe() -> dict[str, Any]:
-    """Fields of run.json."""
-    machine = describe_machine()
-    return {
-        "device": machine["device"],
-        "machine": machine,
-        "versions": {
-            "specjax": _version("specjax"),
-            "jax": jax.__version__,
-            "jaxlib": _version("jaxlib"),
-            "python": platform.python_version(),
-        },
-        "git": commits(),
-        "load": load(),
-    }
+def device_name() -> str:
+    """Platform and kind of the first device."""
+    device = jax.devices()[0]
+    return f"{device.platform} {device.device_kind}"
 
 
-def load() -> list[float]:
-    """How many processes wanted a core in the last minute; [] where the system does not say.
+def versions(*packages: str) -> dict[str, str]:
+    """Those of packages, and of Python."""
+    return {**{name: _version(name) for name in packages}, "python": platform.python_version()}
+
+
+def load() -> tuple[float, ...]:
+    """How many processes wanted a core in the last minute; () where the system does not say.
 
     Taken before a run begins: they are those of others.
     """
     try:
-        return [round(os.getloadavg()[0], 2)]
+        return (round(os.getloadavg()[0], 2),)
     except (AttributeError, OSError):
-        return []
+        return ()
 
 
 class Others:
@@ -49,13 +69,13 @@ class Others:
     def __init__(self) -> None:
         self._start = self._now()
 
-    def cores(self) -> list[float]:
-        """One number, or [] where the system does not say."""
+    def cores(self) -> tuple[float, ...]:
+        """One number, or () where the system does not say."""
         now = self._now()
         if self._start is None or now is None or now[0] <= self._start[0]:
-            return []
+            return ()
         seconds, busy = (b - a for a, b in zip(self._start, now))
-        return [round(max(busy / seconds, 0.0), 2)]
+        return (round(max(busy / seconds, 0.0), 2),)
 
     @staticmethod
     def _now() -> tuple[float, float] | None:
@@ -77,11 +97,11 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def commits() -> list[str]:
-    """The commit of this checkout, "+" behind it where files differ; [] where it is none."""
-    where = Path(__file__).resolve().parents[3]
+def commits() -> tuple[str, ...]:
+    """The commit of this checkout, "+" behind it where files differ; () where it is none."""
+    where = Path(__file__).resolve().parents[2]
     if not (where / ".git").exists():
-        return []
+        return ()
 
     def ask(*command: str) -> str:
         try:
@@ -93,7 +113,7 @@ def commits() -> list[str]:
 
     commit = ask("rev-parse", "HEAD")
     changed = ask("status", "--porcelain", "--untracked-files=no", "--", "specjax")
-    return [commit + "+" * bool(changed)] if commit else []
+    return (commit + "+" * bool(changed),) if commit else ()
 
 
 def peak_bytes() -> int | None:
