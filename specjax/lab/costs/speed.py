@@ -15,6 +15,7 @@ class Speed:
     speculative: float
     plain: float
     speedup: float  # median of the ratios of neighbouring runs, not the ratio of the medians
+    spread: tuple[float, float]  # the smallest and the largest of those ratios
     repeats: int
     seconds: tuple[float, float]  # of one run: speculative, plain
 
@@ -34,10 +35,12 @@ def compare(speculative: Callable[[], Any], plain: Callable[[], Any], *, repeats
         else:
             slow, fast = plain(), speculative()
         pairs.append((fast, slow))
+    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in pairs]
     return Speed(
         speculative=statistics.median(a.tokens_per_second for a, _ in pairs),
         plain=statistics.median(b.tokens_per_second for _, b in pairs),
-        speedup=statistics.median(a.tokens_per_second / b.tokens_per_second for a, b in pairs),
+        speedup=statistics.median(ratios),
+        spread=(min(ratios), max(ratios)),
         repeats=repeats,
         seconds=(
             statistics.median(a.seconds for a, _ in pairs),

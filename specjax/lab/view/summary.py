@@ -100,7 +100,8 @@ def speed_rows(report: Report, speed: Speed) -> list[tuple[str, str]]:
         (
             "speed",
             f"{speed.speculative:.1f} tokens/s, plain {speed.plain:.1f} tokens/s: "
-            f"speedup {speed.speedup:.2f}x (median of {speed.repeats} interleaved runs each)",
+            f"speedup {speed.speedup:.2f}x (medians of {speed.repeats} interleaved runs each; "
+            f"speedup {speed.spread[0]:.2f}x to {speed.spread[1]:.2f}x)",
         )
     ]
     if report.compile_seconds is not None:
