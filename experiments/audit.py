@@ -28,9 +28,11 @@ from absl import flags
 from experiments import cli
 from specjax.core.files import write_atomically
 from specjax.drafters import DRAFTERS
-from specjax.lab.audit import CHECKS, TARGET_CHECKS, Check, prepare
 from specjax.models import FAMILIES
 from specjax.verify import RULES
+
+with cli.needs_lab():
+    from specjax.lab.audit import CHECKS, TARGET_CHECKS, Check, prepare
 
 _DRAFTER = flags.DEFINE_string(
     "drafter", "lm", f"One of {', '.join(DRAFTERS)}; or path/to/file.py:NAME for your own."

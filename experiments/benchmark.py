@@ -25,16 +25,18 @@ from experiments import cli
 from specjax.core import machine
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import write_atomically
-from specjax.lab.bench import job, measure, outputs, prediction, scoring
-from specjax.lab.bench.job import Config, read_config
-from specjax.lab.bench.store import Store
-from specjax.lab.bench.summary import summarise
-from specjax.lab.bench.synthetic import parse_curve
-from specjax.lab.records import codec
-from specjax.lab.records.run import Summary
-from specjax.lab.view import escape
-from specjax.lab.view.headline import headline
-from specjax.lab.view.tables import table
+
+with cli.needs_lab():
+    from specjax.lab.bench import job, measure, outputs, prediction, scoring
+    from specjax.lab.bench.job import Config, read_config
+    from specjax.lab.bench.store import Store
+    from specjax.lab.bench.summary import summarise
+    from specjax.lab.bench.synthetic import parse_curve
+    from specjax.lab.records import codec
+    from specjax.lab.records.run import Summary
+    from specjax.lab.view import escape
+    from specjax.lab.view.headline import headline
+    from specjax.lab.view.tables import table
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the results go, or are.")

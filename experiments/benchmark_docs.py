@@ -16,7 +16,9 @@ from absl import flags
 
 from experiments import cli
 from specjax.core.files import write_atomically
-from specjax.lab.bench.documents import render
+
+with cli.needs_lab():
+    from specjax.lab.bench.documents import render
 
 _TEMPLATE = flags.DEFINE_string("template", "docs/benchmarks.in.md", "What to fill in.")
 _RESULTS = flags.DEFINE_string("results", "docs/results", "Where the numbers are.")

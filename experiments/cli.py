@@ -20,6 +20,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import overrides
+from specjax import lab
 from specjax.checkpoint.load import DEMO, own_family
 from specjax.core import hosts, launch, own
 from specjax.core.cluster import find_place
@@ -275,6 +276,15 @@ def one_line_errors() -> Iterator[None]:
         fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except ValueError as error:
         fail(str(error))
+
+
+@contextlib.contextmanager
+def needs_lab() -> Iterator[None]:
+    """Around imports of what `specjax[lab]` brings: without it the script ends in one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(lab.told(error))
 
 
 def fail(message: str) -> NoReturn:

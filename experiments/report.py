@@ -16,8 +16,10 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from specjax.lab.view.report import report_traces, write_report
 from specjax.trace import trace_file
+
+with cli.needs_lab():
+    from specjax.lab.view.report import report_traces, write_report
 
 _RUN = flags.DEFINE_multi_string(
     "run", None, "Directory of a complete benchmark; several of the same prompts are compared."

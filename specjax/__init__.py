@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from specjax.lab.audit import AuditReport, audit
     from specjax.lab.diagnosis import DrafterReport, check_drafter
     from specjax.lab.view.figures import plot_acceptance, plot_heat, plot_speedup, plot_timeline
-    from specjax.lab.view.html import show
     from specjax.lab.view.race import race
+    from specjax.lab.view.show import show
     from specjax.lab.view.tables import table
 
 __all__ = [
@@ -71,7 +71,7 @@ _LAB = {
     "plot_speedup": "specjax.lab.view.figures",
     "plot_timeline": "specjax.lab.view.figures",
     "race": "specjax.lab.view.race",
-    "show": "specjax.lab.view.html",
+    "show": "specjax.lab.view.show",
     "table": "specjax.lab.view.tables",
 }
 _MODULES = {"extend": "specjax.extend", "measure": "specjax.lab.costs"}
@@ -82,7 +82,22 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(_MODULES[name])
     if name not in _LAB:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAB[name]), name)
+    try:
+        return getattr(importlib.import_module(_LAB[name]), name)
+    except ModuleNotFoundError as error:
+        return _not_installed(name, error)
+
+
+def _not_installed(name: str, error: ModuleNotFoundError) -> Any:
+    """What stands for a function that needs ``specjax[lab]``: it says so when it is called."""
+    from specjax import lab
+
+    message = f"specjax.{name}: {lab.told(error)}"
+
+    def needs_lab(*args: Any, **kwargs: Any) -> None:
+        raise ImportError(message)
+
+    return needs_lab
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import specjax
+from experiments import cli
 from specjax.lab.costs.cost_model import predict
 from specjax.lab.view import figures
 from specjax.lab.view.heat import by_class, rolling_tau
@@ -156,3 +158,19 @@ def test_pictures_are_imported_by_whoever_wants_one() -> None:
     with pytest.raises(AttributeError, match="plot_nothing"):
         specjax.plot_nothing  # noqa: B018
     assert [t.text for t in tokens(TRACE, 0, rejected=False)] == list(TRACE.texts[0].pieces)
+
+
+def test_without_the_extra_one_line_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("matplotlib", "matplotlib.axes"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("figures", "acceptance"):
+        monkeypatch.delitem(sys.modules, f"specjax.lab.view.{name}")
+    with pytest.raises(ImportError, match=r"^specjax.plot_heat: matplotlib is.*'specjax\[lab\]'"):
+        specjax.plot_heat(TRACE)
+    with pytest.raises(SystemExit), cli.needs_lab():
+        importlib.import_module("specjax.lab.view.acceptance")
+    assert re.fullmatch(r"error: matplotlib is not .*\[lab\].*\n", capsys.readouterr().err)
+    with pytest.raises(ModuleNotFoundError, match="no_such"), cli.needs_lab():
+        importlib.import_module("no_such")

@@ -12,10 +12,13 @@ import argparse
 from pathlib import Path
 
 import specjax
+from experiments import cli
 from experiments.generate import DEFAULT_PROMPT
 from specjax.core.files import write_atomically
-from tools.race_still import race_gif
 from tools.text_svg import text_svg
+
+with cli.needs_lab():
+    from tools.race_still import race_gif
 
 RACE = '''def open_connection(host, port, timeout=None):
     """Open a connection to the server.

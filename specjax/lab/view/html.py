@@ -1,76 +1,117 @@
-"""Coloured text as a page: which tokens were guessed, which the target wrote itself.
+"""Pages: templates, style sheets and scripts of `assets/`, put together into one string.
 
-The few lines of script only make the hover faster; everything is there without them. What the
-tokens say is escaped, and taking the markup away gives the text exactly: marks of line breaks and
-special tokens are drawn by the style sheet. Text is in <pre>: viewers of notebooks drop style
-sheets, and typeset what stands between dollars elsewhere.
+Self-contained: no network, and no identifiers that could collide in a notebook. Everything that
+templates are given is escaped unless it is markup already.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import html
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
 
-from specjax.lab.view.page import Page, render
-from specjax.lab.view.tokens import CLASSES as CLASSES
-from specjax.lab.view.tokens import Token, describe, text_of, tokens
-from specjax.trace.metrics import figures, select
-from specjax.trace.trace import Trace
+import jinja2
+from markupsafe import Markup
 
-MOST_ROWS = 16  # that are shown when none is named
+from specjax.core.files import write_atomically
+from specjax.lab.view.palette import MEANING, REJECTED, css
+from specjax.lab.view.tokens import CLASSES, Token, tooltip, visible
+
+_ASSETS = resources.files("specjax.lab.view") / "assets"
+
+
+@functools.cache
+def asset(name: str) -> str:
+    """A file of `assets/`, without what only its editors need: indentation and comments."""
+    lines = [line.strip() for line in (_ASSETS / name).read_text(encoding="utf-8").splitlines()]
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
+def style(*names: str) -> Markup:
+    """Style sheets by name, with the colours before them."""
+    sheets = "".join(asset(f"{name}.css") for name in names).replace("\n", "")
+    return Markup(css(".sj") + re.sub(r"(?<=[:,;{]) | (?=\{)", "", sheets))
+
+
+def script(*names: str) -> Markup:
+    """Scripts by name."""
+    return Markup("\n".join(asset(f"{name}.js") for name in names))
+
+
+def characters(text: str) -> Markup:
+    """Generated text, seen and not obeyed; an empty element before each line break draws its mark.
+
+    What is left when the markup is taken away is the text.
+    """
+    return Markup(html.escape(visible(text)).replace("\n", '<i class="n"></i>\n'))
+
+
+def shortened(text: str) -> str:
+    """A rejected guess takes little room: a picture for each run of white space in it."""
+    text = re.sub(r"\n\s*", lambda found: "↵" * found[0].count("\n"), text)
+    return re.sub(r"[ \t]{2,}", "␣", text)
+
+
+def _title(token: Token) -> Markup:
+    """What an attribute says of a token."""
+    return Markup(html.escape(tooltip(token)))
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    made.filters |= {
+        "characters": characters,
+        "shortened": shortened,
+        "tooltip": _title,
+    }
+    made.globals |= {
+        "style": style,
+        "script": script,
+        "colours": lambda selector: Markup(css(selector)),
+        **{"CLASSES": CLASSES, "MEANING": MEANING, "REJECTED": REJECTED},
+    }
+    return made
+
+
+def render(name: str, **values: Any) -> str:
+    """The template ``name`` of `assets/`, of ``values``."""
+    return _environment().get_template(f"{name}.html.j2").render(values)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a trace as templates read it."""
+class Page:
+    """A piece of HTML that notebooks show and `save` writes as a page of its own."""
 
-    row: int
-    category: str
-    tau: float | None
-    prompt: str
-    tokens: Sequence[Token]
+    body: str
+    title: str = "specjax"
 
+    def _repr_html_(self) -> str:
+        return self.body
 
-def row_of(trace: Trace, row: int) -> Row:
-    """Raises ValueError if there is no such row."""
-    shown, text, cycles = tokens(trace, row), text_of(trace, row), trace.rows[row]
-    tau = sum(c.committed for c in cycles) / len(cycles) if cycles else None
-    return Row(row, text.category, tau, text.prompt, shown)
+    def __str__(self) -> str:
+        return self.body
 
+    def __repr__(self) -> str:
+        return f"<{self.title}: {len(self.body):,} characters of HTML; save(path) writes a page>"
 
-def show(trace: Trace, row: int | None = None) -> Page:
-    """The text of a trace, coloured by whose token is whose.
+    def page(self) -> str:
+        """A whole document."""
+        return render("document", title=self.title, body=Markup(self.body))
 
-    Accepted guesses have a green ground, the target's own tokens are blue, bold and underlined,
-    rejected guesses small, red and struck through; they can be hidden. Pointing at a token tells
-    its position, cycle, probabilities (if the trace has details), rank and time.
+    def save(self, path: str | Path) -> None:
+        """Writes a page that opens anywhere, without network.
 
-    Args:
-      trace: of `specjax.generate`, or from a file.
-      row: the row to show; None: all, at most 16.
-
-    Raises:
-      ValueError: if there is no such row.
-    """
-    rows = range(min(len(trace.rows), MOST_ROWS)) if row is None else [row]
-    body = render(
-        "show",
-        rows=[row_of(trace, r) for r in rows],
-        left=len(trace.rows) - len(rows) if row is None else 0,
-        **_figures(trace if row is None else select(trace, rows)),
-    )
-    return Page(body, f"specjax: {describe(trace)}")
-
-
-def _figures(trace: Trace) -> dict[str, object]:
-    """tau, and the counts and speeds beside it."""
-    found = figures(trace)
-    if found.tau is None:
-        return {"tau": None, "facts": []}
-    facts = [f"{found.tokens} tokens in {found.cycles} target passes"]
-    if found.survival:
-        curve = " ".join(f"{s:.2f}" for s in found.survival[:8] if s is not None)
-        facts.append(f"survival {curve}{' …' if len(found.survival) > 8 else ''}")
-    if found.tpot_ms is not None:
-        facts.append(f"{1e3 / found.tpot_ms:,.0f} tokens/s a row, prefill not included")
-    return {"tau": found.tau, "facts": [*facts, describe(trace)]}
+        Raises:
+          OSError: if it cannot be written.
+        """
+        write_atomically(Path(path).expanduser(), self.page())

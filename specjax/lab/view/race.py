@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from specjax.lab.view.page import Page, render
+from specjax.lab.view.html import Page, render
 from specjax.lab.view.tokens import Token, check_row, finish_time, name_of, text_of, tokens
 from specjax.trace.trace import Trace
 

@@ -27,10 +27,10 @@ from specjax.lab.view.cases import (
 )
 from specjax.lab.view.gallery import Picture, costs_of, longest_row, pictures
 from specjax.lab.view.headline import headline
-from specjax.lab.view.html import row_of
-from specjax.lab.view.page import render
+from specjax.lab.view.html import render
 from specjax.lab.view.race import Race, race_of
 from specjax.lab.view.result import Result, from_traces, read_results
+from specjax.lab.view.show import row_of
 from specjax.lab.view.style import save, to_svg
 from specjax.lab.view.tables import table
 from specjax.trace.metrics import METRICS
