@@ -83,3 +83,6 @@ def test_a_lookup_that_finds_nothing_is_not_called_misread(quick_compile: None) 
         target, drafters.LM(tiny.model("llama", seed=9), 3), prompts=[[1, 2]], cycles=4
     )
     assert "never trained like the target" in own.causes[0] and len(own.causes) == 2
+    shy = drafters.LM(tiny.model("llama", seed=9), 3, min_confidence=1.0)
+    timid = specjax.check_drafter(target, shy, prompts=[[1, 2]], cycles=4)
+    assert "min_confidence=1: a guess was worth verifying in 0% of the cycles" in timid.causes[0]

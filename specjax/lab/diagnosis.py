@@ -184,6 +184,12 @@ def _causes(
     """The likely reasons in order, with what is known of each."""
     if report.found is not None:
         yield (f"With {report.found.what} tau is {report.found.tau:.2f}: {report.found.means}.")
+    least = getattr(drafter, "min_confidence", None)
+    if least is not None:
+        yield (
+            f"min_confidence={least:g}: a guess was worth verifying in {report.guessed:.0%} of the "
+            "cycles; lower it, or leave it out."
+        )
     if report.family is not Family.TRAINED:
         yield from _causes_of_others(report)
         return

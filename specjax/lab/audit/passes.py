@@ -129,16 +129,16 @@ def rounds(target: Model, seed: int) -> Iterator[Round]:
         if i + 2 in TURNS:
             mark = cache.mark(cache.loses(MORE_SLOTS))
         if i in TURNS:
-            cache = another_turn(cache, mark, slots, rng)
+            cache = another_turn(cache, mark, slots)
             texts = [text[:n] for text, n in zip(texts, cache.length.tolist())]
         longest = max(map(len, texts))
 
 
-def another_turn(cache: Cache, mark: Mark, slots: int, rng: np.random.Generator) -> Cache:
-    """Row 0 goes on, row 1 is cut anywhere (or begins anew), row 2 comes back to ``mark``."""
+def another_turn(cache: Cache, mark: Mark, slots: int) -> Cache:
+    """Row 0 goes on, row 1 is cut or begins anew, row 2 comes back to ``mark``."""
     at = cache.length.tolist()
     cache = cache.back(mark, jnp.arange(ROWS) == 2, slots)
-    to = [at[0], int(rng.integers(at[1])), int(mark.length[2])]
+    to = [at[0], 3 * at[1] // 4, int(mark.length[2])]
     return cache.cut(jnp.asarray(to, jnp.int32))
 
 
