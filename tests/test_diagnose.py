@@ -53,6 +53,11 @@ def test_a_run_is_explained_case_by_case(tmp_path: Path, capsys: Any) -> None:
     few = tuple(c for c in known.costs if c.batch == 1)
     dataclasses.replace(known, costs=few).save(path / "costs.json")
     assert "batch = 1, and 2 lies outside" in str(explain_run(path)["dflash_k4_b2"])
+    summary["run"]["unpredicted"] = ["dflash"]
+    (path / "metrics.json").write_text(json.dumps(summary))
+    assert "no one cost" in str(explain_run(path)["dflash_k4_b2"])
+    del summary["run"]["unpredicted"]
+    (path / "metrics.json").write_text(json.dumps(summary))
     run_script(f"--run={path}", "--case=k4_b1")
     out = capsys.readouterr().out
     assert "dflash_k4_b1\n=====" in out and "dflash_k2" not in out

@@ -28,6 +28,12 @@ def explain_run(directory: str | Path) -> dict[str, Explanation | str]:
     cases = [case for case in summary.cases if not case.is_plain]
     if not cases:
         raise ValueError(f"{directory} holds no case with a drafter.")
+    adaptive = [case for case in cases if case.drafter in summary.run.unpredicted]
+    found: dict[str, Explanation | str] = {
+        case.name: f"Not explained: {no_one_cost(case.drafter)}" for case in adaptive
+    }
+    if len(adaptive) == len(cases):
+        return found
     costs = directory / "costs.json"
     if not costs.exists():
         raise ValueError(
@@ -35,8 +41,7 @@ def explain_run(directory: str | Path) -> dict[str, Explanation | str]:
             "benchmark with calibration."
         )
     known = load_costs(costs, elsewhere=True)
-    found: dict[str, Explanation | str] = {}
-    for case in cases:
+    for case in (case for case in cases if case.name not in found):
         try:
             found[case.name] = _explain_case(case, known, summary.run.device)
         except ValueError as error:
