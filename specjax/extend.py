@@ -30,18 +30,38 @@ of the tapped features, N heads, G key/value heads, H head width.
 
 What is handed over, with its shapes (U = P + T, P of them fed before in the same block):
 
-    Proposal        tokens [B, K] int32 (-1: none), q [B, K, V] or None, wanted [B] or None.
+    Proposal        tokens [B, K] int32 (-1: none, whatever q says there), q [B, K, V] float32, the
+                    law of each guess, or None; wanted [B] or None. A rule is handed one row of it.
     Kept            tokens [B, K + 1] as they were fed, of which count [B] are committed; features
                     [B, K + 1, F] or None.
     Context         tokens [B, S], length [B], pending [B, 1], keys [B], counts, target.
     View            depth [B or 1, U] behind the cache, visible [B or 1, T, U] bool.
     Batch           tokens [B, T] int32, right-padded; supervised [B, T] bool; length [B].
 
-`help(specjax.extend.NAME)` says more of each; help of the whole module is long.
+What there is besides; `help(specjax.extend.NAME)` says more of each:
+
+    drafters        Drafter Bound LastFeatures last_features draw draw_all count_guess onto_target
+                    check_fits check_kind check_num_draft check_same_tokens Family Trial Outline
+                    Sizes Misreading Sampling Counts gumbel_argmax keys
+    trees           Parents trees
+    rules           Law RejectionLaw Verdict VerifyKeys rejection_terms end_guesses at_guesses
+                    count_leading normalise
+    objectives      Objective Params Skeleton losses labelled stack_ahead states_before
+    families        Decoder DecoderConfig Pass Layer Embed Vocabulary Llama LlamaLayer Qwen3
+                    Qwen3Layer read_decoder_config read_windows dense_like
+    layers          Attention MLP Linear RMSNorm Rope Rotation rotation attend linear lookup
+                    looking_back split_heads activation_dtype
+    caches          Cache Block blocks Entry Full Ring Latent Recurrent empty causal
+    arrays          Array pytree static one_line constrain replicated nnx Frozen
+    names           register_drafter register_rule register_family register_objective
+                    register_prompt_set
 """
 
 from __future__ import annotations
 
+# All names are handed on. There is no ``__all__``: with one, help() of this module would print the
+# help of every name behind the page above. `tests/test_own_names.py` holds the page to the names.
+# ruff: noqa: F401
 from flax import nnx
 
 from specjax.core import keys, trees
@@ -108,104 +128,3 @@ from specjax.verify.base import (
     normalise,
     rejection_terms,
 )
-
-__all__ = [
-    "MLP",
-    "Array",
-    "Attention",
-    "BaseObjective",
-    "Batch",
-    "Block",
-    "Bound",
-    "Cache",
-    "Context",
-    "Counts",
-    "Decoder",
-    "DecoderConfig",
-    "Drafter",
-    "Embed",
-    "Entry",
-    "Family",
-    "Frozen",
-    "Full",
-    "Kept",
-    "LastFeatures",
-    "Latent",
-    "Law",
-    "Layer",
-    "Linear",
-    "Llama",
-    "LlamaLayer",
-    "Misreading",
-    "Objective",
-    "Outline",
-    "Params",
-    "Parents",
-    "Pass",
-    "Proposal",
-    "Question",
-    "Qwen3",
-    "Qwen3Layer",
-    "RMSNorm",
-    "Recurrent",
-    "RejectionLaw",
-    "Ring",
-    "Rope",
-    "Rotation",
-    "Rule",
-    "Sampling",
-    "Sizes",
-    "Skeleton",
-    "Spec",
-    "Stateless",
-    "Trial",
-    "Verdict",
-    "VerifyKeys",
-    "View",
-    "Vocabulary",
-    "activation_dtype",
-    "at_guesses",
-    "attend",
-    "blocks",
-    "causal",
-    "check_fits",
-    "check_kind",
-    "check_num_draft",
-    "check_same_tokens",
-    "constrain",
-    "count_guess",
-    "count_leading",
-    "dense_like",
-    "draw",
-    "draw_all",
-    "empty",
-    "end_guesses",
-    "gumbel_argmax",
-    "keys",
-    "labelled",
-    "last_features",
-    "linear",
-    "looking_back",
-    "lookup",
-    "losses",
-    "nnx",
-    "normalise",
-    "one_line",
-    "onto_target",
-    "pytree",
-    "read_decoder_config",
-    "read_windows",
-    "register_drafter",
-    "register_family",
-    "register_objective",
-    "register_prompt_set",
-    "register_rule",
-    "rejection_terms",
-    "replicated",
-    "rotation",
-    "split_heads",
-    "stack_ahead",
-    "states_before",
-    "static",
-    "trees",
-]

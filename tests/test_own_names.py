@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pydoc
+import re
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,11 @@ def test_what_a_bare_object_is_answered_for() -> None:
     assert ask(Bare, "formats")().write == {} and ask(bare, "weight_reads")("x", 5) == 1
     with pytest.raises(ValueError, match="Bare has no classmethod objective"):
         ask(Bare, "objective")()
+
+
+def test_help_of_extend_is_a_page() -> None:
+    """It names all that there is, and does not print the help of each."""
+    text = pydoc.plain(pydoc.render_doc(extend))
+    assert len(text.splitlines()) < 90
+    names = {n for n in vars(extend) if not n.startswith("_")} - {"annotations"}
+    assert names <= set(re.findall(r"\w+", str(extend.__doc__))) and len(names) > 90
