@@ -3,8 +3,9 @@
   python -m experiments.train_drafter --config=configs/train_own.py --workdir=runs/pard \\
       --config.kind=examples/pard.py:Pard --config.num_draft=4 --export_dir=runs/pard/export
 
-Expected and cost are the method's. Copy this file to set ``sizes`` (arguments of its ``fresh``) and
-``objective`` (fields of its objective); what is not there has the default of the class.
+Expected and cost are the method's. ``sizes`` are arguments of its ``fresh``
+(--config.sizes.layers=2), ``objective`` fields of its objective (--config.objective.keep=0.8), or
+another one (--config.objective.name=mine.py:Mine); what is not there has the default of the class.
 """
 
 from __future__ import annotations

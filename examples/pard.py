@@ -140,6 +140,11 @@ class PardDrafter:
     def update(self, held: State, kept: Kept) -> State:
         return State(held.cache, kept.tokens, kept.count)
 
+    def cut(self, state: State, length: Array) -> State:
+        # What is late was never fed: the next turn feeds it, from where the cache ends.
+        none = jnp.zeros_like(state.count)
+        return dataclasses.replace(state, cache=state.cache.cut(length), count=none)
+
     def grow(self, state: State, slots: int) -> State:
         return dataclasses.replace(state, cache=state.cache.grow(slots))
 

@@ -215,6 +215,8 @@ def define_config(default: Path | None = None) -> flags.FlagHolder[Any]:
         "config",
         None if default is None else str(default),
         f"{told} Override its fields with --config.field=value.",
+        lock_config=False,
+        accept_new_attributes=True,  # `overrides.check` says where
     )
     list_in_help("config", sys._getframe(1).f_globals["__name__"])
     # What `parse` checks overrides against.

@@ -20,6 +20,8 @@ from ml_collections import ConfigDict
 _OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(?P<equals>=(?P<text>.*))?", re.S)
 _FILE = re.compile(r"--?config(?:=(?P<path>.*))?", re.S)
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false"}
+# Groups that are handed to a class of the user's own: of sizes, and of hyperparameters.
+_OPEN = ("sizes", "objective")
 _ALIKE = 0.6  # of difflib, from where a name was probably meant
 _BOOLEANS = ("true", "t", "1", "false", "f", "0")
 
@@ -98,7 +100,13 @@ def load(named: str) -> ConfigDict:
 def check_one(override: Override, config: ConfigDict, file: str) -> None:
     """Raises ValueError unless the config has the field, and takes the value."""
     fields = dict(leaves(config))
+    if override.path not in fields and is_open(override.path, config):
+        if override.text is None:
+            raise ValueError(f"{override}: write {override}=VALUE.")
+        return
     if override.path not in fields:
+        if override.path in _OPEN and override.path in config and not len(config[override.path]):
+            raise ValueError(f"{override}: write --config.{override.path}.NAME=VALUE.")
         inside = sorted(f for f in fields if f.startswith(f"{override.path}."))
         if inside:
             raise ValueError(
@@ -114,6 +122,17 @@ def check_one(override: Override, config: ConfigDict, file: str) -> None:
         return
     if not _fits(text, type(now)):
         raise ValueError(f"{override}: must be {wanted}; in {file} it is {now!r}.")
+
+
+def is_open(path: str, config: ConfigDict) -> bool:
+    """Whether a field that the file lacks may be given: in a group that it leaves empty.
+
+    What such a group holds is up to a class of the user's own, which says what it does not know.
+    """
+    group, dot, name = path.rpartition(".")
+    if not dot or not name.isidentifier() or group not in _OPEN:
+        return False
+    return group in config and (not len(config[group]) or path == "objective.name")
 
 
 def _fits(text: str, kind: type) -> bool:

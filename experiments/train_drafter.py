@@ -36,6 +36,7 @@ from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.family import Family
 from specjax.core.files import read_json, write_atomically
 from specjax.core.sharding import parse_mesh, use_mesh
+from specjax.drafters.checking import bind
 from specjax.drafters.registry import class_of
 from specjax.drafters.spec import ask, with_num_draft
 from specjax.models.surgery import narrowed
@@ -49,6 +50,7 @@ from specjax.train.data.sources import Sources
 from specjax.train.data.text import Speech, default_cache
 from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee, fresh
+from specjax.train.objectives.checking import check_objective
 from specjax.train.optimizer import make_optimizer, schedule
 from specjax.train.state import TrainState, init_state, place
 from specjax.train.step import make_step
@@ -142,7 +144,8 @@ def prepare(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> Prepared
         num_draft=config.num_draft,
         compute_dtype=jnp.dtype(config.compute_dtype),
     )
-    spec.bind(target, "one_hot")
+    bind(spec, target, "one_hot")
+    check_objective(trainee.objective, params, target.net, config.rows, config.data.seq_len)
     format = export_format(config, spec, target)
     data = Batches(
         sources.train,

@@ -20,7 +20,9 @@ import specjax
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.drafters.named import parse
 from specjax.core import own
+from specjax.core.cache.ring import Ring
 from specjax.drafters.registry import DRAFTERS
+from specjax.lab.audit.targets import random_model
 from specjax.models import FAMILIES
 from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
 from specjax.train.objectives import OBJECTIVES
@@ -108,6 +110,9 @@ def test_a_windowed_family_is_target_and_draft(tmp_path: Path) -> None:
     assert out.tokens == [tiny.greedy_reference(target, target.tokenizer.encode("def area("), 24)]
     assert out.tau > 1.5
     assert specjax.audit(target=target, checks=["entries", "stale", "widths"]).passed
+    # The class alone is audited with a window, too.
+    small = random_model(own.find(f"{EXAMPLES}/windowed_family.py:Windowed"))
+    assert [type(e) for e in small.net.init_cache(2, 64).layers] == [Ring, Ring]
 
 
 def test_pard_is_trained_saved_and_loaded(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from experiments import overrides
 
 ROOT = Path(__file__).resolve().parent.parent
+OWN = f"{ROOT}/configs/train_own.py"
 BENCHMARK, TRAIN = f"{ROOT}/configs/benchmark.py", f"{ROOT}/configs/train_dflash.py"
 
 
@@ -32,6 +33,10 @@ BENCHMARK, TRAIN = f"{ROOT}/configs/benchmark.py", f"{ROOT}/configs/train_dflash
         (TRAIN, "--config.data.zzz=x", "there are data.allow_mismatch, "),
         (TRAIN, "--config.data=x", "is a group: set one of its fields, such as --config.data."),
         (TRAIN, "--config.peak_lr=fast", "peak_lr=fast: must be a number"),
+        (TRAIN, "--config.sizes.zzz=3", "has no such field"),
+        (OWN, "--config.sizes=3", "write --config.sizes.NAME=VALUE"),
+        (OWN, "--config.sizes.layers", "write --config.sizes.layers=VALUE"),
+        (OWN, "--config.other.layers=3", "has no such field"),
         (None, "--config.repeats=3", "goes with --config"),
         ("/nowhere.py", "--config.repeats=3", "no such file"),
         (f"{BENCHMARK}:slow", "--config.repeats=3", "there are quick and full"),
@@ -52,6 +57,9 @@ def test_what_is_taken() -> None:
     overrides.check(["script", "--config", f"{BENCHMARK}:quick", *taken])
     overrides.check(["script", "--config.repeats=2"], BENCHMARK)
     overrides.check(["script", f"--config={TRAIN}", "--config.peak_lr=1e-3"])
+    named = ["--config.sizes.layers=3", "--config.objective.name=mine.py:Mine"]
+    overrides.check(["script", f"--config={OWN}", *named])
+    overrides.check(["script", f"--config={TRAIN}", named[1]])
     overrides.check(["script"])
 
 

@@ -23,6 +23,8 @@ from specjax.checkpoint.drafters.named import parse
 from specjax.core import own
 from specjax.drafters.registry import DRAFTERS
 from specjax.models.layers.rope import LinearScaling, Rope
+from specjax.train.drafter import Trainee, fresh
+from specjax.train.objectives.checking import check_objective
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -209,6 +211,32 @@ def test_a_network_of_ones_own_is_trained_saved_and_loaded(
     more_lines = (tmp_path / "more" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(more_lines[0])["measured_tau"] == lines[-1]["measured_tau"]
     assert json.loads(more_lines[0])["heldout_loss"] < 0.6 * lines[-1]["heldout_loss"]
+
+
+def test_an_objective_is_looked_at_before_a_step(mine: Path) -> None:
+    """By shape alone, and what names no size or setting is refused."""
+    target, kind = tiny.model(), f"{mine}:Ahead"
+    made = {"num_draft": 2, "seed": 0}
+    complain(lambda: fresh(kind, target, {"hiden": 3}, **made), "sizes.hiden: .* there are hidden")
+    complain(lambda: fresh(kind, target, {"hidden": "x"}, **made), "Ahead.fresh.. fails: ")
+    spec = fresh(kind, target, {"hidden": 8}, **made)
+    with_one: Any = {"num_draft": 2, "compute_dtype": jnp.float32}
+    complain(lambda: Trainee.of(kind, spec, {"decay": "x"}, **with_one), "decay=x: must be a num")
+    trainee, params = Trainee.of(kind, spec, {}, **with_one)
+    good = trainee.objective
+    check = lambda one: check_objective(one, params, target.net, 2, 16)
+    check(good)
+    base: Any = type(good)
+    for name, what, words in (
+        ("__call__", lambda *given: base.__call__(*given)[0], "must return .loss, weight, a dict"),
+        ("__call__", lambda *given: (given[4], 1.0, {}), "loss is .*; must be float32.., a sum"),
+        ("__call__", lambda *given: {}["x"], "fails: KeyError: 'x' .test_own_network.py"),
+        ("matches", lambda *given: base.matches(*given)[:, 1:], r"bool\[2, 15, 2\]; must be"),
+    ):
+        wrong = type("Wrong", (base,), {name: what})
+        told = {f.name: getattr(good, f.name) for f in dataclasses.fields(good) if f.init}
+        made_wrong = wrong(**told)
+        complain(lambda one=made_wrong: check(one), words)
 
 
 class _Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.core import hosts
+from specjax.core.by_shape import calling
 from specjax.core.family import Family
 from specjax.core.sharding import axis_size
 from specjax.core.types import Array
@@ -70,6 +72,10 @@ class Trainee:
                 f"--config.objective.{unknown[0]}: {objective.__name__} has no such setting; "
                 f"there are {', '.join(known)}."
             )
+        for f in dataclasses.fields(objective):
+            value, number = given.get(f.name), isinstance(f.default, int | float)
+            if f.name in given and number and not isinstance(value, int | float):
+                raise ValueError(f"--config.objective.{f.name}={value}: must be a number.")
         if "num_draft" in {f.name for f in dataclasses.fields(objective) if f.init}:
             given.setdefault("num_draft", num_draft)
         made = objective(
@@ -110,11 +116,21 @@ def fresh(kind: str, target: Any, sizes: Mapping[str, Any], *, num_draft: int, s
         return _fresh_lm(target, sizes, num_draft=num_draft, seed=seed)
     if not is_trained(spec):
         raise ValueError(f"--config.kind={kind}: {spec.__name__} has no classmethod fresh().")
+    known = inspect.signature(spec.fresh).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        for size in sizes:
+            if size not in known or size in ("target", "num_draft", "seed"):
+                there = [n for n in known if n not in ("target", "num_draft", "seed")]
+                raise ValueError(
+                    f"--config.sizes.{size}: a {kind} drafter has no such size; there are "
+                    f"{', '.join(there) or 'none'}."
+                )
     full = dataclasses.replace(target, dtype=np.dtype(np.float32))
-    try:
-        return spec.fresh(full, num_draft=num_draft, seed=seed, **sizes)
-    except TypeError as error:  # a name that is not one of its sizes
-        raise ValueError(f"--config.sizes of a {kind} drafter: {error}.") from None
+    return calling(
+        f"{spec.__name__}.fresh()",
+        lambda: spec.fresh(full, num_draft=num_draft, seed=seed, **sizes),
+        ValueError,
+    )
 
 
 def _fresh_lm(target: Any, raw: Mapping[str, Any], *, num_draft: int, seed: int) -> LM:

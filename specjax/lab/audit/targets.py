@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -17,6 +18,7 @@ from specjax.drafters.spec import Spec, ask, with_num_draft
 from specjax.models import Frozen
 from specjax.models import family as registered
 
+WINDOW = 6  # of families that have one
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -41,8 +43,17 @@ def random_model(
     name = family if isinstance(family, str) else family.__name__.lower()
     raw = {**SIZES, "model_type": name, "vocab_size": vocab, "num_hidden_layers": layers}
     raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
-    module = cls(cls.read_config(raw), dtype=jnp.float32, rngs=nnx.Rngs(seed))
+    config = _with_window(cls, raw) or cls.read_config(raw)
+    module = cls(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     return loud(module, f"{name}-{seed}", sharp)
+
+
+def _with_window(cls: Any, raw: dict[str, Any]) -> Any:
+    """A config with layers that see a window, so that texts outgrow it; None: there is no such."""
+    with contextlib.suppress(ValueError):
+        windowed = cls.read_config({**raw, "sliding_window": WINDOW, "use_sliding_window": True})
+        return windowed if windowed != cls.read_config(raw) else None
+    return None
 
 
 def loud(module: Any, name: str, sharp: float) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -55,9 +56,14 @@ def _has_objective(thing: Any) -> bool:
 
 
 def _check(objective: Any, name: str) -> Any:
-    if not inspect.isclass(objective) or not hasattr(objective, "matches"):
+    methods = [inspect.getattr_static(objective, m, None) for m in ("__call__", "matches")]
+    if (
+        not inspect.isclass(objective)
+        or not all(map(inspect.isfunction, methods))
+        or not dataclasses.is_dataclass(objective)
+    ):
         raise ValueError(
-            f"Objective {name}: must be a class with __call__ and matches "
-            "(specjax.extend.Objective)."
+            f"Objective {name}: must be a class with __call__ and matches, a dataclass as "
+            "specjax.extend.BaseObjective is."
         )
     return objective
