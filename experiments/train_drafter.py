@@ -257,7 +257,8 @@ def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any
         if neurons := sizes.get("intermediate_size"):
             spec = dataclasses.replace(spec, net=narrowed(spec.net, neurons))
         return spec
-    fresh_takes = inspect.signature(class_of(config.kind).fresh).parameters
+    kind = class_of(config.kind)
+    fresh_takes = inspect.signature(kind.fresh).parameters if hasattr(kind, "fresh") else {}
     if "draft_vocab_size" in sizes and "target_ids" in fresh_takes:
         rows = sizes.pop("draft_vocab_size")
         sizes["target_ids"], share = frequent_tokens(sources.train, rows, target.config.vocab_size)

@@ -136,4 +136,6 @@ def class_of(name: str) -> Any:
             f"{name} is no class of drafters, so it cannot be trained: name a subclass of "
             "specjax.extend.Spec with fresh() and objective()."
         )
+    if not callable(getattr(thing, "bind", None)):
+        raise ValueError(f"{name} is no drafter: it has no method bind(target, kind).")
     return thing

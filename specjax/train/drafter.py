@@ -126,11 +126,14 @@ def fresh(kind: str, target: Any, sizes: Mapping[str, Any], *, num_draft: int, s
                     f"{', '.join(there) or 'none'}."
                 )
     full = dataclasses.replace(target, dtype=np.dtype(np.float32))
-    return calling(
+    made = calling(
         f"{spec.__name__}.fresh()",
         lambda: spec.fresh(full, num_draft=num_draft, seed=seed, **sizes),
         ValueError,
     )
+    if not isinstance(made, spec):
+        raise ValueError(f"{spec.__name__}.fresh() returns a {type(made).__name__}.")
+    return made
 
 
 def _fresh_lm(target: Any, raw: Mapping[str, Any], *, num_draft: int, seed: int) -> LM:
