@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -12,6 +14,8 @@ from rich.console import Console
 
 import specjax
 from specjax.core import own
+from specjax.lab.costs.explain import marked
+from specjax.lab.records.run import Run, Summary
 from specjax.lab.view import headline, marks, summary, tables
 from specjax.trace import trace_file
 
@@ -33,15 +37,22 @@ def test_a_rule_that_is_not_lossless_says_so_wherever_it_is_seen(tmp_path: Path)
         shown = specjax.show(trace)._repr_html_()
         assert ("not lossless" in shown) == words
         (case,) = tables.cases_of({"mine": trace})
-        found = marks.marks({}, [case])
+        found = marks.marks(Run(), [case])
         assert (marks.Kind.LOSSY in {m.kind for m in found}) == words
         assert ("the text is not the target's own" in "".join(marks.lines(found))) == words
         assert ("not lossless" in marks.words(case)) == words
-        assert ("(not lossless)" in "".join(headline.headline([case], ()))) == words
+        assert ("(not lossless)" in "".join(headline.headline(Summary(Run(), (case,))))) == words
     console = Console(file=io.StringIO(), width=200)
     record = {"cycles": [[3, 1, 2]]}
     summary.summary(console, summary.Report([record], rule="typical", lossless=False))
     assert "Not lossless: the rule typical" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_explanation_says_that_a_rule_is_lossy() -> None:
+    found: Any = dataclasses.make_dataclass("Found", [("hints", tuple)])(("short",))
+    assert marked(found, True, "token").hints == ("short",)
+    said = marked(found, False, "typical").hints
+    assert said[0].startswith("Not lossless: the rule typical keeps") and said[1:] == ("short",)
 
 
 def test_the_audit_says_what_a_lossy_rule_deviates_by() -> None:

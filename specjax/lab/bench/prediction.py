@@ -29,7 +29,7 @@ from specjax.lab.costs.calibration import (
     with_num_draft,
 )
 from specjax.lab.costs.cost_model import predict, survival_of
-from specjax.lab.costs.explain import Explanation, explain
+from specjax.lab.costs.explain import Explanation, explain, marked
 from specjax.lab.records.costs import Calibration, Costs
 from specjax.lab.records.costs import load as load_costs
 from specjax.lab.records.prediction import Forecast
@@ -260,7 +260,8 @@ def explain_pair(
         single=costs[1],
         family=family_of(spec),
     )
-    return found, known
+    setup = trace.setup
+    return marked(found, bool(setup.get("lossless", True)), str(setup.get("rule"))), known
 
 
 def forecast(costs: str | Path, curves: Sequence[Curve]) -> list[Forecast]:

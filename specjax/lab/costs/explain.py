@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from specjax.core.family import Family, parse_family
 from specjax.lab.costs.advice import TAU_NEAR_1, against_draft, against_rejection, near_1
 from specjax.lab.costs.cost_model import hold_last_conditional, predict, survival_of
+from specjax.lab.records.case import lossy
 from specjax.lab.records.costs import Costs
 from specjax.lab.records.prediction import NEGATIVE_OVERHEAD, Prediction
 from specjax.trace.metrics import Figures
@@ -94,6 +95,13 @@ class Explanation:
     def _parts(self) -> str:
         costs = [x for x in self.limits if x.name != ACCEPTANCE]
         return " + ".join(f"{x.name} {x.now:.2f}" for x in sorted(costs, key=lambda x: x.name))
+
+
+def marked(explanation: Explanation, lossless: bool, rule: str) -> Explanation:
+    """The same, with a word on a rule that is not lossless."""
+    told = lossy(lossless, rule)
+    hints = (f"Not lossless: {told}", *explanation.hints) if told else explanation.hints
+    return dataclasses.replace(explanation, hints=hints)
 
 
 def explain(

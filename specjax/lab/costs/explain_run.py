@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from specjax.lab.costs.adaptive import no_one_cost
-from specjax.lab.costs.explain import Explanation, explain
+from specjax.lab.costs.explain import Explanation, explain, marked
 from specjax.lab.records.case import Case
 from specjax.lab.records.costs import Calibration, Costs, costs_at
 from specjax.lab.records.costs import load as load_costs
@@ -56,7 +56,7 @@ def _explain_case(case: Case, known: Calibration, device: str) -> Explanation:
             f"costs.json knows nothing of {case.drafter}, {case.rule}, T={case.temperature}."
         )
     context = min(c.context for c in fit) if case.predicted is None else case.predicted.context
-    return explain(
+    found = explain(
         case.metrics,
         costs_at(fit, batch=case.batch, context=context),
         speedup=case.speedup,
@@ -64,6 +64,7 @@ def _explain_case(case: Case, known: Calibration, device: str) -> Explanation:
         single=_at_batch_1(fit, context),
         family=case.family,
     )
+    return marked(found, case.lossless, case.rule)
 
 
 def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) -> Explanation:
@@ -102,13 +103,14 @@ def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) 
         temperature=options.get("temperature") if isinstance(options, Mapping) else None,
     )
     speedup = None if plain is None else compare(trace, plain).speedup
-    return explain(
+    explained = explain(
         found,
         costs,
         speedup=speedup,
         device=str(setup.get("device", "")),
         family=setup.get("family"),
     )
+    return marked(explained, bool(setup.get("lossless", True)), str(setup.get("rule")))
 
 
 def _at_batch_1(fit: list[Costs], context: int) -> Costs | None:

@@ -142,6 +142,16 @@ def _keep(found: dict[str, Any], names: tuple[str, ...]) -> None:
         del found[name]
 
 
+def lossy(lossless: bool, rule: str) -> str:
+    """What stands beside figures of a rule that is not lossless; "": it is."""
+    if lossless:
+        return ""
+    return (
+        f"the rule {rule} keeps guesses that the target might not have said: the "
+        "text is not the target's own, and its tau and speed are bought with that."
+    )
+
+
 def read_case(value: Any, where: str = "") -> Case:
     """A case of metrics.json. Raises ValueError, in one line, if it is none."""
     named = value.get("name", where) if isinstance(value, Mapping) else where

@@ -12,7 +12,7 @@ import enum
 from collections.abc import Iterator, Sequence
 
 from specjax.lab.costs.adaptive import no_one_cost
-from specjax.lab.records.case import Case
+from specjax.lab.records.case import Case, lossy
 from specjax.lab.records.prediction import NEGATIVE_OVERHEAD
 from specjax.lab.records.run import Run
 
@@ -121,16 +121,6 @@ def of_case(case: Case) -> Iterator[Mark]:
             "as rough.",
         )
     yield from (mark(Kind.TEXTS_DIFFER, text) for text in _difference(case))
-
-
-def lossy(lossless: bool, rule: str) -> str:
-    """What stands beside figures of a rule that is not lossless; "": it is."""
-    if lossless:
-        return ""
-    return (
-        f"the rule {rule} keeps guesses that the target might not have said: the "
-        "text is not the target's own, and its tau and speed are bought with that."
-    )
 
 
 def _difference(case: Case) -> Iterator[str]:
