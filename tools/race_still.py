@@ -9,13 +9,13 @@ import matplotlib
 from matplotlib import animation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 from specjax.lab.view.heat import ADVANCE
 from specjax.lab.view.palette import Palette
 from specjax.lab.view.race import check_race, verdict
-from specjax.lab.view.style import canvas, legend_above, quietly, style
+from specjax.lab.view.style import box, canvas, lanes, legend_above, note, quietly, style
 from specjax.lab.view.tokens import finish_time, lay_out, name_of, text_of, tokens
 from specjax.trace.trace import ACCEPTED, Trace
 
@@ -39,27 +39,21 @@ def race_strip(fast: Trace, plain: Trace, row: int = 0, *, ax: Axes | None = Non
                 begin, size, unit = 1e3 * c.begin, 1e3 * (c.end - c.begin), 1 / most
                 guessed = sum(label == ACCEPTED for label in c.labels)
                 own = palette.plain if trace is plain else palette.own
-                _box(ax, palette, (begin, base), size, (c.committed - guessed) * unit, own)
-                top = base + (c.committed - guessed) * unit
-                _box(ax, palette, (begin, top), size, guessed * unit, palette.accepted)
+                at = base
+                for count, colour in ((c.committed - guessed, own), (guessed, palette.accepted)):
+                    if count:
+                        high, look = count * unit, {"edgecolor": palette.page, "linewidth": 0.5}
+                        box(ax, (begin, at), (size, high), colour, **look)
+                        at += high
             end = 1e3 * finish_time(trace, row)
             ax.plot([end, end], [base, base + 1.1], color=palette.ink, linewidth=1.4)
             count = sum(c.committed for c in trace.rows[row])
-            ax.annotate(
-                f"{end:.0f} ms, {1e3 * count / end:,.0f} tokens/s",
-                (end, base + 1.12),
-                (-4, 0),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8.5,
-                fontweight="bold",
-                color=palette.ink,
-            )
+            told = f"{end:.0f} ms, {1e3 * count / end:,.0f} tokens/s"
+            look = {"ha": "right", "fontsize": 8.5, "fontweight": "bold", "color": palette.ink}
+            note(ax, told, (end, base + 1.12), (-4, 0), **look)
         ax.set_xlim(0, 1e3 * max(finish_time(t, row) for t in (fast, plain)) * 1.01)
         ax.set_ylim(-0.08, 3.0)
-        ax.set_yticks([0.5, 2.1], ["plain", name_of(fast)])
-        ax.tick_params(axis="y", length=0, labelcolor=palette.ink)
-        ax.spines["left"].set_visible(False)
+        lanes(ax, palette, [0.5, 2.1], ["plain", name_of(fast)])
         ax.set_xlabel("ms since the generation began")
         keys = [
             Patch(facecolor=palette.accepted, label="accepted guesses"),
@@ -68,15 +62,6 @@ def race_strip(fast: Trace, plain: Trace, row: int = 0, *, ax: Axes | None = Non
         ]
         legend_above(ax, handles=keys)
     return ax
-
-
-def _box(
-    ax: Axes, palette: Palette, at: tuple[float, float], wide: float, high: float, colour: str
-) -> None:
-    if high > 0:
-        ax.add_patch(
-            Rectangle(at, wide, high, facecolor=colour, edgecolor=palette.page, linewidth=0.5)
-        )
 
 
 def race_gif(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -40,48 +41,31 @@ def plot_acceptance(traces: Trace | Mapping[str, Trace], *, ax: Axes | None = No
     if not most:
         raise ValueError("Nothing was guessed in these traces, so there is no acceptance to draw.")
     with canvas(ax) as (ax, palette):
-        width = 0.8 / len(groups)
+        width, several = 0.8 / len(groups), len(groups) > 1
         for i, (name, trace) in enumerate(groups.items()):
             survival, conditional = found[name].survival, found[name].conditional
             at = [k + (i - (len(groups) - 1) / 2) * width for k in range(1, len(survival) + 1)]
-            colour = palette.series[i] if len(groups) > 1 else palette.accepted
+            colour = palette.series[i] if several else palette.accepted
             heights = [math.nan if s is None else s for s in survival]
-            label = f"{literal(name)}: tau {found[name].tau:.2f}" if len(groups) > 1 else "survival"
-            ax.bar(
-                at,
-                heights,
-                0.92 * width,
-                color=colour,
-                alpha=0.85,
-                hatch=HATCHES[i],
-                edgecolor=palette.page,
-                linewidth=0,
-                label=label,
-            )
-            aside = 0.0 if len(groups) > 1 else -0.2 * width  # beside the dots
+            named = f"{literal(name)}: tau {found[name].tau:.2f}" if several else "survival"
+            bars: Any = {"alpha": 0.85, "hatch": HATCHES[i], "edgecolor": palette.page}
+            ax.bar(at, heights, 0.92 * width, color=colour, linewidth=0, label=named, **bars)
+            aside = 0.0 if several else -0.2 * width  # beside the dots
             intervals = with_intervals(trace, resamples=400).survival
             for x, ends in zip(at, intervals):
                 if ends is not None:
                     ax.plot([x + aside] * 2, ends, color=palette.ink, linewidth=1, zorder=3)
-            ax.plot(
-                at,
-                [math.nan if c is None else c for c in conditional],
-                ":",
-                linewidth=1.2,
-                marker=MARKERS[i],
-                color=colour if len(groups) > 1 else palette.ink,
-                markerfacecolor=palette.page,
-                markeredgewidth=1.5,
-                zorder=4,
-                label="conditional (given the one before)" if i == 0 else "_",
-            )
+            dots: Any = {"marker": MARKERS[i], "mfc": palette.page, "mew": 1.5, "linewidth": 1.2}
+            dots["color"] = colour if several else palette.ink
+            dots["label"] = "conditional (given the one before)" if i == 0 else "_"
+            ax.plot(at, [math.nan if c is None else c for c in conditional], ":", zorder=4, **dots)
         ax.set_xlabel("position of the guess")
         ax.set_ylabel("share accepted")
         ax.set_ylim(0, 1.02)
         ax.set_xlim(0.4, most + 0.6)
         ticks = range(1, most + 1, 1 + most // 17)
         ax.set_xticks(ticks)
-        if len(groups) == 1:
+        if not several:
             survival = next(iter(found.values())).survival
             ax.set_xticks(ticks, [f"{k}\n{survival[k - 1]:.2f}" for k in ticks])
             ax.set_xlabel("position of the guess, and survival there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,14 +28,14 @@ class Picture:
     name: str  # of its files
     title: str
     caption: str
-    draw: Callable[[Axes], Axes]
+    draw: Callable[..., Axes]  # of figures.py, all but ``ax`` given
     size: tuple[float, float] = (6.4, 3.6)
 
     def figure(self, *, dark: bool = False) -> Figure:
         """The drawn figure."""
         with style(dark=dark), quietly():
             figure = Figure(figsize=self.size, layout="constrained")
-            self.draw(figure.subplots())
+            self.draw(ax=figure.subplots())
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # it is settled: no file needs another
         return figure
@@ -86,9 +87,7 @@ def _speedups(result: Result) -> list[Picture]:
                     if prediction
                     else "tau is what the speedup would be if guesses cost nothing."
                 ),
-                lambda ax, points=points, prediction=prediction: draw.plot_speedup(  # type: ignore[misc]
-                    points, prediction=prediction, ax=ax
-                ),
+                partial(draw.plot_speedup, points, prediction=prediction),
             )
         )
     return made
@@ -108,9 +107,7 @@ def _frontier(result: Result) -> list[Picture]:
         )[: len(MARKERS)]
         loads = [
             draw.Load(
-                "plain" if c.drafter == "none" else series_name(c),
-                c.batch,
-                1e3 / c.metrics.tpot_ms,
+                "plain" if c.drafter == "none" else series_name(c), c.batch, 1e3 / c.metrics.tpot_ms
             )
             for c in cases
             if c.batch and c.metrics.tpot_ms
@@ -124,7 +121,7 @@ def _frontier(result: Result) -> list[Picture]:
                 "Each dot is a batch size: how fast each user's text comes, and how many tokens a "
                 "second all of them get (batch times that, while all rows are at work). Up and to "
                 f"the right is better.{' The five fastest settings.' * (len(wanted) == 5)}",
-                lambda ax, loads=loads: draw.plot_frontier(loads, ax=ax),  # type: ignore[misc]
+                partial(draw.plot_frontier, loads),
             )
         )
     return made
@@ -154,6 +151,7 @@ def _acceptance(result: Result) -> list[Picture]:
     names = [series_name(c) for c in chosen]
     if len(set(names)) < len(names):
         names = [f"{n}, {c.rule}" for n, c in zip(names, chosen)]
+    traces = {n: result.traces[c.name] for n, c in zip(names, chosen)}
     made = [
         Picture(
             "acceptance",
@@ -161,9 +159,7 @@ def _acceptance(result: Result) -> list[Picture]:
             "Bars: survival, the share of target passes that accepted at least so many guesses. "
             "Dots: conditional, the same of those that accepted the guess before. Vertical lines: "
             "95 % bootstrap intervals over requests.",
-            lambda ax: draw.plot_acceptance(
-                {n: result.traces[c.name] for n, c in zip(names, chosen)}, ax=ax
-            ),
+            partial(draw.plot_acceptance, traces),
         )
     ]
     groups = categories(result.traces[best.name]) if best in alike else {}
@@ -173,7 +169,7 @@ def _acceptance(result: Result) -> list[Picture]:
                 "acceptance_by_category",
                 f"The same by category: {series_name(best)}",
                 "How much acceptance depends on what is asked.",
-                lambda ax: draw.plot_acceptance(groups, ax=ax),
+                partial(draw.plot_acceptance, groups),
             )
         )
     return made
@@ -205,7 +201,7 @@ def _of_one(result: Result, best: Case) -> Sequence[Picture]:
                 f"Timeline: {series_name(best)}",
                 f"The first cycles of request {row}, on the clock. {told} Numbers are the tokens "
                 "that the cycle committed.",
-                lambda ax: draw.plot_timeline(trace, row, costs=costs, plain=theirs, ax=ax),
+                partial(draw.plot_timeline, trace, row, costs=costs, plain=theirs),
                 (6.4, 1.3 + 0.45 * lanes),
             )
         )
@@ -214,7 +210,7 @@ def _of_one(result: Result, best: Case) -> Sequence[Picture]:
             "heat",
             f"Where it flies and where it crawls: {series_name(best)}",
             f"The text of request {row}; the ground of each token is the tau around it.",
-            lambda ax: draw.plot_heat(trace, row, ax=ax),
+            partial(draw.plot_heat, trace, row),
             heat_size(trace, row),
         )
     )
@@ -225,7 +221,7 @@ def _of_one(result: Result, best: Case) -> Sequence[Picture]:
                 "classes",
                 f"What is easy to guess: {series_name(best)}",
                 "Of all tokens of a kind in the generated texts, how many were accepted guesses.",
-                lambda ax: draw.plot_classes(trace, ax=ax),
+                partial(draw.plot_classes, trace),
                 (6.4, 0.9 + 0.3 * kinds),
             )
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html as escaping
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +10,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from specjax.lab.view import escape
+from specjax.lab.view.html import render
 
 WIDE = 120  # characters of a terminal, from where all columns are shown
 _WRAPPED = 20  # characters of a column that may wrap
@@ -112,25 +112,7 @@ def latex(grid: Grid) -> str:
 
 def html(grid: Grid) -> str:
     """A table element; what stands in brackets is small."""
-    kept = grid.filled
-    kinds = ["num" if column.numeric else "" for column in grid.columns]
-    names = [escaping.escape(column.name) for column in grid.columns]
-    head = "".join(f'<th class="{kinds[i]}">{names[i]}</th>' for i in kept)
-    parts = []
-    for group in grid.groups:
-        if group.title:
-            title = escaping.escape(group.title)
-            parts.append(f'<tr class="g"><th colspan="{len(kept)}">{title}</th></tr>')
-        for row in group.rows:
-            cells = "".join(f'<td class="{kinds[i]}">{_html_cell(row[i])}</td>' for i in kept)
-            parts.append(f"<tr>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(parts)}</tbody></table>"
-
-
-def _html_cell(cell: Cell) -> str:
-    value, bracket, ends = escaping.escape(cell.text).partition(" [")
-    small = f' <span class="iv">[{ends}</span>' if bracket else ""
-    return (f"<b>{value}</b>" if cell.best else value) + small
+    return render("table", kept=grid.filled, grid=grid)
 
 
 def _texts(

@@ -6,14 +6,15 @@ import bisect
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from rich.cells import cell_len
 
 from specjax.lab.view.palette import Palette
-from specjax.lab.view.style import canvas, grid, legend_above, quietly
+from specjax.lab.view.style import box, canvas, grid, legend_above, note, quietly
 from specjax.lab.view.tokens import Placed, Token, lay_out, text_of, tokens, visible
 from specjax.trace.trace import ACCEPTED, Trace
 
@@ -59,32 +60,20 @@ def plot_heat(trace: Trace, row: int = 0, *, window: int = 5, ax: Axes | None = 
         ax.set_ylim(lines + 0.2, -0.2)
         ax.set_axis_off()
         _ramp_legend(ax, palette, window, most)
-        size = _font_size(ax, lines)
+        font: Any = {"family": "monospace", "va": "baseline", "color": palette.ink, "clip_on": True}
+        font["fontsize"] = _font_size(ax, lines)
+        faint = {**font, "color": palette.muted}
         for runs, token in zip(places, [None, *shown]):
             for line, column, text in runs:
                 if line >= MOST_LINES:
                     break
                 if token is not None:
-                    ground = Rectangle(
-                        (column, line),
-                        cell_len(text),
-                        1,
-                        facecolor=palette.ramp[_step(heat[token.cycle], most)],
-                        edgecolor=palette.page,
-                        linewidth=0.4,
-                    )
-                    ax.add_patch(ground)
+                    colour = palette.ramp[_step(heat[token.cycle], most)]
+                    look = {"edgecolor": palette.page, "linewidth": 0.4}
+                    box(ax, (column, line), (cell_len(text), 1), colour, **look)
                 for word in re.finditer(r"\S+", text):
-                    ax.text(
-                        column + cell_len(text[: word.start()]),
-                        line + 0.73,
-                        word[0].replace("$", r"\$"),
-                        family="monospace",
-                        fontsize=size,
-                        va="baseline",
-                        color=palette.muted if token is None else palette.ink,
-                        clip_on=True,
-                    )
+                    at = column + cell_len(text[: word.start()]), line + 0.73
+                    ax.text(*at, word[0].replace("$", r"\$"), **(faint if token is None else font))
     return ax
 
 
@@ -185,15 +174,8 @@ def plot_classes(trace: Trace, *, ax: Axes | None = None) -> Axes:
         values = [s.accepted / s.tokens for s in shares]
         ax.barh([s.name for s in shares], values, 0.68, color=palette.accepted)
         for i, (share, value) in enumerate(zip(shares, values)):
-            ax.annotate(
-                f"{value:.2f}  (n = {share.tokens})",
-                (value, i),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-                color=palette.ink,
-            )
+            told = f"{value:.2f}  (n = {share.tokens})"
+            note(ax, told, (value, i), (5, 0), va="center", color=palette.ink)
         ax.set_xlim(0, 1.18)
         ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
         ax.tick_params(axis="y", labelcolor=palette.ink)

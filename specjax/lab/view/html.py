@@ -69,11 +69,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    made.filters |= {
-        "characters": characters,
-        "shortened": shortened,
-        "tooltip": _title,
-    }
+    made.filters |= {"characters": characters, "shortened": shortened, "tooltip": _title}
     made.globals |= {
         "style": style,
         "script": script,

@@ -61,8 +61,7 @@ def of_run(run: Run) -> Iterator[Mark]:
         yield Mark(Kind.INVALID, reason)
     if run.mode == "replay":
         yield Mark(
-            Kind.REPLAYED,
-            "from recorded greedy texts: tau is exact, times were not measured.",
+            Kind.REPLAYED, "from recorded greedy texts: tau is exact, times were not measured."
         )
     else:
         load, others = (max(several or (0.0,)) for several in (run.load, run.others))

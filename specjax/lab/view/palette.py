@@ -9,6 +9,9 @@ underlined, series of a figure have markers and hatches of their own.
 from __future__ import annotations
 
 import dataclasses
+import json
+from importlib import resources
+from typing import Any
 
 from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION
 
@@ -44,40 +47,14 @@ class Palette:
     ramp: tuple[str, ...]  # from slow to fast, behind text
 
 
-LIGHT = Palette(
-    page="#ffffff",
-    panel="#f6f8fa",
-    ink="#1c2128",
-    muted="#59636e",
-    line="#d5dbe2",
-    accepted="#118a55",
-    own="#1d4fb8",
-    rejected="#b3261e",
-    draft="#b87d00",
-    plain="#7d8590",
-    accepted_ground="#c9efd6",
-    own_ground="#d8e4ff",
-    warning_ground="#fff3d1",
-    series=("#1e50b9", "#d1600a", "#128b56", "#a8559c", "#2f3640"),
-    ramp=("#f6f3e8", "#d4e6d1", "#aed8c1", "#82c5aa", "#57b195"),
-)
-DARK = Palette(
-    page="#0f1318",
-    panel="#171c23",
-    ink="#e6e9ee",
-    muted="#9aa4b1",
-    line="#303945",
-    accepted="#62dba4",
-    own="#6ea4fb",
-    rejected="#f2566a",
-    draft="#f0b64a",
-    plain="#808a96",
-    accepted_ground="#123f2a",
-    own_ground="#1d3666",
-    warning_ground="#3d3010",
-    series=("#5b8def", "#f0883e", "#5fd8a0", "#d98fd0", "#e0e3e8"),
-    ramp=("#1a1f27", "#16332f", "#17493f", "#1b5f50", "#207562"),
-)
+def _read(ground: str) -> Palette:
+    text = (resources.files("specjax.lab.view") / "assets/palette.json").read_text()
+    found: dict[str, Any] = json.loads(text)[ground]
+    several: Any = {name: tuple(found.pop(name)) for name in ("series", "ramp")}
+    return Palette(**found, **several)
+
+
+LIGHT, DARK = _read("light"), _read("dark")
 MARKERS = ("o", "s", "^", "D", "v")  # of `Palette.series`
 HATCHES = ("", "///", "...", "\\\\\\", "xx")
 

@@ -19,12 +19,7 @@ from specjax.lab.costs.explain import explain
 from specjax.lab.records.codec import to_json
 from specjax.lab.records.run import Run
 from specjax.lab.view import marks
-from specjax.lab.view.cases import (
-    best_of,
-    series_name,
-    setting_key,
-    setting_of,
-)
+from specjax.lab.view.cases import best_of, series_name, setting_key, setting_of
 from specjax.lab.view.gallery import Picture, costs_of, longest_row, pictures
 from specjax.lab.view.headline import headline
 from specjax.lab.view.html import render

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from specjax.lab.records.prediction import Prediction
 from specjax.lab.view.palette import MARKERS
-from specjax.lab.view.style import canvas, grid, legend_above, literal
+from specjax.lab.view.style import canvas, grid, legend_above, literal, note
 from specjax.trace.metrics import compare, figures
 from specjax.trace.trace import Trace
 
@@ -68,54 +69,26 @@ def plot_speedup(
     points = _points(runs, plain)
     with canvas(ax) as (ax, palette):
         ax.axhline(1, color=palette.muted, linewidth=1)
-        ax.annotate(
-            "plain decoding",
-            (1, 1),
-            (0, -3),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=8,
-            color=palette.muted,
-        )
+        right: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
+        note(ax, "plain decoding", (1, 1), (0, -3), color=palette.muted, **right)
         taus = [(p.k, p.tau) for p in points if p.tau is not None]
         if prediction is not None:
             taus = list(zip(prediction.ks, prediction.tau))
         if taus:
             ax.plot(*zip(*taus), color=palette.muted, linewidth=1, label="tau (costs nothing)")
         if prediction is not None:
-            ax.plot(
-                prediction.ks,
-                prediction.single_alpha_speedup,
-                "--",
-                color=palette.rejected,
-                linewidth=1.4,
-                label="single alpha",
-            )
+            alone, look = prediction.single_alpha_speedup, dict[str, Any](color=palette.rejected)
+            ax.plot(prediction.ks, alone, "--", linewidth=1.4, label="single alpha", **look)
             ax.plot(prediction.ks, prediction.speedup, color=palette.own, label="predicted")
         for p in points:
             if p.low is not None and p.high is not None:
                 ax.plot([p.k, p.k], [p.low, p.high], color=palette.ink, linewidth=1.2, zorder=3)
-        ax.plot(
-            [p.k for p in points],
-            [p.speedup for p in points],
-            "o",
-            color=palette.ink,
-            zorder=4,
-            label=f"measured{', 95 % interval' * any(p.low is not None for p in points)}",
-        )
+        measured = f"measured{', 95 % interval' * any(p.low is not None for p in points)}"
+        at = [p.k for p in points], [p.speedup for p in points]
+        ax.plot(*at, "o", color=palette.ink, zorder=4, label=measured)
         best = max(points, key=lambda p: p.speedup)
-        ax.plot(
-            [best.k],
-            [best.speedup],
-            "o",
-            markersize=13,
-            markerfacecolor="none",
-            markeredgecolor=palette.accepted,
-            markeredgewidth=2,
-            zorder=5,
-        )
+        ring: Any = {"ls": "", "marker": "o", "mfc": "none", "mec": palette.accepted}
+        ax.plot([best.k], [best.speedup], ms=13, mew=2, zorder=5, **ring)
         ks = sorted({p.k for p in points} | set(prediction.ks if prediction else ()))
         ax.set_xticks(ks if len(ks) <= 12 else ks[:: -(-len(ks) // 12)])
         ax.set_xlim(ks[0] - 0.5, ks[-1] + 0.5)
@@ -123,9 +96,9 @@ def plot_speedup(
         ax.set_xlabel("k, guesses per cycle")
         ax.set_ylabel("speedup over plain decoding")
         grid(ax, palette)
-        ring = Line2D([], [], ls="", marker="o", mfc="none", mec=palette.accepted, mew=1.6, ms=8)
-        ring.set_label(f"best measured: k = {best.k}, {best.speedup:.2f}x")
-        legend_above(ax, handles=[*ax.get_legend_handles_labels()[0], ring], columns=3)
+        named = f"best measured: k = {best.k}, {best.speedup:.2f}x"
+        key = Line2D([], [], mew=1.6, ms=8, label=named, **ring)
+        legend_above(ax, handles=[*ax.get_legend_handles_labels()[0], key], columns=3)
     return ax
 
 
@@ -172,39 +145,20 @@ def plot_frontier(loads: Sequence[Load], *, ax: Axes | None = None) -> Axes:
             line = sorted((x for x in loads if x.name == name), key=lambda x: x.batch)
             i = drawn.index(name) if name in drawn else 0
             colour = palette.series[i] if name in drawn else palette.plain
-            ax.plot(
-                [x.per_user for x in line],
-                [x.total for x in line],
-                "-" if name in drawn else "--",
-                marker=MARKERS[i] if name in drawn else "o",
-                markerfacecolor=colour if name in drawn else palette.page,
-                color=colour,
-                label=literal(name) if name in drawn else "plain decoding",
-            )
+            own: Any = {"ls": "--", "marker": "o", "mfc": palette.page, "label": "plain decoding"}
+            if name in drawn:
+                own = {"ls": "-", "marker": MARKERS[i], "mfc": colour, "label": literal(name)}
+            ax.plot([x.per_user for x in line], [x.total for x in line], color=colour, **own)
+            small: Any = {"fontsize": 7.5, "color": palette.muted}
             for x in line:
-                ax.annotate(
-                    f"{x.batch}",
-                    (x.per_user, x.total),
-                    (6, -9 if i % 2 else 3),
-                    textcoords="offset points",
-                    fontsize=7.5,
-                    color=palette.muted,
-                )
+                note(ax, f"{x.batch}", (x.per_user, x.total), (6, -9 if i % 2 else 3), **small)
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
         ax.margins(0.08)
         ax.set_xlabel("tokens/s of each user")
         ax.set_ylabel("tokens/s of the whole batch")
-        ax.text(
-            1,
-            -0.15,
-            "numbers: batch size",
-            transform=ax.transAxes,
-            ha="right",
-            va="top",
-            fontsize=7.5,
-            color=palette.muted,
-        )
+        below: Any = {"xycoords": "axes fraction", "ha": "right", "va": "top", **small}
+        note(ax, "numbers: batch size", (1, -0.15), (0, 0), **below)
         grid(ax, palette)
         legend_above(ax, columns=3)
     return ax

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from specjax.lab.view.palette import DARK, LIGHT, Palette, named, variables
 
@@ -35,46 +37,24 @@ def _fonts() -> list[str]:
     return [name for name in FONTS if name in here] or ["sans-serif"]
 
 
+@functools.cache
+def _fixed() -> dict[str, Any]:
+    with resources.as_file(resources.files("specjax.lab.view") / "assets/figure.mplstyle") as path:
+        read: Any = matplotlib.rc_params_from_file(path, use_default_template=False)
+    return dict(read)
+
+
 def settings(palette: Palette) -> Any:
     """Parameters of matplotlib, as `matplotlib.rc_context` takes them."""
-    return {
-        "font.family": _fonts(),
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlepad": 10,
-        "axes.labelsize": 9,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-        "legend.fontsize": 8.5,
-        "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.linewidth": 0.8,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-        "lines.linewidth": 1.8,
-        "lines.markersize": 5.5,
-        "hatch.linewidth": 0.7,
-        "svg.fonttype": "none",  # text that can be searched, selected and set in the page's font
-        "svg.hashsalt": "specjax",  # equal figures are equal files
-        "savefig.dpi": 200,
-        "figure.dpi": 110,
-        "figure.facecolor": palette.page,
-        "axes.facecolor": palette.page,
-        "savefig.facecolor": palette.page,
-        "text.color": palette.ink,
-        "axes.labelcolor": palette.ink,
-        "axes.titlecolor": palette.ink,
-        "axes.edgecolor": palette.muted,
-        "xtick.color": palette.muted,
-        "ytick.color": palette.muted,
-        "grid.color": palette.line,
-        "grid.linewidth": 0.7,
-        "patch.edgecolor": palette.page,
+    coloured = {
+        palette.page: [f"{part}.facecolor" for part in ("figure", "axes", "savefig")],
+        palette.line: ["grid.color"],
+        palette.ink: ["text.color", "axes.labelcolor", "axes.titlecolor"],
+        palette.muted: ["axes.edgecolor", "xtick.color", "ytick.color"],
     }
+    colours = {key: colour for colour, keys in coloured.items() for key in keys}
+    own = {"patch.edgecolor": palette.page, "font.family": _fonts()}
+    return {**_fixed(), **colours, **own}
 
 
 @contextmanager
@@ -129,6 +109,27 @@ def grid(ax: Axes, palette: Palette) -> None:
     ax.set_axisbelow(True)
 
 
+def note(
+    ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any
+) -> None:
+    """Writes beside a point; ``offset`` in points, ``look`` as `Axes.annotate` takes it."""
+    ax.annotate(text, at, offset, textcoords="offset points", **{"fontsize": 8, **look})
+
+
+def lanes(ax: Axes, palette: Palette, at: Sequence[float], names: Sequence[str]) -> None:
+    """Rows beside one another on one clock: named, and without an axis of their own."""
+    ax.set_yticks(at, names)
+    ax.tick_params(axis="y", length=0, labelcolor=palette.ink)
+    ax.spines["left"].set_visible(False)
+
+
+def box(
+    ax: Axes, at: tuple[float, float], size: tuple[float, float], colour: str, **look: Any
+) -> None:
+    """A filled rectangle from its corner ``at``; ``look`` as `Rectangle` takes it."""
+    ax.add_patch(Rectangle(at, *size, facecolor=colour, **look))
+
+
 def legend_above(ax: Axes, *, columns: int | None = None, handles: Sequence[Any] = ()) -> None:
     """A legend over the axes, where it covers nothing."""
     found = list(handles) or ax.get_legend_handles_labels()[0]
@@ -138,16 +139,9 @@ def legend_above(ax: Axes, *, columns: int | None = None, handles: Sequence[Any]
     assert figure is not None
     room = 0.98 * figure.bbox.width - 0.6 * figure.dpi  # of the figure, beside the axis' labels
     for count in range(columns or min(len(found), 4), 0, -1):
-        legend = ax.legend(
-            handles=found,
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=count,
-            borderaxespad=0.2,
-            handlelength=1.8,
-            columnspacing=1.4,
-            frameon=False,
-        )
+        place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
+        sizes: Any = {"handlelength": 1.8, "columnspacing": 1.4, "frameon": False}
+        legend = ax.legend(handles=found, ncols=count, **place, **sizes)
         if legend.get_window_extent().width <= room:
             return
 

@@ -16,7 +16,7 @@ from rich.style import Style
 
 from specjax.lab.view.palette import MEANING as PAGE_MEANING
 from specjax.lab.view.palette import REJECTED
-from specjax.lab.view.tokens import text_of, tokens
+from specjax.lab.view.tokens import PICTURES, text_of, tokens
 from specjax.trace.metrics import figures, select
 from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION, Trace
 
@@ -37,9 +37,6 @@ MEANING = {
     BONUS: "bonus token",
     REJECTED: PAGE_MEANING[REJECTED],
 }
-
-# Control characters as pictures: generated text must not steer the terminal.
-_PICTURES = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
 
 
 class Reader(Protocol):
@@ -128,7 +125,7 @@ class Painter:
         return "legend: " + ", ".join(parts)
 
     def _safe(self, text: str) -> str:
-        return text.translate(_PICTURES) if self.console.is_terminal else text
+        return text.translate(PICTURES) if self.console.is_terminal else text
 
 
 def mark(text: str, begin: str, end: str) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from specjax.lab.records.costs import Costs
+from specjax.lab.view import style
 from specjax.lab.view.palette import Palette
-from specjax.lab.view.style import canvas, legend_above
+from specjax.lab.view.style import canvas
 from specjax.lab.view.tokens import check_row
 from specjax.trace.trace import Cycle, Trace
 
@@ -61,26 +63,24 @@ def plot_timeline(
     start = shown[0].begin
     with canvas(ax, (6.4, 1.5 + 0.45 * (len(lanes) + (plain is not None)))) as (ax, palette):
         last = 1e3 * (shown[-1].end - start)
+        middles = []
         for c in shown:
             begin, end = 1e3 * (c.begin - start), 1e3 * (c.end - start)
             split = begin + share * (end - begin)
             if share:
-                _block(ax, palette, "draft", 0, begin, split)
-            _block(ax, palette, "verify", len(lanes) - 1, split, end, c)
+                _block(ax, palette, palette.draft, 0, begin, split)
+            _block(ax, palette, palette.own_ground, len(lanes) - 1, split, end)
+            _accepted(ax, palette, len(lanes) - 1, split, end, c)
+            middles.append((split + end) / 2)
         if plain is not None:
             lanes.append("plain")
             last = max(last, _plain_lane(ax, palette, plain, row, len(lanes) - 1, shown))
         ax.set_ylim(len(lanes) - 0.5, -0.62)
-        ax.set_yticks(range(len(lanes)), lanes)
-        ax.tick_params(axis="y", length=0, labelcolor=palette.ink)
+        style.lanes(ax, palette, range(len(lanes)), lanes)
         ax.set_xlim(0, last)
-        middles = [(1e3 * (c.end - (1 - share) * (c.end - c.begin) / 2 - start)) for c in shown]
-        _numbers(
-            ax, palette, middles, [f"{c.committed}" for c in shown], 1.0 * bool(share) - LANE / 2
-        )
+        _numbers(ax, palette, middles, [f"{c.committed}" for c in shown], bool(share) - LANE / 2)
         ax.set_xlabel(f"ms since cycle {first + 1} began")
-        ax.spines["left"].set_visible(False)
-        legend_above(ax, handles=_keys(palette, bool(share), plain is not None))
+        style.legend_above(ax, handles=_keys(palette, bool(share), plain is not None))
     return ax
 
 
@@ -102,33 +102,17 @@ def draft_share(costs: Costs, k: int) -> float:
     return costs.draft_at(k) / max(costs.total(k), parts)
 
 
-def _block(
-    ax: Axes,
-    palette: Palette,
-    kind: str,
-    lane: int,
-    begin: float,
-    end: float,
-    cycle: Cycle | None = None,
+def _block(ax: Axes, palette: Palette, colour: str, lane: int, begin: float, end: float) -> None:
+    style.box(ax, (begin, lane - LANE / 2), (end - begin, LANE), colour, edgecolor=palette.page)
+
+
+def _accepted(
+    ax: Axes, palette: Palette, lane: int, begin: float, end: float, cycle: Cycle
 ) -> None:
-    ground = palette.draft if kind == "draft" else palette.own_ground
-    top = lane - LANE / 2
-    ax.add_patch(
-        Rectangle((begin, top), end - begin, LANE, facecolor=ground, edgecolor=palette.page)
-    )
-    if cycle is None:
-        return
+    """Fills a block up to the share of its guesses that was accepted."""
     part = LANE * cycle.accepted / max(cycle.num_levels, 1)
-    ax.add_patch(
-        Rectangle(
-            (begin, top + LANE - part),
-            end - begin,
-            part,
-            facecolor=palette.accepted,
-            edgecolor=palette.page,
-            hatch="///",
-        )
-    )
+    corner, size = (begin, lane + LANE / 2 - part), (end - begin, part)
+    style.box(ax, corner, size, palette.accepted, edgecolor=palette.page, hatch="///")
 
 
 def _numbers(
@@ -150,17 +134,9 @@ def _numbers(
         return kept
 
     size = next((s for s in _SIZES if len(room(s)) == len(texts)), _SIZES[-1])
+    look = {"ha": "center", "va": "bottom", "fontsize": size, "color": palette.ink}
     for i in room(size):
-        ax.annotate(
-            texts[i],
-            (middles[i], top),
-            (0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=size,
-            color=palette.ink,
-        )
+        style.note(ax, texts[i], (middles[i], top), (0, 2), **look)
 
 
 def _plain_lane(
@@ -176,32 +152,18 @@ def _plain_lane(
     steps = [c for c in plain.rows[row] if c.position in wanted and not math.isnan(c.end)]
     over = 0.0
     for c in steps:
-        begin = 1e3 * (c.begin - steps[0].begin)
-        over = 1e3 * (c.end - steps[0].begin)
-        size = 1e3 * (c.end - c.begin)
-        ax.add_patch(
-            Rectangle(
-                (begin, lane - LANE / 2),
-                size,
-                LANE,
-                facecolor=palette.plain,
-                edgecolor=palette.page,
-                linewidth=0.8,
-            )
-        )
+        begin, over = (1e3 * (t - steps[0].begin) for t in (c.begin, c.end))
+        look: Any = {"edgecolor": palette.page, "linewidth": 0.8}
+        style.box(ax, (begin, lane - LANE / 2), (over - begin, LANE), palette.plain, **look)
     return over
 
 
 def _keys(palette: Palette, drafts: bool, plain: bool) -> list[Patch]:
-    keys = [Patch(facecolor=palette.draft, label="draft")] if drafts else []
     what = "verify" if drafts else "cycle"
-    keys += [
+    hatch: Any = {"edgecolor": palette.page, "hatch": "///"}
+    keys = [
         Patch(facecolor=palette.own_ground, label=f"{what} (number: tokens committed)"),
-        Patch(
-            facecolor=palette.accepted,
-            edgecolor=palette.page,
-            hatch="///",
-            label="share of guesses accepted",
-        ),
+        Patch(facecolor=palette.accepted, label="share of guesses accepted", **hatch),
     ]
-    return keys + [Patch(facecolor=palette.plain, label="plain step")] * plain
+    draft = [Patch(facecolor=palette.draft, label="draft")] * drafts
+    return draft + keys + [Patch(facecolor=palette.plain, label="plain step")] * plain

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 
@@ -62,45 +63,36 @@ def tokens(trace: Trace, row: int, *, rejected: bool = True) -> list[Token]:
 
 
 def _token(cycle: Cycle, index: int, i: int, token: int, label: str, piece: str) -> Token:
-    detail, is_guess = cycle.detail, label == ACCEPTED
-    which = cycle.right[i] if is_guess else -1
-    return Token(
-        text=piece,
-        id=token,
-        label=label,
-        cycle=index,
-        position=cycle.position + i,
-        guess=which + 1,
-        num_guesses=len(cycle.proposed),
-        p=None if detail is None else detail.p_emitted[i],
-        q=detail.q[which] if detail is not None and is_guess else None,
-        rank=detail.rank[which] if detail is not None and is_guess else None,
-        end=cycle.end,
-    )
+    detail, which = cycle.detail, cycle.right[i] if label == ACCEPTED else -1
+    p, position = None if detail is None else detail.p_emitted[i], cycle.position + i
+    return _made(cycle, index, which, text=piece, id=token, label=label, position=position, p=p)
 
 
-def _rejected(cycle: Cycle, index: int, text: Text) -> list[Token]:
+def _rejected(cycle: Cycle, index: int, text: Text) -> Iterator[Token]:
     """The guesses of a cycle that were not accepted; p, q and rank are given those before."""
-    detail, levels = cycle.detail, cycle.levels
     shown = cycle.wrong
     if cycle.parents is not None:
         shown = tuple(i for i in shown if cycle.parents[i] == cycle.last)
-    return [
-        Token(
-            text=text.guesses.get(cycle.proposed[i], f"⟨{cycle.proposed[i]}⟩"),
-            id=cycle.proposed[i],
-            label=REJECTED,
-            cycle=index,
-            position=cycle.position + levels[i] - 1,
-            guess=i + 1,
-            num_guesses=len(cycle.proposed),
-            p=None if detail is None else detail.p[i],
-            q=None if detail is None else detail.q[i],
-            rank=None if detail is None else detail.rank[i],
-            end=cycle.end,
-        )
-        for i in shown
-    ]
+    for i in shown:
+        token, position = cycle.proposed[i], cycle.position + cycle.levels[i] - 1
+        piece = text.guesses.get(token, f"⟨{token}⟩")
+        p = None if cycle.detail is None else cycle.detail.p[i]
+        own = {"text": piece, "id": token, "label": REJECTED, "position": position, "p": p}
+        yield _made(cycle, index, i, **own)
+
+
+def _made(cycle: Cycle, index: int, which: int, **own: Any) -> Token:
+    """With what is known of guess ``which``; -1: the target's own token."""
+    known = None if which < 0 else cycle.detail
+    return Token(
+        cycle=index,
+        guess=which + 1,
+        num_guesses=len(cycle.proposed),
+        q=None if known is None else known.q[which],
+        rank=None if known is None else known.rank[which],
+        end=cycle.end,
+        **own,
+    )
 
 
 def tooltip(token: Token) -> str:
@@ -159,8 +151,8 @@ def name_of(trace: Trace) -> str:
 
 # What would steer a terminal or a page: control characters become their pictures, and the marks
 # that turn the direction of writing become replacement characters.
-_VISIBLE = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
-_VISIBLE |= {
+PICTURES = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
+_VISIBLE = PICTURES | {
     i: 0xFFFD for i in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 }
 

@@ -46,10 +46,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def plot_training(
-    run: str | Path | Sequence[Mapping[str, Any]],
-    *,
-    panel: str = "tau",
-    ax: Axes | None = None,
+    run: str | Path | Sequence[Mapping[str, Any]], *, panel: str = "tau", ax: Axes | None = None
 ) -> Axes:
     """One panel of the curves of a training run against the step.
 
@@ -75,15 +72,9 @@ def plot_training(
     with canvas(ax, (6.4, 2.9)) as (ax, palette):
         looks = zip(("-", "--"), (palette.own, palette.draft), ("o", "s"))
         for (name, points), (dash, colour, marker) in zip(lines.items(), looks):
-            few = len(points) <= 40
-            ax.plot(
-                *zip(*points),
-                linestyle=dash,
-                color=colour,
-                marker=marker if few else "",
-                markersize=4,
-                label=f"{literal(name)}: {points[-1][1]:.3g} at the end",
-            )
+            look: Any = {"ls": dash, "marker": marker if len(points) <= 40 else "", "ms": 4}
+            told = f"{literal(name)}: {points[-1][1]:.3g} at the end"
+            ax.plot(*zip(*points), color=colour, label=told, **look)
         ax.set_xlabel("step")
         ax.set_ylabel({"tau": "tau, tokens per target pass"}.get(panel, panel))
         if panel == "accuracy":
