@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
-from huggingface_hub import errors as hub
 from jax.sharding import Mesh
 
 from specjax.checkpoint.assemble import DTYPES
@@ -223,6 +221,9 @@ def download(repository: str, revision: str | None, otherwise: Sequence[str] = (
 
     ``otherwise`` names files that are fetched where there are no safetensors.
     """
+    import huggingface_hub  # only here: it brings a client of HTTP
+    from huggingface_hub import errors as hub
+
     at = f"{repository} (revision {revision})" if revision else repository
 
     def fetch(*more: str) -> Path:
