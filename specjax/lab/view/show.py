@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import groupby
 
 from specjax.lab.view.html import Page, render
 from specjax.lab.view.tokens import Token, describe, text_of, tokens
@@ -27,12 +28,13 @@ class Row:
     category: str
     tau: float | None
     prompt: str
-    tokens: Sequence[Token]
+    cycles: Sequence[Sequence[Token]]
 
 
 def row_of(trace: Trace, row: int) -> Row:
     """Raises ValueError if there is no such row."""
-    shown, text, cycles = tokens(trace, row), text_of(trace, row), trace.rows[row]
+    shown = [list(group) for _, group in groupby(tokens(trace, row), key=lambda t: t.cycle)]
+    text, cycles = text_of(trace, row), trace.rows[row]
     tau = sum(c.committed for c in cycles) / len(cycles) if cycles else None
     return Row(row, text.category, tau, text.prompt, shown)
 
