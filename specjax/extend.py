@@ -50,9 +50,9 @@ What there is besides; `help(specjax.extend.NAME)` says more of each:
     families        Decoder DecoderConfig Pass Layer Embed Vocabulary Llama LlamaLayer Qwen3
                     Qwen3Layer read_decoder_config read_windows dense_like
     layers          Attention MLP Linear RMSNorm Rope Rotation rotation attend linear lookup
-                    looking_back split_heads activation_dtype
+                    argmax looking_back split_heads activation_dtype Placed
     caches          Cache Block blocks Entry Full Ring Latent Recurrent empty causal
-    arrays          Array pytree static one_line constrain replicated nnx Frozen
+    arrays          Array pytree static one_line constrain Platform nnx Frozen
     names           register_drafter register_rule register_family register_objective
                     register_prompt_set
 """
@@ -65,7 +65,6 @@ from __future__ import annotations
 from flax import nnx
 
 from specjax.core import keys, trees
-from specjax.core.attend import attend
 from specjax.core.cache import Block, Cache
 from specjax.core.cache import block as blocks
 from specjax.core.cache.base import Entry, empty
@@ -75,7 +74,9 @@ from specjax.core.cache.recurrent import Recurrent
 from specjax.core.cache.ring import Ring
 from specjax.core.family import Family
 from specjax.core.noise import gumbel_argmax
-from specjax.core.sharding import constrain, replicated
+from specjax.core.ops import activation_dtype, argmax, attend, linear, lookup
+from specjax.core.platform import Platform
+from specjax.core.sharding import constrain
 from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, one_line, pytree, static
 from specjax.core.view import View, causal
 from specjax.drafters.base import (
@@ -95,8 +96,9 @@ from specjax.models.config import DecoderConfig, dense_like, read_decoder_config
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import MLP, Attention, looking_back, split_heads
 from specjax.models.layers.decoder import Decoder, Embed, Layer, Pass
-from specjax.models.layers.linear import Linear, activation_dtype, linear, lookup
+from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.placed import Placed
 from specjax.models.layers.rope import Rope, Rotation, rotation
 from specjax.models.llama import Llama, LlamaLayer
 from specjax.models.qwen3 import Qwen3, Qwen3Layer

@@ -10,6 +10,7 @@ import numpy as np
 
 from specjax import decode
 from specjax.core.keys import row_keys
+from specjax.core.platform import Platform
 from specjax.core.types import Array
 from specjax.sampling import Counts, Options, make_sampling
 
@@ -36,10 +37,18 @@ class Layout:
     done: np.ndarray  # [B] bool
 
     @classmethod
-    def of(cls, rows: Sequence[Row], vocab: int, *, greedy: bool, multiple: int = 1) -> Layout:
+    def of(
+        cls,
+        rows: Sequence[Row],
+        vocab: int,
+        *,
+        greedy: bool,
+        multiple: int = 1,
+        platform: Platform | None = None,
+    ) -> Layout:
         """``rows`` for a vocabulary of ``vocab`` tokens, padded to a multiple of ``multiple``.
 
-        ``greedy`` says that all temperatures are 0.
+        ``greedy`` says that all temperatures are 0; ``platform`` is the target's.
         """
         num = len(rows)
         padding = [dataclasses.replace(rows[0], prompt=rows[0].prompt[:1])] * (-num % multiple)
@@ -50,7 +59,7 @@ class Layout:
         stop_ids = np.full((len(rows), stops), -1, np.int32)
         for i, row in enumerate(rows):
             stop_ids[i, : len(row.stop_token_ids)] = row.stop_token_ids
-        sampling = make_sampling([r.options for r in rows], vocab)
+        sampling = make_sampling([r.options for r in rows], vocab, platform)
         sampling = dataclasses.replace(sampling, greedy=greedy)
         counts = None
         if sampling.uses_counts:

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.core import trees
-from specjax.core.argmax import argmax
+from specjax.core.ops import argmax
+from specjax.core.platform import Platform
 from specjax.core.types import Array, Parents, pytree, static
 
 # Below this temperature a row is greedy: dividing logits by less overflows float32.
@@ -141,6 +142,7 @@ class Sampling:
     frequency: Array | None  # [B] float32
     bias: Array | None  # [B, V] float32
     greedy: bool = static()  # every row is at temperature 0
+    platform: Platform | None = static(default=None)  # of the target; None: here
 
     @property
     def uses_counts(self) -> bool:
@@ -164,8 +166,10 @@ class Counts:
         return dataclasses.replace(self, output=jax.vmap(row)(self.output, tokens, keep))
 
 
-def make_sampling(options: Sequence[Options], vocab_size: int) -> Sampling:
-    """Checks the options of each row and lays them out as arrays.
+def make_sampling(
+    options: Sequence[Options], vocab_size: int, platform: Platform | None = None
+) -> Sampling:
+    """Checks the options of each row and lays them out as arrays, for programs of a platform.
 
     Raises:
       ValueError: on an option out of its range.
@@ -197,6 +201,7 @@ def make_sampling(options: Sequence[Options], vocab_size: int) -> Sampling:
         frequency=column("frequency_penalty", 0.0, jnp.float32),
         bias=bias,
         greedy=greedy,
+        platform=platform,
     )
 
 
@@ -264,7 +269,7 @@ def _warp_row(logits: Array, options: Sampling) -> Array:
     """One row: [T, V] -> [T, V]."""
     vocab = logits.shape[-1]
     is_greedy = options.temperature < GREEDY_BELOW
-    first = jax.nn.one_hot(argmax(logits), vocab, dtype=jnp.bool_)
+    first = jax.nn.one_hot(argmax(logits, platform=options.platform), vocab, dtype=jnp.bool_)
     x = logits / jnp.where(is_greedy, 1.0, options.temperature)
     if options.top_k is not None or options.top_p is not None:
         x = _truncate(x, options.top_k, options.top_p)

@@ -153,7 +153,8 @@ class Session:
         mesh = self.target.mesh
         shards = 1 if mesh is None else mesh.shape["data"]
         vocab = self.target.config.vocab_size
-        return Layout.of(rows, vocab, greedy=rule.greedy_only, multiple=shards)
+        platform = self.target.net.platform
+        return Layout.of(rows, vocab, greedy=rule.greedy_only, multiple=shards, platform=platform)
 
     def _begin(self, layout: Layout, drafter: Drafter, rule: verify.Rule, chunk: int) -> None:
         """Notes what is decoded from now on."""
@@ -345,6 +346,8 @@ def choose(
     parents = parents_of(drafter)
     rule = rule or verify.default_rule(drafter.kind, greedy, parents)
     verify.check(rule, drafter.kind, greedy, parents)
+    if target.net.platform is not None:
+        rule = dataclasses.replace(rule, platform=target.net.platform)
     verify.check_verdict(rule, proposal, target.config.vocab_size)
     return drafter, rule
 

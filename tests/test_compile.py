@@ -18,7 +18,6 @@ from absl import flags
 from absl.testing import flagsaver
 from scripts import invoke, script
 
-from specjax.core.platform import trace_for
 from specjax.core.program import Program, compiler_options
 from specjax.core.sharding import mesh_sizes
 from specjax.lab.compiler import account, hlo, report, topology, traffic
@@ -273,7 +272,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_compiled() -> None:
     big = dataclasses.replace(SETUP, target="llama-3.1-8b", dtype="bfloat16")
     with pytest.raises(ValueError, match=r"does not fit on v5e:2x4: a device needs 3\.\d GiB"):
         report.make(big, slice_of(1, topology.GIB), None)
-    with trace_for("tpu"), pytest.raises(ValueError, match="has 16 devices, but v5e:2x4 has 8"):
+    with pytest.raises(ValueError, match="has 16 devices, but v5e:2x4 has 8"):
         slice_of(8, 1).mesh(**mesh_sizes("data:2,model:8"))
 
 

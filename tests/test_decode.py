@@ -15,9 +15,9 @@ from conftest import AS_USERS_DO
 
 import specjax
 from specjax import decode
+from specjax.core.ops import lookup
 from specjax.drafters import DRAFTERS, LM
 from specjax.models import FAMILIES
-from specjax.models.layers.linear import lookup
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

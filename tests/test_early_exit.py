@@ -17,7 +17,7 @@ from test_compile import SETUP
 import specjax
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.drafters.named import parse
-from specjax.core.platform import trace_for
+from specjax.core.platform import Platform
 from specjax.drafters import EarlyExit
 from specjax.drafters.early_exit.objective import EarlyExitObjective
 from specjax.lab.bench.plan import label_of
@@ -149,12 +149,12 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_the_floor_counts_what_is_read_again() -> None:
     """Of two layers: one, the head, the final norm and one layer's cache, in each of K passes."""
-    with trace_for("gpu", 132):
-        plain, ours = (
-            floor(abstract(dataclasses.replace(SETUP, drafter=name, num_draft=K), None), 100)
-            for name in ("none", "early_exit")
-        )
-        target = abstract(SETUP, None).target
+    gpu = Platform("gpu")
+    plain, ours = (
+        floor(abstract(dataclasses.replace(SETUP, drafter=name, num_draft=K), None, gpu), 100)
+        for name in ("none", "early_exit")
+    )
+    target = abstract(SETUP, None, gpu).target
     flat = jax.tree_util.tree_leaves_with_path(target.net.params)
     size = {jax.tree_util.keystr(path): x.size * x.dtype.itemsize for path, x in flat}
     layer = sum(x for name, x in size.items() if "['layers'][0]" in name)

@@ -142,7 +142,7 @@ def keys_not_folded_with_length(patch: Patch) -> None:
 def drafted_at_another_temperature(patch: Patch) -> None:
     """q is reported at the request's temperature, the guess drawn at a lower one."""
     argmax = drawing.gumbel_argmax
-    patch.setattr(drawing, "gumbel_argmax", lambda key, logits: argmax(key, 1.3 * logits))
+    patch.setattr(drawing, "gumbel_argmax", lambda key, logits, on: argmax(key, 1.3 * logits, on))
 
 
 # What is planted -> the check that sees it.

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from specjax.core.ops import activation_dtype
 from specjax.core.types import Array
 from specjax.lab.compiler.hlo import count_copies
 from specjax.lab.costs import programs
 from specjax.lab.costs.programs import Silent
-from specjax.models.layers.linear import activation_dtype
 
 __all__ = [
     "Compilation",

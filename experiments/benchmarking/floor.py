@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from specjax.models.layers.linear import linear
+from specjax.core.ops import linear
 
 
 def weight_bytes(net: Any) -> int:

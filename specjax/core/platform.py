@@ -1,52 +1,39 @@
-"""Which platform the code being traced is meant for.
+"""The platform that a program is written for: a value that travels with what is compiled.
 
-A few operations are written differently on CPU (docs/design.md, "Fast on CPU"). They ask here, so
-that a test or an ahead-of-time compilation can answer for another platform than the default one.
+A few operations are written differently on CPU, GPU and TPU (`core.ops`). Which way is chosen by a
+static field of what they are called for: a network, a vocabulary, an entry of the cache, a rule,
+the sampling options. So a program that is traced for another platform is another program, and
+leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
+import dataclasses
 import warnings
-from collections.abc import Iterator
 
 import jax
 import jaxlib
 
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
-_cores: contextvars.ContextVar[int] = contextvars.ContextVar("cores", default=1)
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """Where fields say None instead, the platform of JAX's default devices is meant (`here`)."""
+
+    name: str  # "cpu", "gpu" or "tpu"
+    # That share one device: 2 on TPU v4 and v5p, else 1. Where there are two, what a matrix product
+    # writes goes through main memory.
+    cores: int = 1
 
 
-def platform() -> str:
-    """The platform name: "cpu", "gpu" or "tpu"."""
-    return _platform.get() or jax.default_backend()
-
-
-def num_cores() -> int:
-    """Cores that share one device: 2 on TPU v4 and v5p, else 1.
-
-    Where there are two, what a matrix product writes goes through main memory.
-    """
-    if _platform.get() is not None:
-        return _cores.get()
-    return getattr(jax.devices()[0], "num_cores", 1) if platform() == "tpu" else 1
-
-
-@contextlib.contextmanager
-def trace_for(name: str, cores: int = 1) -> Iterator[None]:
-    """Traces the code inside for another platform, as ahead-of-time compilation needs."""
-    token, core_token = _platform.set(name), _cores.set(cores)
-    try:
-        yield
-    finally:
-        _platform.reset(token)
-        _cores.reset(core_token)
+def here() -> Platform:
+    """That of JAX's default devices."""
+    name = jax.default_backend()
+    return Platform(name, getattr(jax.devices()[0], "num_cores", 1) if name == "tpu" else 1)
 
 
 def warn_of_slow_updates() -> None:
     """Warns where small updates in a loop rewrite whole buffers (jax issue 40101)."""
-    if platform() == "cpu" and jaxlib.__version__ == "0.11.1":
+    if here().name == "cpu" and jaxlib.__version__ == "0.11.1":
         warnings.warn(
             "jaxlib 0.11.1 copies the whole cache for each update on CPU (jax issue 40101): the "
             "text is right but slow to come; use another version.",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from specjax.core.platform import platform
+from specjax.core.platform import Platform, here
 
 # A TPU's compiler fetches buffers into VMEM before they are read. Left alone, it also updates a
 # cache there and writes all of it back, once a cycle. With this it does so only where more than
@@ -21,21 +20,44 @@ def compiler_options(name: str) -> dict[str, str]:
     return dict(_TPU_OPTIONS) if name == "tpu" else {}
 
 
+def platform_of(*args: Any) -> Platform:
+    """That of the first argument which has one, such as a network; else that of this process."""
+    for x in args:
+        found = getattr(x, "platform", None)
+        if isinstance(found, Platform):
+            return found
+    return here()
+
+
 class Program:
-    """A jitted function, made when it is first called: what it is told depends on the platform."""
+    """A jitted function whose compiler is told what suits the platform of its arguments."""
 
     def __init__(self, function: Callable[..., Any], **kwargs: Any):
         """Takes what `jax.jit` takes."""
         self.function, self._kwargs = function, kwargs
         self._met: set[Any] = set()  # structures and shapes of arguments
+        self._jitted: dict[str, Any] = {}  # by the name of the platform
 
-    @functools.cached_property
-    def _jitted(self) -> Any:
-        options = compiler_options(platform()) or None
-        return jax.jit(self.function, compiler_options=options, **self._kwargs)
+    def _on(self, platform: Platform) -> Any:
+        if platform.name not in self._jitted:
+            options = compiler_options(platform.name) or None
+            jitted = jax.jit(self.function, compiler_options=options, **self._kwargs)
+            self._jitted[platform.name] = jitted
+        return self._jitted[platform.name]
+
+    def _for(self, args: Any, kwargs: Any) -> Any:
+        return self._on(platform_of(*args, *kwargs.values()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._jitted(*args, **kwargs)
+        return self._for(args, kwargs)(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of `jax.jit`."""
+        return self._for(args, kwargs).lower(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of `jax.jit`."""
+        return self._for(args, kwargs).trace(*args, **kwargs)
 
     def is_new(self, *args: Any) -> bool:
         """Whether this is the first time that it meets arguments of such structure and shapes.
@@ -51,5 +73,5 @@ class Program:
         return new
 
     def __getattr__(self, name: str) -> Any:
-        """``lower``, ``trace`` and the rest of what a jitted function has."""
-        return getattr(self._jitted, name)
+        """The rest of what a jitted function has, of the one that runs here."""
+        return getattr(self._on(here()), name)

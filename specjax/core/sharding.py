@@ -12,7 +12,6 @@ axes would have caught.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -33,23 +32,6 @@ RULES: dict[str, str] = {
     "fused": "model",
     "vocab": "model",
 }
-
-_replicated: contextvars.ContextVar[bool] = contextvars.ContextVar("replicated", default=False)
-
-
-@contextlib.contextmanager
-def replicated(on: bool = True) -> Iterator[None]:
-    """Inside, `constrain` splits nothing over the axis ``model``: each device computes it all."""
-    token = _replicated.set(on)
-    try:
-        yield
-    finally:
-        _replicated.reset(token)
-
-
-def is_replicated() -> bool:
-    """Whether the code being traced is inside `replicated`."""
-    return _replicated.get()
 
 
 def parse_mesh(spec: str) -> Mesh | None:
@@ -136,8 +118,10 @@ def named(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
     return NamedSharding(mesh, spec(axes))
 
 
-def constrain(x: Array, *axes: str | None) -> Array:
+def constrain(x: Array, *axes: str | None, replicated: bool = False) -> Array:
     """Pins ``x`` to the sharding of its logical axes. Does nothing outside a mesh.
+
+    With ``replicated`` nothing is split over the axis ``model``: each device computes it all.
 
     A dimension that its mesh axis does not divide stays replicated: a batch of one row on a mesh
     with two data shards is legitimate.
@@ -148,7 +132,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
     entries: list[str | None] = []
     for size, axis in zip(x.shape, axes, strict=True):
         name = RULES.get(axis) if axis is not None else None
-        name = None if name == "model" and _replicated.get() else name
+        name = None if name == "model" and replicated else name
         fits = name in mesh.axis_names and size % mesh.shape[name] == 0
         entries.append(name if fits else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))

@@ -12,8 +12,8 @@ import numpy as np
 
 from specjax.core import keys as key_roles
 from specjax.core import trees
-from specjax.core.argmax import argmax
 from specjax.core.noise import gumbel, gumbel_argmax
+from specjax.core.ops import argmax
 from specjax.core.types import Array, Parents
 from specjax.drafters.base import Context
 from specjax.sampling import GREEDY_BELOW, Counts, count_prefixes, penalise, warp
@@ -36,13 +36,13 @@ def draw(
     Returns:
       The guess [B] int32, and for "sampled" its law [B, V] float32.
     """
-    here = counts
+    here, platform = counts, context.sampling.platform
     if counts is not None:
         here = Counts(prompt=counts.prompt, output=counts.output[:, None, :])
     if kind == "one_hot" or context.sampling.greedy:
         # Truncation and temperature do not move the largest logit.
         processed = penalise(logits[:, None], context.sampling, here)[:, 0]
-        guess = argmax(processed)
+        guess = argmax(processed, platform=platform)
         if kind != "sampled":
             return guess, None
         return guess, jax.nn.one_hot(guess, logits.shape[-1], dtype=jnp.float32)
@@ -53,13 +53,14 @@ def draw(
     if kind == "coupled":
 
         def shared(key: Array, length: Array, warped: Array) -> Array:
-            return gumbel_argmax(key_roles.at(key, length + index, key_roles.NOISE), warped)
+            noise = key_roles.at(key, length + index, key_roles.NOISE)
+            return gumbel_argmax(noise, warped, platform)
 
         return jax.vmap(shared)(context.keys, context.length, warped), None
 
     def own(key: Array, length: Array, warped: Array) -> Array:
         cycle = key_roles.at(key, length, key_roles.DRAFT)
-        return gumbel_argmax(jax.random.fold_in(cycle, index), warped)
+        return gumbel_argmax(jax.random.fold_in(cycle, index), warped, platform)
 
     return jax.vmap(own)(context.keys, context.length, warped), jax.nn.softmax(warped)
 

@@ -15,7 +15,7 @@ def reread(net: Frozen, **changes: Any) -> Frozen:
     """The same weights under a config with other constants (none that changes a shape)."""
     module = net.module  # merged anew: changing it leaves ``net`` as it is
     module.config = dataclasses.replace(module.config, **changes)
-    return dataclasses.replace(Frozen.of(module), replicated=net.replicated)
+    return net.with_module(module)
 
 
 def trial(what: str, means: str, spec: Any, **changes: Any) -> Trial:

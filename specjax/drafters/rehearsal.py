@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from specjax.core.by_shape import Misfit, by_shape, shape
 from specjax.core.keys import row_keys
+from specjax.core.ops import activation_dtype
 from specjax.core.types import Kept, Proposal
 from specjax.drafters.base import Bound, Context, num_levels, parents_of
-from specjax.models.layers.linear import activation_dtype
 from specjax.sampling import Counts, Options, make_sampling
 
 SLOTS, CHUNK = 256, 16  # those of a short text in a session
@@ -61,7 +61,7 @@ class Rehearsal:
         taps, width = len(self.drafter.taps), self.target.config.hidden_size
         if not taps:
             return None
-        dtype = activation_dtype(self.target.dtype)
+        dtype = activation_dtype(self.target.dtype, self.target.net.platform)
         return self._some(dtype, num_tokens, taps * width)
 
     def _context(self) -> Context:
@@ -77,7 +77,7 @@ class Rehearsal:
             tokens=self._ints(SLOTS),
             length=self._ints(),
             keys=jax.eval_shape(row_keys, jax.ShapeDtypeStruct((rows,), jnp.uint32)),
-            sampling=make_sampling([asked] * rows, V),
+            sampling=make_sampling([asked] * rows, V, net.platform),
             counts=counts,
             target=Bound(net, cache),
             done=self._some(jnp.bool_),

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from specjax.core import sharding
 from specjax.core.cache import Cache
+from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.models.layers.decoder import Pass
 from specjax.models.layers.linear import Adapted
+from specjax.models.layers.placed import place
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -27,6 +28,7 @@ class Frozen:
     config: Any = static()
     # On a mesh: each device holds and computes all of the model, for its share of the rows.
     replicated: bool = static(default=False)
+    platform: Platform | None = static(default=None)  # None: that of JAX's default devices
 
     @classmethod
     def of(cls, module: Any) -> Frozen:
@@ -51,16 +53,27 @@ class Frozen:
 
     @property
     def module(self) -> Any:
-        return nnx.merge(self.graphdef, self.params)
+        module = nnx.merge(self.graphdef, self.params)
+        if self.platform is not None or self.replicated:
+            place(module, self.platform, self.replicated)
+        return module
+
+    def with_module(self, module: Any) -> Frozen:
+        """What ``module`` is made of, in this one's place."""
+        place(module, None, False)  # said once, here
+        made = Frozen.of(module)
+        return dataclasses.replace(made, replicated=self.replicated, platform=self.platform)
+
+    def on(self, platform: Platform | None) -> Frozen:
+        """The same, traced for another platform; None: that of JAX's default devices."""
+        return dataclasses.replace(self, platform=platform)
 
     def __call__(self, tokens: Array, cache: Cache | None = None, **kwargs: Any) -> Pass:
         """See `models.layers.decoder.Decoder`."""
-        with sharding.replicated(self.replicated):
-            return self.module(tokens, cache, **kwargs)
+        return self.module(tokens, cache, **kwargs)
 
     def head(self, x: Array) -> Array:
-        with sharding.replicated(self.replicated):
-            return self.module.head(x)
+        return self.module.head(x)
 
     def first(self, depth: int) -> Frozen:
         """The first ``depth`` layers under the same norm and head: the same arrays.
@@ -70,7 +83,7 @@ class Frozen:
         module = self.module  # a new one, of the same parameters
         module.layers = nnx.List(list(module.layers)[:depth])
         module.config = dataclasses.replace(self.config, num_layers=depth)
-        return dataclasses.replace(Frozen.of(module), replicated=self.replicated)
+        return self.with_module(module)
 
     def adapted(self, adapters: Mapping[str, tuple[Array, Array]], tokens: Array) -> Frozen:
         """The same weights, with low-rank side paths that some tokens of a pass take.
@@ -98,13 +111,13 @@ class Frozen:
         """Embedding and head, for drafters that borrow them."""
         embedding = self.params["embed_tokens"]["weight"].get_value()
         if self.config.tie_word_embeddings:
-            return Vocabulary(embedding, embedding)
-        return Vocabulary(embedding, self.params["lm_head"]["weight"].get_value())
+            return Vocabulary(embedding, embedding, self.platform)
+        output = self.params["lm_head"]["weight"].get_value()
+        return Vocabulary(embedding, output, self.platform)
 
     def init_cache(self, rows: int, slots: int) -> Cache:
-        with sharding.replicated(self.replicated):
-            cache = self.module.init_cache(rows, slots)
-        return cache.replicated() if self.replicated else cache
+        cache: Cache = self.module.init_cache(rows, slots)
+        return cache.placed(self.platform, self.replicated)
 
 
 def _sizes(config: Any) -> list[str]:

@@ -88,7 +88,7 @@ def start_from(net: Frozen, target: Any) -> Frozen:
     fused[...] = jnp.concatenate([rest, last], axis=1)
     module.hidden_norm.weight[...] = value(theirs.layers[-1].input_layernorm.weight)
     module.norm.weight[...] = value(theirs.norm.weight)
-    return Frozen.of(module)
+    return net.with_module(module)
 
 
 def narrowed(net: Frozen, intermediate_size: int) -> Frozen:
@@ -125,7 +125,7 @@ def narrowed(net: Frozen, intermediate_size: int) -> Frozen:
         lambda: type(module)(config, dtype=jnp.float32, rngs=nnx.Rngs(0))  # names and sizes only
     )
     nnx.update(made, nnx.state(module))
-    return dataclasses.replace(Frozen.of(made), replicated=net.replicated)
+    return net.with_module(made)
 
 
 def _largest(mlp: MLP, gain: Array, count: int) -> Array:

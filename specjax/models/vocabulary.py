@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from specjax.core.sharding import constrain, replicated
-from specjax.core.types import Array, pytree
-from specjax.models.layers.linear import linear, lookup
+from specjax.core.ops import linear, lookup
+from specjax.core.platform import Platform
+from specjax.core.sharding import constrain
+from specjax.core.types import Array, pytree, static
 
 
 @pytree
@@ -13,15 +14,16 @@ class Vocabulary:
 
     embedding: Array  # [V, D]
     output: Array  # [V, D], the same array where the target ties the two
+    platform: Platform | None = static(default=None)  # the target's
 
     def embed(self, tokens: Array) -> Array:
         """Tokens [...] -> rows of the embedding [..., D], in the type of activations."""
-        return lookup(self.embedding, tokens)
+        return lookup(self.embedding, tokens, platform=self.platform)
 
     def head(self, x: Array) -> Array:
         """States [..., D] -> logits [..., V] float32, split as the target's are.
 
         Also where the drafter is whole on every device: otherwise each would fetch the whole table.
         """
-        with replicated(False):
-            return constrain(linear(x, self.output), "batch", *[None] * (x.ndim - 2), "vocab")
+        logits = linear(x, self.output, platform=self.platform)
+        return constrain(logits, "batch", *[None] * (x.ndim - 2), "vocab")

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from specjax.core import hosts
 from specjax.core.by_shape import calling
@@ -61,7 +62,7 @@ class Trainee:
           ValueError: on a hyperparameter that the objective does not have.
         """
         net = network(spec)
-        skeleton, params = Skeleton.of(net.module)
+        skeleton, params = Skeleton.of(nnx.merge(net.graphdef, net.params))
         given = dict(hyperparameters)
         objective = objective_of(kind, given.pop("name", ""))
         fields = {f.name for f in dataclasses.fields(objective)}

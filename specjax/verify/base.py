@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.noise import gumbel_argmax
+from specjax.core.platform import Platform
 from specjax.core.types import Array, Proposal, Verdict, pytree
 
 
@@ -57,6 +58,8 @@ class Rule:
     # False: it keeps more than the target's law allows, so that the text is not the target's own.
     # It runs, and every figure of it says so (`view.marks`); `takes` are the kinds that it knows.
     lossless: ClassVar[bool] = True
+    # That it is compiled for, the target's; None: JAX's default devices.
+    platform: Platform | None = dataclasses.field(default=None, kw_only=True, repr=False)
 
     def law(self, logits: Array, proposal: Proposal) -> Law:
         """The exact law of the verdict, for one row.
@@ -82,7 +85,8 @@ class Rule:
         survival = law.survival
         coin = jax.random.uniform(keys.accept, (), survival.dtype)
         num_accepted = jnp.sum(coin < survival, dtype=jnp.int32)
-        next_token = gumbel_argmax(keys.residual, jnp.log(law.emission(num_accepted)))
+        emission = jnp.log(law.emission(num_accepted))
+        next_token = gumbel_argmax(keys.residual, emission, self.platform)
         index = jnp.arange(law.guesses.shape[0], dtype=jnp.int32)
         tokens = jnp.where(index < num_accepted, law.guesses, next_token)
         return Verdict(tokens=tokens, num_accepted=num_accepted)

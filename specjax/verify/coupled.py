@@ -138,13 +138,14 @@ class Coupled(Rule):
         """
         guesses = end_guesses(proposal.tokens)
         if proposal.parents is not None:
-            return WalkLaw(logits, guesses, proposal.parents)
+            return WalkLaw(logits, guesses, proposal.parents, platform=self.platform)
         return CoupledLaw(logits=logits, q=proposal.q, guesses=guesses)
 
     def sample(self, keys: VerifyKeys, law: CoupledLaw | WalkLaw) -> Verdict:  # type: ignore[override]
         """See ``Rule.sample``; consumes ``keys.noise`` alone and computes no law."""
         if isinstance(law, WalkLaw):
             return walk(own_samples(keys.noise, law), law)
-        tokens = jax.vmap(gumbel_argmax)(keys.noise, law.logits)
+        own = lambda key, logits: gumbel_argmax(key, logits, self.platform)
+        tokens = jax.vmap(own)(keys.noise, law.logits)
         num_accepted = count_leading(tokens[:-1] == law.guesses[:-1])
         return Verdict(tokens=tokens, num_accepted=num_accepted)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from specjax.core.argmax import argmax
+from specjax.core.ops import argmax
 from specjax.core.types import Array, Proposal, Verdict, pytree, static
 from specjax.verify.base import Rule, VerifyKeys, count_leading, end_guesses
 from specjax.verify.walk import WalkLaw, walk
@@ -46,8 +46,8 @@ class Greedy(Rule):
         """See ``Rule.law``."""
         guesses = end_guesses(proposal.tokens)
         if proposal.parents is not None:
-            return WalkLaw(logits, guesses, proposal.parents, certain=True)
-        best = argmax(logits)
+            return WalkLaw(logits, guesses, proposal.parents, True, self.platform)
+        best = argmax(logits, platform=self.platform)
         survival = jnp.cumprod(best[:-1] == guesses[:-1], dtype=logits.dtype)
         return GreedyLaw(best=best, guesses=guesses, survival=survival, vocab=logits.shape[-1])
 
@@ -55,6 +55,6 @@ class Greedy(Rule):
         """See ``Rule.sample``; no key is consumed."""
         del keys
         if isinstance(law, WalkLaw):
-            return walk(argmax(law.logits), law)
+            return walk(argmax(law.logits, platform=self.platform), law)
         num_accepted = count_leading(law.best[:-1] == law.guesses[:-1])
         return Verdict(tokens=law.best, num_accepted=num_accepted)

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.core import trees
-from specjax.core.argmax import argmax
 from specjax.core.noise import gumbel
+from specjax.core.ops import argmax
+from specjax.core.platform import Platform
 from specjax.core.types import Array, Parents, Verdict, pytree, static
 from specjax.verify.base import normalise
 
@@ -38,14 +39,14 @@ class WalkLaw:
     guesses: Array  # [W + 1] int32, -1 for none; the last entry always is
     parents: Parents = static()
     certain: bool = static(default=False)  # the target takes its argmax
+    platform: Platform | None = static(default=None)
 
     @property
     def p(self) -> Array:
         """[W + 1, V]: the target's law behind each place."""
         if self.certain:
-            return jax.nn.one_hot(
-                argmax(self.logits), self.logits.shape[-1], dtype=self.logits.dtype
-            )
+            best = argmax(self.logits, platform=self.platform)
+            return jax.nn.one_hot(best, self.logits.shape[-1], dtype=self.logits.dtype)
         return jax.nn.softmax(self.logits, axis=-1)
 
     @property
@@ -113,4 +114,4 @@ def own_samples(keys: Array, law: WalkLaw) -> Array:
     depth = trees.depths(law.parents)
     first = np.unique(depth, return_index=True)[1]  # [M + 1], a place of each level
     noise = jax.vmap(lambda key: gumbel(key, law.logits[0]))(keys[first])
-    return argmax(law.logits + noise[depth])
+    return argmax(law.logits + noise[depth], platform=law.platform)

@@ -27,7 +27,7 @@ from specjax.lab.compiler import branches, hlo, report, topology
 from specjax.lab.compiler.origins import Origins
 
 # Kernels of a cycle of two layers and three guesses, on one H100, as jax 0.10.2 compiles it. Some
-# of lm's and EAGLE-3's replace copies of caches beside new keys (core/attend.py).
+# of lm's and EAGLE-3's replace copies of caches beside new keys (core/ops/attend.py).
 ON_GPU = {"none": 43, "lm": 226, "dflash": 89, "eagle3": 158, "medusa": 63, "early_exit": 144}
 
 MESH = "data:2,model:4"

@@ -27,7 +27,7 @@ from tiny_checkpoint import write_tiny
 import specjax
 from specjax import between, decode, drafters, session
 from specjax.checkpoint import CheckpointError
-from specjax.core.platform import trace_for
+from specjax.core.platform import Platform
 from specjax.core.sharding import make_mesh, use_mesh
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.lab.compiler import hlo, traffic
@@ -259,10 +259,9 @@ def test_what_is_written_otherwise_for_tpus_is_the_same() -> None:
 
     with use_mesh(big.mesh):
         want = jax.jit(logits)(big.net, tokens)
-        with trace_for("tpu", cores=2):
-            tpu = jax.jit(lambda *args: logits(*args))
-            assert "optimization_barrier" in tpu.lower(big.net, tokens).as_text()
-            got = tpu(big.net, tokens)
+        tpu = big.net.on(Platform("tpu", cores=2))
+        assert "optimization_barrier" in jax.jit(logits).lower(tpu, tokens).as_text()
+        got = jax.jit(logits)(tpu, tokens)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.cache.block import Block, Part, take
+from specjax.core.ops import waiting_for
+from specjax.core.platform import Platform
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, pytree
 
@@ -60,8 +62,11 @@ class Entry(Protocol):
         """The share of its arrays that a text of ``length`` tokens fills, from 0 to 1."""
         ...
 
-    def replicated(self) -> Entry:
-        """The same, of a model that every device of a mesh holds whole."""
+    def placed(self, platform: Platform | None, replicated: bool) -> Entry:
+        """The same, read and written as that platform does it.
+
+        ``replicated``: of a model that every device of a mesh holds whole.
+        """
         ...
 
 
@@ -98,8 +103,7 @@ class Cache:
         """
         if path is not None:
             block = jax.tree.map(lambda x: take(x, path), block)
-        # It is never negative, but the compiler does not know: this is the dependence.
-        start = self.length + jnp.minimum(count if after is None else after, 0)
+        start = waiting_for(self.length, count if after is None else after)
         layers = tuple(
             entry.commit(part, start, count) for entry, part in zip(self.layers, block, strict=True)
         )
@@ -158,9 +162,10 @@ class Cache:
         """The memory of the first ``depth`` layers: the same arrays."""
         return dataclasses.replace(self, layers=self.layers[:depth])
 
-    def replicated(self) -> Cache:
-        """The same, of a model that every device of a mesh holds whole."""
-        return dataclasses.replace(self, layers=tuple(e.replicated() for e in self.layers))
+    def placed(self, platform: Platform | None, replicated: bool) -> Cache:
+        """The same of every entry's `Entry.placed`."""
+        layers = tuple(e.placed(platform, replicated) for e in self.layers)
+        return dataclasses.replace(self, layers=layers)
 
     @property
     def num_bytes(self) -> int:

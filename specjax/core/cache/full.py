@@ -6,9 +6,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from specjax.core.attend import attend
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
+from specjax.core.ops import attend, write
+from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 
@@ -21,12 +22,22 @@ class Full:
     values: Array  # [B, G, S, Hv]
     # The logical axis of the heads on a mesh; None: every device has all of them.
     axis: str | None = static(default="kv_heads")
+    platform: Platform | None = static(default=None)  # it is read and written for; None: here
 
     @classmethod
-    def empty(cls, rows: int, slots: int, heads: int, head_dim: int, dtype: jnp.dtype) -> Full:
+    def empty(
+        cls,
+        rows: int,
+        slots: int,
+        heads: int,
+        head_dim: int,
+        dtype: jnp.dtype,
+        *,
+        axis: str | None = "kv_heads",
+    ) -> Full:
         """Zeros; one buffer a leaf, as the state is donated and a buffer can be donated once."""
-        new = lambda: lay.zeros(rows, heads, slots, head_dim, dtype, "kv_heads")
-        return cls(new(), new())
+        new = lambda: lay.zeros(rows, heads, slots, head_dim, dtype, axis)
+        return cls(new(), new(), axis)
 
     def attend(
         self, q: Array, new: Part, length: Array, view: View, *, scale: float | None = None
@@ -41,13 +52,13 @@ class Full:
         cached = None
         if size:
             cached = (self.keys, self.values, valid_slots(size, length)[:, None])
-        return attend(q, keys, values, view.visible, cached, scale=scale)
+        return attend(q, keys, values, view.visible, cached, scale=scale, platform=self.platform)
 
     def commit(self, part: Part, length: Array, count: Array) -> Full:
         """Writes all of ``part``; what lies behind ``count`` is stale."""
         del count
         keys, values = (
-            lay.pin(lay.write(old, new, length), self.axis)
+            lay.pin(write(old, new, length, platform=self.platform), self.axis)
             for old, new in zip((self.keys, self.values), part, strict=True)
         )
         return dataclasses.replace(self, keys=keys, values=values)
@@ -73,8 +84,9 @@ class Full:
     def filled(self, length: int) -> float:
         return length / max(self.keys.shape[2], 1)
 
-    def replicated(self) -> Full:
-        return dataclasses.replace(self, axis=None)
+    def placed(self, platform: Platform | None, replicated: bool) -> Full:
+        axis = None if replicated else self.axis
+        return dataclasses.replace(self, axis=axis, platform=platform)
 
 
 def valid_slots(size: int, length: Array) -> Array:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from specjax.core.attend import attend
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
 from specjax.core.cache.full import Full, valid_slots
+from specjax.core.ops import attend
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 
@@ -60,7 +60,15 @@ class Latent(Full):
         if self.keys.shape[2]:
             seen = valid_slots(self.keys.shape[2], length)[:, None]
             cached = ((self.keys, self.values), self.values, seen)
-        return attend(q, (keys, compressed), compressed, view.visible, cached, scale=scale)
+        return attend(
+            q,
+            (keys, compressed),
+            compressed,
+            view.visible,
+            cached,
+            scale=scale,
+            platform=self.platform,
+        )
 
     def attend_written(
         self,
@@ -88,4 +96,4 @@ class Latent(Full):
             seen = valid_slots(self.keys.shape[2], length)[:, None]  # [B, 1, S]
             known = jnp.where(seen[..., None], self.values, 0)  # what is stale might overflow
             cached = (*write(self.keys, known), seen)
-        return attend(q, *write(*new), view.visible, cached, scale=scale)
+        return attend(q, *write(*new), view.visible, cached, scale=scale, platform=self.platform)

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.cache.block import Part, join, take
+from specjax.core.platform import Platform
 from specjax.core.sharding import constrain
 from specjax.core.triangular import solve_unit_lower
 from specjax.core.types import Array, pytree, static
@@ -62,11 +63,12 @@ class Recurrent:
         channels: int,
         taps: int,
         dtype: jnp.dtype,
+        axis: str | None = "heads",
     ) -> Recurrent:
         """Of no text: zeros. The state is float32 where ``dtype``, the activations', is less."""
         precise = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
         state = jnp.zeros((rows, heads, key_dim, value_dim), precise)
-        return cls(state, jnp.zeros((rows, taps - 1, channels), dtype))._pinned()
+        return cls(state, jnp.zeros((rows, taps - 1, channels), dtype), axis)._pinned()
 
     def _pinned(self) -> Recurrent:
         state = constrain(self.state, "batch", self.axis, None, None)
@@ -214,8 +216,9 @@ class Recurrent:
         del length
         return 1.0
 
-    def replicated(self) -> Recurrent:
-        return dataclasses.replace(self, axis=None)
+    def placed(self, platform: Platform | None, replicated: bool) -> Recurrent:
+        del platform  # it is one form everywhere
+        return dataclasses.replace(self, axis=None) if replicated else self
 
 
 def _of_later(x: Array) -> Array:

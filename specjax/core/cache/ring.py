@@ -6,9 +6,10 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from specjax.core.attend import attend
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
+from specjax.core.ops import attend, write_at
+from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 
@@ -30,6 +31,7 @@ class Ring:
     # last ``window`` tokens of the cache.
     from_start: bool = static(default=False)
     axis: str | None = static(default="kv_heads")
+    platform: Platform | None = static(default=None)
 
     @classmethod
     def empty(
@@ -42,11 +44,12 @@ class Ring:
         *,
         window: int,
         from_start: bool = False,
+        axis: str | None = "kv_heads",
     ) -> Ring:
         """Zeros, for texts of ``slots`` tokens."""
         size = min(slots, most_slots(window, from_start))
-        new = lambda: lay.zeros(rows, heads, size, head_dim, dtype, "kv_heads")
-        return cls(new(), new(), window, from_start)
+        new = lambda: lay.zeros(rows, heads, size, head_dim, dtype, axis)
+        return cls(new(), new(), window, from_start, axis)
 
     def positions(self, length: Array) -> Array:
         """[B, R] int32: the latest committed position of each slot; negative where none is."""
@@ -68,7 +71,7 @@ class Ring:
         if self.keys.shape[2]:
             held = self.positions(length)[:, None, :]
             cached = (self.keys, self.values, (held >= 0) & (held > oldest))
-        return attend(q, keys, values, visible, cached, scale=scale)
+        return attend(q, keys, values, visible, cached, scale=scale, platform=self.platform)
 
     def commit(self, part: Part, length: Array, count: Array) -> Ring:
         """Writes those of the first ``count`` [B] tokens that the window may still see."""
@@ -77,7 +80,7 @@ class Ring:
         kept = (place < count[:, None]) & (place >= count[:, None] - size)
         slots = jnp.where(kept, (length[:, None] + place) % max(size, 1), size)
         keys, values = (
-            lay.pin(lay.write_at(old, new, slots), self.axis)
+            lay.pin(write_at(old, new, slots), self.axis)
             for old, new in zip((self.keys, self.values), part, strict=True)
         )
         return dataclasses.replace(self, keys=keys, values=values)
@@ -108,8 +111,9 @@ class Ring:
     def filled(self, length: int) -> float:
         return min(length / max(self.keys.shape[2], 1), 1.0)
 
-    def replicated(self) -> Ring:
-        return dataclasses.replace(self, axis=None)
+    def placed(self, platform: Platform | None, replicated: bool) -> Ring:
+        axis = None if replicated else self.axis
+        return dataclasses.replace(self, axis=axis, platform=platform)
 
 
 def most_slots(window: int, from_start: bool) -> int:

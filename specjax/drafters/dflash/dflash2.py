@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core import sharding
 from specjax.core.types import Array, Proposal, one_line, pytree
 from specjax.drafters.base import Context, check_kind
 from specjax.drafters.dflash.drafter import (
@@ -84,8 +83,7 @@ class DFlash2Drafter(DFlashDrafter):
         h = self.states(draft, context)
         unary, candidates = jax.lax.top_k(self.logits(h), self.config.selector_top_k)  # [B, K, C]
         selector = self._selector()
-        with sharding.replicated(self.net.replicated):
-            gates = selector.gate(h)
+        gates = selector.gate(h)
         vocab = self.vocabulary.output.shape[0]
         previous = context.pending[:, 0]
 

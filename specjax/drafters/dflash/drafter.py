@@ -19,7 +19,6 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.core import sharding
 from specjax.core.cache import Cache
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_num_draft
@@ -137,8 +136,7 @@ class DFlashDrafter:
         """Commits the context of ``count`` [B] of T more tokens with ``features`` [B, T, F]."""
         assert features is not None
         positions = cache.length[:, None] + jnp.arange(features.shape[1])[None, :]
-        with sharding.replicated(self.net.replicated):
-            return cache.commit(self.net.module.context(features, positions), count)
+        return cache.commit(self.net.module.context(features, positions), count)
 
     def states(self, cache: Cache, context: Context) -> Array:
         """One pass over the block: the states [B, K, D] that the guesses are made from."""
@@ -149,16 +147,14 @@ class DFlashDrafter:
         offsets = jnp.arange(slots)
         positions = cache.length[:, None] + offsets[None, :]
         look = looking_back(cache, block_views(config, slots))
-        with sharding.replicated(self.net.replicated):
-            net = self.net.module
-            x = embed(net, config, self.vocabulary, tokens)
-            h = net.block(x, positions, offsets, look)
+        net = self.net.module
+        x = embed(net, config, self.vocabulary, tokens)
+        h = net.block(x, positions, offsets, look)
         return h[:, slots - k :]
 
     def logits(self, h: Array) -> Array:
         """States [B, K, D] -> logits [B, K, V] float32, -inf for what it cannot guess."""
-        with sharding.replicated(self.net.replicated):
-            logits = head(self.net.module, self.config, self.vocabulary, h)
+        logits = head(self.net.module, self.config, self.vocabulary, h)
         return onto_target(logits, self.target_ids, self.vocabulary.output.shape[0])
 
 

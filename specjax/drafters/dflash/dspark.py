@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core import sharding
 from specjax.core.cache import Cache
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree
 from specjax.drafters.base import Context, check_kind, check_min_confidence, doubling_widths
@@ -120,10 +119,9 @@ class DSparkDrafter(DFlashDrafter):
         def step(carry: Any, inputs: Any) -> Any:
             previous, counts = carry
             i, logits, h = inputs
-            with sharding.replicated(self.net.replicated):
-                if self.config.markov_rank:
-                    logits = logits + net.markov_head(previous)
-                chance = self._confidence(net, h, previous)
+            if self.config.markov_rank:
+                logits = logits + net.markov_head(previous)
+            chance = self._confidence(net, h, previous)
             guess, law = draw(logits, self.kind, i, counts, context)
             return (guess, count_guess(counts, guess)), (guess, law, chance)
 

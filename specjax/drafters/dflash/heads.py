@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from specjax.core.ops import linear
 from specjax.core.types import Array
-from specjax.models.layers.linear import Linear, linear
+from specjax.models.layers.linear import Linear
+from specjax.models.layers.placed import Placed
 
 
 class GroupedConv(nnx.Module):
@@ -91,7 +93,7 @@ class Table(nnx.Module):
         self.weight = nnx.Param(init.astype(dtype), axes=(None, None))
 
 
-class MarkovHead(nnx.Module):
+class MarkovHead(Placed):
     """Logits that depend on the token before: ``W_2 W_1[previous]``."""
 
     def __init__(self, vocab_size: int, rank: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -105,7 +107,7 @@ class MarkovHead(nnx.Module):
 
     def __call__(self, previous: Array) -> Array:
         """Tokens [...] -> what is added to the logits [..., V] float32."""
-        return linear(self.embed(previous), self.markov_w2.weight[...])
+        return linear(self.embed(previous), self.markov_w2.weight[...], platform=self.platform)
 
 
 class ConfidenceHead(nnx.Module):

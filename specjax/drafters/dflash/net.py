@@ -23,9 +23,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.core.attend import attend
 from specjax.core.cache import Block, Cache, Full, Part, Ring, empty
-from specjax.core.sharding import constrain
+from specjax.core.ops import activation_dtype, attend
 from specjax.core.types import Array, pytree
 from specjax.core.view import View
 from specjax.drafters.dflash.heads import (
@@ -37,8 +36,9 @@ from specjax.drafters.dflash.heads import (
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.attention import MLP, Attention, Look, split_heads
 from specjax.models.layers.decoder import Embed
-from specjax.models.layers.linear import Linear, activation_dtype
+from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.placed import Placed
 from specjax.models.layers.rope import Rotation, rotation
 
 
@@ -163,14 +163,14 @@ class DFlashAttention(Attention):
         k = rotate(self.k_norm(k))
         if c.kv_repeat > 1:
             k, v = jnp.repeat(k, c.kv_repeat, axis=1), jnp.repeat(v, c.kv_repeat, axis=1)
-        pinned = lambda y: constrain(y, "batch", "kv_heads", None, None)
+        pinned = lambda y: self.constrain(y, "batch", "kv_heads", None, None)
         return pinned(k), pinned(v)
 
     def block(self, x: Array, rotate: Rotation, look: Callable[..., Array]) -> Array:
         """[B, T, D] -> [B, T, D]; ``look`` is a `Look` of this layer."""
         q = rotate(self.q_norm(split_heads(self.q_proj(x), self.config.num_heads)))
         k, v = self.keys_values(x, rotate)
-        out = look(constrain(q, "batch", "heads", None, None), k, v)
+        out = look(self.constrain(q, "batch", "heads", None, None), k, v)
         return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -204,7 +204,7 @@ class DFlashLayer(nnx.Module):
         return x + after(self.mlp(before(y)))
 
 
-class DFlashNet(nnx.Module):
+class DFlashNet(Placed):
     """Attribute names are the tensor names of the published checkpoints."""
 
     def __init__(self, config: DFlashConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -233,12 +233,15 @@ class DFlashNet(nnx.Module):
             wide = config.markov_rank if config.confidence_with_markov else 0
             self.confidence_head = ConfidenceHead(c.hidden_size + wide, dtype=dtype, rngs=rngs)
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of states and cache."""
+        return activation_dtype(self.norm.weight[...].dtype, self.platform)
+
     def fuse(self, features: Array) -> Array:
         """Tapped states [B, T, K * D_target] -> c [B, T, D]."""
-        c = self.hidden_norm(constrain(self.fc(features), "batch", None, None))
-        return constrain(
-            c.astype(activation_dtype(self.norm.weight[...].dtype)), "batch", None, None
-        )
+        c = self.hidden_norm(self.constrain(self.fc(features), "batch", None, None))
+        return self.constrain(c.astype(self.dtype), "batch", None, None)
 
     def context(self, features: Array, positions: Array) -> Block:
         """Keys and values in every layer of the tokens at ``positions`` [B, T]."""
@@ -262,20 +265,19 @@ class DFlashNet(nnx.Module):
         rotate = rotation(backbone.rope, positions, backbone.head_dim)
         for i, layer in enumerate(self.layers):
             x = layer(x, rotate, functools.partial(look, i), offsets)
-            x = constrain(x, "batch", None, None)
+            x = self.constrain(x, "batch", None, None)
         return self.norm(x)
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty context for texts of ``slots`` tokens, in the type of the activations."""
         config, c = self.config, self.config.backbone
-        dtype = activation_dtype(self.norm.weight[...].dtype)
-        sizes = (rows, slots, c.num_kv_heads * c.kv_repeat, c.head_dim, dtype)
-        start = config.window_from_anchor
+        sizes = (rows, slots, c.num_kv_heads * c.kv_repeat, c.head_dim, self.dtype)
+        start, axis = config.window_from_anchor, self.axis("kv_heads")
         return empty(
             tuple(
-                Full.empty(*sizes)
+                Full.empty(*sizes, axis=axis)
                 if window is None
-                else Ring.empty(*sizes, window=window, from_start=start)
+                else Ring.empty(*sizes, window=window, from_start=start, axis=axis)
                 for window in config.windows
             ),
             rows,

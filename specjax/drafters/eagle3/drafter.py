@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from specjax.core import sharding
 from specjax.core.cache import Block, Cache
 from specjax.core.cache.block import drop_first, put, widen
 from specjax.core.sharding import constrain
@@ -241,26 +240,23 @@ class Eagle3Drafter:
 
     def _fuse(self, features: Array | None) -> Array:
         assert features is not None
-        with sharding.replicated(self.net.replicated):
-            return self.net.module.fuse(features)
+        return self.net.module.fuse(features)
 
     def _read(
         self, x: Array, tokens: Array, cache: Cache, view: View, before: Block | None = None
     ) -> tuple[Array, Array, Block]:
         """Runs the draft over pairs of ``x`` [B, T, D] and ``tokens`` [B, T] behind the cache."""
         own = self.net.config.own_embedding
-        with sharding.replicated(self.net.replicated):
-            net = self.net.module
-            embedded = net.embed_tokens(tokens) if own else self.vocabulary.embed(tokens)
-            positions = view.positions(cache.length)
-            return net(x, embedded, positions, looking_back(cache, view, before))
+        net = self.net.module
+        embedded = net.embed_tokens(tokens) if own else self.vocabulary.embed(tokens)
+        positions = view.positions(cache.length)
+        return net(x, embedded, positions, looking_back(cache, view, before))
 
     def _draw(
         self, normed: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
         """Guess ``index`` [B] from states [B, 1, D]; its law [B, V] if sampled."""
-        with sharding.replicated(self.net.replicated):
-            logits = self.net.module.head(normed[:, 0])
+        logits = self.net.module.head(normed[:, 0])
         logits = onto_target(logits, self.target_ids, self.vocabulary.output.shape[0])
         return draw(logits, self.kind, index, counts, context)
 

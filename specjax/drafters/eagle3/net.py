@@ -26,13 +26,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.cache import Block, Cache, Full, Part, empty
-from specjax.core.sharding import constrain
+from specjax.core.ops import activation_dtype, linear
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.attention import MLP, Attention, Look, split_heads
 from specjax.models.layers.decoder import Embed
-from specjax.models.layers.linear import Linear, activation_dtype, linear
+from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.placed import Placed
 from specjax.models.layers.rope import Rotation, rotation
 
 
@@ -85,15 +86,15 @@ class Eagle3Layer(nnx.Module):
         v = split_heads(attn.v_proj(fed), config.num_kv_heads)
         if config.kv_repeat > 1:
             k, v = (jnp.repeat(y, config.kv_repeat, axis=1) for y in (k, v))
-        q = constrain(q, "batch", "heads", None, None)
-        k = constrain(k, "batch", "kv_heads", None, None)
-        v = constrain(v, "batch", "kv_heads", None, None)
+        q = attn.constrain(q, "batch", "heads", None, None)
+        k = attn.constrain(k, "batch", "kv_heads", None, None)
+        v = attn.constrain(v, "batch", "kv_heads", None, None)
         mixed = look(q, k, v).swapaxes(1, 2).reshape(*x.shape[:2], -1)
         x = x + attn.o_proj(mixed)
         return x + self.mlp(self.post_attention_layernorm(x)), (k, v)
 
 
-class Eagle3Net(nnx.Module):
+class Eagle3Net(Placed):
     """Attribute names are tensor names; layer 0 is the ``midlayer`` of the original files."""
 
     def __init__(self, config: Eagle3Config, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -120,7 +121,7 @@ class Eagle3Net(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         """Of states and cache."""
-        return activation_dtype(self.norm.weight[...].dtype)
+        return activation_dtype(self.norm.weight[...].dtype, self.platform)
 
     def fuse(self, features: Array) -> Array:
         """Tapped states side by side [B, T, K * D_target] -> g [B, T, D]."""
@@ -131,7 +132,7 @@ class Eagle3Net(nnx.Module):
             parts = jnp.split(features, len(self.fc_norm), axis=-1)
             parts = [norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)]
             features = jnp.concatenate(parts, axis=-1)
-        return constrain(self.fc(features), "batch", None, None)
+        return self.constrain(self.fc(features), "batch", None, None)
 
     def __call__(
         self, x: Array, embedded: Array, positions: Array, look: Look
@@ -149,11 +150,11 @@ class Eagle3Net(nnx.Module):
         """
         c = self.config.backbone
         rotate = rotation(c.rope, positions, c.head_dim)
-        embedded = constrain(embedded.astype(x.dtype), "batch", None, None)
+        embedded = self.constrain(embedded.astype(x.dtype), "batch", None, None)
         block: list[Part] = []
         for i, layer in enumerate(self.layers):
             x, part = layer(x, embedded, rotate, functools.partial(look, i))
-            x = constrain(x, "batch", None, None)
+            x = self.constrain(x, "batch", None, None)
             block = [*block, part]
         normed = self.norm(x)
         fed_back = normed if self.config.norm_output else x
@@ -161,11 +162,12 @@ class Eagle3Net(nnx.Module):
 
     def head(self, normed: Array) -> Array:
         """[..., D] -> logits [..., V_draft] float32."""
-        logits = linear(normed, self.lm_head.weight[...])
-        return constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
+        logits = linear(normed, self.lm_head.weight[...], platform=self.platform)
+        return self.constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of pairs, in the type of the activations."""
         c = self.config.backbone
         sizes = (rows, slots, c.num_kv_heads * c.kv_repeat, c.head_dim, self.dtype)
-        return empty(tuple(Full.empty(*sizes) for _ in self.layers), rows)
+        axis = self.axis("kv_heads")
+        return empty(tuple(Full.empty(*sizes, axis=axis) for _ in self.layers), rows)

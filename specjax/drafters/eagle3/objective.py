@@ -22,8 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.attend import attend
 from specjax.core.cache import Block
+from specjax.core.ops import attend
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.core.view import causal

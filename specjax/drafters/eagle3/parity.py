@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.core.attend import attend
+from specjax.core.ops import attend
 from specjax.core.types import Array
 from specjax.core.view import causal
 from specjax.drafters.eagle3.net import Eagle3Config

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.core import sharding
 from specjax.core.cache import Block
 from specjax.core.cache.block import put, widen
 from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
@@ -186,8 +185,7 @@ class EarlyExitDrafter:
     def _adapted(self, x: Array) -> Array:
         if self.net is None:
             return x
-        with sharding.replicated(self.net.replicated):
-            return self.net.module(x)
+        return self.net.module(x)
 
     def update(self, held: Any, kept: Kept) -> Any:
         del kept

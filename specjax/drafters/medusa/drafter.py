@@ -15,7 +15,6 @@ from typing import Any
 
 from flax import nnx
 
-from specjax.core import sharding
 from specjax.core.types import Array, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.bases import LastFeatures
@@ -113,8 +112,7 @@ class MedusaDrafter(LastFeatures):
         return self.net.config.hidden_size, self.net.module.dtype
 
     def propose(self, draft: Array, context: Context) -> tuple[Proposal, Array]:
-        with sharding.replicated(self.net.replicated):
-            logits = self.net.module(draft, self.num_draft)
+        logits = self.net.module(draft, self.num_draft)
         guesses, q = draw_all(logits, self.kind, context)
         return Proposal(tokens=guesses, q=q), draft
 

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.core.sharding import constrain
+from specjax.core.ops import activation_dtype, linear
 from specjax.core.types import Array
-from specjax.models.layers.linear import Linear, activation_dtype, linear
+from specjax.models.layers.linear import Linear
+from specjax.models.layers.placed import Placed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ResBlock(nnx.Module):
         return h + jax.nn.silu(self.linear(h))
 
 
-class MedusaHead(nnx.Module):
+class MedusaHead(Placed):
     def __init__(self, config: MedusaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.blocks = nnx.List(
             [ResBlock(config.hidden_size, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
@@ -52,11 +53,11 @@ class MedusaHead(nnx.Module):
         """[..., D] -> logits [..., V] float32."""
         for block in self.blocks:
             h = block(h)
-        logits = linear(h, self.output.weight[...])
-        return constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
+        logits = linear(h, self.output.weight[...], platform=self.platform)
+        return self.constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
 
 
-class MedusaNet(nnx.Module):
+class MedusaNet(Placed):
     def __init__(self, config: MedusaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config
         self.heads = nnx.List(
@@ -66,7 +67,7 @@ class MedusaNet(nnx.Module):
     @property
     def dtype(self) -> jnp.dtype:
         """Of the states."""
-        return activation_dtype(self.heads[0].output.weight[...].dtype)
+        return activation_dtype(self.heads[0].output.weight[...].dtype, self.platform)
 
     def __call__(self, h: Array, num_heads: int) -> Array:
         """Final states of the target [..., D] -> logits [..., num_heads, V] float32."""

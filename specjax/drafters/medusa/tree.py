@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from specjax.core import sharding, trees
+from specjax.core import trees
 from specjax.core.types import Array, Parents, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_kind, check_num_draft
 from specjax.drafters.drawing import draw_tree
@@ -121,7 +121,6 @@ class MedusaTreeDrafter(MedusaDrafter):
 
     def propose(self, draft: Array, context: Context) -> tuple[Proposal, Array]:
         parents, ranks = self.parents, ranks_of(self.choices)
-        with sharding.replicated(self.net.replicated):
-            logits = self.net.module(draft, trees.num_levels(parents))
+        logits = self.net.module(draft, trees.num_levels(parents))
         guesses = draw_tree(logits, parents, ranks, self.kind, context)
         return Proposal(guesses, parents=parents), draft

@@ -111,7 +111,7 @@ def check_target(target: Model) -> None:
                 )
 
 
-ENTRY = ("commit", "cut", "loses", "grow", "stale", "filled", "replicated")
+ENTRY = ("commit", "cut", "loses", "grow", "stale", "filled", "placed")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from specjax.checkpoint.load import Model
 from specjax.core import own, sharding
 from specjax.core.family import Family
 from specjax.core.keys import row_keys
+from specjax.core.platform import Platform
 from specjax.drafters import DRAFTERS
 from specjax.drafters.registry import entry_of
 from specjax.drafters.spec import Sizes, ask, is_trained
@@ -93,10 +94,8 @@ class Abstract:
     done: Any
 
 
-def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
-    """The session that ``setup`` describes.
-
-    Call it inside `core.platform.trace_for`.
+def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) -> Abstract:
+    """The session that ``setup`` describes, traced for a platform; None: JAX's default devices.
 
     Raises:
       ValueError: in one line, on sizes that do not fit together.
@@ -108,7 +107,7 @@ def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
             f"--config.slots={setup.slots}: {setup.target} ends at"
             f" {plain.max_position_embeddings} tokens."
         )
-    target = _model(setup.target, setup, plain, mesh, replicate=False)
+    target = _model(setup.target, setup, plain, mesh, platform, replicate=False)
     if mesh is not None and setup.rows % mesh.shape["data"]:
         raise ValueError(
             f"--config.rows={setup.rows}: the mesh's data axis has {mesh.shape['data']} devices,"
@@ -124,7 +123,7 @@ def abstract(setup: Setup, mesh: Mesh | None) -> Abstract:
         there = isinstance(x, jax.ShapeDtypeStruct)
         return x if there else shaped(x.shape, x.dtype, mesh)
 
-    sampling = make_sampling(options, target.config.vocab_size)
+    sampling = make_sampling(options, target.config.vocab_size, platform)
     sampling = dataclasses.replace(sampling, greedy=rule.greedy_only)
     request = decode.Request(
         keys=row_keys(jnp.zeros((setup.rows,), jnp.uint32)),
@@ -158,12 +157,18 @@ def shaped(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None, axes: Any = ()
     return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
 
-def abstract_net(build: Callable[[], Any], mesh: Mesh | None, *, replicate: bool = False) -> Frozen:
+def abstract_net(
+    build: Callable[[], Any],
+    mesh: Mesh | None,
+    platform: Platform | None = None,
+    *,
+    replicate: bool = False,
+) -> Frozen:
     """The module that ``build`` makes, with shapes for weights, placed by their logical axes."""
     module = nnx.eval_shape(build)
     graphdef, state = nnx.split(module)
     params = _placed(state, mesh, replicate)
-    return Frozen(params, graphdef, module.config, replicate)
+    return Frozen(params, graphdef, module.config, replicate, platform)
 
 
 def _placed(state: Any, mesh: Mesh | None, replicate: bool) -> Any:
@@ -176,13 +181,24 @@ def _placed(state: Any, mesh: Mesh | None, replicate: bool) -> Any:
     return nnx.from_flat_state(placed)
 
 
-def _model(name: str, setup: Setup, plain: Any, mesh: Mesh | None, *, replicate: bool) -> Model:
+def _model(
+    name: str,
+    setup: Setup,
+    plain: Any,
+    mesh: Mesh | None,
+    platform: Platform | None,
+    *,
+    replicate: bool,
+) -> Model:
     """What `specjax.load` would return, without its tokenizer."""
     config, dtype = on_mesh(plain, mesh, name, replicate), jnp.dtype(setup.dtype)
     family = registered(plain.model_type)
     return Model(
         net=abstract_net(
-            lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)), mesh, replicate=replicate
+            lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)),
+            mesh,
+            platform,
+            replicate=replicate,
         ),
         tokenizer=None,
         stop_token_ids=(),
@@ -204,9 +220,10 @@ def _spec(setup: Setup, plain: Any, target: Model) -> Any:
         return entry.build(target, setup.num_draft)
     cls: Any = entry.thing
     replicate = setup.replicate_drafter and target.mesh is not None
+    platform = target.net.platform
     if ask(cls, "family") is Family.MODEL:
         config = plain_config(setup.draft_model, 0, "draft_model")
-        model = _model(setup.draft_model, setup, config, target.mesh, replicate=replicate)
+        model = _model(setup.draft_model, setup, config, target.mesh, platform, replicate=replicate)
         return cls.made(model, setup.num_draft)
     shards = 1 if target.mesh is None or replicate else target.mesh.shape["model"]
     sizes = Sizes(
@@ -225,6 +242,7 @@ def _spec(setup: Setup, plain: Any, target: Model) -> Any:
     net = abstract_net(
         lambda: outline.network(config, dtype=jnp.dtype(setup.dtype), rngs=nnx.Rngs(0)),
         target.mesh,
+        platform,
         replicate=replicate,
     )
     return cls(net=net, num_draft=setup.num_draft, **outline.fields)
@@ -248,5 +266,6 @@ def _begun(cls: Any, setup: Setup, target: Model, replicate: bool) -> Any:
     params, arrays = jax.eval_shape(build, target.net)
     params = _placed(params, target.mesh, replicate)
     net = dataclasses.replace(made[0].net, params=params, replicated=replicate)
+    net = net.on(target.net.platform)
     arrays = {n: shaped(v.shape, v.dtype, target.mesh) for n, v in arrays.items()}
     return dataclasses.replace(made[0], net=net, **arrays)

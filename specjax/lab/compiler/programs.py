@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from specjax import between, decode
 from specjax.core.cache.base import num_bytes
-from specjax.core.program import compiler_options
+from specjax.core.program import compiler_options, platform_of
 from specjax.core.sharding import use_mesh
 from specjax.lab.compiler.abstract import Abstract, shaped
 from specjax.session import CHUNKS
@@ -49,14 +49,11 @@ def names(abstract: Abstract) -> list[str]:
     return ["init", *(f"prefill {width}" for width in CHUNKS), "run", "grow a layer"]
 
 
-def compile_all(abstract: Abstract, platform: str, only: str) -> Iterator[Compiled]:
-    """Compiles them, one after the other; ``only`` is "all", or "run" (and "init", which is quick).
-
-    Call it inside `core.platform.trace_for`. The functions are wrapped anew each time: JAX keeps
-    traces by function, and does not know that they depend on the platform.
-    """
+def compile_all(abstract: Abstract, only: str) -> Iterator[Compiled]:
+    """Compiles them one by one; ``only`` is "all", or "run" (and "init", which is quick)."""
     net, drafter, rule = abstract.target.net, abstract.drafter, abstract.rule
-    mesh, options = abstract.target.mesh, compiler_options(platform)
+    mesh = abstract.target.mesh
+    options = compiler_options(platform_of(net).name)
 
     def build(name: str, function: Callable[..., Any], donate: int | None, *args: Any) -> Compiled:
         donated = () if donate is None else (donate,)

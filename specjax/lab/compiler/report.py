@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from specjax.core.platform import trace_for
 from specjax.lab.compiler.abstract import Abstract, Setup, abstract, states
 from specjax.lab.compiler.account import cycle
 from specjax.lab.compiler.floor import local_bytes, weights
@@ -23,9 +22,8 @@ def plan(setup: Setup, topology: Topology, mesh: Mesh | None) -> tuple[Abstract,
     Raises:
       ValueError: if something does not fit together, or does not fit into a device's memory.
     """
-    with trace_for(topology.platform, topology.cores):
-        session = abstract(setup, mesh)
-        cache, draft = states(session)
+    session = abstract(setup, mesh, topology.written_for)
+    cache, draft = states(session)
     drafter_net = getattr(session.drafter, "net", None)
     held = {
         "target weights": sum(map(local_bytes, weights(session.target.net).values())),
@@ -91,18 +89,17 @@ def make(
         "programs_of_a_generation": names(session),
         "programs": {},
     }
-    with trace_for(topology.platform, topology.cores):
-        for compiled in _in_one_line(compile_all(session, topology.platform, setup.programs)):
-            report["programs"][compiled.name] = {
-                "seconds": compiled.seconds,
-                "memory": compiled.memory,
-                "peak_bytes": compiled.peak_bytes,
-            }
-            text = compiled.executable.as_text()
-            hlo_text(compiled.name, text)
-            if compiled.name == "run":
-                report["cycle"] = cycle(session, setup, topology, compiled, text)
-            done(compiled)
+    for compiled in _in_one_line(compile_all(session, setup.programs)):
+        report["programs"][compiled.name] = {
+            "seconds": compiled.seconds,
+            "memory": compiled.memory,
+            "peak_bytes": compiled.peak_bytes,
+        }
+        text = compiled.executable.as_text()
+        hlo_text(compiled.name, text)
+        if compiled.name == "run":
+            report["cycle"] = cycle(session, setup, topology, compiled, text)
+        done(compiled)
     return report
 
 

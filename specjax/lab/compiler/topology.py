@@ -14,6 +14,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from specjax.core.platform import Platform
+
 GIB = 2**30
 
 # Main memory of a chip: Cloud TPU documentation, on the page of each, "HBM capacity per chip".
@@ -44,6 +46,11 @@ class Topology:
     hbm_bytes: int | None  # of one device; None: unknown
     cores: int = 1  # of one device
     cache_bytes: int | None = None  # of a GPU's second-level cache; None: none, or unknown
+
+    @property
+    def written_for(self) -> Platform:
+        """What `core.ops` are chosen by."""
+        return Platform(self.platform, self.cores)
 
     def mesh(self, data: int, model: int) -> Mesh | None:
         """The mesh of these sizes; None for one local device.

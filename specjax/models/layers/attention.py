@@ -15,12 +15,12 @@ from flax import nnx
 
 from specjax.core.cache import Block, Cache, Full, Part, Ring
 from specjax.core.cache.block import join
-from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.core.view import View
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
 
 # (layer, queries [B, N, T, H], keys [B, G, T, H], values [B, G, T, H]) -> [B, N, T, H]: what the
@@ -42,7 +42,7 @@ def looking_back(cache: Cache, views: View | Sequence[View], before: Block | Non
     return look
 
 
-class Attention(nnx.Module):
+class Attention(Placed):
     """Projections, rotation, attention, output projection.
 
     ``head_norm`` makes the norm that some families apply to each query and key head;
@@ -81,10 +81,11 @@ class Attention(nnx.Module):
     def init_entry(self, rows: int, slots: int, dtype: jnp.dtype) -> Full | Ring:
         """An empty memory for texts of ``slots`` tokens."""
         c = self.config
-        heads = c.num_kv_heads * c.kv_repeat
+        sizes = (rows, slots, c.num_kv_heads * c.kv_repeat, c.head_dim, dtype)
+        axis = self.axis("kv_heads")
         if self.window is None:
-            return Full.empty(rows, slots, heads, c.head_dim, dtype)
-        return Ring.empty(rows, slots, heads, c.head_dim, dtype, window=self.window)
+            return Full.empty(*sizes, axis=axis)
+        return Ring.empty(*sizes, window=self.window, axis=axis)
 
     def project(self, x: Array, reading: Reading) -> tuple[Array, Array, Array]:
         """[B, T, D] -> queries [B, N, T, H], keys and values [B, G, T, H], normed and rotated."""
@@ -98,9 +99,9 @@ class Attention(nnx.Module):
         q, k = rotate(q), rotate(k)
         if c.kv_repeat > 1:
             k, v = jnp.repeat(k, c.kv_repeat, axis=1), jnp.repeat(v, c.kv_repeat, axis=1)
-        q = constrain(q, "batch", "heads", None, None)
-        k = constrain(k, "batch", "kv_heads", None, None)
-        v = constrain(v, "batch", "kv_heads", None, None)
+        q = self.constrain(q, "batch", "heads", None, None)
+        k = self.constrain(k, "batch", "kv_heads", None, None)
+        v = self.constrain(v, "batch", "kv_heads", None, None)
         return q, k, v
 
     def __call__(

@@ -10,12 +10,13 @@ from flax import nnx
 
 from specjax.core.cache import Block, Cache, Entry, Part, empty
 from specjax.core.cache.block import num_tokens
-from specjax.core.sharding import constrain
+from specjax.core.ops import activation_dtype, linear, lookup
 from specjax.core.types import Array, pytree
 from specjax.core.view import View
 from specjax.models.config import DecoderConfig
-from specjax.models.layers.linear import Linear, activation_dtype, linear, lookup
+from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
 
 
@@ -45,7 +46,7 @@ class Pass:
     block: Block  # what the cache must commit of the T tokens
 
 
-class Embed(nnx.Module):
+class Embed(Placed):
     """The token embedding [V, D], also the head where the two are tied."""
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -54,10 +55,10 @@ class Embed(nnx.Module):
         self.weight = nnx.Param(init.astype(dtype), axes=("vocab", None))
 
     def __call__(self, tokens: Array) -> Array:
-        return lookup(self.weight[...], tokens)
+        return lookup(self.weight[...], tokens, platform=self.platform)
 
 
-class Decoder(nnx.Module):
+class Decoder(Placed):
     """``(tokens, cache) -> Pass``, used purely: it changes nothing.
 
     Attribute names follow the tensor names of the checkpoints: ``layers.3.mlp.up_proj.weight``.
@@ -121,13 +122,13 @@ class Decoder(nnx.Module):
             view = View.chain(tokens.shape[1], 0 if before is None else num_tokens(before))
         reading = Reading(cache.length, view)
 
-        x = constrain(self.embed_tokens(tokens), "batch", None, None)
+        x = self.constrain(self.embed_tokens(tokens), "batch", None, None)
         states = [x]
         block: list[Part] = []
         for i, layer in enumerate(self.layers):
             fed = None if before is None else before[i]
             x, part = layer(x, cache.layers[i], fed, reading)
-            x = constrain(x, "batch", None, None)
+            x = self.constrain(x, "batch", None, None)
             states, block = [*states, x], [*block, part]
         x = self.norm(x)
         states[-1] = x
@@ -138,10 +139,11 @@ class Decoder(nnx.Module):
         """[..., D] -> logits [..., V] float32."""
         tied = self.config.tie_word_embeddings
         weight = self.embed_tokens.weight if tied else self.lm_head.weight
-        return constrain(linear(x, weight[...]), "batch", *[None] * (x.ndim - 2), "vocab")
+        logits = linear(x, weight[...], platform=self.platform)
+        return self.constrain(logits, "batch", *[None] * (x.ndim - 2), "vocab")
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache for texts of ``slots`` tokens, in the type of the activations."""
-        dtype = activation_dtype(self.norm.weight[...].dtype)
+        dtype = activation_dtype(self.norm.weight[...].dtype, self.platform)
         layers: list[Any] = list(self.layers)
         return empty(tuple(layer.init_entry(rows, slots, dtype) for layer in layers), rows)

@@ -19,10 +19,10 @@ from flax import nnx
 
 from specjax.core.cache import Part, Recurrent
 from specjax.core.cache.block import join
-from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
 
 
@@ -52,7 +52,7 @@ class Conv1d(nnx.Module):
         self.weight = nnx.Param(init.astype(dtype), axes=("heads", None, None))
 
 
-class GatedDeltaNet(nnx.Module):
+class GatedDeltaNet(Placed):
     """Attributes are named as the checkpoints' tensors: ``linear_attn.in_proj_qkv.weight``."""
 
     def __init__(self, config: DeltaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -83,6 +83,7 @@ class GatedDeltaNet(nnx.Module):
             channels=c.channels,
             taps=c.taps,
             dtype=dtype,
+            axis=self.axis("heads"),
         )
 
     def __call__(
@@ -115,9 +116,9 @@ class GatedDeltaNet(nnx.Module):
 
         def spread(x: Array) -> Array:
             x = jnp.repeat(_unit(_split(x, c.key_heads)), repeats, axis=1)
-            return constrain(x, "batch", "heads", None, None)
+            return self.constrain(x, "batch", "heads", None, None)
 
-        v = constrain(_split(v, c.value_heads), "batch", "heads", None, None)
+        v = self.constrain(_split(v, c.value_heads), "batch", "heads", None, None)
         return c.key_head_dim**-0.5 * spread(q), spread(k), v
 
     def _gates(self, x: Array) -> tuple[Array, Array]:

@@ -21,11 +21,11 @@ from flax import nnx
 
 from specjax.core.cache import Latent, Part
 from specjax.core.cache.block import join
-from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.layers.attention import split_heads
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
 from specjax.models.layers.rope import Rope, YarnScaling, halved
 
@@ -61,7 +61,7 @@ class LatentConfig:
         return num_tokens * (2 * self.rank - written) > self.rank * written
 
 
-class LatentAttention(nnx.Module):
+class LatentAttention(Placed):
     """Attributes are named as the checkpoints' tensors: ``self_attn.kv_b_proj.weight``.
 
     ``written`` says which form is used; None: the one with fewer multiplications.
@@ -120,7 +120,7 @@ class LatentAttention(nnx.Module):
         else:
             q_both = (rotary, self._absorb(plain))
             out = self._values(entry.attend(q_both, new, *where, scale=c.scale))
-        out = constrain(out, "batch", "heads", None, None)
+        out = self.constrain(out, "batch", "heads", None, None)
         return self.o_proj(out.swapaxes(1, 2).reshape(x.shape[0], num_tokens, -1)), part
 
     def _queries(self, x: Array) -> Array:

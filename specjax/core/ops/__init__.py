@@ -1,0 +1,43 @@
+"""Operations that platforms write differently: one reference each, with variants beside it.
+
+A variant is a function in its operation's file, or a file beside it, and stands in the operation's
+table by platform. `tests/test_ops.py` holds all that are listed here to their references.
+"""
+
+from specjax.core.ops.argmax import ARGMAX, argmax
+from specjax.core.ops.attend import ATTEND, attend
+from specjax.core.ops.linear import (
+    PRODUCT,
+    SUM_OVER_MESH,
+    WEIGHT_GRADIENT,
+    activation_dtype,
+    linear,
+    sum_over_mesh,
+)
+from specjax.core.ops.lookup import ROWS, lookup
+from specjax.core.ops.op import Op
+from specjax.core.ops.write import WRITE, waiting_for, write, write_at
+
+OPS = {
+    "product": PRODUCT,
+    "weight gradient": WEIGHT_GRADIENT,
+    "sum over mesh": SUM_OVER_MESH,
+    "lookup": ROWS,
+    "argmax": ARGMAX,
+    "attend": ATTEND,
+    "write": WRITE,
+}
+
+__all__ = [
+    "OPS",
+    "Op",
+    "activation_dtype",
+    "argmax",
+    "attend",
+    "linear",
+    "lookup",
+    "sum_over_mesh",
+    "waiting_for",
+    "write",
+    "write_at",
+]

@@ -1,0 +1,162 @@
+"""Grouped-query attention over a cache and the block of tokens being fed, under one softmax.
+
+The cache is read, never written, here: scores over the cached slots and scores over the block are
+two products that share one softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.ops.op import Op
+from specjax.core.platform import Platform
+from specjax.core.types import Array
+
+_MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
+
+Parts = Array | tuple[Array, ...]  # queries or keys whose scores add up
+Cached = tuple[Parts, Array, Array]  # keys, values, and which slots each query sees
+Dots = Callable[[Array, Array], Array]  # [B, G, M, H], [B, G, S, H] -> [B, G, M, S] float32
+
+
+def keys_left(q: Array, keys: Array) -> Array:
+    """As a transposed right-hand side the cache would be copied on CPU."""
+    dots = jnp.einsum("bgsh,bgmh->bgsm", keys, q, preferred_element_type=jnp.float32)
+    return dots.swapaxes(2, 3)
+
+
+def queries_left(q: Array, keys: Array) -> Array:
+    """Nothing is transposed behind it: fewer kernels on GPU."""
+    return jnp.einsum("bgmh,bgsh->bgms", q, keys, preferred_element_type=jnp.float32)
+
+
+def one_softmax(
+    q: Parts,
+    k: Parts,
+    v: Array,
+    visible: Array,
+    cached: Cached | None,
+    scale: float | None,
+    dots: Dots = keys_left,
+    *,
+    apart: bool = False,
+    again: bool = False,
+) -> Array:
+    """`attend`, with ``dots`` for products of queries and keys.
+
+    ``apart``: the queries of the block's scores are another operand than those of the cache's.
+    ``again``: the scores of the cache are formed twice, before and behind the largest of them.
+    """
+    parts = q if isinstance(q, tuple) else (q,)
+    rows, heads, num_tokens, _ = parts[0].shape
+    groups, dtype = v.shape[1], parts[0].dtype
+    repeats, head_dim = heads // groups, sum(part.shape[-1] for part in parts)
+    parts = tuple(x.reshape(rows, groups, repeats * num_tokens, x.shape[-1]) for x in parts)
+    factor = jnp.float32(head_dim**-0.5 if scale is None else scale)
+
+    def scores(parts: tuple[Array, ...], keys: Parts, mask: Array) -> Array:
+        """[B, G, R * T, S]: ``mask`` is [B or 1, T or 1, S]."""
+        total = None
+        for q, part in zip(parts, keys if isinstance(keys, tuple) else (keys,), strict=True):
+            one = dots(q, part)
+            total = one if total is None else total + one
+        assert total is not None
+        total = total.reshape(rows, groups, repeats, num_tokens, -1)
+        masked = jnp.where(mask[:, None, None], factor * total, _MASKED)
+        return masked.reshape(rows, groups, repeats * num_tokens, -1)
+
+    new = scores(jax.lax.optimization_barrier(parts) if apart else parts, k, visible)
+    top = new.max(-1, keepdims=True)
+    if cached is None:
+        new = jnp.exp(new - top)
+        out = _weighted(new / new.sum(-1, keepdims=True), v)
+    else:
+        cached_k, cached_v, seen = cached
+        old = scores(parts, cached_k, seen)
+        top = jnp.maximum(top, old.max(-1, keepdims=True))
+        if again:  # the barrier makes it another product
+            top, parts = jax.lax.optimization_barrier((top, parts))
+            old = scores(parts, cached_k, seen)
+        old, new = jnp.exp(old - top), jnp.exp(new - top)
+        total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
+        # Stale slots have weight exactly 0. (Their values must be finite: masking the values too
+        # would copy the cache.)
+        out = (_weighted(old, cached_v) + _weighted(new, v)) / total
+    return out.reshape(rows, heads, num_tokens, v.shape[-1]).astype(dtype)
+
+
+def _weighted(weights: Array, values: Array) -> Array:
+    """[B, G, M, S], [B, G, S, Hv] -> [B, G, M, Hv] float32."""
+    return jnp.einsum(
+        "bgms,bgsh->bgmh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
+    )
+
+
+def reference(
+    q: Parts, k: Parts, v: Array, visible: Array, cached: Cached | None, scale: float | None
+) -> Array:
+    """See `attend`."""
+    return one_softmax(q, k, v, visible, cached, scale)
+
+
+def on_gpu(
+    q: Parts, k: Parts, v: Array, visible: Array, cached: Cached | None, scale: float | None
+) -> Array:
+    """Two operands of queries.
+
+    As one operand of two products, XLA's GPU compiler would put the cache and the block's keys into
+    one buffer, to multiply both at once. (A single key makes no product.)
+    """
+    if cached is None or v.shape[2] == 1:
+        return reference(q, k, v, visible, cached, scale)
+    return one_softmax(q, k, v, visible, cached, scale, queries_left, apart=True)
+
+
+def on_two_cores(
+    q: Parts, k: Parts, v: Array, visible: Array, cached: Cached | None, scale: float | None
+) -> Array:
+    """Many queries' scores are formed again once their largest is known.
+
+    That moves fewer bytes than keeping them in main memory, which is where the cores meet.
+    """
+    parts = q if isinstance(q, tuple) else (q,)
+    queries = parts[0].shape[1] // v.shape[1] * parts[0].shape[2]  # of a key/value head
+    again = 4 * queries > sum(part.shape[-1] for part in parts)
+    return one_softmax(q, k, v, visible, cached, scale, again=again)
+
+
+ATTEND = Op(reference, {"gpu": on_gpu, "tpu:2": on_two_cores})
+
+
+def attend(
+    q: Parts,
+    k: Parts,
+    v: Array,
+    visible: Array,
+    cached: Cached | None,
+    *,
+    scale: float | None = None,
+    platform: Platform | None = None,
+) -> Array:
+    """Softmax attention of the block's queries over the cache and the block.
+
+    Queries and keys may come in parts whose scores add up, as those of latent attention do.
+
+    Args:
+      q: [B, N, T, H], of the block's last T tokens; or a tuple of parts of different widths.
+      k: [B, G, U, H], of the whole block; query head n reads key/value head ``n // (N / G)``.
+      v: [B, G, U, Hv].
+      visible: [B or 1, T, U] bool, which tokens of the block each query sees.
+      cached: keys [B, G, S, H], values [B, G, S, Hv] and which slots each query sees,
+        [B, 1 or T, S] bool; None where the block is the whole sequence.
+      scale: of the scores; None: ``H ** -0.5``.
+      platform: that it is written for; None: JAX's default devices.
+
+    Returns:
+      [B, N, T, Hv] in the type of ``q``. Scores and softmax are float32.
+    """
+    out: Array = ATTEND.on(platform)(q, k, v, visible, cached, scale)
+    return out

@@ -1,0 +1,124 @@
+"""The product with a weight, [out, in] as in the checkpoints, summed in float32.
+
+On CPU it is written with the weight on the left, a single bfloat16 row padded to two, and the
+compiler is kept from turning round a float32 product of a few rows: up to ten times faster than the
+usual form (docs/design.md, "Fast on CPU"). Elsewhere it is the plain contraction, which compiles to
+one matrix product without a transpose.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.ops.op import Op
+from specjax.core.platform import Platform, here
+from specjax.core.types import Array
+
+
+def product(x: Array, w: Array) -> Array:
+    """``x`` [M, I] times ``w`` [O, I] -> [M, O] float32."""
+    return jnp.einsum("mi,oi->mo", x, w, preferred_element_type=jnp.float32)
+
+
+def product_on_cpu(x: Array, w: Array) -> Array:
+    rows = x.shape[0]
+    if rows == 1 and x.dtype == jnp.bfloat16:
+        x = jnp.concatenate([x, x])  # a lone bf16 row takes a path without AMX, 15x slower
+    y = jnp.einsum("oi,mi->om", w, x, preferred_element_type=jnp.float32)
+    if x.dtype == jnp.float32 and 1 < rows <= 16:
+        # Left to itself XLA folds the transpose into the product, weight on the right, and packs
+        # the weights anew in every pass: up to 1.4 times slower. In bfloat16 that is the faster.
+        y = jax.lax.optimization_barrier(y)
+    return y.T[:rows]
+
+
+def weight_gradient(x: Array, g: Array) -> Array:
+    """``x`` [M, I] and the cotangent ``g`` [M, O] -> [O, I] float32."""
+    return jnp.einsum("mo,mi->oi", g, x, preferred_element_type=jnp.float32)
+
+
+def weight_gradient_on_cpu(x: Array, g: Array) -> Array:
+    if x.dtype != jnp.bfloat16:
+        return weight_gradient(x, g)
+    # A product that contracts the rows of both operands is ten times slower than one whose left
+    # operand is transposed first. The compiler would fold a plain transpose back into the product;
+    # it leaves this one alone, and it is exact.
+    eye = jnp.eye(x.shape[1], dtype=x.dtype)
+    xt = jnp.einsum("ij,mj->im", eye, x, preferred_element_type=jnp.float32).astype(x.dtype)
+    dw = jnp.einsum("im,mo->io", xt, g, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(dw).T
+
+
+def whole_sum(x: Array, w: Array, platform: Platform | None) -> Array:
+    """``x`` [..., I] times ``w`` [O, I] -> [..., O] float32."""
+    return linear(x, w, platform=platform)
+
+
+def rounded_before_the_sum(x: Array, w: Array, platform: Platform | None) -> Array:
+    """What devices add up crosses the mesh in the type of ``x``: half the bytes in bfloat16.
+
+    Each still accumulates its own part in float32.
+    """
+    del platform
+    return jnp.einsum("...i,oi->...o", x.astype(w.dtype), w, preferred_element_type=x.dtype)
+
+
+PRODUCT = Op(product, {"cpu": product_on_cpu})
+WEIGHT_GRADIENT = Op(weight_gradient, {"cpu": weight_gradient_on_cpu})
+# Of a weight whose input dimension is split over the devices of a mesh.
+SUM_OVER_MESH = Op(whole_sum, {"tpu": rounded_before_the_sum})
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, w: Array, platform: Platform | None) -> Array:
+    return PRODUCT.on(platform)(x, w)
+
+
+def _product_fwd(
+    x: Array, w: Array, platform: Platform | None
+) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, w, platform), (x, w)
+
+
+def _product_bwd(
+    platform: Platform | None, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
+    # Derived automatically, these would be float32 products of upcast operands. Rounding the
+    # cotangent to the operands' type keeps the backward pass on the matrix units.
+    x, w = saved
+    g = g.astype(x.dtype)
+    dx = jnp.einsum("mo,oi->mi", g, w, preferred_element_type=jnp.float32)
+    dw = WEIGHT_GRADIENT.on(platform)(x, g)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def linear(
+    x: Array, w: Array, bias: Array | None = None, *, platform: Platform | None = None
+) -> Array:
+    """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32 -> [..., O] f32."""
+    y = _product(x.reshape(-1, x.shape[-1]).astype(w.dtype), w, platform)
+    y = y.reshape(*x.shape[:-1], w.shape[0])
+    if bias is None:
+        return y
+    return y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def sum_over_mesh(x: Array, w: Array, *, platform: Platform | None = None) -> Array:
+    """`linear` where I is split over the devices of a mesh: in float32, or the type of ``x``."""
+    y: Array = SUM_OVER_MESH.on(platform)(x, w, platform)
+    return y
+
+
+def activation_dtype(weights: jnp.dtype, platform: Platform | None = None) -> jnp.dtype:
+    """The type of activations and caches between the products with ``weights`` of a type.
+
+    On CPU always float32: a bfloat16 operation outside a matrix product is emulated there, and
+    attention over a bfloat16 cache takes three times as long.
+    """
+    return jnp.dtype(jnp.float32) if (platform or here()).name == "cpu" else jnp.dtype(weights)

@@ -1,0 +1,145 @@
+"""Operations as platforms write them: what their references compute, chosen by a static value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import specjax
+from specjax import decode, drafters, session
+from specjax.core.ops import OPS, attend
+from specjax.core.platform import Platform
+from specjax.layout import Layout
+
+ROOT = Path(specjax.__file__).parent
+ROWS, HEADS, GROUPS, TOKENS, SLOTS, WIDTH = 2, 4, 2, 3, 16, 8
+FLOATS = (jnp.float32, jnp.bfloat16)
+VARIANTS = [(name, on) for name, op in OPS.items() for on in op.variants]
+
+
+def drawn(seed: int, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def attention(parts: int, cached: bool, tokens: int = TOKENS) -> tuple[Any, ...]:
+    """Of queries and keys in so many parts."""
+
+    def several(seed: int, *shape: int) -> Any:
+        made = tuple(drawn(seed + i, ROWS, *shape, WIDTH) for i in range(parts))
+        return made if parts > 1 else made[0]
+
+    seen = jnp.arange(SLOTS)[None, None] < jnp.asarray([5, 9])[:, None, None]
+    before = several(4, GROUPS, SLOTS), drawn(6, ROWS, GROUPS, SLOTS, WIDTH), seen
+    visible = jnp.tril(jnp.ones((1, tokens, tokens), bool))
+    new = (
+        several(0, HEADS, tokens),
+        several(2, GROUPS, tokens),
+        drawn(7, ROWS, GROUPS, tokens, WIDTH),
+    )
+    return *new, visible, before if cached else None, None
+
+
+def arguments(name: str) -> Iterator[tuple[Any, ...]]:
+    """What an operation is called with: all that its variants tell apart."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for rows in (1, 3, 20):
+            x, w, g = drawn(0, rows, 8), drawn(1, 6, 8), drawn(2, rows, 6)
+            x, w, g = (y.astype(dtype) for y in (x, w, g))
+            if name in ("product", "weight gradient", "sum over mesh"):
+                yield {"product": (x, w), "weight gradient": (x, g)}.get(name, (x, w, None))
+        if name == "lookup":
+            yield drawn(0, 9, 4, dtype=dtype), jnp.asarray([[3, 8, 3]]), jnp.dtype(jnp.float32)
+    if name == "argmax":
+        yield (jnp.asarray(np.round(drawn(0, 4, 3, 50))),)  # of several largest the first
+        yield (jnp.full((2, 7), -jnp.inf),)
+    if name == "attend":
+        yield from (attention(1, False), attention(1, True), attention(2, True))
+        yield attention(1, True, tokens=1)
+    if name == "write":
+        for rows in (2, 9):
+            start = jnp.arange(rows) % (SLOTS - TOKENS)
+            yield drawn(0, rows, GROUPS, SLOTS, WIDTH), drawn(1, rows, GROUPS, TOKENS, WIDTH), start
+
+
+@pytest.mark.parametrize("name,on", VARIANTS, ids=[f"{name}, {on}" for name, on in VARIANTS])
+def test_a_variant_gives_what_its_reference_does(name: str, on: str) -> None:
+    """Also one for a device that is not here: in values, and in gradients where there are any."""
+    op, calls = OPS[name], list(arguments(name))
+    assert calls
+    run = lambda function: jax.jit(lambda: [with_gradients(function, args) for args in calls])()
+    for args, wants, gots in zip(calls, run(op.reference), run(op.variants[on]), strict=True):
+        coarse = any(getattr(x, "dtype", None) == jnp.bfloat16 for x in jax.tree.leaves(args))
+        close = {"rtol": 2**-6, "atol": 2**-4} if coarse else {"rtol": 1e-5, "atol": 1e-5}
+        assert gots[0].shape == wants[0].shape
+        for got, want in zip(gots, wants, strict=True):
+            np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), **close)
+
+
+def with_gradients(function: Any, args: tuple[Any, ...]) -> list[jax.Array]:
+    """What it returns, and of its squares the gradients by all arguments that are floats."""
+    leaves, structure = jax.tree.flatten(args)
+    floats = [i for i, x in enumerate(leaves) if getattr(x, "dtype", None) in FLOATS]
+
+    def total(given: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        filled = list(leaves)
+        for i, x in zip(floats, given, strict=True):
+            filled[i] = x
+        out = function(*jax.tree.unflatten(structure, filled))
+        return (out.astype(jnp.float32) ** 2).sum(), out
+
+    (_, out), gradients = jax.value_and_grad(total, has_aux=True)([leaves[i] for i in floats])
+    return [out, *gradients]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_on_a_gpu_queries_stand_behind_a_barrier(cached: bool) -> None:
+    """Where there is a cache, so that its keys and the block's are not put together."""
+    *given, scale = attention(1, cached)
+
+    def traced(name: str) -> str:
+        run = lambda q: attend(q, *given[1:], scale=scale, platform=Platform(name))
+        return str(jax.make_jaxpr(run)(given[0]))
+
+    assert ("optimization_barrier" in traced("gpu")) == cached
+    assert "optimization_barrier" not in traced("cpu")
+
+
+def test_a_program_for_another_platform_leaves_nothing_behind() -> None:
+    """What a TPU's compiler is told goes with a network that was bound for one, and no further."""
+    target, prompts = tiny.model(), tiny.prompts(1)
+    rows = [session.Row(p, specjax.Options(), 0, 2, ()) for p in prompts]
+    decode.run_program._jitted.clear()  # as in a process that has run nothing yet
+    tpu = dataclasses.replace(target, net=target.net.on(Platform("tpu", 2)))
+    drafter, rule = session.choose(tpu, drafters.make("ngram", num_draft=3), rows, None)
+    layout = Layout.of(rows, 31, greedy=True, platform=tpu.net.platform)
+    state = jax.eval_shape(
+        lambda *args: decode.init_state(*args, None), tpu.net, drafter, *layout.prompts(32)[:3]
+    )
+    args = (tpu.net, drafter, rule, layout.request, state, jnp.int32(1))
+    lowered = decode.run_program.lower(*args)
+    assert "optimization_barrier" in lowered.as_text()  # scores that are formed twice
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu"):
+        lowered.compile()
+    text = specjax.generate(target, None, prompts, max_new_tokens=2).tokens
+    assert text == [tiny.greedy_reference(target, p, 2) for p in prompts]
+
+
+def test_platforms_are_told_apart_in_one_place() -> None:
+    """Models, drafters and entries say what is computed, `core.ops` how a device does it best."""
+    tricks = ("optimization_barrier", "platform_dependent", "ContextVar", "minimum(count, 0)")
+    rooms = ("models", "drafters", "verify", "core")
+    files = [ROOT / "decode.py", *(f for room in rooms for f in (ROOT / room).rglob("*.py"))]
+    ours = [f for f in files if f.parent != ROOT / "core" / "ops"]
+    assert len(ours) > 80
+    found = {f"{f.name}: {t}" for f in ours for t in tricks if t in f.read_text()}
+    assert not found
+    asks = {f.name for f in ours if "default_backend() ==" in f.read_text()}
+    assert not asks
