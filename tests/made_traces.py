@@ -9,10 +9,9 @@ from typing import Any
 
 from specjax.core import machine
 from specjax.core.machine import Machine
-from specjax.lab.bench.store import Store, append
+from specjax.lab.bench.store import Store
 from specjax.lab.bench.summary import summarise
 from specjax.lab.records.case import PLAIN, Planned
-from specjax.lab.records.codec import to_json
 from specjax.lab.records.costs import Calibration, Costs
 from specjax.lab.records.run import Measurement, Run, Target, Warmup
 from specjax.trace.trace import Cycle, Detail, Text, Trace
@@ -170,8 +169,9 @@ def result_directory(path: Path, *, prompts: str = "ab" * 32, compiles: int = 0)
                     family="trained" if k else "none",
                 )
             )
-            store.complete(name, dataclasses.replace(trace, setup={**trace.setup, "batch": batch}))
-            append(store.case(name) / "results.jsonl", to_json(_line(trace, compiles)))
+            trace = dataclasses.replace(trace, setup={**trace.setup, "batch": batch})
+            store.add_result(name, _line(trace, compiles), trace)
+            store.complete(name, trace)
             store.write_warmup(name, Warmup(1, 0.5))
         for slots in (256, 512):
             calibrated.append(dataclasses.replace(costs(), batch=batch, context=slots))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -21,8 +22,9 @@ from specjax.core.compiles import Compiles
 from specjax.core.types import Proposal
 from specjax.lab.bench.documents import render
 from specjax.lab.bench.synthetic import Forced, from_lengths, parse_curve
-from specjax.lab.records.codec import to_json
+from specjax.lab.records.case import Case, Comparison, Figures
 from specjax.lab.records.prediction import Predicted
+from specjax.lab.records.run import Run, Summary, Target
 from specjax.trace.replay import parse_stop
 from specjax.verify.base import VerifyKeys
 
@@ -148,11 +150,11 @@ def test_compiles_are_counted() -> None:
     assert count.count == 2 and Compiles().count == 0
 
 
-Run = Callable[..., tuple[int, str, str]]
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, capsys: Any) -> Iterator[Run]:
+def run(tmp_path: Path, capsys: Any) -> Iterator[Call]:
     """The script on a tiny target, in this process: (exit status, stdout, stderr)."""
     write_tiny(tmp_path / "target")
     (tmp_path / "empty.jsonl").write_text("")
@@ -203,7 +205,7 @@ def run(tmp_path: Path, capsys: Any) -> Iterator[Run]:
     ],
 )
 def test_bad_input_is_one_line_before_any_work(
-    run: Run, tmp_path: Path, arguments: list[str], message: str
+    run: Call, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     status, out, err = run(*arguments)
     assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
@@ -211,12 +213,12 @@ def test_bad_input_is_one_line_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_block_has_so_many_guesses(run: Run) -> None:
+def test_a_block_has_so_many_guesses(run: Call) -> None:
     status, _, err = run("--config.target=demo:target", "--config.drafters=('demo:dflash:8',)")
     assert status == 2 and "demo:dflash" in err and "k=8" in err and err.count("\n") == 1
 
 
-def test_from_the_command_line(run: Run, tmp_path: Path) -> None:
+def test_from_the_command_line(run: Call, tmp_path: Path) -> None:
     status, out, err = run("--config.calibrate=1")
     assert (status, err) == (0, "") and "plain decoding" in out
     assert "measured over predicted speedup:" in out and "100 %" in out
@@ -238,47 +240,42 @@ def test_from_the_command_line(run: Run, tmp_path: Path) -> None:
 
 
 def stored(tmp_path: Path) -> Path:
-    case = {
-        "name": "a",
-        "prompt_set": "builtin",
-        "drafter": "ngram",
-        "num_draft": 4,
-        "rule": "greedy",
-        "temperature": 0.0,
-        "batch": 1,
-        "mode": "measure",
-        "metrics": {"tau": 2.5, "survival": [0.8, 0.7], "tpot_ms": 2.0},
-        "compare": {"speedup": 1.5, "speedup_interval": [1.4, 1.6]},
-        "predicted": to_json(
-            Predicted(
-                speedup=1.6,
-                measured_over_predicted=0.9375,
-                single_alpha_speedup=1.8,
-                best_k=4,
-                context=256,
-                plain_step_ms=2.0,
-                **dict.fromkeys(("cost_draft", "cost_verify", "cost_rest"), 0.5),
-                **dict.fromkeys(("share_draft", "share_verify", "share_rest"), 0.3),
-            )
+    case = Case(
+        name="a",
+        prompt_set="builtin",
+        drafter="ngram",
+        num_draft=4,
+        rule="greedy",
+        temperature=0.0,
+        batch=1,
+        mode="measure",
+        metrics=Figures(tau=2.5, survival=(0.8, 0.7), tpot_ms=2.0),
+        compare=Comparison(speedup=1.5, speedup_interval=(1.4, 1.6)),
+        predicted=Predicted(
+            speedup=1.6,
+            measured_over_predicted=0.9375,
+            single_alpha_speedup=1.8,
+            best_k=4,
+            context=256,
+            plain_step_ms=2.0,
+            **dict.fromkeys(("cost_draft", "cost_verify", "cost_rest"), 0.5),
+            **dict.fromkeys(("share_draft", "share_verify", "share_rest"), 0.3),
         ),
-    }
-    run = {
-        "invalid_because": [],
-        "mode": "measure",
-        "target": {"name": "demo:target"},
-        "dtype": "bfloat16",
-        "device": "cpu cpu",
-        "num_prompts": 3,
-        "prompt_sets": {"builtin": "0"},
-        "left_out": 0,
-        "load": [0.1, 3.5],
-        "template": "none",
-        "thinking": {},
-        "prompts_sha256": "f" * 64,
-    }
-    cases = [case, {**case, "name": "b", "temperature": 1.0, "drafter": "other"}]
+    )
+    run = Run(
+        mode="measure",
+        target=Target("demo:target"),
+        dtype="bfloat16",
+        device="cpu cpu",
+        num_prompts=3,
+        prompt_sets={"builtin": "0"},
+        load=(0.1, 3.5),
+        template="none",
+        prompts_sha256="f" * 64,
+    )
+    other = dataclasses.replace(case, name="b", temperature=1.0, drafter="other")
     (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "metrics.json").write_text(json.dumps({"run": run, "cases": cases}))
+    Summary(run, (case, other)).save(tmp_path / "demo" / "metrics.json")
     rows = {"rows": [{"k": 1, "ms": 2.345}, {"k": 2, "ms": None}], "name": "x"}
     (tmp_path / "device.json").write_text(json.dumps(rows))
     return tmp_path

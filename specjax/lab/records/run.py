@@ -137,25 +137,13 @@ def read_run(value: Any, where: str) -> Run:
     return codec.from_json(Run, value, where)
 
 
-def read_summary(value: Any, where: str) -> Summary:
-    """Of metrics.json. Raises ValueError, in one line, if it is of none.
-
-    Files of an older version may lack pooled rows.
-    """
-    if not isinstance(value, Mapping) or not isinstance(value.get("cases"), list):
-        raise ValueError(f'{where} lacks "run" or "cases": not of a benchmark.')
-    codec.check_version(value, VERSION, where)
-    run = read_run(value["run"], f"{where}: run")
-    return Summary(run, read_cases(value["cases"]), read_cases(value.get("pooled") or ()))
-
-
 def read_cases(values: Sequence[Any]) -> tuple[Case, ...]:
     """Those of metrics.json. Raises ValueError, in one line."""
     return tuple(read_case(value, str(i)) for i, value in enumerate(values))
 
 
 def load_summary(path: Path) -> Summary:
-    """Reads metrics.json.
+    """Reads metrics.json. Files of older versions may lack pooled rows.
 
     Raises:
       ValueError: in one line, on a file that is missing, damaged, or of something else.
@@ -168,4 +156,11 @@ def load_summary(path: Path) -> Summary:
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no summary of a benchmark ({error}).") from None
-    return read_summary(found, str(path))
+    if not isinstance(found, dict) or not isinstance(found.get("cases"), list):
+        raise ValueError(f'{path} lacks "run" or "cases": not of a benchmark.')
+    codec.check_version(found, VERSION, str(path))
+    try:
+        run = read_run(found.get("run"), "run")
+        return Summary(run, read_cases(found["cases"]), read_cases(found.get("pooled") or ()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
