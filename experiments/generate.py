@@ -325,7 +325,7 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
         rule=batch.rule,
     )
     if batch.trace is not None:
-        report.lossless = bool(batch.trace.setup.get("lossless", True))
+        report.lossless = batch.trace.about.lossless
     if not config.compare_plain:
         return report
     arguments = run.arguments(batch.rows)

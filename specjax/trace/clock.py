@@ -19,7 +19,7 @@ from specjax.trace.trace import Cycle, Trace
 
 def batches(trace: Trace) -> list[list[int]]:
     """The rows of each generation: neighbours on one clock, at most ``setup["batch"]`` of them."""
-    most = int(trace.setup.get("batch", len(trace.rows)))
+    most = trace.about.batch or len(trace.rows)
     found: list[list[int]] = []
     last = math.nan
     for b, row in enumerate(trace.rows):

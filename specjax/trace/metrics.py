@@ -156,7 +156,7 @@ def figures(trace: Trace) -> Figures:
     ``tau_lockstep`` is the mean, over the cycles that the device ran for a batch, of the fewest
     tokens that a row of it committed. It needs the batches (``setup["batch"]``, or the clock).
     """
-    cycles = list(trace)
+    about, cycles = trace.about, list(trace)
     most = max((c.num_levels for c in cycles), default=0)
     tokens, num = sum(c.committed for c in cycles), len(cycles)
     ks, hits = [len(c.proposed) for c in cycles], [c.accepted for c in cycles]
@@ -181,7 +181,7 @@ def figures(trace: Trace) -> Figures:
         tokens=tokens,
         cycles=num,
         requests=len(trace.rows),
-        num_draft=int(trace.setup.get("num_draft", max(ks, default=0))),
+        num_draft=max(ks, default=0) if about.num_draft is None else about.num_draft,
     )
 
 
@@ -332,7 +332,7 @@ def speedup(
 
 def _same_law_same_text(ours: Trace, plain: Trace) -> bool:
     """Whether exact rules make both texts the same: greedy on both sides, or coupled on both."""
-    rules = [t.setup.get("rule", "greedy") for t in (ours, plain)]
+    rules = [t.about.rule or "greedy" for t in (ours, plain)]
     return rules[0] == rules[1] and rules[0] in ("greedy", "coupled")
 
 
@@ -365,7 +365,7 @@ def _alpha_model(trace: Trace) -> float | None:
 
     None without details, and where guesses are not drawn from a law that verification uses.
     """
-    if trace.setup.get("kind") != "sampled" or trace.setup.get("rule") == "greedy":
+    if trace.about.kind != "sampled" or trace.about.rule == "greedy":
         return None
     overlap = weight = 0.0
     for c in trace:
@@ -380,7 +380,7 @@ def _alpha_model(trace: Trace) -> float | None:
 
 
 def _lockstep(trace: Trace) -> float | None:
-    if "batch" not in trace.setup:
+    if trace.about.batch is None:
         return None
     fewest = [min(c.committed for c in together) for together in passes(trace)]
     return _ratio(sum(fewest), len(fewest))

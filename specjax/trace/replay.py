@@ -15,8 +15,7 @@ notes); otherwise ``accepted`` of that cycle counts those inside the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -38,19 +37,20 @@ def replay(recording: Trace, k: int, *, stop: Stop | None = None) -> Trace:
       ValueError: in one line, if ``recording`` is none, k was not recorded, or ``stop`` asks for
         guesses that there are not.
     """
-    details: Mapping[str, Any] = recording.setup.get("recording", {})
-    if not details or any(c.committed != 1 for c in recording):
+    about = recording.about
+    details = about.recording
+    if details is None or any(c.committed != 1 for c in recording):
         raise ValueError(
             "This trace is no recording: it has no guesses at every position; record it first "
             "(specjax.lab.bench.recorder), or replay prompt lookup, which needs none."
         )
-    if k != 0 and k not in details["exact_k"]:
+    if k != 0 and k not in details.exact_k:
         raise ValueError(
-            f"k={k}: the recording of {recording.setup.get('drafter')} holds for k in "
-            f"{details['exact_k']}; record it anew with that num_draft."
+            f"k={k}: the recording of {about.drafter} holds for k in "
+            f"{list(details.exact_k)}; record it anew with that num_draft."
         )
     rows = []
-    for row, beyond in zip(recording.rows, details["beyond"], strict=True):
+    for row, beyond in zip(recording.rows, details.beyond, strict=True):
 
         def propose(at: int, row: Sequence[Cycle] = row) -> tuple[int, ...]:
             guesses = row[at].proposed[:k]
@@ -59,7 +59,7 @@ def replay(recording: Trace, k: int, *, stop: Stop | None = None) -> Trace:
             return guesses[: _checked(stop, row[at], k)]
 
         rows.append(walk(row[0].position if row else 0, _text(row), beyond, propose))
-    return _result(recording, rows, k, str(recording.setup.get("drafter", "")))
+    return _result(recording, rows, k, about.drafter or "")
 
 
 def prompt_lookup(trace: Trace, k: int, *, max_ngram: int = 3, min_ngram: int = 1) -> Trace:
@@ -81,7 +81,8 @@ def prompt_lookup(trace: Trace, k: int, *, max_ngram: int = 3, min_ngram: int = 
         )
     if len(trace.texts) != len(trace.rows):
         raise ValueError("This trace does not tell its prompts, which prompt lookup reads.")
-    beyond = trace.setup.get("recording", {}).get("beyond", [()] * len(trace.rows))
+    known = trace.about.recording
+    beyond = [()] * len(trace.rows) if known is None else known.beyond
     rows = []
     for row, text, after in zip(trace.rows, trace.texts, beyond, strict=True):
         length = len(text.prompt_tokens)

@@ -18,6 +18,7 @@ import numpy as np
 
 from specjax.core import trees
 from specjax.core.types import Parents
+from specjax.trace.setup import Setup
 
 ACCEPTED, CORRECTION, BONUS = "accepted", "correction", "bonus"
 
@@ -162,6 +163,11 @@ class Trace:
                 )
             rows.append(tuple(cycles))
         return cls(tuple(rows))
+
+    @property
+    def about(self) -> Setup:
+        """`setup` by name."""
+        return Setup.of(self.setup)
 
     def __repr__(self) -> str:
         counts = f"{len(self.rows)} rows, {self.num_cycles} cycles, {self.num_committed} tokens"

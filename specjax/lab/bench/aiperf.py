@@ -26,7 +26,7 @@ def export(trace: Trace) -> list[dict[str, Any]]:
 
     The keys of ``acceptance_histogram`` are strings, as JSON has them.
     """
-    num_draft = trace.setup.get("num_draft")
+    num_draft = trace.about.num_draft
     return [_record(row, num_draft) for row in trace.rows]
 
 

@@ -260,8 +260,8 @@ def explain_pair(
         single=costs[1],
         family=family_of(spec),
     )
-    setup = trace.setup
-    return marked(found, bool(setup.get("lossless", True)), str(setup.get("rule"))), known
+    about = trace.about
+    return marked(found, about.lossless, about.rule or ""), known
 
 
 def forecast(costs: str | Path, curves: Sequence[Curve]) -> list[Forecast]:

@@ -15,9 +15,11 @@ from specjax.lab.bench.recorder import record
 from specjax.lab.bench.store import Store
 from specjax.lab.bench.summary import by_category, finish, predicted
 from specjax.lab.records.case import PLAIN, Case, Figures
+from specjax.lab.records.codec import to_json
 from specjax.lab.records.costs import load as load_costs
 from specjax.lab.records.run import Summary
 from specjax.trace import metrics, replay, trace_file
+from specjax.trace.setup import Recording
 from specjax.trace.trace import Trace
 
 
@@ -80,9 +82,10 @@ def recording(store: Store, name: str) -> Path:
 def join(parts: Sequence[Trace]) -> Trace:
     """One recording of all prompts."""
     whole = Trace.join(parts)
-    beyond = [after for part in parts for after in part.setup["recording"]["beyond"]]
-    details = {**whole.setup["recording"], "beyond": beyond}
-    return dataclasses.replace(whole, setup={**whole.setup, "recording": details})
+    recordings = [part.about.recording for part in parts]
+    beyond = tuple(after for r in recordings if r is not None for after in r.beyond)
+    details = dataclasses.replace(recordings[0] or Recording(), beyond=beyond)
+    return dataclasses.replace(whole, setup={**whole.setup, "recording": to_json(details)})
 
 
 def score(store: Store) -> Summary:
@@ -101,7 +104,8 @@ def score(store: Store) -> Summary:
     cases = []
     for path in paths:
         source = trace_file.load(path)
-        for k in source.setup["recording"]["exact_k"]:
+        about = source.about
+        for k in () if about.recording is None else about.recording.exact_k:
             for label, stop in stops:
                 if stop is not None and not unsure(source):
                     continue  # nothing to stop for
@@ -121,19 +125,19 @@ def unsure(source: Trace) -> bool:
 
 def _case(source: Trace, trace: Trace, k: int, label: str, batch: int) -> Case:
     """The figures of a replay; ``batch`` is that of the costs: tau is the same in any."""
-    setup = source.setup
-    parts = [setup["prompt_set"], setup["drafter"], f"k{k}"]
+    about, drafter = source.about, source.about.drafter or ""
+    parts = [about.prompt_set, drafter, f"k{k}"]
     parts += [label] if label else []
     return Case(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join([*parts, "replay"])),
-        prompt_set=setup["prompt_set"],
-        drafter=setup["drafter"],
+        prompt_set=about.prompt_set,
+        drafter=drafter,
         num_draft=k,
         rule=f"greedy {label}".strip(),
         temperature=0.0,
         batch=batch,
         mode="replay",
-        family=setup.get("family"),
+        family=about.family,
         stop_rule=label or None,
         metrics=Figures(**vars(metrics.figures(trace))),
         intervals=metrics.with_intervals(trace),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from specjax.lab.costs.adaptive import no_one_cost
@@ -78,39 +77,38 @@ def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) 
     Raises:
       ValueError: in one line, where the costs do not cover the trace, or nothing was guessed.
     """
-    setup, found = trace.setup, figures(trace)
-    if len(setup.get("widths", ())) > 1 or "min_confidence" in setup:
-        raise ValueError(no_one_cost(str(setup.get("drafter", "The drafter"))))
+    about, found = trace.about, figures(trace)
+    if len(about.widths) > 1 or about.min_confidence is not None:
+        raise ValueError(no_one_cost(about.drafter or "The drafter"))
     drafters = {c.drafter for c in known.costs}
-    if "drafter" in setup and setup["drafter"] not in drafters:
+    if about.drafter is not None and about.drafter not in drafters:
         raise ValueError(
-            f"The trace is of drafter {setup['drafter']!r}, the costs are of "
+            f"The trace is of drafter {about.drafter!r}, the costs are of "
             f"{', '.join(map(repr, sorted(drafters)))}: calibrate with that drafter."
         )
-    if "target" in setup and setup["target"] != known.target.name:
+    if about.target not in (None, known.target.name):
         raise ValueError(
-            f"The trace is of target {setup['target']!r}, the costs are of "
+            f"The trace is of target {about.target!r}, the costs are of "
             f"{known.target.name!r}: calibrate with that target."
         )
     k, positions = found.num_draft, [c.position for c in trace]
     context = round(sum(positions) / max(len(positions), 1)) + k + 1
-    options = setup.get("options", {})
     costs = known.at(
-        batch=setup.get("batch", 1),
+        batch=about.batch or 1,
         context=context,
-        drafter=setup.get("drafter"),
-        rule=setup.get("rule"),
-        temperature=options.get("temperature") if isinstance(options, Mapping) else None,
+        drafter=about.drafter,
+        rule=about.rule,
+        temperature=about.temperature,
     )
     speedup = None if plain is None else compare(trace, plain).speedup
     explained = explain(
         found,
         costs,
         speedup=speedup,
-        device=str(setup.get("device", "")),
-        family=setup.get("family"),
+        device=about.device,
+        family=about.family,
     )
-    return marked(explained, bool(setup.get("lossless", True)), str(setup.get("rule")))
+    return marked(explained, about.lossless, about.rule or "")
 
 
 def _at_batch_1(fit: list[Costs], context: int) -> Costs | None:

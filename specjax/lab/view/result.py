@@ -114,11 +114,11 @@ def from_traces(traces: Mapping[str, Trace]) -> Result:
     """
     if not traces:
         raise ValueError("No traces, so there is nothing to report.")
-    setup = next(iter(traces.values())).setup
+    about = next(iter(traces.values())).about
     run = Run(
-        target=Target(setup["target"]) if "target" in setup else None,
-        dtype=setup.get("dtype", ""),
-        device=setup.get("device", ""),
-        versions=setup.get("versions", {}),
+        target=None if about.target is None else Target(about.target),
+        dtype=about.dtype,
+        device=about.device,
+        versions=about.versions,
     )
     return Result(run, tuple(cases_of(traces)), traces=dict(traces))

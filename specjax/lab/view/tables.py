@@ -77,7 +77,7 @@ def cases_of(traces: Mapping[str, Trace]) -> list[Case]:
     plain = next((t for t in traces.values() if not any(c.proposed for c in t)), None)
     cases = []
     for name, trace in traces.items():
-        options = trace.setup.get("options")
+        about = trace.about
         guesses = any(c.proposed for c in trace)
         found = Figures(**vars(figures(trace)))
         compared = compare(trace, plain) if plain is not None and guesses else None
@@ -86,10 +86,10 @@ def cases_of(traces: Mapping[str, Trace]) -> list[Case]:
                 name=name,
                 drafter=name if guesses else PLAIN,
                 num_draft=found.num_draft,
-                rule=trace.setup.get("rule", ""),
-                lossless=trace.setup.get("lossless", True),
-                temperature=options.get("temperature") if isinstance(options, Mapping) else None,
-                batch=trace.setup.get("batch"),
+                rule=about.rule or "",
+                lossless=about.lossless,
+                temperature=about.temperature,
+                batch=about.batch,
                 metrics=found,
                 intervals=with_intervals(trace),
                 compare=None if compared is None else Comparison(**vars(compared)),

@@ -133,19 +133,20 @@ def finish_time(trace: Trace, row: int) -> float:
 
 def describe(trace: Trace) -> str:
     """Drafter, guesses and rule in a few words, as far as the setup tells."""
-    rule = trace.setup.get("rule")
+    about = trace.about
+    rule = about.rule
     return name_of(trace) + (f", rule {rule}" if rule and any(c.proposed for c in trace) else "")
 
 
 def name_of(trace: Trace) -> str:
     """Drafter and guesses: "dflash, k = 4", "medusa, a tree of 63"."""
-    setup = trace.setup
-    name = str(setup.get("drafter", "")).split(" (")[0]
-    guesses = setup.get("num_draft") or max((len(c.proposed) for c in trace), default=0)
+    about = trace.about
+    name = (about.drafter or "").split(" (")[0]
+    guesses = about.num_draft or max((len(c.proposed) for c in trace), default=0)
     if not guesses:
         return "plain decoding"
-    shape = "a tree of" if setup.get("parents") else "k ="
-    lossy = "" if setup.get("lossless", True) else f", {Kind.LOSSY}"
+    shape = "a tree of" if about.parents else "k ="
+    lossy = "" if about.lossless else f", {Kind.LOSSY}"
     return f"{name or 'speculative'}, {shape} {guesses}{lossy}"
 
 
