@@ -19,12 +19,9 @@ import jinja2.meta
 from jinja2 import nodes
 
 from specjax.checkpoint import calls, sandbox
+from specjax.checkpoint.messages import REASONING, Message
 from specjax.core.files import read_json, read_text
 
-Message = dict[str, Any]  # role, content, and whatever else the template reads
-
-# A message's reasoning goes by several names; Transformers gives templates those that they read.
-REASONING = ("reasoning_content", "thinking", "reasoning")
 # What is not a template's own variable.
 _GIVEN = ("messages", "add_generation_prompt", "raise_exception", "strftime_now", "range")
 _PROBE = "a5f0 probe"

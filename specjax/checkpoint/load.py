@@ -8,14 +8,13 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from specjax.checkpoint.assemble import DTYPES
-from specjax.checkpoint.chat import ChatTemplate
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import load_network, read_config, token_ids
 from specjax.checkpoint.llama2c import load_llama2c
@@ -25,6 +24,9 @@ from specjax.core import own
 from specjax.core.files import is_there
 from specjax.core.sharding import parse_mesh
 from specjax.models import DecoderConfig, Frozen
+
+if TYPE_CHECKING:
+    from specjax.checkpoint.chat import ChatTemplate
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -59,6 +61,8 @@ class Model:
         """How it writes conversations. Raises ValueError if it has no template, or a broken one."""
         if self.directory is None:
             raise ValueError(f"{self.name} has no chat template: use plain text or token ids.")
+        from specjax.checkpoint.chat import ChatTemplate  # only here: it brings jinja2
+
         return ChatTemplate.load(self.directory)
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from specjax.checkpoint.chat import REASONING
 from specjax.checkpoint.load import Model
+from specjax.checkpoint.messages import REASONING
 from specjax.prompts.forms import check_text, is_conversation, is_list, show, split, type_name
 
 Message = Mapping[str, Any]  # role, content, and whatever else the template reads

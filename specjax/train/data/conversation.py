@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from specjax.checkpoint.chat import REASONING, Message
+from specjax.checkpoint.messages import REASONING, Message
 
 # Of ShareGPT's "from", and the same names as roles.
 _ROLES = {

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from specjax.checkpoint.chat import ChatTemplate, Message
+from specjax.checkpoint.chat import ChatTemplate
+from specjax.checkpoint.messages import Message
 from specjax.train.data.conversation import Conversation
 from specjax.train.data.rows import Row
 from specjax.train.data.text import Speech
