@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # `experiments` is run from the checkout, never installed
 
-# multidevice: run by test_multidevice in a process of its own; long: pytest -n 0 tests/long
-collect_ignore = ["multidevice", "long"]
+# multidevice: run by test_multidevice in a process of its own; the others by pytest -n 0 tests/NAME
+collect_ignore = ["multidevice", "long", "parity"]
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")

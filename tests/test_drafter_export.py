@@ -20,7 +20,6 @@ from safetensors.numpy import load_file
 from tiny_checkpoint import END, write_tiny
 
 import specjax
-from experiments.benchmarking import reference_cases
 from specjax import drafters
 from specjax.checkpoint import CheckpointError, tokenizer
 from specjax.checkpoint.drafters import export
@@ -286,32 +285,3 @@ def test_export_command(target: specjax.Model, tmp_path: Path) -> None:
     assert raw["speculators_config"]["verifier"]["name_or_path"] == str(tmp_path / "target")
     a, b = (load_file(tmp_path / x / "model.safetensors") for x in "ab")
     assert (a["midlayer.mlp.up_proj.weight"] == b["layers.0.mlp.up_proj.weight"]).all()
-
-
-@pytest.mark.skipif(
-    "SPECJAX_REFERENCE_PYTHON" not in os.environ,
-    reason="SPECJAX_REFERENCE_PYTHON names no Python with the extra parity (dflash, speculators, "
-    "torch, transformers; specforge)",
-)
-@pytest.mark.parametrize("name", ["dflash", "dflash2", "eagle3", "eagle3 reduced"])
-def test_reference_code_agrees(tmp_path: Path, name: str) -> None:
-    """Hidden states, logits, guesses, decoding loops, and the losses of the trainers."""
-    directory = reference_cases.write_target(tmp_path / "target")
-    target = specjax.load(directory, dtype="float32")
-    drafter = reference_cases.fresh_drafters(target)[name]
-    precision = jax.config.jax_default_matmul_precision
-    jax.config.update("jax_default_matmul_precision", "highest")
-    try:
-        rows, missing = reference_cases.compare(
-            {name: drafter},
-            target,
-            directory,
-            tmp_path,
-            python=os.environ["SPECJAX_REFERENCE_PYTHON"],
-            steps=3,
-        )
-    finally:
-        jax.config.update("jax_default_matmul_precision", precision)
-    if missing:
-        pytest.skip(f"not installed for SPECJAX_REFERENCE_PYTHON: {', '.join(missing)}")
-    assert rows and [(row.name, row.difference) for row in rows if not row.passed] == []

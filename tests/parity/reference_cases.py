@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reference_checks as checks
 
 import specjax
-from experiments.benchmarking import reference_checks as checks
 from specjax.checkpoint.drafters.export import formats_of, save_drafter
 from specjax.checkpoint.export import save_pretrained
 from specjax.checkpoint.parity import Comparison

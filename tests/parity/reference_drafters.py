@@ -1,9 +1,9 @@
 """Runs exported drafters with the code that others wrote for their formats: PyTorch, on CPU.
 
-Used by `experiments.reference_parity`, in a process of its own and, where it is told so, with
-another Python. Needs NumPy, PyTorch, Transformers and the package of each task; nothing of specjax.
+Run by the tests beside it, in a process of its own and with another Python where they are told so.
+Needs NumPy, PyTorch, Transformers and the package of each task; nothing of specjax.
 
-  python experiments/benchmarking/reference_drafters.py JOB.json OUTPUT.npz
+  python tests/parity/reference_drafters.py JOB.json OUTPUT.npz
 
 JOB.json is a list of ``{"task": name, "name": prefix, ...arguments}``. Each task's arrays are saved
 as ``prefix/array``. A task whose package is missing saves its name as ``prefix/missing``.
@@ -11,6 +11,7 @@ as ``prefix/array``. A task whose package is missing saves its name as ``prefix/
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -22,6 +23,21 @@ import numpy as np
 import torch
 
 LEARNING_RATE, BETAS = 1e-3, (0.9, 0.95)
+
+
+def hide_misfits() -> None:
+    """Packages that cannot be imported count as not installed.
+
+    A torchvision that was built for another torch (its wheels are for GPUs where torch is for CPUs)
+    would end the import of Transformers, and nothing here needs it.
+    """
+    for name in ("torchvision", "torchaudio"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            pass
+        except Exception:  # whatever its own start raises
+            sys.modules[name] = None  # type: ignore[assignment]
 
 
 def load_target(directory: str) -> Any:
@@ -258,16 +274,7 @@ def specforge_eagle3(
     Its loss is a Triton kernel, for GPUs only; in its place stands the formula that the same file
     gives as its reference. ``taps`` are indices into hidden_states: its trainer is handed features.
     """
-    laws: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def masked_mean(logits: torch.Tensor, law: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The mean over all positions, those without a label included."""
-        laws.append((law, mask))
-        return -(mask * law * logits.float().log_softmax(-1)).sum(-1).mean()
-
-    loss_file = types.ModuleType("specforge.core.loss")
-    loss_file.LogSoftmaxLoss = types.SimpleNamespace(apply=masked_mean)  # type: ignore[attr-defined]
-    sys.modules[loss_file.__name__] = loss_file  # the true one cannot be imported without Triton
+    replace_triton_loss()
     torch._dynamo.config.disable = True
     from specforge.algorithms.eagle3 import model as trainer_file
     from specforge.modeling.draft.llama3_eagle import LlamaForCausalLMEagle3
@@ -295,11 +302,12 @@ def specforge_eagle3(
         model.norm.register_forward_hook(lambda _, __, y: hidden.append(y)),
         model.lm_head.register_forward_hook(lambda _, __, y: logits.append(y)),
     ]
+    LAWS.clear()
     with torch.no_grad():
         trainer(**inputs)
     for hook in hooks:
         hook.remove()
-    entropy = [-(mask * law * law.clamp_min(1e-30).log()).sum(-1).mean() for law, mask in laws]
+    entropy = [-(mask * law * law.clamp_min(1e-30).log()).sum(-1).mean() for law, mask in LAWS]
 
     def loss() -> tuple[torch.Tensor, Any]:
         losses = trainer(**inputs)[0]
@@ -313,6 +321,23 @@ def specforge_eagle3(
         "entropy": [x.item() for x in entropy],
         "curve": curve,
     }
+
+
+# What the loss below was asked for: one list, as the file that imports it is imported once.
+LAWS: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+
+def replace_triton_loss() -> None:
+    """Puts the formula of SpecForge's loss in the place of its kernel, which needs Triton."""
+
+    def masked_mean(logits: torch.Tensor, law: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The mean over all positions, those without a label included."""
+        LAWS.append((law, mask))
+        return -(mask * law * logits.float().log_softmax(-1)).sum(-1).mean()
+
+    loss_file = types.ModuleType("specforge.core.loss")
+    loss_file.LogSoftmaxLoss = types.SimpleNamespace(apply=masked_mean)  # type: ignore[attr-defined]
+    sys.modules[loss_file.__name__] = loss_file
 
 
 def train(
@@ -339,6 +364,7 @@ TASKS = {
 
 def main(job: str, output: str) -> None:
     torch.set_num_threads(1)
+    hide_misfits()
     arrays: dict[str, Any] = {}
     with open(job) as file:
         tasks = json.load(file)
