@@ -14,10 +14,10 @@ import specjax
 from specjax import verify
 from specjax.core.assignments import read_assignments
 from specjax.core.compile_cache import default_directory, use_compile_cache
-from specjax.limits import LARGEST, check_count
 from specjax.prompts.files import FilePrompt
 from specjax.prompts.ids import conversation_ids, conversation_text
 from specjax.sampling import Options
+from specjax.session.limits import LARGEST, check_count
 from specjax.verify import RULES
 
 flags.disclaim_key_flags()  # they are those of the script that defines them

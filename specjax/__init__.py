@@ -14,8 +14,8 @@ from specjax.api import Output, Piece, check, generate, stream
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import Model, load
 from specjax.core.sharding import make_mesh, parse_mesh
-from specjax.memory import Memory
 from specjax.sampling import Options
+from specjax.session.memory import Memory
 from specjax.trace.trace import Cycle, Trace
 
 if TYPE_CHECKING:

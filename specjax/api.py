@@ -9,12 +9,14 @@ from typing import Any
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.drafters import Spec
-from specjax.limits import check_count, check_memory
-from specjax.memory import Memory, open_session
 from specjax.prompts.ids import Prompts
 from specjax.recording import complete, complete_row
 from specjax.request import prepare
-from specjax.session import CHUNKS, Row, Session, check_requests
+from specjax.session import Row, Session
+from specjax.session.limits import check_count, check_memory
+from specjax.session.memory import Memory, open_session
+from specjax.session.requests import check_requests
+from specjax.session.slots import CHUNKS
 from specjax.stopping import StopStrings, held_back
 from specjax.text import Reader, new_text
 from specjax.trace.trace import Cycle, Trace

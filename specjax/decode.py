@@ -29,7 +29,7 @@ from specjax.core.cache.block import take, widen
 from specjax.core.program import Program
 from specjax.core.record import Details, Record, empty_record, laws_at_tokens, note, put
 from specjax.core.sharding import constrain
-from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree
+from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree, static
 from specjax.core.view import View
 from specjax.drafters.base import Bound, Context, Drafter, num_levels, parents_of, widths_of
 from specjax.sampling import Counts, Sampling, count_prefixes, warp
@@ -44,6 +44,8 @@ class Request:
     limit: Array  # [B] int32, the length at which the row is done, prompt included
     stop_ids: Array  # [B, M] int32, padded with -1; the first one committed ends the row
     sampling: Sampling
+    # Whether drafts take their likeliest token at any temperature, its law noted all the same.
+    likeliest: bool = static(default=False)
 
 
 @pytree
@@ -147,6 +149,7 @@ def cycle(
         state.counts,
         bound,
         state.done,
+        request.likeliest,
     )
     with jax.named_scope("specjax/draft"):
         proposal, held = drafter.propose(state.draft, context)

@@ -16,8 +16,9 @@ from test_generate_cli import Cli
 from tiny_checkpoint import TEXT, write_tiny
 
 import specjax
-from specjax import limits, verify
+from specjax import verify
 from specjax.drafters import LM, NGram
+from specjax.session import limits
 
 NAN = float("nan")
 

@@ -11,11 +11,10 @@ import pytest
 import tiny
 import tiny_families
 
-from specjax import between, limits
 from specjax.core.compiles import Compiles
 from specjax.drafters import LM, NGram
 from specjax.sampling import Options
-from specjax.session import Row, Session
+from specjax.session import Row, Session, between, limits
 
 
 def session(target: Any, spec: Any) -> Session:

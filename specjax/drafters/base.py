@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from specjax.core import trees
 from specjax.core.cache import Cache
-from specjax.core.types import KINDS, Array, Kept, Parents, Proposal, pytree
+from specjax.core.types import KINDS, Array, Kept, Parents, Proposal, pytree, static
 from specjax.sampling import Counts, Sampling
 
 
@@ -51,6 +51,7 @@ class Context:
     counts: Counts | None  # of the committed tokens; output [B, V]
     target: Bound | None = None  # always there in a cycle
     done: Array | None = None  # [B] bool: rows that rest; None: none does
+    likeliest: bool = static(default=False)  # see `drawing.draw`
 
     @property
     def pending(self) -> Array:

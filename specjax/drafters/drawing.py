@@ -31,7 +31,8 @@ def draw(
         token at the same position will be drawn with (Daliri et al. 2024, arXiv:2408.07978).
       index: [] int32, 0 for the first guess.
       counts: of the committed tokens and the guesses before; None where nothing needs them.
-      context: of the cycle.
+      context: of the cycle. With ``likeliest`` nothing is drawn, and the law is reported: for
+        recordings, which ask how sure a draft was of the token it would name.
 
     Returns:
       The guess [B] int32, and for "sampled" its law [B, V] float32.
@@ -50,6 +51,9 @@ def draw(
     # A bias may forbid all that a draft can say (a few candidates, a reduced vocabulary): then any
     # token is as good a guess as another, and its law is known.
     warped = jnp.where((warped > -jnp.inf).any(-1, keepdims=True), warped, 0.0)
+    if context.likeliest:
+        law = jax.nn.softmax(warped) if kind == "sampled" else None
+        return argmax(warped, platform=platform), law
     if kind == "coupled":
 
         def shared(key: Array, length: Array, warped: Array) -> Array:

@@ -25,13 +25,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax import between, decode, drafters, session
+from specjax import decode, drafters, session
 from specjax.checkpoint import CheckpointError
 from specjax.core.platform import Platform
 from specjax.core.sharding import make_mesh, use_mesh
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.lab.compiler import hlo, traffic
 from specjax.lab.compiler.abstract import abstract_net
+from specjax.session import between
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, STEPS, ROWS = 32, 12, 8

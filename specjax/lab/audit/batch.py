@@ -16,10 +16,9 @@ import numpy as np
 from specjax import decode
 from specjax.checkpoint.load import Model
 from specjax.core.cache import Cache, caches_in
-from specjax.core.keys import row_keys
 from specjax.drafters.base import Bound, Context, Drafter
-from specjax.sampling import Counts, make_sampling
 from specjax.session import Row
+from specjax.session.layout import Layout
 from specjax.verify import Rule
 
 _ALL = np.iinfo(np.int32).max
@@ -33,27 +32,22 @@ class Batch:
     drafter: Drafter
     rule: Rule
     rows: tuple[Row, ...]
-    request: decode.Request
-    prompt_lengths: np.ndarray  # [B] int32
+    layout: Layout
 
     @classmethod
     def of(cls, target: Model, drafter: Drafter, rule: Rule, rows: Sequence[Row]) -> Batch:
-        kinds = {id(r.options): r.options for r in rows}  # few, and dear to read one by one
-        place = {name: i for i, name in enumerate(kinds)}
-        which = jnp.asarray([place[id(r.options)] for r in rows])
-        sampling = make_sampling(list(kinds.values()), target.config.vocab_size)
-        sampling = jax.tree.map(lambda column: column[which], sampling)
-        lengths = np.asarray([len(r.prompt) for r in rows], np.int32)
-        stops = np.full((len(rows), max(1, *(len(r.stop_token_ids) for r in rows))), -1, np.int32)
-        for ids, row in zip(stops, rows):
-            ids[: len(row.stop_token_ids)] = row.stop_token_ids
-        request = decode.Request(
-            keys=row_keys(jnp.asarray([r.seed for r in rows], jnp.uint32)),
-            limit=jnp.asarray(lengths + np.asarray([r.max_new_tokens for r in rows], np.int32)),
-            stop_ids=jnp.asarray(stops),
-            sampling=dataclasses.replace(sampling, greedy=rule.greedy_only),
-        )
-        return cls(target, drafter, rule, tuple(rows), request, lengths)
+        vocab, platform = target.config.vocab_size, target.net.platform
+        layout = Layout.of(rows, vocab, greedy=rule.greedy_only, platform=platform)
+        return cls(target, drafter, rule, tuple(rows), layout)
+
+    @property
+    def request(self) -> decode.Request:
+        return self.layout.request
+
+    @property
+    def prompt_lengths(self) -> np.ndarray:
+        """[B] int32."""
+        return self.layout.prompt_lengths
 
     @property
     def new(self) -> int:
@@ -62,24 +56,9 @@ class Batch:
 
     def start(self) -> decode.DecodeState:
         """The state after the prompts."""
-        width = int(self.prompt_lengths.max())
-        vocab, slots = self.target.config.vocab_size, width + self.new + self.drafter.num_draft + 1
-        tokens = np.zeros((len(self.rows), slots), np.int32)
-        seen = np.zeros((len(self.rows), vocab), bool)
-        for b, row in enumerate(self.rows):
-            tokens[b, : len(row.prompt)] = row.prompt
-            seen[b, list(row.prompt)] = True
-        counts = None
-        if self.request.sampling.uses_counts:
-            counts = Counts(jnp.asarray(seen), jnp.zeros(seen.shape, jnp.int32))
-        state = decode.init_program(
-            self.target.net,
-            self.drafter,
-            jnp.asarray(tokens),
-            jnp.asarray(self.prompt_lengths),
-            jnp.zeros((len(self.rows),), jnp.bool_),
-            counts,
-        )
+        width = self.layout.longest
+        slots = width + self.new + self.drafter.num_draft + 1
+        state = decode.init_program(self.target.net, self.drafter, *self.layout.prompts(slots))
         if width == 1:
             return state
         return decode.prefill_program(

@@ -27,7 +27,8 @@ from specjax.lab.audit.subject import Subject, make_subject
 from specjax.lab.audit.target import TARGET_CHECKS, TargetEvidence, check_target, make_target
 from specjax.lab.audit.texts import check_coupling, check_stops, check_texts
 from specjax.sampling import Options
-from specjax.session import Row, choose
+from specjax.session import Row
+from specjax.session.requests import choose
 from specjax.verify import Rule
 
 # Of a report, in its order.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import between, decode
+from specjax import decode
 from specjax.core import trees
 from specjax.core.types import KINDS, Array, Parents, Proposal, Verdict, pytree, static
 from specjax.drafters.base import num_levels
@@ -25,7 +25,7 @@ from specjax.lab.audit.batch import Batch
 from specjax.lab.audit.evidence import Evidence
 from specjax.lab.audit.report import Check
 from specjax.sampling import Options
-from specjax.session import Row
+from specjax.session import Row, between
 from specjax.verify import Rule, VerifyKeys
 
 ROWS, CYCLES = 24, 6

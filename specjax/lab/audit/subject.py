@@ -20,7 +20,8 @@ from specjax.drafters.spec import Spec, ask
 from specjax.lab.audit.laws import VOCAB
 from specjax.lab.audit.targets import random_drafter, random_model
 from specjax.sampling import Options
-from specjax.session import Row, choose
+from specjax.session import Row
+from specjax.session.requests import choose
 from specjax.verify import Rule
 
 NUM_DRAFT = 2  # of drafters that the audit makes itself: several cycles in a short text

@@ -27,7 +27,8 @@ from specjax.lab.audit.targets import full_logits, random_model
 from specjax.models import FAMILIES
 from specjax.models.layers.decoder import Pass
 from specjax.sampling import Options
-from specjax.session import Row, choose
+from specjax.session import Row
+from specjax.session.requests import choose
 from specjax.verify import Coupled
 
 NEW, TEXTS = 20, 6

@@ -15,7 +15,7 @@ import numpy as np
 from specjax.checkpoint.load import Model
 from specjax.core.sharding import use_mesh
 from specjax.lab.records.run import Difference
-from specjax.session import bucket
+from specjax.session.slots import bucket
 from specjax.trace.trace import Trace
 
 # In float32 with this much between two logits, a pass of another width does not swap them.

@@ -14,10 +14,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from specjax import api, between
+from specjax import api
 from specjax.checkpoint.load import Model
 from specjax.core.compiles import Compiles
-from specjax.core.sharding import use_mesh
 from specjax.drafters.checking import bind
 from specjax.lab.bench.exactness import differences
 from specjax.lab.bench.job import Job
@@ -31,7 +30,8 @@ from specjax.lab.records.case import PLAIN
 from specjax.lab.records.codec import to_json
 from specjax.lab.records.run import Measurement, Warmup
 from specjax.prompts.rendering import Prompt
-from specjax.session import Session, bucket, plan_chunks
+from specjax.session import Session
+from specjax.session.slots import bucket, first_slots, plan_chunks, slots_at
 from specjax.trace import trace_file
 from specjax.trace.trace import Cycle, Trace
 
@@ -172,10 +172,9 @@ def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> N
     seen = set()
     for batch in batches:
         longest = max(map(len, batch.tokens))
-        widths = [width for _, width in plan_chunks(longest - 1)]
-        least = bucket(max(sum(widths), longest + case.num_draft + 1))
-        most = bucket(longest + suite.max_new_tokens + case.num_draft + 1)
-        key = (frozenset(widths), least, most)
+        most = slots_at(longest, longest + suite.max_new_tokens, case.num_draft)
+        widths = frozenset(width for _, width in plan_chunks(longest - 1))
+        key = (widths, first_slots(longest, case.num_draft), most)
         if key in seen:
             continue
         seen.add(key)
@@ -193,10 +192,7 @@ def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> N
         session = Session(target, case.spec, rows, rule=case.verifier)
         session.advance(1)
         while session.num_slots < most:
-            with use_mesh(target.mesh):
-                session.state = between.grow(
-                    session.drafter, session.state, slots=bucket(session.num_slots + 1)
-                )
+            session.grow_to(session.num_slots + 1)
             session.advance(1)
     out = generate(target, suite, case, batches[0])
     if case.curve is not None and any(len(c.proposed) < case.num_draft for c in out.trace):

@@ -21,10 +21,10 @@ from specjax.drafters.family import family_of
 from specjax.drafters.spec import ask, with_num_draft
 from specjax.lab.bench.synthetic import Curve, Forced
 from specjax.lab.records.case import PLAIN, Planned
-from specjax.limits import check_memory
 from specjax.prompts.rendering import Prompt
 from specjax.request import prepare
-from specjax.session import check_requests
+from specjax.session.limits import check_memory
+from specjax.session.requests import check_requests
 from specjax.verify.base import Rule
 
 

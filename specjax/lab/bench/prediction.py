@@ -36,7 +36,7 @@ from specjax.lab.records.prediction import Forecast
 from specjax.lab.view import grid
 from specjax.lab.view.grid import Cell as Text
 from specjax.lab.view.grid import Column, Grid, Group
-from specjax.limits import MIN_SLOTS, bucket
+from specjax.session.slots import MIN_SLOTS, bucket
 from specjax.trace import metrics
 from specjax.trace.trace import Trace
 

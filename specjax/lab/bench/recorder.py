@@ -11,14 +11,10 @@ It costs one target pass and one proposal a token.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend.random import define_prng_impl
 
 from specjax.api import finish_reason
 from specjax.checkpoint.drafters.named import as_spec
@@ -30,7 +26,8 @@ from specjax.drafters.spec import ask
 from specjax.prompts.ids import Prompts
 from specjax.recording import complete
 from specjax.request import prepare
-from specjax.session import Row, Session, check_requests
+from specjax.session import Row, Session
+from specjax.session.requests import check_requests
 from specjax.trace.trace import Trace
 from specjax.verify.base import VerifyKeys
 from specjax.verify.greedy import Greedy, GreedyLaw
@@ -135,11 +132,8 @@ def _record_batch(
         )
         for row in rows
     ]
-    # Drawn at temperature 1 without noise: the likeliest token, and its probability is noted.
-    session = Session(target, spec, going, rule=OneByOne(), details=True)
-    silent = jax.random.key(0, impl=SILENT)
-    keys = jnp.broadcast_to(silent, session.request.keys.shape)
-    session.request = dataclasses.replace(session.request, keys=keys)
+    # At temperature 1 the likeliest token, and its probability is noted.
+    session = Session(target, spec, going, rule=OneByOne(), details=True, likeliest=True)
     while not session.done.all():
         session.advance(CYCLES_PER_LOOK)
         texts = session.new_tokens()
@@ -159,17 +153,3 @@ def _end(row: Row, text: Sequence[int]) -> int:
     """Where a text ends: behind its first stop token, or at its limit."""
     stops = (i + 1 for i, token in enumerate(text) if token in row.stop_token_ids)
     return min(next(stops, row.max_new_tokens), row.max_new_tokens)
-
-
-# Random bits that make Gumbel noise 0: -log(-log(u)) with u = 1/e, in the 23 bits that count.
-# (0 up to 2e-7, the same for all tokens: the largest logit stays the largest.)
-_BITS = np.uint32(round(math.exp(-1) * 2**23) << 9)
-SILENT: Any = define_prng_impl(
-    key_shape=(1,),
-    seed=lambda seed: jnp.zeros((1,), jnp.uint32),
-    split=lambda key, shape: jnp.zeros((*shape, 1), jnp.uint32),
-    random_bits=lambda key, width, shape: jnp.full(shape, _BITS, jnp.uint32),
-    fold_in=lambda key, data: key,
-    name="silent",
-    tag="silent",
-)

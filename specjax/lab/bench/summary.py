@@ -15,7 +15,7 @@ from specjax.lab.records.costs import Calibration, costs_at
 from specjax.lab.records.costs import load as load_costs
 from specjax.lab.records.prediction import Predicted
 from specjax.lab.records.run import Measurement, Run, Summary
-from specjax.session import bucket, plan_chunks
+from specjax.session.slots import slots_at
 from specjax.trace import metrics
 from specjax.trace.trace import Trace
 
@@ -122,13 +122,12 @@ def predicted(costs: Calibration, case: Case, trace: Trace) -> Predicted | None:
 
 
 def mean_slots(trace: Trace, k: int) -> int:
-    """Slots of the caches, on average over cycles: those of a row on its own (`session.bucket`)."""
+    """Slots of the caches, on average over cycles: those of a row on its own (`session.slots`)."""
     total = count = 0
     for row, text in zip(trace.rows, trace.texts):
         longest = len(text.prompt_tokens)
-        fed = sum(width for _, width in plan_chunks(longest - 1))
         for cycle in row:
-            total += bucket(max(fed, cycle.position + k + 1))
+            total += slots_at(longest, cycle.position, k)
             count += 1
     return round(total / max(count, 1))
 

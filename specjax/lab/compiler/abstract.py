@@ -22,7 +22,6 @@ from specjax.checkpoint.assemble import on_mesh
 from specjax.checkpoint.load import Model
 from specjax.core import own, sharding
 from specjax.core.family import Family
-from specjax.core.keys import row_keys
 from specjax.core.platform import Platform
 from specjax.drafters import DRAFTERS
 from specjax.drafters.registry import entry_of
@@ -30,8 +29,11 @@ from specjax.drafters.spec import Sizes, ask, is_trained
 from specjax.lab.compiler.target import plain_config, read_target
 from specjax.models import Frozen
 from specjax.models import family as registered
-from specjax.sampling import Options, make_sampling
-from specjax.session import CHUNKS, Row, choose
+from specjax.sampling import Options
+from specjax.session import Row
+from specjax.session.layout import Layout
+from specjax.session.requests import choose
+from specjax.session.slots import CHUNKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,30 +115,26 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
             f"--config.rows={setup.rows}: the mesh's data axis has {mesh.shape['data']} devices,"
             " which do not divide it."
         )
-    options = [Options(temperature=setup.temperature, top_p=setup.top_p)] * setup.rows
-    row = Row(prompt=[0], options=options[0], seed=0, max_new_tokens=1, stop_token_ids=())
+    options = Options(temperature=setup.temperature, top_p=setup.top_p)
+    row = Row(prompt=[0], options=options, seed=0, max_new_tokens=1, stop_token_ids=())
+    rows = [row] * setup.rows
     spec = _spec(setup, plain, target)
-    drafter, rule = choose(target, spec, [row], setup.rule or None)
+    drafter, rule = choose(target, spec, rows, setup.rule or None)
+    layout = Layout.of(
+        rows, target.config.vocab_size, greedy=rule.greedy_only, platform=target.net.platform
+    )
 
     def like(x: Any) -> Any:
         """As the host hands it over: whole on every device."""
         there = isinstance(x, jax.ShapeDtypeStruct)
         return x if there else shaped(x.shape, x.dtype, mesh)
 
-    sampling = make_sampling(options, target.config.vocab_size, platform)
-    sampling = dataclasses.replace(sampling, greedy=rule.greedy_only)
-    request = decode.Request(
-        keys=row_keys(jnp.zeros((setup.rows,), jnp.uint32)),
-        limit=np.zeros((setup.rows,), np.int32),  # type: ignore[arg-type]
-        stop_ids=np.zeros((setup.rows, 1), np.int32),  # type: ignore[arg-type]
-        sampling=sampling,
-    )
     return Abstract(
         target=target,
         spec=spec,
         drafter=jax.tree.map(like, drafter),
         rule=rule,
-        request=jax.tree.map(like, request),
+        request=jax.tree.map(like, layout.request),
         tokens=shaped((setup.rows, setup.slots), jnp.int32, mesh),
         length=shaped((setup.rows,), jnp.int32, mesh),
         done=shaped((setup.rows,), jnp.bool_, mesh),

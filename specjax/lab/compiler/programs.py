@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax import between, decode
+from specjax import decode
 from specjax.core.cache.base import num_bytes
 from specjax.core.program import compiler_options, platform_of
 from specjax.core.sharding import use_mesh
 from specjax.lab.compiler.abstract import Abstract, shaped
-from specjax.session import CHUNKS
+from specjax.session import between
+from specjax.session.slots import CHUNKS
 
 MEMORY = {
     "arguments": "argument_size_in_bytes",

@@ -29,7 +29,9 @@ from specjax.lab.costs.rounds import Sample, Timers, summarise, take
 from specjax.lab.records.costs import Calibration, Costs
 from specjax.lab.records.run import Target
 from specjax.sampling import Options
-from specjax.session import Row, bucket, check_requests
+from specjax.session import Row
+from specjax.session.requests import check_requests
+from specjax.session.slots import bucket
 from specjax.verify import Rule
 
 KS = (1, 2, 3, 4, 6, 8, 12, 16)

@@ -11,7 +11,7 @@ from specjax.core.machine import Machine
 from specjax.lab.records import codec
 from specjax.lab.records.case import Case
 from specjax.lab.records.run import Target
-from specjax.limits import bucket
+from specjax.session.slots import bucket
 
 VERSION = 1
 
@@ -22,7 +22,7 @@ class Costs:
 
     Attributes:
       batch: rows decoded together.
-      context: slots of the caches, which a step's cost depends on (`session.bucket`).
+      context: slots of the caches, which a step's cost depends on (`session.slots`).
       plain_s: seconds of one plain decoding step of the whole batch.
       verify: k -> v(k), a cycle that verifies k guesses and drafts nothing, in plain steps.
       draft: k -> all draft work of a cycle of k guesses, in plain steps.

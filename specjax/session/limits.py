@@ -22,9 +22,9 @@ from specjax import decode
 from specjax.core.cache import caches_in
 from specjax.core.cache.base import num_bytes
 from specjax.core.sharding import use_mesh
+from specjax.session.slots import MIN_SLOTS, bucket
 
 LARGEST = int(np.iinfo(np.int32).max)  # the device counts in int32
-MIN_SLOTS = 256
 _known: dict[Any, int] = {}  # bytes of states that were asked for before, by all shapes
 
 
@@ -38,14 +38,6 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(
             f"{name}={value!r}: must be a whole number, at least 1, at most {LARGEST}."
         )
-
-
-def bucket(slots: int) -> int:
-    """The smallest power of two, from `MIN_SLOTS` on, that holds ``slots``."""
-    size = MIN_SLOTS
-    while size < slots:
-        size *= 2
-    return size
 
 
 def check_guesses(target: Any, num_draft: int) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax import between, decode, verify
+from specjax import decode, verify
 from specjax.core import hosts
 from specjax.core.cache import Mark
 from specjax.core.compiles import Stopwatch
@@ -23,14 +23,14 @@ from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
 from specjax.core.sharding import check_mesh, use_mesh
 from specjax.drafters import checking
-from specjax.drafters.base import Drafter, can_cut, parents_of
+from specjax.drafters.base import Drafter, can_cut
 from specjax.drafters.spec import Spec
-from specjax.layout import Layout, Row
-from specjax.limits import LARGEST, bucket, check_count, check_guesses, check_memory, is_integer
-from specjax.sampling import GREEDY_BELOW
+from specjax.session import between
+from specjax.session.layout import Layout, Row
+from specjax.session.limits import LARGEST, check_count, check_memory
+from specjax.session.requests import check_requests
+from specjax.session.slots import CHUNKS, bucket, first_slots, plan_chunks
 from specjax.trace.trace import Call, Trace
-
-CHUNKS = (16, 64, 256)  # widths of a prefill pass: prompts of any length compile these alone
 
 
 class Session:
@@ -60,6 +60,7 @@ class Session:
         chunk: int = CHUNKS[-1],
         details: bool = False,
         remember: bool = False,
+        likeliest: bool = False,
     ):
         """Checks everything, then feeds the prompts.
 
@@ -72,6 +73,8 @@ class Session:
           details: whether the trace also notes probabilities (`core.record.Details`).
           remember: for a `turn` that leaves the text in an answer, copies what cannot be cut there
             (windows, recurrent states) shortly before the end of each turn's prompt.
+          likeliest: whether drafts name their likeliest token instead of drawing one. The rule has
+            to take that for what it is: only one that accepts nothing is exact.
 
         Raises:
           ValueError: in one line, on a request that cannot be served exactly or at all.
@@ -85,10 +88,10 @@ class Session:
         lengths, self._remembers = [len(r.prompt) + r.max_new_tokens for r in rows], remember
         check_memory(target, bound, lengths, marked=remember)
         layout = self._lay_out(rows, found)
+        self._likeliest = likeliest
         self._begin(layout, bound, found, chunk)
         self.kept, self.turns = [0] * len(rows), 1
-        chunks = plan_chunks(layout.longest - 1, self._widest)
-        slots = bucket(max(sum(width for _, width in chunks), layout.longest + bound.num_draft + 1))
+        slots = first_slots(layout.longest, bound.num_draft, self._widest)
         with use_mesh(target.mesh):
             begin = self.clock.seconds
             self.state = decode.init_program(
@@ -130,7 +133,7 @@ class Session:
         self.turns += 1
         self._begin(layout, bound, found, chunk)
         with use_mesh(self.target.mesh):
-            self._grow_to(least)
+            self.grow_to(least)
             same = layout.agreement(*hosts.fetch((self.state.tokens, self.state.length)))
             begin = self.clock.seconds
             self.state = between.resume_program(
@@ -162,7 +165,8 @@ class Session:
         self._was_new = False  # the program of the last call
         self._asked: set[tuple[Program, int]] = set()
         self.drafter, self.rule = drafter, rule
-        self.request, self.prompt_lengths = layout.request, layout.prompt_lengths
+        self.request = dataclasses.replace(layout.request, likeliest=self._likeliest)
+        self.prompt_lengths = layout.prompt_lengths
         self._widest = min(int(chunk), bucket(layout.longest))
         self.clock.leave_out_compiling(0.0)
 
@@ -191,7 +195,7 @@ class Session:
         chunks = plan_chunks(int((last - first).max()), self._widest)
         # A row that is fed up still takes part, at the place where its cache ends.
         ends = [int(np.minimum(first + start, last).max()) + width for start, width in chunks]
-        self._grow_to(max(ends, default=0))
+        self.grow_to(max(ends, default=0))
         net, args = self.target.net, tuple(map(jnp.asarray, end))
         for start, width in chunks:
             begin, at = self.clock.seconds, jnp.asarray(first + start)
@@ -288,15 +292,16 @@ class Session:
         fits = length + self.drafter.num_draft + 1 <= self.num_slots
         if fits or self.done.all():
             return False
-        self._grow_to(self.num_slots + 1)
+        self.grow_to(self.num_slots + 1)
         return True
 
-    def _grow_to(self, slots: int) -> None:
-        """Makes room for texts of so many tokens."""
+    def grow_to(self, slots: int) -> None:
+        """Makes room for texts of so many tokens, as `advance` does when they come to it."""
         if slots <= self.num_slots:
             return
         begin = self.clock.seconds
-        self.state = between.grow(self.drafter, self.state, slots=bucket(slots))
+        with use_mesh(self.target.mesh):
+            self.state = between.grow(self.drafter, self.state, slots=bucket(slots))
         self.clock.leave_out_compiling(begin)
 
     def finish(self, rows: Sequence[int]) -> None:
@@ -320,96 +325,3 @@ class Session:
         trace, tokens = hosts.fetch((self.state.record, self.state.tokens))
         self._check_proposed(trace.proposed, trace.committed)
         return Trace.from_device(trace, tokens, self.num_rows, tuple(self._calls))
-
-
-def choose(
-    target: Any, spec: Spec, rows: Sequence[Row], rule_name: str | verify.Rule | None
-) -> tuple[Drafter, verify.Rule]:
-    """Binds the drafter to the target and finds the rule for both.
-
-    Raises:
-      ValueError: in one line, if the rule is unknown or not lossless for this drafter and these
-        temperatures, or if one of the two is not what it is taken for (`drafters.checking`).
-    """
-    if not rows:
-        raise ValueError("No prompts: give at least one.")
-    greedy = all(r.options.temperature < GREEDY_BELOW for r in rows)
-    counts = any(r.options.uses_counts for r in rows)
-    rule = None if rule_name is None else verify.get(rule_name)
-    if greedy:
-        kind = "one_hot"
-    elif rule is not None and "sampled" not in rule.takes:
-        kind = "coupled"
-    else:
-        kind = "sampled"
-    drafter, proposal = checking.bind(spec, target, kind, greedy=greedy, counts=counts)
-    parents = parents_of(drafter)
-    rule = rule or verify.default_rule(drafter.kind, greedy, parents)
-    verify.check(rule, drafter.kind, greedy, parents)
-    if target.net.platform is not None:
-        rule = dataclasses.replace(rule, platform=target.net.platform)
-    verify.check_verdict(rule, proposal, target.config.vocab_size)
-    return drafter, rule
-
-
-def check_requests(
-    target: Any, spec: Spec, rows: Sequence[Row], rule: str | verify.Rule | None
-) -> tuple[Drafter, verify.Rule]:
-    """Checks every request, and returns what serves them.
-
-    Raises:
-      ValueError: in one line, on a request that cannot be served exactly or at all.
-    """
-    for i, row in enumerate(rows):
-        check_row(target, row, i)
-    drafter, found = choose(target, spec, rows, rule)
-    check_guesses(target, drafter.num_draft)
-    return drafter, found
-
-
-def check_row(target: Any, row: Row, index: int) -> None:
-    """Raises ValueError, in one line, on a request that cannot be served."""
-    vocab, longest = target.config.vocab_size, target.config.max_position_embeddings
-    where = f"Prompt {index}"
-    if len(row.prompt) == 0:
-        raise ValueError(
-            f"{where} is empty, and no BOS token stands in for it: give at least one token."
-        )
-    bad = [t for t in row.prompt if not 0 <= t < vocab]
-    if bad:
-        raise ValueError(
-            f"{where} holds token id {bad[0]}, but the vocabulary has ids 0 to {vocab - 1}; "
-            "encode it with this model's tokenizer."
-        )
-    if not is_integer(row.max_new_tokens) or row.max_new_tokens < 1:
-        raise ValueError(
-            f"max_new_tokens={row.max_new_tokens!r}: must be a whole number, at least 1."
-        )
-    room = longest - len(row.prompt)
-    if row.max_new_tokens > room:
-        raise ValueError(
-            f"{where} has {len(row.prompt)} tokens, and with max_new_tokens={row.max_new_tokens} "
-            f"the text would exceed the model's limit of {longest}; shorten one of the two"
-            + (f": at most {room} new tokens fit." if room > 0 else ".")
-        )
-    for token in row.stop_token_ids:
-        if not is_integer(token) or not 0 <= token < vocab:
-            raise ValueError(
-                f"stop_token_ids holds {token!r}, but the vocabulary has ids 0 to {vocab - 1}; "
-                "remove it."
-            )
-    if not is_integer(row.seed) or not 0 <= row.seed < 2**32:
-        raise ValueError(f"seed={row.seed!r}: must be an integer from 0 to 2**32 - 1.")
-    row.options.check(vocab, row.max_new_tokens)
-
-
-def plan_chunks(num_tokens: int, widest: int = CHUNKS[-1]) -> list[tuple[int, int]]:
-    """(start, width) of the passes that feed ``num_tokens`` tokens."""
-    widths = [*(c for c in CHUNKS if c < widest), widest]
-    chunks, start = [], 0
-    while num_tokens - start > widest:
-        chunks.append((start, widest))
-        start += widest
-    if num_tokens > start:
-        chunks.append((start, next(c for c in widths if c >= num_tokens - start)))
-    return chunks
