@@ -150,7 +150,7 @@ def import_files() -> None:
     files = flags.FLAGS["import"].value if "import" in flags.FLAGS else None
     for file in files or ():
         try:
-            own.run(file)
+            own.import_file(file)
         except ValueError as error:
             raise ValueError(f"--import={file}: {error}") from None
 

@@ -36,7 +36,7 @@ from experiments.interrupts import Interrupt
 from experiments.writing import Batch, generate_batch, open_console, stream_batch
 from specjax import api
 from specjax.checkpoint.drafters.named import Named
-from specjax.core import hosts, machine
+from specjax.core import hosts, machine, own
 from specjax.core.family import Family
 from specjax.drafters.family import family_of
 from specjax.lab.costs.speed import compare, first_difference
@@ -215,6 +215,7 @@ def read_job() -> Job:
             "logit_bias": config.logit_bias,
             "num_draft": drafter.num_draft,
             "batch_size": config.batch_size,
+            "files": own.contents([*given.values(), request["rule"]]) or None,
         }
         results = open_results(_OUTPUT.value, settings, [a.record for a in asked])
     return Job(asked, drafter, config, request, results)

@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 import specjax
 from experiments import cli
-from specjax.core import hosts
+from specjax.core import hosts, own
 from specjax.core.assignments import assign
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.prompts.ids import conversation_ids
@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
         settings = {k: v for k, v in config.to_dict().items() if k not in ("batch", "mesh")}
         for name in ("system", "template_args"):  # None as where there was no such field
             settings[name] = settings[name] or None
+        settings["files"] = own.contents([config.target]) or None
         hosts.check_alike("the prompts", prompts)
         said = [spell(target, p) for p in prompts]
         output = open_results(_OUTPUT.value or "", settings, [{"prompt": text} for text in said])

@@ -161,6 +161,8 @@ def prepare(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> Prepared
     specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
     hosts.check_alike("the data", sources.digest())
     about = {"day": day, "content of the data files": sources.contents()}
+    if files := own.contents([config.kind, config.target, dict(config.objective).get("name")]):
+        about["content of the method's files"] = files
     loop.claim(workdir, {**identity(config), **about}, (*FREE, "day"))
     optimizer, rate = optimizer_of(config)
     state = place(init_state(params, optimizer), trainee.skeleton)

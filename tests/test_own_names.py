@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import tiny
-from scripts import script
+from scripts import invoke, script
 from test_bad_input import complain
+from tiny_checkpoint import write_tiny
 
 import specjax
 from experiments import cli
@@ -26,6 +27,7 @@ from specjax.prompts import prompt_sets
 from specjax.verify import RULES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+ROOT = Path(__file__).resolve().parent.parent
 
 OBJECTS = """
 import jax.numpy as jnp
@@ -198,3 +200,25 @@ def test_help_of_extend_is_a_page() -> None:
     assert len(text.splitlines()) < 90
     names = {n for n in vars(extend) if not n.startswith("_")} - {"annotations"}
     assert names <= set(re.findall(r"\w+", str(extend.__doc__))) and len(names) > 90
+
+
+def test_a_run_does_not_go_on_with_another_method(
+    objects: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """The name is the same and the file another: results are compared with what made them."""
+    write_tiny(tmp_path / "target")
+    (tmp_path / "asked.txt").write_text("def area(\ndef f(\n")
+    line = [
+        *("generate", f"--config={ROOT}/configs/generate.py", "--config.compare_plain=False"),
+        *("--config.compilation_cache=", f"--target={tmp_path}/target", "--max_new_tokens=4"),
+        *(f"--drafter={objects}:Last", f"--prompt_file={tmp_path}/asked.txt"),
+        f"--output={tmp_path}/out.jsonl",
+    ]
+    with script("generate") as generate:
+        assert invoke(generate, capsys, *line)[0] == 0
+        assert invoke(generate, capsys, *line)[0] == 0
+        objects.write_text(objects.read_text() + "\n# another method\n")
+        status, _, err = invoke(generate, capsys, *line)
+    assert status == 2 and "was written with files={" in err and str(objects) in err
+    one, other = own.contents([f"{objects}:Last"]), own.contents([f"{objects}:Last:4", "ngram:4"])
+    assert one == other and len(one[str(objects)]) == 64

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib.util
 import inspect
 import re
@@ -103,6 +104,30 @@ def run(file: str | Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+_imported: dict[str, Path] = {}  # files whose registered names may be meant by any other name
+
+
+def import_file(file: str) -> ModuleType:
+    """`run`, for what the file registers."""
+    module = run(file)
+    _imported[file] = Path(file).expanduser()
+    return module
+
+
+def contents(names: Iterable[object]) -> dict[str, str]:
+    """The SHA-256 of each file that ``names`` are of, and of those that were imported.
+
+    Results depend on them: a run that goes on compares them with those that it began with.
+    """
+    given = [read_place(name).file for name in names if isinstance(name, str) and ".py:" in name]
+    files = {**_imported, **{file: Path(file).expanduser() for file in given}}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in sorted(files.items())
+        if path.is_file()
+    }
 
 
 def same_thing(one: Any, other: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from specjax import api
 from specjax.checkpoint.load import Model, load
-from specjax.core import machine
+from specjax.core import machine, own
 from specjax.core.assignments import assign
 from specjax.drafters import Spec
 from specjax.lab.bench import plan
@@ -148,12 +148,13 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
         left_out += len(whole) - len(prompts)
         groups = expand(prompts)
     here = machine.Machine.here()
+    named = (config.target, *config.drafters, *config.rules, *config.prompt_sets)
     run = Run(
         config=json.loads(json.dumps({k: v for k, v in settings.items() if k not in _FREE})),
         mode=mode,
         device=here.device,
         machine=here,
-        versions=machine.versions("specjax", "jax", "jaxlib"),
+        versions={**machine.versions("specjax", "jax", "jaxlib"), **own.contents(named)},
         git=machine.commits(),
         load=machine.load(),
         target=Target.of(target),
