@@ -32,6 +32,7 @@ from specjax.core.sharding import constrain
 from specjax.core.types import Array, Kept, Parents, Proposal, Verdict, pytree, static
 from specjax.core.view import View
 from specjax.drafters.base import Bound, Context, Drafter, num_levels, parents_of, widths_of
+from specjax.models.frozen import Frozen
 from specjax.sampling import Counts, Sampling, count_prefixes, warp
 from specjax.verify.base import VerifyKeys
 
@@ -63,7 +64,7 @@ class DecodeState:
 
 
 def init_state(
-    target: Any,
+    target: Frozen,
     drafter: Drafter,
     tokens: Array,
     length: Array,
@@ -104,7 +105,7 @@ def pin(state: DecodeState) -> DecodeState:
 
 
 def prefill(
-    target: Any,
+    target: Frozen,
     drafter: Drafter,
     state: DecodeState,
     start: Array,
@@ -134,7 +135,7 @@ def prefill(
 
 
 def cycle(
-    target: Any, drafter: Drafter, rule: Any, request: Request, state: DecodeState
+    target: Frozen, drafter: Drafter, rule: Any, request: Request, state: DecodeState
 ) -> DecodeState:
     """Proposes, scores, verifies and commits: one target pass, 1 to M + 1 tokens a row.
 
@@ -195,7 +196,7 @@ class Judged:
 
 
 def judge(
-    target: Any,
+    target: Frozen,
     drafter: Drafter,
     rule: Any,
     request: Request,
@@ -217,7 +218,7 @@ def judge(
 
 
 def judge_first(
-    target: Any,
+    target: Frozen,
     drafter: Drafter,
     rule: Any,
     request: Request,
@@ -316,7 +317,7 @@ def has_room(drafter: Drafter, state: DecodeState) -> Array:
 
 
 def run(
-    target: Any,
+    target: Frozen,
     drafter: Drafter,
     rule: Any,
     request: Request,

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "checkpoint.drafters.layouts": ("models", "core"),
     "checkpoint.drafters.source": ("core",),
     "checkpoint.drafters.speculators": ("models", "core"),
-    "decode": ("drafters.base", "verify", "sampling", "core"),
+    "decode": ("drafters.base", "models.frozen", "verify", "sampling", "core"),
     "checkpoint": ("models", "drafters", "core"),
     "train": (
         "drafters",
@@ -52,7 +52,9 @@ MAY_IMPORT = {
     ),
     "trace": ("decode", "core"),
     "runs": ("core",),
-    "session": (*("decode", "verify", "drafters", "sampling", "trace", "checkpoint", "core"),),
+    "session": (
+        *("decode", "verify", "drafters", "models", "sampling", "trace", "checkpoint", "core"),
+    ),
     "prompts": ("checkpoint", "core"),
     "text": ("checkpoint",),
     "stopping": ("text", "prompts", "checkpoint"),

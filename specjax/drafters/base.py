@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from specjax.core import trees
 from specjax.core.cache import Cache
 from specjax.core.types import KINDS, Array, Kept, Parents, Proposal, pytree, static
+from specjax.models.target import Target
 from specjax.sampling import Counts, Sampling
 
 
@@ -168,7 +169,7 @@ def check_num_draft(num_draft: int) -> None:
 
 
 def check_fits(
-    name: str, target: Any, *, vocab_size: int, target_hidden_size: int, taps: tuple[int, ...]
+    name: str, target: Target, *, vocab_size: int, target_hidden_size: int, taps: tuple[int, ...]
 ) -> None:
     """What every drafter that taps its target asks of it. Raises ValueError."""
     theirs = target.config

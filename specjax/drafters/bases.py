@@ -11,6 +11,7 @@ from specjax.core.sharding import constrain
 from specjax.core.types import Array, Kept, Proposal
 from specjax.drafters.base import Context
 from specjax.drafters.spec import Spec
+from specjax.models.target import Target
 
 
 class Stateless(Spec):
@@ -30,7 +31,7 @@ class Stateless(Spec):
         """
         raise NotImplementedError(f"{type(self).__name__} has neither guess() nor propose().")
 
-    def bind(self, target: Any, kind: str) -> Any:
+    def bind(self, target: Target, kind: str) -> Any:
         del target, kind
         return self
 

@@ -23,6 +23,7 @@ from specjax.core.types import KINDS, Proposal
 from specjax.drafters.base import Drafter, parents_of, widths_of
 from specjax.drafters.rehearsal import Rehearsal
 from specjax.drafters.spec import Spec
+from specjax.models.target import Target
 
 _METHODS = {
     "init": ("rows", "slots"),
@@ -57,7 +58,7 @@ def check_spec(spec: Any) -> None:
 
 
 def bind(
-    spec: Spec, target: Any, kind: str, *, greedy: bool = False, counts: bool = False
+    spec: Spec, target: Target, kind: str, *, greedy: bool = False, counts: bool = False
 ) -> tuple[Drafter, Proposal]:
     """The drafter for ``target``, checked, and the shapes of what it proposes.
 
@@ -80,7 +81,7 @@ def bind(
 def check_drafter(
     drafter: Any,
     name: str,
-    target: Any,
+    target: Target,
     *,
     greedy: bool = False,
     counts: bool = False,
@@ -134,7 +135,7 @@ def _check_methods(drafter: Any, name: str) -> None:
         raise Misfit(f"{name}: {method} must take ({', '.join(names)}){hint}; it takes {said}.")
 
 
-def _check_fields(drafter: Any, name: str, target: Any) -> None:
+def _check_fields(drafter: Any, name: str, target: Target) -> None:
     """The static ones, and that it is a pytree."""
     kind, K = type(drafter).__name__, drafter.num_draft
     odd = [x for x in jax.tree.leaves(drafter) if not isinstance(x, _LEAVES)]
@@ -196,7 +197,7 @@ def _check_widths(drafter: Any, name: str) -> None:
         )
 
 
-def _as_promised(drafter: Drafter, target: Any) -> Proposal:
+def _as_promised(drafter: Drafter, target: Target) -> Proposal:
     size, V = (2, drafter.num_draft), target.config.vocab_size
     sampled = drafter.kind == "sampled" and drafter.num_draft > 0
     q = jax.ShapeDtypeStruct((*size, V), jnp.float32) if sampled else None

@@ -7,6 +7,7 @@ from typing import Any
 
 from specjax.drafters.spec import Misreading, Trial
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 TARGETS_ROPE = "the target's rotary base and scaling"
 
@@ -23,7 +24,7 @@ def trial(what: str, means: str, spec: Any, **changes: Any) -> Trial:
     return Trial(what, means, dataclasses.replace(spec, net=reread(spec.net, **changes)))
 
 
-def taps(spec: Any, target: Any) -> Misreading:
+def taps(spec: Any, target: Target) -> Misreading:
     """Of a network whose config has ``taps``, indices into hidden_states."""
     said, last, trials = spec.net.config.taps, target.config.num_layers, []
     for step, word in ((1, "higher"), (-1, "lower")):
@@ -40,7 +41,7 @@ def taps(spec: Any, target: Any) -> Misreading:
     return Misreading(cause, tuple(trials))
 
 
-def rope(spec: Any, target: Any) -> Misreading:
+def rope(spec: Any, target: Target) -> Misreading:
     """Of a network whose config has a ``backbone``, a `DecoderConfig`."""
     backbone, theirs = spec.net.config.backbone, target.config.rope
     ours, trials = backbone.rope, []

@@ -11,6 +11,7 @@ from specjax.checkpoint.drafters.format import Formats
 from specjax.core import own
 from specjax.core.by_shape import calling
 from specjax.drafters.spec import ask, is_trained, with_num_draft
+from specjax.models.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Entry:
         made = ask(self.thing, "made")
         return calling(f"{self.name}()", lambda: made(loaded, num_draft), ValueError)
 
-    def build(self, target: Any, num_draft: int | None) -> Any:
+    def build(self, target: Target, num_draft: int | None) -> Any:
         """One that needs nothing loaded, for ``target``. Raises ValueError, in one line."""
         if inspect.isclass(self.thing) or hasattr(self.thing, "bind"):
             if lacking := self.lacking():

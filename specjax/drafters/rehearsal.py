@@ -12,6 +12,7 @@ from specjax.core.keys import row_keys
 from specjax.core.ops import activation_dtype
 from specjax.core.types import Kept, Proposal
 from specjax.drafters.base import Bound, Context, num_levels, parents_of
+from specjax.models.target import Target
 from specjax.sampling import Counts, Options, make_sampling
 
 SLOTS, CHUNK = 256, 16  # those of a short text in a session
@@ -20,7 +21,7 @@ SLOTS, CHUNK = 256, 16  # those of a short text in a session
 class Rehearsal:
     """One cycle of a drafter, by shape."""
 
-    def __init__(self, drafter: Any, name: str, target: Any, greedy: bool, counts: bool):
+    def __init__(self, drafter: Any, name: str, target: Target, greedy: bool, counts: bool):
         self.drafter, self.name, self.target = drafter, name, target
         self.greedy, self.counts = greedy, counts
         data = 1 if target.mesh is None else target.mesh.shape["data"]

@@ -17,6 +17,7 @@ from specjax.core.family import Family
 from specjax.core.types import Array
 from specjax.drafters.base import Drafter
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Spec(abc.ABC):
     net_class: ClassVar[Any] = None
 
     @abc.abstractmethod
-    def bind(self, target: Any, kind: str) -> Drafter:
+    def bind(self, target: Target, kind: str) -> Drafter:
         """The drafter for ``target`` (a `specjax.Model`).
 
         ``kind`` is the kind of guesses that suits the request; a drafter that has only one way to
@@ -118,7 +119,7 @@ class Spec(abc.ABC):
         return None
 
     @classmethod
-    def fresh(cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any) -> Any:
+    def fresh(cls, target: Target, *, num_draft: int, seed: int = 0, **sizes: Any) -> Any:
         """A randomly initialised one for ``target``, in its dtype: what training begins with.
 
         ``sizes`` is the section of that name of a training config. Raises ValueError.
@@ -176,7 +177,7 @@ class Spec(abc.ABC):
         """Tokens a row that go through its network in a cycle, over all passes."""
         return num_draft + 1
 
-    def target_passes(self, target: Any, num_draft: int) -> tuple[Frozen, int]:
+    def target_passes(self, target: Target, num_draft: int) -> tuple[Frozen, int]:
         """What it runs of the target again, and in how many passes of a cycle."""
         del num_draft
         return target.net, 0
@@ -186,12 +187,12 @@ class Spec(abc.ABC):
         del weight
         return ask(self, "passes")(num_draft)
 
-    def misreadings(self, target: Any) -> Iterable[Misreading]:
+    def misreadings(self, target: Target) -> Iterable[Misreading]:
         """What a tau near 1 may mean besides the usual, likeliest first."""
         del target
         return ()
 
-    def outputs(self, target: Any, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
+    def outputs(self, target: Target, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
         """The arrays of a golden file of its reference implementation, computed here.
 
         ``golden`` holds the inputs, ``prompt`` [S] int32 is the text. Raises ValueError.

@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from specjax.models.target import Target
+
 
 class VocabularyWarning(UserWarning):
     """Target and draft differ in tokens that text does not hold."""
 
 
-def check_same_tokens(target: Any, draft: Any) -> None:
+def check_same_tokens(target: Target, draft: Any) -> None:
     """Warns where target and draft differ in padding or reserved tokens alone.
 
     Raises:
@@ -53,7 +55,7 @@ def check_same_tokens(target: Any, draft: Any) -> None:
     )
 
 
-def _reserved(target: Any, draft: Any) -> Iterator[str]:
+def _reserved(target: Target, draft: Any) -> Iterator[str]:
     """The reserved tokens that differ, in words; raises at the first ordinary one."""
     ours, theirs = target.tokenizer.tokens(), draft.tokenizer.tokens()
     texts = set(ours.values()), set(theirs.values())
@@ -79,7 +81,7 @@ def _name(text: str | None) -> str:
     return "nothing" if text is None else repr(text if len(text) <= 40 else text[:37] + "...")
 
 
-def _check_padding(target: Any, draft: Any) -> None:
+def _check_padding(target: Target, draft: Any) -> None:
     """Refuses a token of either tokenizer beyond the rows of the smaller model."""
     rows = min(target.config.vocab_size, draft.config.vocab_size)
     for model, other in ((target, draft), (draft, target)):

@@ -15,6 +15,7 @@ from flax import nnx
 from specjax.core.types import Array
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import MLP, Attention
+from specjax.models.target import Target
 
 
 def warm_start(params: dict[str, Array], net: Frozen) -> dict[str, Array]:
@@ -35,7 +36,7 @@ def warm_start(params: dict[str, Array], net: Frozen) -> dict[str, Array]:
     return {name: given[name].astype(p.dtype) for name, p in params.items()}
 
 
-def start_from(net: Frozen, target: Any) -> Frozen:
+def start_from(net: Frozen, target: Target) -> Frozen:
     """``net`` with the weights of the target's last layers and final norm, where it has room.
 
     The fused context begins as the last tap, normed as the target's last layer norms its input:

@@ -14,11 +14,12 @@ from specjax.core.program import Program
 from specjax.core.types import Array
 from specjax.decode import DecodeState, init_state, pin
 from specjax.drafters.base import Drafter, cut
+from specjax.models.frozen import Frozen
 from specjax.sampling import Counts
 
 
 def resume(
-    target: Any,
+    target: Frozen,
     drafter: Drafter,
     state: DecodeState,
     tokens: Array,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import decode
+from specjax.checkpoint.load import Model
 from specjax.core.cache import caches_in
 from specjax.core.cache.base import num_bytes
 from specjax.core.sharding import use_mesh
@@ -40,7 +41,7 @@ def check_count(name: str, value: Any) -> None:
         )
 
 
-def check_guesses(target: Any, num_draft: int) -> None:
+def check_guesses(target: Model, num_draft: int) -> None:
     """Raises ValueError if a block of ``num_draft`` guesses is longer than any text."""
     longest = target.config.max_position_embeddings
     if num_draft >= longest:
@@ -51,7 +52,7 @@ def check_guesses(target: Any, num_draft: int) -> None:
 
 
 def check_memory(
-    target: Any,
+    target: Model,
     drafter: Any,
     lengths: Sequence[int],
     batch: int | None = None,
@@ -121,7 +122,7 @@ def _host_memory() -> int | None:
     return min(found, default=None)
 
 
-def _needed(target: Any, drafter: Any, rows: int, *, slots: int, marked: bool = False) -> int:
+def _needed(target: Model, drafter: Any, rows: int, *, slots: int, marked: bool = False) -> int:
     """Bytes of the state of ``rows`` rows as they grow to ``slots``, and of one block's laws."""
     leaves, structure = jax.tree.flatten((target.net, drafter))
     shapes = tuple((x.shape, x.dtype) for x in leaves)
@@ -131,7 +132,7 @@ def _needed(target: Any, drafter: Any, rows: int, *, slots: int, marked: bool = 
     return _known[key] + _laws(target, rows, drafter.num_draft + 1)
 
 
-def _traced(target: Any, drafter: Any, rows: int, slots: int, marked: bool) -> int:
+def _traced(target: Model, drafter: Any, rows: int, slots: int, marked: bool) -> int:
     """Bytes of the largest state on the way to ``slots``, by the shapes of its arrays."""
 
     def parts(state: decode.DecodeState) -> list[int]:
@@ -154,7 +155,7 @@ def _traced(target: Any, drafter: Any, rows: int, slots: int, marked: bool) -> i
     return sum(parts(final)) + before + twice
 
 
-def _laws(target: Any, rows: int, width: int) -> int:
+def _laws(target: Model, rows: int, width: int) -> int:
     """Bytes of the logits of a block, the law that is drawn from, and the draft's."""
     return 3 * rows * width * target.config.vocab_size * 4
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from specjax import decode, verify
+from specjax.checkpoint.load import Model
 from specjax.core import hosts
 from specjax.core.cache import Mark
 from specjax.core.compiles import Stopwatch
@@ -36,7 +36,7 @@ from specjax.trace.trace import Call, Trace
 class Session:
     """A batch being decoded. ``advance`` moves it on; everything else reads."""
 
-    target: Any
+    target: Model
     spec: Spec  # as it was handed over
     prefilled: float  # when the prompts were in the caches, by ``clock``
     clock: Stopwatch  # of all times here: none contains compiling
@@ -52,7 +52,7 @@ class Session:
 
     def __init__(
         self,
-        target: Any,
+        target: Model,
         drafter: Spec,
         rows: Sequence[Row],
         *,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from specjax import verify
+from specjax.checkpoint.load import Model
 from specjax.drafters import checking
 from specjax.drafters.base import Drafter, parents_of
 from specjax.drafters.spec import Spec
@@ -16,7 +16,7 @@ from specjax.session.limits import check_guesses, is_integer
 
 
 def choose(
-    target: Any, spec: Spec, rows: Sequence[Row], rule_name: str | verify.Rule | None
+    target: Model, spec: Spec, rows: Sequence[Row], rule_name: str | verify.Rule | None
 ) -> tuple[Drafter, verify.Rule]:
     """Binds the drafter to the target and finds the rule for both.
 
@@ -46,7 +46,7 @@ def choose(
 
 
 def check_requests(
-    target: Any, spec: Spec, rows: Sequence[Row], rule: str | verify.Rule | None
+    target: Model, spec: Spec, rows: Sequence[Row], rule: str | verify.Rule | None
 ) -> tuple[Drafter, verify.Rule]:
     """Checks every request, and returns what serves them.
 
@@ -60,7 +60,7 @@ def check_requests(
     return drafter, found
 
 
-def check_row(target: Any, row: Row, index: int) -> None:
+def check_row(target: Model, row: Row, index: int) -> None:
     """Raises ValueError, in one line, on a request that cannot be served."""
     vocab, longest = target.config.vocab_size, target.config.max_position_embeddings
     where = f"Prompt {index}"

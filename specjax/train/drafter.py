@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from specjax.checkpoint.load import Model
 from specjax.core import hosts
 from specjax.core.by_shape import calling
 from specjax.core.family import Family
@@ -106,7 +107,7 @@ def network(spec: Any) -> Frozen:
     return net
 
 
-def fresh(kind: str, target: Any, sizes: Mapping[str, Any], *, num_draft: int, seed: int) -> Any:
+def fresh(kind: str, target: Model, sizes: Mapping[str, Any], *, num_draft: int, seed: int) -> Any:
     """A randomly initialised spec of a kind for ``target`` (a `specjax.Model`), in float32.
 
     Raises:
@@ -137,7 +138,7 @@ def fresh(kind: str, target: Any, sizes: Mapping[str, Any], *, num_draft: int, s
     return made
 
 
-def _fresh_lm(target: Any, raw: Mapping[str, Any], *, num_draft: int, seed: int) -> LM:
+def _fresh_lm(target: Model, raw: Mapping[str, Any], *, num_draft: int, seed: int) -> LM:
     if raw.get("vocab_size") != target.config.vocab_size:
         raise ValueError(
             f"--config.sizes.vocab_size={raw.get('vocab_size')}: the draft speaks the target's "

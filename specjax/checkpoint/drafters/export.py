@@ -29,6 +29,7 @@ from specjax.core.files import hold, sync_directory, sync_files, try_directory
 from specjax.core.types import KINDS
 from specjax.drafters import DRAFTERS
 from specjax.drafters.spec import ask
+from specjax.models.target import Target
 
 # Of the kinds of the package.
 FORMATS = (*dict.fromkeys(n for e in DRAFTERS.values() for n in e.formats.write), "plain", "hf")
@@ -52,7 +53,7 @@ def formats_of(spec: Any) -> tuple[str, ...]:
     return tuple(ask(spec, "formats")().write) or ("plain",)
 
 
-def formats_for(spec: Any, target: Any) -> tuple[str, ...]:
+def formats_for(spec: Any, target: Target) -> tuple[str, ...]:
     """`formats_of` that have room for all that this one holds, and ``plain`` for any network.
 
     Asked before training, so that nobody learns behind it that there is nothing to write.
@@ -83,7 +84,7 @@ def save_drafter(
     directory: str | Path,
     *,
     format: str,
-    target: Any,
+    target: Target,
     dtype: Any = None,
     verifier: str | None = None,
 ) -> None:

@@ -16,6 +16,7 @@ from specjax.checkpoint.safetensors_reader import Tensor
 from specjax.core import hosts
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig, read_decoder_config
+from specjax.models.target import Target
 
 EMBED, HEAD = "embed_tokens.weight", "lm_head.weight"
 _ROWS = 1 << 14  # of a table, compared at a time
@@ -31,7 +32,7 @@ def read_backbone(raw: Mapping[str, Any], where: str, *, windows: bool = False) 
 
 
 def check_sizes(
-    source: Source, target: Any, *, vocab_size: int, hidden_size: int, num_taps: int
+    source: Source, target: Target, *, vocab_size: int, hidden_size: int, num_taps: int
 ) -> None:
     """Refuses a drafter of another target by the shape of ``fc`` and the vocabulary."""
     if target is None:
@@ -56,7 +57,7 @@ def check_sizes(
         )
 
 
-def check_layers(where: str, target: Any, said: int | None) -> None:
+def check_layers(where: str, target: Target, said: int | None) -> None:
     """Compares ``num_target_layers``, where the config has it."""
     if target is None:
         return
@@ -69,7 +70,7 @@ def check_layers(where: str, target: Any, said: int | None) -> None:
 
 
 def read_taps(
-    where: str, target: Any, ids: tuple[int, ...], key: str, shift: int
+    where: str, target: Target, ids: tuple[int, ...], key: str, shift: int
 ) -> tuple[int, ...]:
     """Layer ids of a config -> indices into hidden_states: id + ``shift``.
 
@@ -98,7 +99,7 @@ def read_taps(
     return tuple(i + shift for i in ids)
 
 
-def mask_id(where: str, target: Any, value: int) -> int:
+def mask_id(where: str, target: Target, value: int) -> int:
     """Refuses a mask token outside the target's embedding."""
     if target is None:
         return value
@@ -111,7 +112,7 @@ def mask_id(where: str, target: Any, value: int) -> int:
 
 
 def settle_tables(
-    source: Source, target: Any, tensors: dict[str, Tensor], *, width: int, own_head: bool
+    source: Source, target: Target, tensors: dict[str, Tensor], *, width: int, own_head: bool
 ) -> tuple[bool, int | None]:
     """Drops copies of the target's embedding and head from ``tensors``.
 

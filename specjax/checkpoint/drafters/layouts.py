@@ -13,6 +13,7 @@ import numpy as np
 
 from specjax.models.config import DecoderConfig
 from specjax.models.rope_config import write_rope_scaling
+from specjax.models.target import Target
 
 SPECULATORS_VERSION = "0.9.0"  # whose format is written
 Tensors = dict[str, np.ndarray]
@@ -28,7 +29,7 @@ class Layout:
     pickle: str | None = None  # the same tensors once more, for readers that know only PyTorch's
 
 
-def transformer(model_type: str, backbone: DecoderConfig, target: Any) -> dict[str, Any]:
+def transformer(model_type: str, backbone: DecoderConfig, target: Target) -> dict[str, Any]:
     """The keys of a Transformers config, in the spelling of version 5."""
     stop = list(target.stop_token_ids)
     return {
@@ -55,7 +56,7 @@ def transformer(model_type: str, backbone: DecoderConfig, target: Any) -> dict[s
     }
 
 
-def speculators_keys(kind: str, target: Any, verifier: str, guesses: int) -> dict[str, Any]:
+def speculators_keys(kind: str, target: Target, verifier: str, guesses: int) -> dict[str, Any]:
     """The keys that every checkpoint of that format has."""
     greedy = {
         "proposal_type": "greedy",

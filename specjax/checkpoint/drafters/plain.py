@@ -25,6 +25,7 @@ from specjax.checkpoint.errors import CheckpointError
 from specjax.core import hosts
 from specjax.drafters.registry import DRAFTERS
 from specjax.drafters.spec import ask
+from specjax.models.target import Target
 
 KEY = "specjax_drafter"
 _TYPE = "type"  # of a nested config: the name of its dataclass
@@ -52,7 +53,7 @@ def refusal(spec: Any) -> str | None:
     return None
 
 
-def write(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
+def write(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
     """The contents of the directory. Raises ValueError on what it cannot express."""
     if why := refusal(spec):
         raise ValueError(f"format='plain': {why}.")
@@ -76,7 +77,7 @@ def write(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
     return Layout({KEY: described}, {**tensors, **arrays})
 
 
-def read(source: Source, target: Any, cls: Any = None) -> Plan:
+def read(source: Source, target: Target, cls: Any = None) -> Plan:
     """Raises CheckpointError if the class is not known, or is another."""
     described = _described(source)
     cls = cls or _registered(described["kind"], source.where)
@@ -110,7 +111,7 @@ def read(source: Source, target: Any, cls: Any = None) -> Plan:
     return Plan(config, cls.net_class, kept, lambda name: name, make)
 
 
-def read_config(source: Source, target: Any) -> Any:
+def read_config(source: Source, target: Target) -> Any:
     """The network's config."""
     del target
     described = _described(source)

@@ -17,6 +17,7 @@ from specjax.checkpoint.errors import CheckpointError
 from specjax.drafters import DRAFTERS
 from specjax.models import schema
 from specjax.models.registry import FAMILIES, family
+from specjax.models.target import Target
 
 _REFUSED_ARCHITECTURES = {
     "DominoDraftModel": "a Domino drafter (a recurrent network over the block)",
@@ -95,7 +96,9 @@ def recognise(source: Source, more: tuple[Format, ...] = ()) -> Format | None:
     )
 
 
-def read_config(raw: Mapping[str, Any], where: str, target: Any = None) -> tuple[str, Any]:
+def read_config(
+    raw: Mapping[str, Any], where: str, target: Target | None = None
+) -> tuple[str, Any]:
     """The format that a drafter's config names, and what it says: no weights are looked at.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any
 from specjax.checkpoint.drafters.keys import Keys
 from specjax.checkpoint.drafters.source import Source
 from specjax.checkpoint.errors import CheckpointError, some
+from specjax.models.target import Target
 
 LAYERS = "transformer_layer_config"
 # Those fields of the Transformers classes whose defaults `read_decoder_config` does not share.
@@ -65,7 +66,7 @@ def read_ids(keys: Keys, name: str) -> tuple[int, ...]:
     return ids
 
 
-def without_targets(source: Source, target: Any) -> dict[str, Any]:
+def without_targets(source: Source, target: Target) -> dict[str, Any]:
     """The tensors but for copies of the target's that only training used."""
     vocab, width = target.config.vocab_size, target.config.hidden_size
     shapes = dict(zip(_OF_TARGET, ((vocab, width), (width,))))

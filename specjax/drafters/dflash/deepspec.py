@@ -7,18 +7,17 @@ DFlash, which is shifted all the same.
 
 from __future__ import annotations
 
-from typing import Any
-
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.drafters.dflash import zlab
 from specjax.drafters.dflash.net import DFlashConfig
+from specjax.models.target import Target
 
 
-def read(source: Source, target: Any) -> Plan:
+def read(source: Source, target: Target) -> Plan:
     """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
     return zlab.plan(source, target, read_config(source, target))
 
 
-def read_config(source: Source, target: Any) -> DFlashConfig:
+def read_config(source: Source, target: Target) -> DFlashConfig:
     """As `zlab.read_config`."""
     return zlab.read_config(source, target, shifted=True)

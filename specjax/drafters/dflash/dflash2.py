@@ -26,6 +26,7 @@ from specjax.drafters.dflash.drafter import (
 from specjax.drafters.dflash.kind import DFlashKind
 from specjax.drafters.drawing import count_guess, draw
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class DFlash2(DFlashKind):
     summary = "DFlash with convolutions and a candidate selector"
     __repr__ = one_line
 
-    def bind(self, target: Any, kind: str) -> DFlash2Drafter:
+    def bind(self, target: Target, kind: str) -> DFlash2Drafter:
         """The drafter for ``target``. Raises ValueError if the two do not fit."""
         check_kind(self.kind)
         refuse(self.name, self.net.config, markov_rank="DSpark")
@@ -57,7 +58,7 @@ class DFlash2(DFlashKind):
     @classmethod
     def fresh(
         cls,
-        target: Any,
+        target: Target,
         *,
         num_draft: int,
         seed: int = 0,

@@ -31,6 +31,7 @@ from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import looking_back
 from specjax.models.layers.rope import Rope
 from specjax.models.surgery import start_from
+from specjax.models.target import Target
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -56,7 +57,7 @@ class DFlash(DFlashKind):
     outline_sizes = ("taps",)
     __repr__ = one_line
 
-    def bind(self, target: Any, kind: str) -> DFlashDrafter:
+    def bind(self, target: Target, kind: str) -> DFlashDrafter:
         """The drafter for ``target``; its guesses are deterministic whatever ``kind`` says.
 
         Raises:
@@ -69,7 +70,7 @@ class DFlash(DFlashKind):
     @classmethod
     def fresh(
         cls,
-        target: Any,
+        target: Target,
         *,
         num_draft: int,
         seed: int = 0,
@@ -183,7 +184,7 @@ def refuse(name: str, config: DFlashConfig, **fields: str) -> None:
             )
 
 
-def parts(spec: Any, target: Any) -> tuple[Frozen, Vocabulary, Array | None, int]:
+def parts(spec: Any, target: Target) -> tuple[Frozen, Vocabulary, Array | None, int]:
     """The fields of a bound drafter of the family, checked against ``target`` (a `Model`).
 
     Raises:
@@ -285,7 +286,7 @@ def fresh_config(
     )
 
 
-def fresh_net(config: DFlashConfig, target: Any, seed: int, from_target: bool) -> Frozen:
+def fresh_net(config: DFlashConfig, target: Target, seed: int, from_target: bool) -> Frozen:
     """A network with random weights; with ``from_target`` it begins as `start_from` says."""
     net = Frozen.of(DFlashNet(config, dtype=target.dtype, rngs=nnx.Rngs(seed)))
     return start_from(net, target) if from_target else net

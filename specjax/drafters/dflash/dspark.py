@@ -30,6 +30,7 @@ from specjax.drafters.dflash.drafter import (
 from specjax.drafters.dflash.kind import DFlashKind
 from specjax.drafters.drawing import count_guess, draw
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class DSpark(DFlashKind):
     summary = "DFlash with shifted slots and a Markov head"
     __repr__ = one_line
 
-    def bind(self, target: Any, kind: str) -> DSparkDrafter:
+    def bind(self, target: Target, kind: str) -> DSparkDrafter:
         """The drafter for ``target``. Raises ValueError if the two do not fit."""
         check_kind(self.kind)
         refuse(self.name, self.net.config, selector_rank="DFlash2")
@@ -73,7 +74,7 @@ class DSpark(DFlashKind):
     @classmethod
     def fresh(
         cls,
-        target: Any,
+        target: Target,
         *,
         num_draft: int,
         seed: int = 0,

@@ -11,6 +11,7 @@ from specjax.drafters.dflash.net import DFlashConfig, DFlashNet
 from specjax.drafters.misreadings import rope, taps, trial
 from specjax.drafters.spec import Misreading, Spec
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 if TYPE_CHECKING:
     from specjax.drafters.dflash.objective import DFlashObjective
@@ -35,12 +36,12 @@ class DFlashKind(Spec):
 
         return FORMATS
 
-    def outputs(self, target: Any, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
+    def outputs(self, target: Target, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
         from specjax.drafters.dflash.parity import outputs
 
         return outputs(target, self, golden, prompt)
 
-    def misreadings(self, target: Any) -> Iterable[Misreading]:
+    def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: DFlashConfig = self.net.config
         yield taps(self, target)
         yield Misreading(f"Mask token: {_mask(target, config)}; a wrong id destroys every guess")
@@ -49,7 +50,7 @@ class DFlashKind(Spec):
         yield _masks(self)
 
 
-def _scales(spec: Any, target: Any) -> Misreading:
+def _scales(spec: Any, target: Target) -> Misreading:
     config: DFlashConfig = spec.net.config
     trials = []
     if config.embedding_scale == 1.0:
@@ -77,7 +78,7 @@ def _masks(spec: Any) -> Misreading:
     return Misreading(cause, tuple(trials))
 
 
-def _mask(target: Any, config: DFlashConfig) -> str:
+def _mask(target: Target, config: DFlashConfig) -> str:
     text = f"id {config.mask_token_id}"
     if target.tokenizer is None:
         return text

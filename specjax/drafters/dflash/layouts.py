@@ -14,9 +14,10 @@ from specjax.checkpoint.drafters.layouts import (
 )
 from specjax.drafters.dflash.net import DFlashConfig
 from specjax.models.rope_config import write_rope_scaling
+from specjax.models.target import Target
 
 
-def zlab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
+def zlab(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
     """z-lab's, for package ``dflash``, SGLang and vLLM: both generations of keys, equal values.
 
     ``target_layer_ids`` count layers: id l is hidden_states[l + 1].
@@ -64,7 +65,7 @@ def zlab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
     return Layout(config, tensors)
 
 
-def speculators(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
+def speculators(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
     """The format of vllm-project/speculators, read by vLLM: ids are those of hidden_states."""
     c: DFlashConfig = spec.net.config
     no = refuser("speculators", spec)

@@ -14,11 +14,12 @@ from specjax.drafters.dflash.drafter import embed, head
 from specjax.drafters.dflash.net import Blocks, DFlashConfig
 from specjax.drafters.tapped import tapped
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 from specjax.models.vocabulary import Vocabulary
 
 
 def outputs(
-    target: Any, spec: Any, golden: Mapping[str, np.ndarray], prompt: np.ndarray
+    target: Target, spec: Any, golden: Mapping[str, np.ndarray], prompt: np.ndarray
 ) -> dict[str, Array]:
     config: DFlashConfig = spec.net.config
     anchor = jnp.asarray(golden["anchor"], jnp.int32)[:1]

@@ -10,9 +10,10 @@ from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.drafters.dflash import zlab
 from specjax.drafters.dflash.net import DFlashConfig
+from specjax.models.target import Target
 
 
-def read(source: Source, target: Any) -> Plan:
+def read(source: Source, target: Target) -> Plan:
     """DFlash and DFlash2.
 
     Raises CheckpointError on what is unsupported, or does not fit ``target``.
@@ -21,7 +22,7 @@ def read(source: Source, target: Any) -> Plan:
     return zlab.finish(source, target, config, speculators.without_targets(source, target))
 
 
-def read_config(source: Source, target: Any) -> DFlashConfig:
+def read_config(source: Source, target: Target) -> DFlashConfig:
     """As `zlab.read_config`."""
     where, keys = source.where, Keys(source.raw, source.where)
     layers, two = speculators.read_layers(source), source.raw["speculators_model_type"] == "dflash2"

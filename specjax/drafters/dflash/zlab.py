@@ -18,17 +18,18 @@ from specjax.drafters.dflash.dflash2 import DFlash2
 from specjax.drafters.dflash.drafter import DFlash
 from specjax.drafters.dflash.dspark import DSpark
 from specjax.drafters.dflash.net import DFlashConfig, DFlashNet
+from specjax.models.target import Target
 from specjax.models.windows import read_windows
 
 BLOCK = "dflash_config"
 
 
-def read(source: Source, target: Any) -> Plan:
+def read(source: Source, target: Target) -> Plan:
     """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
     return plan(source, target, read_config(source, target))
 
 
-def read_config(source: Source, target: Any, *, shifted: bool = False) -> DFlashConfig:
+def read_config(source: Source, target: Target, *, shifted: bool = False) -> DFlashConfig:
     """The network's config; whether it keeps tables of its own is settled by `plan`.
 
     Args:
@@ -120,13 +121,13 @@ def read_attention(keys: Keys, layers: int) -> tuple[tuple[int | None, ...], tup
     return windows, tuple(w is not None if said is None else said for w in windows)
 
 
-def plan(source: Source, target: Any, config: DFlashConfig) -> Plan:
+def plan(source: Source, target: Target, config: DFlashConfig) -> Plan:
     """Settles the tables of a network of the family, and says how to put it together."""
     tensors = {n.removeprefix("model."): t for n, t in source.tensors.items()}
     return finish(source, target, config, tensors)
 
 
-def finish(source: Source, target: Any, config: DFlashConfig, tensors: dict[str, Any]) -> Plan:
+def finish(source: Source, target: Target, config: DFlashConfig, tensors: dict[str, Any]) -> Plan:
     """As `plan`, with the ``tensors`` by their bare names."""
     vocab = config.backbone.vocab_size
     rows = config.draft_vocab_size or vocab

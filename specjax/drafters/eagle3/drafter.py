@@ -35,6 +35,7 @@ from specjax.drafters.spec import Outline, Sizes
 from specjax.models.config import DecoderConfig, dense_like
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import looking_back
+from specjax.models.target import Target
 from specjax.models.vocabulary import Vocabulary
 from specjax.sampling import Counts
 
@@ -62,7 +63,7 @@ class Eagle3(Eagle3Kind):
     outline_sizes = ("vocab",)
     __repr__ = one_line
 
-    def bind(self, target: Any, kind: str) -> Eagle3Drafter:
+    def bind(self, target: Target, kind: str) -> Eagle3Drafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.
 
         Raises:
@@ -92,7 +93,7 @@ class Eagle3(Eagle3Kind):
     @classmethod
     def fresh(
         cls,
-        target: Any,
+        target: Target,
         *,
         num_draft: int,
         seed: int = 0,

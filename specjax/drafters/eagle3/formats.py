@@ -19,6 +19,7 @@ from specjax.checkpoint.errors import CheckpointError
 from specjax.drafters.eagle3 import layouts
 from specjax.drafters.eagle3.drafter import Eagle3
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
+from specjax.models.target import Target
 
 _IDS = "eagle_aux_hidden_state_layer_ids"
 # What ModelOpt and others write about the wiring, and how it is wired here.
@@ -38,12 +39,12 @@ def default_taps(num_layers: int) -> tuple[int, ...]:
     return (2, num_layers // 2, num_layers - 3)
 
 
-def read(source: Source, target: Any) -> Plan:
+def read(source: Source, target: Target) -> Plan:
     """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
     return plan(source, target, read_config(source, target), dict(source.tensors), num_draft=None)
 
 
-def read_config(source: Source, target: Any) -> Eagle3Config:
+def read_config(source: Source, target: Target) -> Eagle3Config:
     """The network's config; whether it has an embedding of its own is settled by `plan`.
 
     Args:
@@ -90,11 +91,11 @@ def read_config(source: Source, target: Any) -> Eagle3Config:
     return config
 
 
-def _width(target: Any, otherwise: int) -> int:
+def _width(target: Target, otherwise: int) -> int:
     return otherwise if target is None else target.config.hidden_size
 
 
-def read_speculators(source: Source, target: Any) -> Plan:
+def read_speculators(source: Source, target: Target) -> Plan:
     """Raises CheckpointError on what is unsupported, or does not fit ``target``."""
     config, tensors = (
         read_speculators_config(source, target),
@@ -103,7 +104,7 @@ def read_speculators(source: Source, target: Any) -> Plan:
     return plan(source, target, config, tensors, speculators.speculative_tokens(source))
 
 
-def read_speculators_config(source: Source, target: Any) -> Eagle3Config:
+def read_speculators_config(source: Source, target: Target) -> Eagle3Config:
     """As `read_config`."""
     where, keys = source.where, Keys(source.raw, source.where)
     layers = speculators.read_layers(source)
@@ -136,7 +137,7 @@ def read_speculators_config(source: Source, target: Any) -> Eagle3Config:
 
 def plan(
     source: Source,
-    target: Any,
+    target: Target,
     config: Eagle3Config,
     tensors: dict[str, Any],
     num_draft: int | None,

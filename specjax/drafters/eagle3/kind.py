@@ -11,6 +11,7 @@ from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.drafters.misreadings import rope, taps, trial
 from specjax.drafters.spec import Misreading, Spec
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 if TYPE_CHECKING:
     from specjax.drafters.eagle3.objective import Eagle3Objective
@@ -45,12 +46,12 @@ class Eagle3Kind(Spec):
     def weight_reads(self, weight: str, num_draft: int) -> int:
         return 1 if weight.startswith("fc") else num_draft  # what fuses the target's states
 
-    def outputs(self, target: Any, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
+    def outputs(self, target: Target, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
         from specjax.drafters.eagle3.parity import outputs
 
         return outputs(target, self, golden, prompt)
 
-    def misreadings(self, target: Any) -> Iterable[Misreading]:
+    def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: Eagle3Config = self.net.config
         yield taps(self, target)
         yield rope(self, target)

@@ -17,9 +17,10 @@ from specjax.checkpoint.drafters.layouts import (
 from specjax.core import hosts
 from specjax.drafters.eagle3.net import Eagle3Config
 from specjax.models.rope_config import write_rope_scaling
+from specjax.models.target import Target
 
 
-def safeailab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
+def safeailab(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
     """That of SafeAILab/EAGLE, SpecForge and SGLang: one layer, called ``midlayer``.
 
     SafeAILab's own code always taps hidden_states 2, L/2 and L-3 of an L-layer target. SpecForge
@@ -51,7 +52,7 @@ def safeailab(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout
     return Layout(config, {**renamed, **(_maps(spec) or vocabulary_maps(np.arange(vocab), vocab))})
 
 
-def speculators(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
+def speculators(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
     """The format of vllm-project/speculators, read by vLLM: ids are those of hidden_states.
 
     Its files hold the embedding even where that is the target's: without it the reader (0.9.0) may

@@ -16,11 +16,12 @@ from specjax.core.view import causal
 from specjax.drafters.eagle3.net import Eagle3Config
 from specjax.drafters.tapped import tapped
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 from specjax.models.vocabulary import Vocabulary
 
 
 def outputs(
-    target: Any, spec: Any, golden: Mapping[str, np.ndarray], prompt: np.ndarray
+    target: Target, spec: Any, golden: Mapping[str, np.ndarray], prompt: np.ndarray
 ) -> dict[str, Array]:
     config: Eagle3Config = spec.net.config
     ids, taps = jnp.asarray(golden["input_ids"], jnp.int32), jnp.asarray(golden["taps"])

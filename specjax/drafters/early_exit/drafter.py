@@ -31,6 +31,7 @@ from specjax.drafters.drawing import count_guess, draw
 from specjax.drafters.early_exit.net import ExitConfig, ExitNet
 from specjax.drafters.spec import Spec
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 from specjax.sampling import Counts
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class EarlyExit(Spec):
     net_class = ExitNet
     __repr__ = one_line
 
-    def bind(self, target: Any, kind: str) -> EarlyExitDrafter:
+    def bind(self, target: Target, kind: str) -> EarlyExitDrafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.
 
         Raises:
@@ -96,7 +97,7 @@ class EarlyExit(Spec):
     @classmethod
     def fresh(  # type: ignore[override]
         cls,
-        target: Any,
+        target: Target,
         *,
         num_draft: int,
         seed: int = 0,
@@ -131,7 +132,7 @@ class EarlyExit(Spec):
     def tokens_fed(self, num_draft: int) -> int:
         return num_draft
 
-    def target_passes(self, target: Any, num_draft: int) -> tuple[Frozen, int]:
+    def target_passes(self, target: Target, num_draft: int) -> tuple[Frozen, int]:
         return target.net.first(self.bind(target, "one_hot").depth), num_draft
 
 

@@ -37,6 +37,7 @@ from specjax.drafters.drawing import confidence, count_guess, draw
 from specjax.drafters.spec import Spec
 from specjax.drafters.vocabularies import check_same_tokens
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 from specjax.sampling import Counts
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class LM(Spec):
     nested = True
     __repr__ = one_line
 
-    def bind(self, target: Any, kind: str) -> LMDrafter:
+    def bind(self, target: Target, kind: str) -> LMDrafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.
 
         Raises:

@@ -24,6 +24,7 @@ from specjax.drafters.medusa.kind import MedusaKind
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
 from specjax.drafters.spec import Outline, Sizes
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Medusa(MedusaKind):
     demo = "demo:medusa"
     __repr__ = one_line
 
-    def bind(self, target: Any, kind: str) -> MedusaDrafter:
+    def bind(self, target: Target, kind: str) -> MedusaDrafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.
 
         Raises:
@@ -69,7 +70,7 @@ class Medusa(MedusaKind):
     @classmethod
     def fresh(  # type: ignore[override]
         cls,
-        target: Any,
+        target: Target,
         *,
         num_draft: int,
         seed: int = 0,
@@ -117,7 +118,7 @@ class MedusaDrafter(LastFeatures):
         return Proposal(tokens=guesses, q=q), draft
 
 
-def check_heads(spec: Any, target: Any) -> None:
+def check_heads(spec: Any, target: Target) -> None:
     """Raises ValueError unless the heads read states of ``target`` and write its tokens."""
     config: MedusaConfig = spec.net.config
     check_fits(

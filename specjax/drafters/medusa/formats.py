@@ -19,19 +19,20 @@ from specjax.drafters.medusa import layouts
 from specjax.drafters.medusa.choices import Choices, check_choices
 from specjax.drafters.medusa.drafter import Medusa
 from specjax.drafters.medusa.net import MedusaConfig, MedusaNet
+from specjax.models.target import Target
 
 _BLOCK = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)")
 CHOICES = "medusa_choices.json"
 _OUTPUT = re.compile(r"(\d+)\.(\d+)\.weight")
 
 
-def read_config(source: Source, target: Any = None) -> None:
+def read_config(source: Source, target: Target | None = None) -> None:
     """Refuses what the config should not say; the tensors say everything else."""
     del target
     Keys(source.raw, source.where).finish("medusa_num_heads", "medusa_num_layers")
 
 
-def read(source: Source, target: Any) -> Plan:
+def read(source: Source, target: Target) -> Plan:
     """Raises CheckpointError if the heads do not fit ``target``."""
     where, theirs = source.where, target.config
     tensors = {n.removeprefix("medusa_head."): t for n, t in source.tensors.items()}

@@ -10,6 +10,7 @@ from specjax.core.types import Array
 from specjax.drafters.medusa.net import MedusaNet
 from specjax.drafters.spec import Misreading, Spec
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 if TYPE_CHECKING:
     from specjax.drafters.medusa.objective import MedusaObjective
@@ -41,12 +42,12 @@ class MedusaKind(Spec):
     def weight_reads(self, weight: str, num_draft: int) -> int:
         return int(int(weight.split(".")[1]) < num_draft)  # a head a guess
 
-    def outputs(self, target: Any, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
+    def outputs(self, target: Target, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
         from specjax.drafters.medusa.parity import outputs
 
         return outputs(target, self, golden, prompt)
 
-    def misreadings(self, target: Any) -> Iterable[Misreading]:
+    def misreadings(self, target: Target) -> Iterable[Misreading]:
         yield Misreading(
             "Heads in another order, or trained on states before the final norm: they are read as "
             "guessing 2, 3, .. tokens ahead from the state after it"

@@ -8,9 +8,10 @@ import numpy as np
 
 from specjax.checkpoint.drafters.layouts import Layout, Tensors, refuser
 from specjax.drafters.medusa.net import MedusaConfig
+from specjax.models.target import Target
 
 
-def medusa(spec: Any, tensors: Tensors, target: Any, verifier: str) -> Layout:
+def medusa(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
     """That of FasterDecoding/Medusa: ``{head}.{block}.linear.*``, then ``{head}.{blocks}.weight``.
 
     The published readers want a PyTorch pickle, so the tensors are written twice.

@@ -11,10 +11,11 @@ import numpy as np
 
 from specjax.core.types import Array
 from specjax.drafters.tapped import tapped
+from specjax.models.target import Target
 
 
 def outputs(
-    target: Any, spec: Any, golden: Mapping[str, np.ndarray], prompt: np.ndarray
+    target: Target, spec: Any, golden: Mapping[str, np.ndarray], prompt: np.ndarray
 ) -> dict[str, Array]:
     features = tapped(target.net, jnp.asarray(prompt), (target.config.num_layers,))
     logits = jax.jit(lambda net, h: net.module(h, net.config.num_heads))

@@ -20,6 +20,7 @@ from specjax.drafters.medusa.drafter import Medusa, MedusaDrafter, check_heads
 from specjax.drafters.medusa.net import MedusaNet
 from specjax.drafters.spec import Spec, with_num_draft
 from specjax.models.frozen import Frozen
+from specjax.models.target import Target
 
 PUBLISHED = "mc_sim_7b_63"
 
@@ -56,7 +57,7 @@ class MedusaTree(Spec):
         able = tuple(node for node in choices if len(node) <= self.net.config.num_heads)
         return able[: self.num_draft]
 
-    def bind(self, target: Any, kind: str) -> MedusaTreeDrafter:
+    def bind(self, target: Target, kind: str) -> MedusaTreeDrafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.
 
         Where guesses are drawn they are coupled: no rule here takes trees drawn otherwise.
@@ -94,7 +95,7 @@ class MedusaTree(Spec):
 
     @classmethod
     def fresh(  # type: ignore[override]
-        cls, target: Any, *, num_draft: int, seed: int = 0, **sizes: Any
+        cls, target: Target, *, num_draft: int, seed: int = 0, **sizes: Any
     ) -> MedusaTree:
         """`Medusa.fresh`, with as many heads as the first ``num_draft`` nodes have levels."""
         nodes = check_choices(PUBLISHED, cls.name)[:num_draft]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specjax.checkpoint.drafters.named import as_spec
+from specjax.checkpoint.load import Model
 from specjax.core.family import Family
 from specjax.core.machine import Machine
 from specjax.drafters import NoDraft, Spec
@@ -58,7 +59,7 @@ def draft_calls(spec: Any, drafter: Any) -> int:
 
 
 def calibrate(
-    target: Any,
+    target: Model,
     spec: Spec | str | None,
     *,
     ks: Sequence[int] | None = None,
@@ -136,7 +137,7 @@ class Cell:
 
     def __init__(
         self,
-        target: Any,
+        target: Model,
         spec: Spec | None,
         ks: Sequence[int],
         *,
@@ -238,7 +239,7 @@ def check_numbers(name: str, values: Sequence[int]) -> None:
         raise ValueError(f"{name} = {list(values)}: must be positive integers, at least one.")
 
 
-def choose_ks(target: Any, spec: Any, ks: Sequence[int] | None) -> tuple[int, ...]:
+def choose_ks(target: Model, spec: Any, ks: Sequence[int] | None) -> tuple[int, ...]:
     """The numbers of guesses to measure, checked against drafter and target."""
     if spec is not None and family_of(spec) is Family.NONE:
         raise ValueError("NoDraft guesses nothing: pass None to measure verification alone.")
@@ -261,7 +262,7 @@ def choose_ks(target: Any, spec: Any, ks: Sequence[int] | None) -> tuple[int, ..
 
 
 def check_fits(
-    target: Any,
+    target: Model,
     spec: Any,
     ks: Sequence[int],
     slots: Sequence[int],

@@ -21,11 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import decode
+from specjax.checkpoint.load import Model
 from specjax.core import trees
 from specjax.core.sharding import use_mesh
 from specjax.core.types import Array, Kept, Parents, Proposal, pytree, static
 from specjax.drafters.base import Bound, Context
 from specjax.drafters.spec import Spec
+from specjax.models.target import Target
 from specjax.sampling import Options
 from specjax.session import Row, Session
 from specjax.verify import Rule
@@ -48,7 +50,7 @@ class Silent(Spec):
 
     taps = ()
 
-    def bind(self, target: Any, kind: str) -> Silent:
+    def bind(self, target: Target, kind: str) -> Silent:
         del kind
         return dataclasses.replace(self, vocab_size=target.config.vocab_size)
 
@@ -83,7 +85,7 @@ class CycleProgram:
 
     def __init__(
         self,
-        target: Any,
+        target: Model,
         drafter: Spec,
         prompt: Sequence[int] = (0,) * PROMPT_TOKENS,
         *,
@@ -190,7 +192,7 @@ class DraftProgram:
 
     def __init__(
         self,
-        target: Any,
+        target: Model,
         drafter: Spec,
         *,
         slots: int,
@@ -236,7 +238,12 @@ class DraftProgram:
 
 
 def one_token_session(
-    target: Any, drafter: Spec, batch: int, limit: int, temperature: float, rule: str | Rule | None
+    target: Model,
+    drafter: Spec,
+    batch: int,
+    limit: int,
+    temperature: float,
+    rule: str | Rule | None,
 ) -> Session:
     """A session that binds the drafter, and prefills nothing: its prompts are of one token."""
     options = Options(temperature=temperature)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from specjax.checkpoint.load import Model
 from specjax.core import hosts
 from specjax.core.files import read_bytes, read_text, write_atomically
 from specjax.train.corpus import load_corpus
@@ -28,7 +29,7 @@ class Speech:
     stop_token_ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, target: Any) -> Speech:
+    def of(cls, target: Model) -> Speech:
         """Of a `specjax.Model`."""
         stops = tuple(target.stop_token_ids)
         separator = target.bos_token_id
