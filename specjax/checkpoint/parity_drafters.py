@@ -17,7 +17,7 @@ import numpy as np
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.load import Model
 from specjax.checkpoint.parity import Comparison, Tolerances, compare_arrays
-from specjax.drafters.spec import ask
+from specjax.drafters.spec import Spec, ask
 
 # What golden files hold besides outputs.
 _INPUTS = ("input_ids", "anchor", "tree_params", "typical_params")
@@ -37,7 +37,7 @@ class DraftTolerances(Tolerances):
 
 def compare_drafter(
     target: Model,
-    spec: Any,
+    spec: Spec,
     golden: Mapping[str, np.ndarray],
     tolerances: DraftTolerances,
     *,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from specjax.core.family import Family
-from specjax.drafters.spec import ask
+from specjax.drafters.spec import Spec, ask
 
 
-def family_of(spec: Any) -> Family:
+def family_of(spec: Spec) -> Family:
     """Where the guesses of ``spec`` come from."""
     said = ask(spec, "family")
     if isinstance(said, Family):

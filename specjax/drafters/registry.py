@@ -10,7 +10,7 @@ from typing import Any
 from specjax.checkpoint.drafters.format import Formats
 from specjax.core import own
 from specjax.core.by_shape import calling
-from specjax.drafters.spec import ask, is_trained, with_num_draft
+from specjax.drafters.spec import Spec, ask, is_trained, with_num_draft
 from specjax.models.target import Target
 
 
@@ -121,7 +121,7 @@ def entry_of(name: str) -> Entry:
     return DRAFTERS[name]
 
 
-def kind_of(spec: Any) -> str | None:
+def kind_of(spec: Spec) -> str | None:
     """The name under which the class of ``spec`` is registered; None: under none."""
     for name, entry in DRAFTERS.items():
         if inspect.isclass(entry.thing) and isinstance(spec, entry.thing):

@@ -204,7 +204,7 @@ class Spec(abc.ABC):
         )
 
 
-def ask(spec: Any, fact: str) -> Any:
+def ask(spec: object, fact: str) -> Any:
     """What ``spec`` (an object or a class) says of itself; where it says nothing, what `Spec` does.
 
     >>> ask(spec, "passes")(num_draft)
@@ -217,7 +217,7 @@ def ask(spec: Any, fact: str) -> Any:
     return default.__get__(instance, owner) if hasattr(default, "__get__") else default
 
 
-def name_of(spec: Any) -> str:
+def name_of(spec: object) -> str:
     """What a drafter is called in messages and traces."""
     name = getattr(spec, "name", None)
     return name if isinstance(name, str) else type(spec).__name__.lower()

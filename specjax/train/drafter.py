@@ -20,7 +20,7 @@ from specjax.core.sharding import axis_size
 from specjax.core.types import Array
 from specjax.drafters.lm import LM
 from specjax.drafters.registry import class_of
-from specjax.drafters.spec import ask, is_trained, name_of
+from specjax.drafters.spec import Spec, ask, is_trained, name_of
 from specjax.models.frozen import Frozen
 from specjax.models.registry import family
 from specjax.train import next_token
@@ -42,7 +42,7 @@ class Trainee:
       compute_dtype: of the passes, and of the weights that are measured.
     """
 
-    spec: Any
+    spec: Spec
     skeleton: Skeleton
     objective: Objective
     compute_dtype: Any
@@ -51,7 +51,7 @@ class Trainee:
     def of(
         cls,
         kind: str,
-        spec: Any,
+        spec: Spec,
         hyperparameters: Mapping[str, Any],
         *,
         num_draft: int,
@@ -99,7 +99,7 @@ class Trainee:
         return ask(self.spec, "with_net")(net)
 
 
-def network(spec: Any) -> Frozen:
+def network(spec: Spec) -> Frozen:
     """The drafter's own network. Raises ValueError if it has none."""
     net = ask(spec, "own_net")()
     if net is None:

@@ -28,7 +28,7 @@ from specjax.core import hosts
 from specjax.core.files import hold, sync_directory, sync_files, try_directory
 from specjax.core.types import KINDS
 from specjax.drafters import DRAFTERS
-from specjax.drafters.spec import ask
+from specjax.drafters.spec import Spec, ask
 from specjax.models.target import Target
 
 # Of the kinds of the package.
@@ -44,7 +44,7 @@ _FILES = {
 }
 
 
-def formats_of(spec: Any) -> tuple[str, ...]:
+def formats_of(spec: Spec) -> tuple[str, ...]:
     """The formats that a drafter can be written in, its own first; empty: it has no weights."""
     if ask(spec, "own_model")() is not None:
         return ("hf",)
@@ -53,7 +53,7 @@ def formats_of(spec: Any) -> tuple[str, ...]:
     return tuple(ask(spec, "formats")().write) or ("plain",)
 
 
-def formats_for(spec: Any, target: Target) -> tuple[str, ...]:
+def formats_for(spec: Spec, target: Target) -> tuple[str, ...]:
     """`formats_of` that have room for all that this one holds, and ``plain`` for any network.
 
     Asked before training, so that nobody learns behind it that there is nothing to write.
@@ -80,7 +80,7 @@ def formats_for(spec: Any, target: Target) -> tuple[str, ...]:
 
 
 def save_drafter(
-    spec: Any,
+    spec: Spec,
     directory: str | Path,
     *,
     format: str,

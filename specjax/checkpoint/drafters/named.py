@@ -76,7 +76,7 @@ class Named:
         """
         return self.shortened(self._load(target, dtype))
 
-    def called(self, spec: Any) -> str:
+    def called(self, spec: Spec) -> str:
         """What ``spec``, loaded by this name, is called in words."""
         if self.name is None or own.is_own(self.name):
             return name_of(spec)

@@ -24,7 +24,7 @@ from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core import hosts
 from specjax.drafters.registry import DRAFTERS
-from specjax.drafters.spec import ask
+from specjax.drafters.spec import Spec, ask
 from specjax.models.target import Target
 
 KEY = "specjax_drafter"
@@ -33,7 +33,7 @@ _ARRAYS = "spec."
 _LEFT_OUT = ("net", "name")  # fields of a spec: the tensors, and the label of a loaded one
 
 
-def refusal(spec: Any) -> str | None:
+def refusal(spec: Spec) -> str | None:
     """Why a drafter could not be read back; None: it can be written."""
     cls, net = type(spec), ask(spec, "own_net")()
     if net is None:

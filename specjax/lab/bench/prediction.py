@@ -11,7 +11,6 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from specjax import api
 from specjax.checkpoint.drafters.named import as_spec
@@ -128,10 +127,10 @@ class PredictionCheck:
             progress(0.5 + 0.2 * i / len(self._ks), f"warming up k = {k}")
             self._traces[k] = self._generate(self._specs[k])
 
-    def _generate(self, spec: Any) -> Trace:
+    def _generate(self, spec: Spec) -> Trace:
         return Trace.join([self._one(spec, prompt) for prompt in self._prompts])
 
-    def _one(self, spec: Any, prompt: list[int]) -> Trace:
+    def _one(self, spec: Spec, prompt: list[int]) -> Trace:
         return api.generate(
             self._target, spec, prompt, max_new_tokens=self._new, stop_token_ids=()
         ).trace

@@ -25,7 +25,7 @@ from specjax.core.family import Family
 from specjax.core.platform import Platform
 from specjax.drafters import DRAFTERS
 from specjax.drafters.registry import entry_of
-from specjax.drafters.spec import Sizes, ask, is_trained
+from specjax.drafters.spec import Sizes, Spec, ask, is_trained
 from specjax.lab.compiler.target import plain_config, read_target
 from specjax.models import Frozen
 from specjax.models import family as registered
@@ -87,7 +87,7 @@ class Abstract:
     """All that the programs of a session are called with; arrays are `jax.ShapeDtypeStruct`."""
 
     target: Model
-    spec: Any
+    spec: Spec
     drafter: Any  # bound
     rule: Any
     request: decode.Request

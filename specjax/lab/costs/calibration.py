@@ -51,7 +51,7 @@ def with_num_draft(spec: Any, k: int) -> Any:
     return dataclasses.replace(spec, num_draft=k)
 
 
-def draft_calls(spec: Any, drafter: Any) -> int:
+def draft_calls(spec: Spec, drafter: Any) -> int:
     """Draft passes of a cycle that follow each other: `Spec.passes`, or ``draft_calls`` of what it
     is bound to."""
     serial = max(ask(spec, "passes")(drafter.num_draft), 1)
@@ -227,7 +227,7 @@ def timed(program: CycleProgram | DraftProgram, cycles: int) -> Callable[[], flo
     return marginal
 
 
-def drafter_name(spec: Any) -> str:
+def drafter_name(spec: Spec) -> str:
     """As in the setup of a trace."""
     return name_of(spec)
 
@@ -239,7 +239,7 @@ def check_numbers(name: str, values: Sequence[int]) -> None:
         raise ValueError(f"{name} = {list(values)}: must be positive integers, at least one.")
 
 
-def choose_ks(target: Model, spec: Any, ks: Sequence[int] | None) -> tuple[int, ...]:
+def choose_ks(target: Model, spec: Spec | None, ks: Sequence[int] | None) -> tuple[int, ...]:
     """The numbers of guesses to measure, checked against drafter and target."""
     if spec is not None and family_of(spec) is Family.NONE:
         raise ValueError("NoDraft guesses nothing: pass None to measure verification alone.")
@@ -263,7 +263,7 @@ def choose_ks(target: Model, spec: Any, ks: Sequence[int] | None) -> tuple[int, 
 
 def check_fits(
     target: Model,
-    spec: Any,
+    spec: Spec | None,
     ks: Sequence[int],
     slots: Sequence[int],
     temperature: float,
