@@ -214,7 +214,8 @@ def judge(
         return full(widths[-1])
     most = jnp.where(state.done, 0, proposal.wanted).max()
     branches = [functools.partial(full, width) for width in widths]
-    return jax.lax.switch(jnp.searchsorted(jnp.asarray(widths), most), branches)
+    judged: Judged = jax.lax.switch(jnp.searchsorted(jnp.asarray(widths), most), branches)
+    return judged
 
 
 def judge_first(
@@ -287,7 +288,8 @@ def verify(
             residual=key_roles.at(key, start, key_roles.RESIDUAL),
             noise=jax.vmap(lambda i: key_roles.at(key, start + i, key_roles.NOISE))(offsets),
         )
-        return rule.sample(keys, rule.law(logits, proposal))
+        verdict: Verdict = rule.sample(keys, rule.law(logits, proposal))
+        return verdict
 
     return jax.vmap(row)(request.keys, length, logits, proposal)
 

@@ -135,7 +135,8 @@ def constrain(x: Array, *axes: str | None, replicated: bool = False) -> Array:
         name = None if name == "model" and replicated else name
         fits = name in mesh.axis_names and size % mesh.shape[name] == 0
         entries.append(name if fits else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+    found: Array = jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
+    return found
 
 
 def axis_size(name: str) -> int:

@@ -48,7 +48,7 @@ def ancestors(parents: Parents) -> np.ndarray:
 @functools.cache
 def depths(parents: Parents) -> np.ndarray:
     """[W + 1] int32: how far each place is from the pending token."""
-    table = ancestors(parents).sum(-1).astype(np.int32) - 1
+    table: np.ndarray = ancestors(parents).sum(-1).astype(np.int32) - 1
     table.setflags(write=False)
     return table
 

@@ -39,7 +39,7 @@ def _brief(value: Any) -> str:
 def pytree(cls: type[T]) -> type[T]:
     """A frozen dataclass that is a pytree; fields made with ``static()`` are not leaves."""
     if "__repr__" not in cls.__dict__:
-        cls.__repr__ = one_line  # type: ignore[assignment, method-assign]
+        cls.__repr__ = one_line  # type: ignore[method-assign]
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 

@@ -38,11 +38,13 @@ class View:
     @property
     def num_tokens(self) -> int:
         """T."""
-        return self.visible.shape[1]
+        count: int = self.visible.shape[1]
+        return count
 
     def positions(self, length: Array) -> Array:
         """[B, T] int32 of the T tokens, behind caches of ``length`` [B]."""
-        return length[:, None] + self.depth[:, -self.num_tokens :]
+        found: Array = length[:, None] + self.depth[:, -self.num_tokens :]
+        return found
 
 
 def causal(num_tokens: int, num_before: int = 0) -> Array:

@@ -98,7 +98,10 @@ def draw_all(logits: Array, kind: str, context: Context) -> tuple[Array, Array |
     for i in range(logits.shape[1]):
         drawn.append(draw(logits[:, i], kind, jnp.int32(i), counts, context))
         counts = count_guess(counts, drawn[-1][0])
-    return jax.tree.map(lambda *slots: jnp.stack(slots, axis=1), *drawn)
+    found: tuple[Array, Array | None] = jax.tree.map(
+        lambda *slots: jnp.stack(slots, axis=1), *drawn
+    )
+    return found
 
 
 def draw_tree(

@@ -185,7 +185,8 @@ class Spec(abc.ABC):
     def weight_reads(self, weight: str, num_draft: int) -> int:
         """How many passes of a cycle read a weight of the network, by its path; 0: none does."""
         del weight
-        return ask(self, "passes")(num_draft)
+        count: int = ask(self, "passes")(num_draft)
+        return count
 
     def misreadings(self, target: Target) -> Iterable[Misreading]:
         """What a tau near 1 may mean besides the usual, likeliest first."""

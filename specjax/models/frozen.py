@@ -70,10 +70,12 @@ class Frozen:
 
     def __call__(self, tokens: Array, cache: Cache | None = None, **kwargs: Any) -> Pass:
         """See `models.layers.decoder.Decoder`."""
-        return self.module(tokens, cache, **kwargs)
+        out: Pass = self.module(tokens, cache, **kwargs)
+        return out
 
     def head(self, x: Array) -> Array:
-        return self.module.head(x)
+        found: Array = self.module.head(x)
+        return found
 
     def first(self, depth: int) -> Frozen:
         """The first ``depth`` layers under the same norm and head: the same arrays.

@@ -118,7 +118,8 @@ def grow(drafter: Drafter, state: DecodeState, *, slots: int) -> DecodeState:
         return dataclasses.replace(x, layers=entries)
 
     state = jax.tree.map(layers, state, is_leaf=lambda x: isinstance(x, Cache))
-    return replace_changed(grow_rest_program, slots, state, drafter)
+    made: DecodeState = replace_changed(grow_rest_program, slots, state, drafter)
+    return made
 
 
 def grow_entry(entry: Any, *, slots: int, which: tuple[int, ...] | None = None) -> Any:

@@ -102,4 +102,5 @@ class Layout:
         texts = np.pad(tokens, ((0, 0), (0, slots - tokens.shape[1])))
         end = np.minimum(length, self.prompt_lengths)[:, None]
         differs = (texts != self.tokens(slots)) | (np.arange(slots)[None, :] >= end)
-        return np.where(differs.any(1), differs.argmax(1), slots).astype(np.int32)
+        found: np.ndarray = np.where(differs.any(1), differs.argmax(1), slots).astype(np.int32)
+        return found

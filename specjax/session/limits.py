@@ -105,7 +105,8 @@ def free_memory(mesh: Any) -> int | None:
     stats = [device.memory_stats() or {} for device in devices]
     if not all("bytes_limit" in s for s in stats):
         return None
-    return share * sum(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
+    free: int | None = share * sum(s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats)
+    return free
 
 
 def _host_memory() -> int | None:
@@ -145,7 +146,8 @@ def _traced(target: Model, drafter: Any, rows: int, slots: int, marked: bool) ->
         one = (shape((rows, slots), jnp.int32), shape((rows,), jnp.int32), shape((rows,), bool))
         init = functools.partial(decode.init_state, counts=None)
         with use_mesh(target.mesh):
-            return jax.eval_shape(init, target.net, drafter, *one)
+            shapes: decode.DecodeState = jax.eval_shape(init, target.net, drafter, *one)
+            return shapes
 
     # While a state grows, one part of that of half the size is still there (`between.grow`).
     before = max(parts(state(slots // 2))) if slots > MIN_SLOTS else 0

@@ -207,7 +207,8 @@ class Session:
     @property
     def done(self) -> np.ndarray:
         """[B] bool."""
-        return hosts.fetch(self.state.done)[: self.num_rows]
+        found: np.ndarray = hosts.fetch(self.state.done)[: self.num_rows]
+        return found
 
     @property
     def num_slots(self) -> int:

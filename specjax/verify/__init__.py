@@ -75,7 +75,8 @@ def _own_rule(thing: Any) -> Rule:
         with contextlib.suppress(TypeError):  # then it is refused as the class that it is
             thing = thing()
     check_rule(thing, ", ".join(sorted(RULES)))
-    return thing
+    rule: Rule = thing
+    return rule
 
 
 def default_rule(kind: str, greedy: bool, parents: Parents | None = None) -> Rule:

@@ -26,6 +26,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from specjax.core.noise import gumbel_argmax
 from specjax.core.types import Array, Proposal, Verdict, pytree
 from specjax.verify.base import (
     Rule,
@@ -33,7 +34,6 @@ from specjax.verify.base import (
     at_guesses,
     count_leading,
     end_guesses,
-    gumbel_argmax,
     normalise,
 )
 from specjax.verify.walk import WalkLaw, own_samples, walk

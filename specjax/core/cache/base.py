@@ -174,7 +174,8 @@ class Cache:
 
     def bytes_read(self, length: int) -> int:
         """Of all entries, those that a pass behind ``length`` tokens cannot do without."""
-        return round(sum(e.filled(length) * num_bytes(e) for e in self.layers))
+        count: int = round(sum(e.filled(length) * num_bytes(e) for e in self.layers))
+        return count
 
 
 def where(rows: Array, one: Any, other: Any) -> Any:

@@ -35,7 +35,8 @@ def widen(block: Block, size: int) -> Block:
     def one(x: Array) -> Array:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, size - x.shape[-2]), (0, 0)])
 
-    return jax.tree.map(one, block)
+    found: Block = jax.tree.map(one, block)
+    return found
 
 
 def put(block: Block, new: Block, place: Array) -> Block:
@@ -44,7 +45,8 @@ def put(block: Block, new: Block, place: Array) -> Block:
     def one(old: Array, x: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(old, x, place, axis=old.ndim - 2)
 
-    return jax.tree.map(one, block, new)
+    found: Block = jax.tree.map(one, block, new)
+    return found
 
 
 def drop_first(block: Block, drop: Array) -> Block:
@@ -54,9 +56,11 @@ def drop_first(block: Block, drop: Array) -> Block:
         wide = drop.reshape(-1, *[1] * (x.ndim - 1))
         return jnp.where(wide, jnp.roll(x, -1, axis=-2), x)
 
-    return jax.tree.map(one, block)
+    found: Block = jax.tree.map(one, block)
+    return found
 
 
 def take(x: Array, places: Array) -> Array:
     """Tokens ``places`` [B, M] of ``x`` [B, .., T, C], in that order."""
-    return jax.vmap(lambda x, places: x[..., places, :])(x, places)
+    found: Array = jax.vmap(lambda x, places: x[..., places, :])(x, places)
+    return found

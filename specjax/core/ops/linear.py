@@ -49,7 +49,8 @@ def weight_gradient_on_cpu(x: Array, g: Array) -> Array:
     eye = jnp.eye(x.shape[1], dtype=x.dtype)
     xt = jnp.einsum("ij,mj->im", eye, x, preferred_element_type=jnp.float32).astype(x.dtype)
     dw = jnp.einsum("im,mo->io", xt, g, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(dw).T
+    found: Array = jax.lax.optimization_barrier(dw).T
+    return found
 
 
 def whole_sum(x: Array, w: Array, platform: Platform | None) -> Array:
@@ -74,7 +75,8 @@ SUM_OVER_MESH = Op(whole_sum, {"tpu": rounded_before_the_sum})
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: Array, w: Array, platform: Platform | None) -> Array:
-    return PRODUCT.on(platform)(x, w)
+    found: Array = PRODUCT.on(platform)(x, w)
+    return found
 
 
 def _product_fwd(

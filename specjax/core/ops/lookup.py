@@ -46,4 +46,5 @@ ROWS = Op(rows, {"cpu": rows_on_cpu})
 
 def lookup(table: Array, tokens: Array, *, platform: Platform | None = None) -> Array:
     """The rows of an embedding ``table`` [V, D] of tokens [...], as activations [..., D]."""
-    return ROWS.on(platform)(table, tokens, activation_dtype(table.dtype, platform))
+    found: Array = ROWS.on(platform)(table, tokens, activation_dtype(table.dtype, platform))
+    return found

@@ -107,7 +107,8 @@ class DFlashDrafter:
 
     @property
     def config(self) -> DFlashConfig:
-        return self.net.config
+        made: DFlashConfig = self.net.config
+        return made
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -151,7 +152,8 @@ class DFlashDrafter:
         net = self.net.module
         x = embed(net, config, self.vocabulary, tokens)
         h = net.block(x, positions, offsets, look)
-        return h[:, slots - k :]
+        found: Array = h[:, slots - k :]
+        return found
 
     def logits(self, h: Array) -> Array:
         """States [B, K, D] -> logits [B, K, V] float32, -inf for what it cannot guess."""

@@ -66,7 +66,7 @@ class CandidateSelector(nnx.Module):
     def __init__(
         self, vocab_size: int, features: int, rank: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
-        def table() -> nnx.Param:
+        def table() -> nnx.Param[jax.Array]:
             init = 0.02 * jax.random.normal(rngs.params(), (vocab_size, rank))
             return nnx.Param(init.astype(dtype), axes=(None, None))
 

@@ -99,7 +99,8 @@ class DFlashObjective:
 
         zero = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], chunks))
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
-        return jax.lax.scan(step, zero, chunks)[0]
+        found: tuple[Array, Array, dict[str, Array]] = jax.lax.scan(step, zero, chunks)[0]
+        return found
 
     def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
         """See `Objective`: a block at every position of the text."""
@@ -115,7 +116,8 @@ class DFlashObjective:
             return None, self._greedy(net, target.vocabulary, batch, h, anchors) == labels
 
         same = jax.lax.scan(step, None, chunks)[1]  # [chunks, B, C, K]
-        return same.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :size]
+        found: Array = same.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :size]
+        return found
 
     # What both share.
 

@@ -153,7 +153,8 @@ class Eagle3Drafter:
 
     @property
     def taps(self) -> tuple[int, ...]:
-        return self.net.config.taps
+        found: tuple[int, ...] = self.net.config.taps
+        return found
 
     def init(self, rows: int, slots: int) -> Pairs:
         shape = (rows, self.num_draft + 1, self.net.config.backbone.hidden_size)
@@ -241,7 +242,8 @@ class Eagle3Drafter:
 
     def _fuse(self, features: Array | None) -> Array:
         assert features is not None
-        return self.net.module.fuse(features)
+        found: Array = self.net.module.fuse(features)
+        return found
 
     def _read(
         self, x: Array, tokens: Array, cache: Cache, view: View, before: Block | None = None
@@ -251,7 +253,10 @@ class Eagle3Drafter:
         net = self.net.module
         embedded = net.embed_tokens(tokens) if own else self.vocabulary.embed(tokens)
         positions = view.positions(cache.length)
-        return net(x, embedded, positions, looking_back(cache, view, before))
+        found: tuple[Array, Array, tuple[tuple[Array, ...], ...]] = net(
+            x, embedded, positions, looking_back(cache, view, before)
+        )
+        return found
 
     def _draw(
         self, normed: Array, index: Array, counts: Counts | None, context: Context

@@ -92,7 +92,8 @@ def read_config(source: Source, target: Target) -> Eagle3Config:
 
 
 def _width(target: Target, otherwise: int) -> int:
-    return otherwise if target is None else target.config.hidden_size
+    count: int = otherwise if target is None else target.config.hidden_size
+    return count
 
 
 def read_speculators(source: Source, target: Target) -> Plan:

@@ -27,8 +27,9 @@ from specjax.core.ops import attend
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.core.view import causal
-from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net, Look
+from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.models.frozen import Frozen
+from specjax.models.layers.attention import Look
 from specjax.train import losses
 from specjax.train.objectives.base import Batch
 from specjax.train.state import Params, Skeleton
@@ -121,7 +122,8 @@ class Eagle3Objective:
         named = jax.lax.map(lambda h: self._named(net.head(h)), chunks)  # [n, J, B, C]
         guesses = named.transpose(2, 0, 3, 1).reshape(len(batch.tokens), -1, self.num_draft)
         labels = [ahead(batch.tokens, 1 + j) for j in range(self.num_draft)]
-        return guesses[:, :width] == jnp.stack(labels, axis=-1)
+        found: Array = guesses[:, :width] == jnp.stack(labels, axis=-1)
+        return found
 
     def unroll(self, net: Eagle3Net, batch: Batch, fused: Array, target: Frozen) -> Array:
         """The normed states of every step and column, [J, B, T, D].

@@ -186,7 +186,8 @@ class EarlyExitDrafter:
     def _adapted(self, x: Array) -> Array:
         if self.net is None:
             return x
-        return self.net.module(x)
+        found: Array = self.net.module(x)
+        return found
 
     def update(self, held: Any, kept: Kept) -> Any:
         del kept

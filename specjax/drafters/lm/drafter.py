@@ -114,7 +114,8 @@ class LM(Spec):
         return self.model
 
     def own_net(self) -> Frozen:
-        return self.model.net
+        made: Frozen = self.model.net
+        return made
 
     def with_net(self, net: Frozen) -> LM:
         dtype = np.dtype(jax.tree.leaves(net.params)[0].dtype)
@@ -172,7 +173,8 @@ class LMDrafter:
         return whole if self.min_confidence is None else doubling_widths(self.num_draft)
 
     def init(self, rows: int, slots: int) -> Cache:
-        return self.net.init_cache(rows, slots)
+        cache: Cache = self.net.init_cache(rows, slots)
+        return cache
 
     def prefill(self, state: Cache, tokens: Array, count: Array, features: Array | None) -> Cache:
         del features
@@ -273,7 +275,7 @@ class LMDrafter:
 
     def _logits(self, x: Array) -> Array:
         """States [B, D] -> logits [B, V] over the target's vocabulary."""
-        logits = self.net.head(x)
+        logits: Array = self.net.head(x)
         if self.vocab_size is not None:
             lacking = max(self.vocab_size - logits.shape[-1], 0)
             logits = jnp.pad(logits, ((0, 0), (0, lacking)), constant_values=-jnp.inf)

@@ -82,7 +82,8 @@ class MedusaObjective:
         guess = lambda h: net(h, self.num_draft).argmax(-1)
         guesses = jax.lax.map(guess, self._cut(self._states(batch, target)))  # [n, B, C, K]
         guesses = guesses.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :width]
-        return guesses == stack_ahead(batch.tokens, self.num_draft)
+        found: Array = guesses == stack_ahead(batch.tokens, self.num_draft)
+        return found
 
     def _states(self, batch: Batch, target: Frozen) -> Array:
         """[B, T, D]: with token t pending, the final state of token t - 1; zeros at first."""

@@ -94,9 +94,7 @@ class MedusaTree(Spec):
         return with_num_draft(loaded, num_draft)
 
     @classmethod
-    def fresh(  # type: ignore[override]
-        cls, target: Target, *, num_draft: int, seed: int = 0, **sizes: Any
-    ) -> MedusaTree:
+    def fresh(cls, target: Target, *, num_draft: int, seed: int = 0, **sizes: Any) -> MedusaTree:
         """`Medusa.fresh`, with as many heads as the first ``num_draft`` nodes have levels."""
         nodes = check_choices(PUBLISHED, cls.name)[:num_draft]
         heads = Medusa.fresh(target, num_draft=max(map(len, nodes)), seed=seed, **sizes)

@@ -23,6 +23,7 @@ import numpy as np
 from specjax import decode
 from specjax.checkpoint.load import Model
 from specjax.core import trees
+from specjax.core.record import put
 from specjax.core.sharding import use_mesh
 from specjax.core.types import Array, Kept, Parents, Proposal, pytree, static
 from specjax.drafters.base import Bound, Context
@@ -279,7 +280,7 @@ def draft_loop(
             heard = jnp.where((proposal.tokens[:, :1] < -1)[..., None], 0, features)
         if proposal.q is not None:
             seen = seen + proposal.q.max(-1).sum()
-        tokens = decode.put(tokens, block[:, 1:2], length, jnp.ones_like(block[:, :1], bool))
+        tokens = put(tokens, block[:, 1:2], length, jnp.ones_like(block[:, :1], bool))
         path = None
         if proposal.parents is not None:  # of the last guess, as good as any
             route = jnp.asarray(trees.routes(proposal.parents)[-1])

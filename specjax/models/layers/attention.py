@@ -37,7 +37,8 @@ def looking_back(cache: Cache, views: View | Sequence[View], before: Block | Non
     def look(layer: int, q: Array, k: Array, v: Array) -> Array:
         view = views if isinstance(views, View) else views[layer]
         new = join(None if before is None else before[layer], (k, v))
-        return cache.layers[layer].attend(q, new, cache.length, view)
+        found: Array = cache.layers[layer].attend(q, new, cache.length, view)
+        return found
 
     return look
 

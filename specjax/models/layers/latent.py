@@ -53,7 +53,8 @@ class LatentConfig:
         yarn = self.rope.scaling
         if isinstance(yarn, YarnScaling) and yarn.mscale_all_dim:
             scale *= yarn.magnitude(yarn.mscale_all_dim) ** 2
-        return scale
+        size: float = scale
+        return size
 
     def writes_out(self, num_tokens: int) -> bool:
         """Whether it takes fewer multiplications a token seen to write its keys and values out."""

@@ -71,7 +71,8 @@ class YarnScaling:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
         high = high + 0.001 if low == high else high
-        return 1.0 - np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+        found: np.ndarray = 1.0 - np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
