@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "models",
         "core",
         "checkpoint.chat",
+        "checkpoint.load",
         "checkpoint.messages",
         "trace.replay",
     ),
