@@ -19,13 +19,14 @@ from safetensors.numpy import load_file, save_file
 from scripts import script
 
 import specjax
-from specjax import diagnosis, drafters
+from specjax import drafters
 from specjax.checkpoint import CheckpointError
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.export import named_tensors
 from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter, prompt_of
 from specjax.drafters import misreadings
 from specjax.drafters.family import family_of
+from specjax.lab import diagnosis
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

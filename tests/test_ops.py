@@ -18,6 +18,7 @@ import specjax
 from specjax import decode, drafters, session
 from specjax.core.ops import OPS, attend
 from specjax.core.platform import Platform
+from specjax.session import requests
 
 ROOT = Path(specjax.__file__).parent
 ROWS, HEADS, GROUPS, TOKENS, SLOTS, WIDTH = 2, 4, 2, 3, 16, 8
@@ -118,7 +119,7 @@ def test_a_program_for_another_platform_leaves_nothing_behind() -> None:
     rows = [session.Row(p, specjax.Options(), 0, 2, ()) for p in prompts]
     decode.run_program._jitted.clear()  # as in a process that has run nothing yet
     tpu = dataclasses.replace(target, net=target.net.on(Platform("tpu", 2)))
-    drafter, rule = session.choose(tpu, drafters.make("ngram", num_draft=3), rows, None)
+    drafter, rule = requests.choose(tpu, drafters.make("ngram", num_draft=3), rows, None)
     layout = Layout.of(rows, 31, greedy=True, platform=tpu.net.platform)
     state = jax.eval_shape(
         lambda *args: decode.init_state(*args, None), tpu.net, drafter, *layout.prompts(32)[:3]
