@@ -150,7 +150,7 @@ class Asked:
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def prompt(self, target: specjax.Model) -> str | list[int]:
-        """As `specjax.generate` takes it. Raises ValueError if the template refuses it."""
+        """What `specjax.generate` takes. Raises ValueError if the template refuses it."""
         if self.messages is None:
             return str(self.record["prompt"])
         return conversation_ids(
@@ -158,7 +158,7 @@ class Asked:
         )
 
     def text(self, target: specjax.Model) -> str:
-        """As it is shown. Raises as `prompt` does."""
+        """The prompt as it is shown. Raises what `prompt` does."""
         if self.messages is None:
             return str(self.record["prompt"])
         return conversation_text(

@@ -66,7 +66,7 @@ class Clock:
         self._first: tuple[int, float] | None = None  # a step, and when it was reported
 
     def left(self, step: int) -> str | None:
-        """Of the steps behind ``step``, such as ``1:02:03``; None where nothing was timed yet."""
+        """The time left behind ``step``, such as ``1:02:03``; None before any step was timed."""
         now = time.perf_counter()
         if step == 0:  # what comes next is compiling
             return None

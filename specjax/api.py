@@ -176,7 +176,7 @@ def stream(
     tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Iterator[Piece]:
-    """As `generate`, but yields text as it comes, ``cycles_per_call`` cycles a device call.
+    """Generates as `generate` does and yields text as it comes, by ``cycles_per_call`` cycles.
 
     With stop strings, text that could be the beginning of one is held back until it is decided.
     """

@@ -30,7 +30,7 @@ def complete(
 def complete_row(
     cycles: Sequence[Cycle], session: Session, rows: Sequence[Row], index: int, finish: str
 ) -> Trace:
-    """The same of row ``index`` alone, whose cycles are ``cycles``."""
+    """Completes the trace of row ``index`` alone, whose cycles are ``cycles``."""
     text = describe_row(session.target, rows[index], finish, cycles, session.prefilled)
     return Trace((tuple(cycles),), (text,), describe_setup(session, rows))
 

@@ -17,7 +17,7 @@ Contender = Callable[[Sequence[int]], Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """Of tokens a second: median and quartiles over all rounds and prompts."""
+    """A ratio of tokens a second: median and quartiles over all rounds and prompts."""
 
     median: float
     low: float

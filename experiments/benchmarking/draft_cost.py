@@ -49,7 +49,7 @@ def draft_bytes(spec: Any, target: Any) -> int:
 
 
 def _bytes(x: Any) -> int:
-    """Of an array or of its shape alone."""
+    """Bytes of an array, or of its shape alone."""
     return int(x.size * x.dtype.itemsize)
 
 

@@ -47,7 +47,7 @@ class Setup:
 
     @property
     def tokens(self) -> int:
-        """Of one step."""
+        """The tokens of one step."""
         return self.rows * self.seq_len
 
 
@@ -122,13 +122,13 @@ def _batch(setup: Setup, vocab: int) -> Batch:
 
 
 def peak_flops() -> float | None:
-    """Of the first device in bfloat16; None: not known."""
+    """The peak of the first device in bfloat16; None: not known."""
     kind = jax.devices()[0].device_kind
     return next((peak for name, peak in PEAKS.items() if kind.startswith(name)), None)
 
 
 def flops(setup: Setup, target: Any, draft: DFlashConfig) -> float:
-    """Of the products with weights, per step: 2 a weight and token, thrice where it is trained.
+    """Operations of the products with weights: 2 a weight and token, thrice where trained.
 
     Recomputation is not counted (it is no progress), nor is attention.
     """

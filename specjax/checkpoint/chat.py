@@ -154,7 +154,7 @@ class ChatTemplate:
         return self._render(shown, prompt, variables)
 
     def looked_at(self, messages: Sequence[Message], **variables: Any) -> list[frozenset[str]]:
-        """Of each message, the names that the template asks for while it renders them."""
+        """The names that the template asks of each message while it renders them."""
         seen: list[set[str]] = [set() for _ in messages]
         fitted = zip(self._fitted(messages), seen, strict=True)
         shown: list[Message] = [_Watched(_plain(message), into) for message, into in fitted]

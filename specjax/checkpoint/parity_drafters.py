@@ -27,7 +27,7 @@ _TREES = ("tree_", "mc63_", "candidates", "greedy_best", "greedy_accept", "typic
 
 @dataclasses.dataclass(frozen=True)
 class DraftTolerances(Tolerances):
-    """As for targets, by the names of a drafter's arrays."""
+    """The tolerances of targets, by the names of a drafter's arrays."""
 
     def of(self, name: str, golden: np.ndarray) -> float:
         if golden.dtype.kind in "iub":

@@ -208,7 +208,7 @@ def _data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
 
 
 def _read_legacy(path: Path) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """As `_read_zip`, of a file from before PyTorch 1.6."""
+    """Reads a file from before PyTorch 1.6 to what `_read_zip` gives."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if not size or file.read(1) != b"\x80":

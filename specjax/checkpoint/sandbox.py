@@ -219,7 +219,7 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As Transformers has it: Jinja's own escapes what HTML could read."""
+    """The filter of Transformers: Jinja's own escapes what HTML could read."""
     options: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
     _indent_pays(indent)
     _made(list(separators or ()))
@@ -381,7 +381,7 @@ _METHODS: dict[str, Callable[..., int]] = {
 
 
 def _slow(budget: Budget, value: Any, *rest: Any, **more: Any) -> int:
-    """Of filters that look at every letter in Python."""
+    """The cost of filters that look at every letter in Python."""
     return 16 * budget.size(value)
 
 

@@ -16,7 +16,7 @@ class Family(enum.StrEnum):
 
 
 def parse_family(name: object, drafter: str = "") -> Family:
-    """Of a file: what it names, or what follows from the drafter's name where it names nothing."""
+    """Reads a file's family, or takes it from the drafter's name where the file has none."""
     if isinstance(name, str) and name in set(Family):
         return Family(name)
     known = {"ngram": Family.LOOKUP, "none": Family.NONE, "lm": Family.MODEL}

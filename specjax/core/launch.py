@@ -36,7 +36,7 @@ Line = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Of one process among those of a run."""
+    """The place of one process among those of a run."""
 
     coordinator: str  # HOST:PORT, where process 0 listens
     num_processes: int

@@ -52,11 +52,11 @@ class Program:
         return self._for(args, kwargs)(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """As that of `jax.jit`."""
+        """Does what the method of `jax.jit` does."""
         return self._for(args, kwargs).lower(*args, **kwargs)
 
     def trace(self, *args: Any, **kwargs: Any) -> Any:
-        """As that of `jax.jit`."""
+        """Does what the method of `jax.jit` does."""
         return self._for(args, kwargs).trace(*args, **kwargs)
 
     def is_new(self, *args: Any) -> bool:

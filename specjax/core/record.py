@@ -43,7 +43,7 @@ class Record:
 def empty_record(
     rows: int, slots: int, num_draft: int, levels: int, parents: Parents | None, with_details: bool
 ) -> Record:
-    """Of no cycle yet. ``levels`` is how deep the guesses go: ``num_draft`` of a chain."""
+    """A record of no cycle. ``levels`` is how deep the guesses go: ``num_draft`` of a chain."""
     details = None
     if with_details:
         details = Details(

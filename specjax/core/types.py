@@ -70,7 +70,7 @@ class Proposal:
     wanted: Array | None = None
 
     def first(self, width: int) -> Proposal:
-        """Of a chain the first ``width`` guesses; those that a row does not want are none."""
+        """The first ``width`` guesses of a chain; those that a row does not want are -1."""
         tokens = self.tokens[:, :width]
         if self.wanted is not None:
             index = jnp.arange(width, dtype=jnp.int32)[None, :]

@@ -25,7 +25,7 @@ def trial(what: str, means: str, spec: Any, **changes: Any) -> Trial:
 
 
 def taps(spec: Any, target: Target) -> Misreading:
-    """Of a network whose config has ``taps``, indices into hidden_states."""
+    """The taps a layer lower and higher; the config has ``taps``, indices into hidden_states."""
     said, last, trials = spec.net.config.taps, target.config.num_layers, []
     for step, word in ((1, "higher"), (-1, "lower")):
         moved = tuple(t + step for t in said)
@@ -42,7 +42,7 @@ def taps(spec: Any, target: Target) -> Misreading:
 
 
 def rope(spec: Any, target: Target) -> Misreading:
-    """Of a network whose config has a ``backbone``, a `DecoderConfig`."""
+    """The target's rotary base; for a config with a ``backbone``, a `DecoderConfig`."""
     backbone, theirs = spec.net.config.backbone, target.config.rope
     ours, trials = backbone.rope, []
     if ours != theirs:

@@ -216,7 +216,7 @@ def _causes(
 
 
 def _causes_of_others(report: DrafterReport) -> Iterator[str]:
-    """Of drafters that read nothing of a target, so that nothing can have been misread."""
+    """Likely causes for drafters that read nothing of a target, and so misread nothing."""
     if report.family is Family.LOOKUP:
         yield (
             f"The texts: {report.texts}. Prompt lookup guesses what stands in the text already, "

@@ -27,7 +27,7 @@ class Target(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the weights."""
+        """The type of the weights."""
 
     @property
     def mesh(self) -> Mesh | None: ...

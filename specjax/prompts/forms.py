@@ -163,7 +163,7 @@ def unpad(ids: list[int], mask: list[int], where: str) -> list[int]:
 
 
 def _rows(value: Any, where: str, kinds: str) -> Sequence[Any]:
-    """Of one or two dimensions -> one or several rows."""
+    """One row of a value with one dimension, several of one with two."""
     if is_array(value):
         value = read_array(value, where, kinds + "O").tolist()
     if not is_list(value):

@@ -31,7 +31,7 @@ def resume(
     *,
     with_details: bool = False,
 ) -> DecodeState:
-    """As `init_state` for other prompts, with what is known of them from the texts of ``state``.
+    """A state for other prompts, with what is known of them from the texts of ``state``.
 
     The first ``same`` [B] tokens of each prompt are those of its row's text. The target's cache and
     the drafter's state keep them as far as both can, and `prefill` goes on where ``cache.length``

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """Of a trace with guesses at every position (`specjax.trace.replay`)."""
+    """What is known of a recording, a trace with guesses at every position (`trace.replay`)."""
 
     exact_k: Sequence[int] = ()  # the k for which replay is exact
     beyond: Sequence[Sequence[int]] = ()  # what the target would say behind each text's end
@@ -39,7 +39,7 @@ class Setup:
 
     @classmethod
     def of(cls, setup: Mapping[str, Any]) -> Setup:
-        """Of the JSON values."""
+        """Reads the JSON values of a trace's setup."""
         names = {f.name for f in dataclasses.fields(cls)} & setup.keys()
         found = {name: setup[name] for name in names}
         if details := found.pop("recording", None):

@@ -107,7 +107,7 @@ class Checkpoints:
         return {}
 
     def _steps(self) -> list[int]:
-        """Of what lies there, newest first."""
+        """The steps of the checkpoints that lie there, newest first."""
         if not self._directory.is_dir():
             return []
         return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())[::-1]

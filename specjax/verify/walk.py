@@ -86,7 +86,7 @@ class WalkLaw:
         return jnp.where(taken, 0.0, reach[:, None] * p)
 
     def _copies(self) -> tuple[Array, Array]:
-        """Of the places: which is the first with its text [W + 1], and which two share one."""
+        """The first place with each place's text [W + 1], and which two places share one."""
         routes = trees.routes(self.parents)
         # The text of a place, -1 behind its end, which no guess that may be accepted is.
         along = jnp.where(routes > 0, self.guesses[np.maximum(routes - 1, 0)], -1)

@@ -39,7 +39,7 @@ class Entry(Protocol):
         ...
 
     def cut(self, length: Array, to: Array) -> tuple[Entry, Array]:
-        """Of ``length`` [B] tokens the first ``to`` [B], and how many it then has.
+        """Keeps the first ``to`` [B] of ``length`` [B] tokens; also how many it then has.
 
         That is ``to``, or 0 for a row in which what came behind cannot be taken out again: it
         begins anew. ``to`` 0 always can.
@@ -155,7 +155,7 @@ class Cache:
         return dataclasses.replace(self, layers=layers)
 
     def assume(self, length: Array) -> Cache:
-        """As if it held ``length`` [B] tokens, whatever lies in memory: to measure times alone."""
+        """Takes whatever lies in memory for ``length`` [B] tokens: to measure times alone."""
         return dataclasses.replace(self, length=length)
 
     def first(self, depth: int) -> Cache:
@@ -163,17 +163,17 @@ class Cache:
         return dataclasses.replace(self, layers=self.layers[:depth])
 
     def placed(self, platform: Platform | None, replicated: bool) -> Cache:
-        """The same of every entry's `Entry.placed`."""
+        """Places every entry, see `Entry.placed`."""
         layers = tuple(e.placed(platform, replicated) for e in self.layers)
         return dataclasses.replace(self, layers=layers)
 
     @property
     def num_bytes(self) -> int:
-        """Of all entries' arrays."""
+        """Bytes of all entries' arrays."""
         return sum(map(num_bytes, self.layers))
 
     def bytes_read(self, length: int) -> int:
-        """Of all entries, those that a pass behind ``length`` tokens cannot do without."""
+        """Bytes that a pass behind ``length`` tokens cannot do without."""
         count: int = round(sum(e.filled(length) * num_bytes(e) for e in self.layers))
         return count
 
@@ -186,7 +186,7 @@ def where(rows: Array, one: Any, other: Any) -> Any:
 
 
 def num_bytes(entry: Any) -> int:
-    """Of its arrays, on all devices."""
+    """Bytes of an entry's arrays, on all devices."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(entry))
 
 

@@ -19,7 +19,7 @@ from specjax.core.view import View
 
 @pytree
 class Latent(Full):
-    """As `Full` with one head.
+    """A `Full` entry with one head.
 
     ``keys`` are the rotary ones [B, 1, S, Hr], ``values`` the compressed vectors [B, 1, S, C],
     which are part of the keys as well.

@@ -65,7 +65,7 @@ class Recurrent:
         dtype: jnp.dtype,
         axis: str | None = "heads",
     ) -> Recurrent:
-        """Of no text: zeros. The state is float32 where ``dtype``, the activations', is less."""
+        """The state of no text: zeros, float32 where ``dtype``, the activations', is less."""
         precise = dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
         state = jnp.zeros((rows, heads, key_dim, value_dim), precise)
         return cls(state, jnp.zeros((rows, taps - 1, channels), dtype), axis)._pinned()

@@ -59,7 +59,7 @@ class Ring:
     def attend(
         self, q: Array, new: Part, length: Array, view: View, *, scale: float | None = None
     ) -> Array:
-        """As `Full.attend`, over the window."""
+        """Attends as `Full.attend` does, over the window."""
         keys, values = new
         if self.from_start:
             oldest = length[:, None, None] - self.window - 1  # [B, 1, 1]: the last one not seen

@@ -86,7 +86,7 @@ class DFlash(DFlashKind):
 
     @classmethod
     def outline(cls, target: Any, sizes: Sizes) -> Outline:
-        """Of the sizes that z-lab publishes for targets of this width: all layers are full."""
+        """The sizes that z-lab publishes for targets of this width; all layers are full."""
         if sizes.taps > target.num_layers:
             raise ValueError(f"draft_taps={sizes.taps}: the target has {target.num_layers} layers.")
         config = fresh_config(

@@ -235,7 +235,7 @@ class DFlashNet(Placed):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of states and cache."""
+        """The type of states and cache."""
         return activation_dtype(self.norm.weight[...].dtype, self.platform)
 
     def fuse(self, features: Array) -> Array:

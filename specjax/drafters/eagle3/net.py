@@ -120,7 +120,7 @@ class Eagle3Net(Placed):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of states and cache."""
+        """The type of states and cache."""
         return activation_dtype(self.norm.weight[...].dtype, self.platform)
 
     def fuse(self, features: Array) -> Array:

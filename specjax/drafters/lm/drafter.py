@@ -99,7 +99,7 @@ class LM(Spec):
 
     @classmethod
     def made(cls, loaded: Any, num_draft: int | None) -> LM:
-        """Of a model, or of one such drafter."""
+        """Takes a model, or another drafter of this kind."""
         if isinstance(loaded, cls):
             return loaded if num_draft is None else dataclasses.replace(loaded, num_draft=num_draft)
         return cls(loaded, 5 if num_draft is None else num_draft)

@@ -66,7 +66,7 @@ class MedusaNet(Placed):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of the states."""
+        """The type of the states."""
         return activation_dtype(self.heads[0].output.weight[...].dtype, self.platform)
 
     def __call__(self, h: Array, num_heads: int) -> Array:

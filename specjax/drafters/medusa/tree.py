@@ -84,7 +84,7 @@ class MedusaTree(Spec):
 
     @classmethod
     def made(cls, loaded: Any, num_draft: int | None) -> Any:
-        """Of heads that were loaded, with the tree published beside them if there is one."""
+        """Takes heads that were loaded, and the tree published beside them if there is one."""
         if isinstance(loaded, Medusa):
             tree = PUBLISHED if loaded.choices is None else loaded.choices
             loaded = cls(loaded.net, None, loaded.kind, tree=tree)

@@ -74,7 +74,7 @@ def commit(cache: Cache, block: Any, count: Array, path: Array | None) -> Cache:
 
 @jax.jit
 def whole(net: Any, texts: Array, place: Array) -> Array:
-    """Of texts [N, S] without a cache, the states [N, L + 1, D] at ``place`` [N]."""
+    """The states [N, L + 1, D] at ``place`` [N] of texts [N, S], in one pass without a cache."""
     out = net(texts, taps=tuple(range(net.config.num_layers + 1)))
     states = split(net, out.features)
     return jnp.take_along_axis(states, place[:, None, None, None], axis=1)[:, 0]

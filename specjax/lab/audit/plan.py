@@ -146,7 +146,7 @@ class TargetPlan:
     names: tuple[str, ...]
 
     def run(self, watch: Callable[[Check], None] | None = None) -> AuditReport:
-        """As `Plan.run`."""
+        """Runs the checks, see `Plan.run`."""
         begin, done = time.perf_counter(), []
         for name in self.names:
             start = time.perf_counter()
@@ -229,7 +229,7 @@ def _check_numbers(texts: int, alpha: float, seed: int) -> None:
 
 
 def _names(checks: Sequence[str] | None, known: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of the checks to run. Raises ValueError if there are none."""
+    """The names of the checks to run. Raises ValueError if one is unknown."""
     names = tuple(known) if checks is None else tuple(checks)
     if isinstance(checks, str) or not names:
         raise ValueError(f"checks={checks!r}: must be a list of names, at least one.")

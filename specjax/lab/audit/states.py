@@ -52,7 +52,7 @@ class AnyVerdict(Rule):
         return AnyLaw(proposal.tokens, logits.shape[-1], proposal.parents)
 
     def sample(self, keys: VerifyKeys, law: Any) -> Verdict:
-        """Of one row; guesses of -1 are never accepted."""
+        """Draws the verdict of one row; guesses of -1 are never accepted."""
         token = jax.random.randint(keys.residual, (), 0, law.vocab)
         there, path = law.guesses >= 0, None
         if law.parents is None:

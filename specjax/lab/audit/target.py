@@ -131,7 +131,7 @@ class TargetEvidence:
 
     @property
     def tolerance(self) -> float:
-        """Of the largest value of a layer."""
+        """The allowed difference, as a share of a layer's largest value."""
         return TOLERANCES[self.target.dtype.name]
 
     @functools.cached_property

@@ -54,7 +54,7 @@ class Batch:
         return rows + [rows[-1]] * (self.size - len(rows))
 
     def seeds(self, seed: int) -> list[int]:
-        """Of prompt i of the set seed + i, whatever the batch size."""
+        """The seeds: seed + i for prompt i of the set, whatever the batch size."""
         last = len(self.prompts) - 1
         return [(seed + self.first + min(i, last)) % 2**32 for i in range(self.size)]
 

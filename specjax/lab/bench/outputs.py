@@ -34,7 +34,7 @@ def write(store: Store, summary: Summary) -> None:
 
 
 def write_comparison(directories: Sequence[str | Path], summary: Summary, output: Path) -> None:
-    """The same of several runs, into a directory of its own. Raises OSError."""
+    """Writes tables and report of several runs, into a directory of its own. Raises OSError."""
     output.mkdir(parents=True, exist_ok=True)
     tables(output, summary)
     write_report(list(directories), output=output)

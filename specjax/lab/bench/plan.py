@@ -87,7 +87,7 @@ class Case:
 
     @property
     def planned(self) -> Planned:
-        """As run.json has it."""
+        """The case as run.json has it."""
         shared = {f.name for f in dataclasses.fields(Planned)} & vars(self).keys()
         return Planned(
             **{name: getattr(self, name) for name in shared},

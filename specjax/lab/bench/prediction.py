@@ -151,7 +151,7 @@ class PredictionCheck:
             self._ratios[k].append(_pace(Trace.join(plain)) / _pace(Trace.join(ours)))
 
     def result(self) -> Check:
-        """Of the rounds so far."""
+        """What was predicted and measured, by the rounds so far."""
         costs = self._cell.costs()
         figures = {k: metrics.figures(trace) for k, trace in self._traces.items()}
         curves = {k: survival_of(f.accept_hist, k) for k, f in figures.items()}

@@ -63,7 +63,7 @@ def record_all(job: Job, store: Store, report: Report = lambda *_: None) -> None
 
 
 def to_record(job: Job) -> Iterator[plan.Case]:
-    """Of a drafter whose k guesses are the first of more, the most; of others each k."""
+    """The cases to record: the largest k where guesses nest (`Spec.nested`), else each k."""
     batch = job.suite.batches[0]
     seen = set()
     for group in job.groups:

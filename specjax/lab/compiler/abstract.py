@@ -125,7 +125,7 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
     )
 
     def like(x: Any) -> Any:
-        """As the host hands it over: whole on every device."""
+        """The shape of ``x`` as the host hands it over: whole on every device."""
         there = isinstance(x, jax.ShapeDtypeStruct)
         return x if there else shaped(x.shape, x.dtype, mesh)
 

@@ -22,7 +22,7 @@ SCOPES = ("draft", "verify", "accept", "commit")
 def cycle(
     session: Abstract, setup: Setup, topology: Topology, run: Compiled, text: str
 ) -> dict[str, Any]:
-    """As JSON values. Bytes are those of main memory.
+    """The account of a cycle as JSON values. Bytes are those of main memory.
 
     ``bytes_read`` and ``bytes_written`` have the kinds "weights" and "caches", which are arguments
     of the program, "rest", and "near": what is made on the way and is no larger than a GPU's
@@ -87,7 +87,7 @@ def cycle(
 
 
 def _conditional(choice: branches.Choice, kind_of: Callable[[str], str]) -> dict[str, Any]:
-    """As JSON values; the bytes, copies and kernels of every branch are those of one run."""
+    """A conditional as JSON values; bytes, copies and kernels of each branch are for one run."""
 
     def values(branch: branches.Branch) -> dict[str, int]:
         copied = {

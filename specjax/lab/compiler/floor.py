@@ -16,7 +16,7 @@ from specjax.lab.compiler.abstract import Abstract, states
 
 @dataclasses.dataclass(frozen=True)
 class Floor:
-    """Of one device and one cycle, given where the weights are."""
+    """The least that one device must do in one cycle, given where the weights are."""
 
     weight_bytes: int  # of the target
     draft_bytes: int  # of the drafter's own weights, as often as its passes read them
@@ -98,7 +98,7 @@ def floor(abstract: Abstract, context: int) -> Floor:
 def _again(
     abstract: Abstract, context: int, rows: int, model: int, cache: Any
 ) -> tuple[int, int, int]:
-    """Of what the drafter runs of the target: bytes of weights, of cache; and operations."""
+    """What the drafter runs of the target: bytes of weights and cache, and operations."""
     drafter, size = abstract.drafter, abstract.target.dtype.itemsize
     part, passes = ask(abstract.spec, "target_passes")(abstract.target, drafter.num_draft)
     if not passes:

@@ -16,7 +16,7 @@ _LAYER = re.compile(r"net\.params\['layers'\]\[(\d+)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """Of one run of a computation."""
+    """The kernels of one run of a computation."""
 
     total: int
     by_scope: dict[str, int]  # phases of the cycle, and "other"

@@ -87,7 +87,7 @@ class Origins:
         return _MADE if source is None else self.of(home, source, index)
 
     def _argument(self, home: Computation, value: Instruction, index: int) -> Origin:
-        """Of the program, or what its caller hands to a computation."""
+        """Where an argument comes from: the program's own, or what the caller hands over."""
         if home.name == self._module.entry:
             return Origin(value.op_name.replace("\\'", "'"))
         if home.name not in self._callers:
@@ -99,7 +99,7 @@ class Origins:
         return self._operand(caller, call, place, index)
 
     def _of_called(self, call: Instruction, index: int) -> Origin:
-        """Of what a computation hands back; of a conditional, if all of its branches agree."""
+        """Where a called computation's result comes from; None if branches disagree."""
         homes = [self._module.computations[name] for name in call.calls]
         found = [self.of(home, home.root, index) for home in homes]
         if not found or len({origin.argument for origin in found}) > 1:
@@ -107,7 +107,7 @@ class Origins:
         return Origin(found[0].argument, any(origin.moved for origin in found))
 
     def _of_fusion(self, home: Computation, fusion: Instruction, index: int) -> Origin:
-        """Of what it updates in place, or of what it does nothing to but move."""
+        """Where a fusion's result comes from: what it updates in place, or only moves."""
         inner = self._module.computations[fusion.called("calls")]
         ends = self._module.ends(fusion)
         if index >= len(ends):

@@ -39,7 +39,7 @@ class Compiled:
 
     @property
     def peak_bytes(self) -> int:
-        """Of one device: what is given, made and kept at the same time, and the code."""
+        """Bytes of one device: what is given, made and kept at the same time, and the code."""
         m = self.memory
         return sum(m.values()) - 2 * m["aliased"] if m else 0
 

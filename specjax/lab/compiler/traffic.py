@@ -224,7 +224,7 @@ def _spread(module: Module, name: str) -> Iterator[tuple[Computation, Instructio
 
 
 def _inside_fusions(module: Module, name: str) -> Iterator[tuple[Computation, Instruction, int]]:
-    """As `Module.walk`, and what fusions hold."""
+    """Walks a module as `Module.walk` does, and into its fusions."""
     pending = list(module.walk(name))
     while pending:
         home, instruction, times = pending.pop()

@@ -197,7 +197,7 @@ class Cell:
         self._calls.append((many * self._plain.run(1) - self._plain.run(many)) / (many - 1))
 
     def costs(self) -> Costs:
-        """Of the rounds so far."""
+        """The costs by the rounds so far."""
         return summarise(
             self._samples,
             batch=self._batch,
@@ -228,7 +228,7 @@ def timed(program: CycleProgram | DraftProgram, cycles: int) -> Callable[[], flo
 
 
 def drafter_name(spec: Spec) -> str:
-    """As in the setup of a trace."""
+    """The drafter's name as a trace's setup has it."""
     return name_of(spec)
 
 

@@ -67,7 +67,7 @@ def _explain_case(case: Case, known: Calibration, device: str) -> Explanation:
 
 
 def explain_trace(trace: Trace, known: Calibration, plain: Trace | None = None) -> Explanation:
-    """Of one recorded generation, or several joined.
+    """Explains one recorded generation, or several joined.
 
     Args:
       trace: of speculation.

@@ -65,7 +65,7 @@ class Comparison(of_trace.Comparison):
 
 @dataclasses.dataclass(frozen=True)
 class Category(of_trace.Figures):
-    """Of the prompts of one category; what is written are `TOTALS` and the speedup."""
+    """The figures of one category's prompts; `TOTALS` and the speedup are written."""
 
     speedup: float | None = absent()
 
@@ -125,7 +125,7 @@ class Case(Planned):
 
 
 def write_case(case: Case) -> dict[str, Any]:
-    """As JSON values."""
+    """The case as JSON values."""
     found: dict[str, Any] = to_json(case)
     if case.mode == "replay":
         found["stop_rule"] = case.stop_rule

@@ -32,7 +32,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """Of one case; all costs in plain steps.
+    """What the cost model says of one case; all costs in plain steps.
 
     Attributes:
       speedup: tau / the cost of a cycle, with the measured tau: tokens that were cut off at the end

@@ -30,7 +30,7 @@ class Target:
 
     @classmethod
     def of(cls, model: Any) -> Target:
-        """Of a loaded model."""
+        """Describes a loaded model."""
         c = model.config
         return cls(
             model.name,
@@ -132,7 +132,7 @@ class Summary:
 
 
 def read_run(value: Any, where: str) -> Run:
-    """Of run.json. Raises ValueError, in one line, if it is of none."""
+    """Reads run.json. Raises ValueError, in one line, if it holds no run."""
     codec.check_version(value, VERSION, where)
     return codec.from_json(Run, value, where)
 

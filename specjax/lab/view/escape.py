@@ -28,17 +28,17 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """As the text of a cell or paragraph of Markdown. HTML in it stays text."""
+    """Escapes text for a cell or paragraph of Markdown. HTML in it stays text."""
     return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
 
 
 def tex(text: str) -> str:
-    """As text of LaTeX."""
+    """Escapes text for LaTeX."""
     return "".join(_TEX.get(c, c) for c in one_line(text))
 
 
 def rich(text: str) -> str:
-    """As text of a rich console that reads markup."""
+    """Escapes text for a rich console that reads markup."""
     return rich_escape(one_line(text))
 
 

@@ -234,7 +234,7 @@ def longest_row(rows: Sequence[Sequence[object]]) -> int:
 
 
 def costs_of(result: Result, case: Case) -> Costs | None:
-    """Of this case's cycles, if they were calibrated; at the length that its prediction is for."""
+    """What this case's cycles cost, if calibrated; at the length that its prediction is for."""
     if result.costs is None:
         return None
     k, told = case.num_draft, case.predicted

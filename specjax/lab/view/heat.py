@@ -26,7 +26,7 @@ STEPS = (0.15, 0.35, 0.55, 0.75)
 
 
 def rolling_tau(trace: Trace, row: int, window: int = 5) -> list[float]:
-    """Of each cycle: committed tokens per cycle, over ``window`` cycles with it in the middle."""
+    """For each cycle, tau over the ``window`` cycles that have it in the middle."""
     counts = [c.committed for c in trace.rows[row]]
     found = []
     for j in range(len(counts)):
@@ -150,7 +150,7 @@ def class_of(token: Token) -> str:
 
 
 def by_class(trace: Trace) -> list[Share]:
-    """Of each class of tokens that occurs: how many were accepted guesses. Over all rows."""
+    """How many tokens of each class were accepted guesses, over all rows."""
     found = [t for b in range(len(trace.rows)) for t in tokens(trace, b, rejected=False)]
     shares = []
     for name in CLASSES:

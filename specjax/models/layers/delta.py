@@ -40,7 +40,7 @@ class DeltaConfig:
 
     @property
     def channels(self) -> int:
-        """Of the convolution: queries, keys, values."""
+        """How many channels the convolution has: queries, keys, values."""
         return 2 * self.key_heads * self.key_head_dim + self.value_heads * self.value_head_dim
 
 

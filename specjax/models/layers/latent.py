@@ -48,7 +48,7 @@ class LatentConfig:
 
     @property
     def scale(self) -> float:
-        """Of the scores; a context lengthened by YaRN sharpens them."""
+        """What scores are multiplied by; a context lengthened by YaRN sharpens them."""
         scale = (self.plain_dim + self.rotary_dim) ** -0.5
         yarn = self.rope.scaling
         if isinstance(yarn, YarnScaling) and yarn.mscale_all_dim:

@@ -56,7 +56,7 @@ def split_text(
 def split_lines(
     files: Sequence[tuple[str, Lines]], share: float
 ) -> tuple[list[list[Line]], list[list[Line]], list[str]]:
-    """Of each file the lines to train on and those held out, and which they are.
+    """Splits each file's lines into those to train on and those held out, with their numbers.
 
     A line is chosen by the digest of its rows, so lines that say the same are on the same side, in
     whatever files they are.

@@ -30,7 +30,7 @@ class Speech:
 
     @classmethod
     def of(cls, target: Model) -> Speech:
-        """Of a `specjax.Model`."""
+        """How a `specjax.Model` reads and writes text."""
         stops = tuple(target.stop_token_ids)
         separator = target.bos_token_id
         if separator is None and stops:
