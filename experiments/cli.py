@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-import huggingface_hub
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import overrides
 from specjax import lab
-from specjax.checkpoint.load import DEMO, own_family
 from specjax.core import hosts, launch, own
 from specjax.core.cluster import find_place
 from specjax.core.files import take_directory, take_file
@@ -294,18 +292,3 @@ def fail(message: str) -> NoReturn:
     message = " ".join(message.split())
     print(f"error: {message}\n", end="", file=_stderr or sys.stderr, flush=True)  # in one piece
     raise Refused(message)
-
-
-def model_directory(name: str) -> Path:
-    """The local directory of a model by the name that `specjax.load` takes.
-
-    Of a hub repository it fetches the files of the chat template, which `load` has no use for.
-    """
-    _, name = own_family(name)
-    if name.startswith("demo:"):
-        return DEMO / name.removeprefix("demo:")
-    path = Path(name).expanduser()
-    if path.exists():
-        return path if path.is_dir() else path.parent
-    patterns = ["chat_template.*", "tokenizer_config.json", "special_tokens_map.json"]
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))

@@ -302,8 +302,3 @@ def _truncate(x: Array, top_k: Array | None, top_p: Array | None) -> Array:
         # top_p = 1 must keep all: the cumulated mass may round to 1 before the end.
         x = jnp.where((x >= last) | (top_p >= 1.0), x, -jnp.inf)
     return x
-
-
-def log_probs(warped: Array) -> Array:
-    """Normalises [..., V]."""
-    return jax.nn.log_softmax(warped)

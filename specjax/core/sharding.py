@@ -12,7 +12,6 @@ axes would have caught.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,10 +152,6 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
     else:
         with jax.set_mesh(mesh):
             yield
-
-
-def num_devices(mesh: Mesh | None) -> int:
-    return 1 if mesh is None else math.prod(mesh.devices.shape)
 
 
 def axes_of(parameter: Any) -> tuple[str | None, ...]:
