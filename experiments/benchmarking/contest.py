@@ -1,15 +1,14 @@
-"""Several generators on the same prompts, interleaved, compared pair by pair.
-
-What drifts on a machine (clock, neighbours) meets neighbours in time alike. So a ratio is the
-median of the ratios within a round, not the ratio of two medians.
-"""
+"""Several generators on the same prompts, in turns, compared pair by pair."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from specjax.lab.costs.turns import take
 
 # prompt tokens -> {"tokens": new tokens, "seconds": wall clock, "passes": target passes}
 Contender = Callable[[Sequence[int]], Mapping[str, Any]]
@@ -57,7 +56,7 @@ def run_contest(
 ) -> Contest:
     """Runs every contender on every prompt, once untimed and then ``repeats`` times.
 
-    Within a prompt the contenders follow each other; the one that begins changes every round.
+    Within a prompt the contenders follow each other (`lab.costs.turns`).
     """
     names = list(contenders)
     contest = Contest({n: [] for n in names}, {n: [] for n in names}, dict.fromkeys(names, 0))
@@ -69,11 +68,8 @@ def run_contest(
             contest.passes[name] += result["passes"]
     for round_ in range(repeats):
         say(f"round {round_ + 1} of {repeats}")
-        shift = round_ * max(len(names) // max(repeats, 1), 1) % len(names)
-        order = names[shift:] + names[:shift]
-        for prompt in prompts:
-            for name in order:
-                result = contenders[name](prompt)
+        for place, prompt in enumerate(prompts):
+            runs = [functools.partial(contenders[name], prompt) for name in names]
+            for name, result in zip(names, take(runs, round_ * len(prompts) + place)):
                 contest.rates[name].append(len(result["tokens"]) / result["seconds"])
-            order = order[::-1]
     return contest

@@ -25,6 +25,7 @@ from specjax.lab.bench.store import Store
 from specjax.lab.bench.synthetic import Forced
 from specjax.lab.costs import calibration
 from specjax.lab.costs.adaptive import is_adaptive
+from specjax.lab.costs.turns import order
 from specjax.lab.records import costs as known_costs
 from specjax.lab.records.case import PLAIN
 from specjax.lab.records.codec import to_json
@@ -86,8 +87,8 @@ def measure(job: Job, store: Store, report: Report = lambda *_: None) -> None:
                 compiles = Compiles()
                 warm(target, suite, case, batches)
                 store.write_warmup(case.name, Warmup(compiles.count, compiles.seconds))
-        for batch, repeat, order in turns(batches, suite.repeats, len(group.cases)):
-            for place, index in enumerate(order):
+        for batch, repeat, which in turns(batches, suite.repeats, len(group.cases)):
+            for place, index in enumerate(which):
                 case = group.cases[index]
                 if (batch.index, repeat) not in missing[case.name]:
                     continue
@@ -112,16 +113,10 @@ def _done(store: Store, case: Case) -> set[tuple[int, int]]:
 def turns(
     batches: Sequence[Batch], repeats: int, num_cases: int
 ) -> Iterator[tuple[Batch, int, list[int]]]:
-    """(batch, repeat, order of the cases): rotated by one each time, then the same backwards.
-
-    Each case comes first as often as any other, and for two the order is ABBA.
-    """
+    """(batch, repeat, order of the cases): see `lab.costs.turns`."""
     for repeat in range(repeats):
         for batch in batches:
-            turn = batch.index + repeat
-            start = turn % num_cases
-            order = [*range(start, num_cases), *range(start)]
-            yield batch, repeat, order if turn // num_cases % 2 == 0 else order[::-1]
+            yield batch, repeat, order(batch.index + repeat, num_cases)
 
 
 def generate(

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from specjax.lab.costs import turns
+
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
@@ -28,13 +30,7 @@ def compare(speculative: Callable[[], Any], plain: Callable[[], Any], *, repeats
       plain: the same request without a draft.
       repeats: how often each is run. What drifts on the machine meets both alike.
     """
-    pairs = []
-    for i in range(repeats):
-        if i % 2 == 0:
-            fast, slow = speculative(), plain()
-        else:
-            slow, fast = plain(), speculative()
-        pairs.append((fast, slow))
+    pairs = [turns.take((speculative, plain), turn) for turn in range(repeats)]
     ratios = [a.tokens_per_second / b.tokens_per_second for a, b in pairs]
     return Speed(
         speculative=statistics.median(a.tokens_per_second for a, _ in pairs),
