@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -96,6 +97,7 @@ def run(
         return rest
 
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # see `experiments/__init__`
         app.run(main, flags_parser=start)
     except SystemExit as end:
         if launch.joined():
