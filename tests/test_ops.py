@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from specjax.layout import Layout
 
 import specjax
 from specjax import decode, drafters, session
 from specjax.core.ops import OPS, attend
 from specjax.core.platform import Platform
 from specjax.session import requests
+from specjax.session.layout import Layout
 
 ROOT = Path(specjax.__file__).parent
 ROWS, HEADS, GROUPS, TOKENS, SLOTS, WIDTH = 2, 4, 2, 3, 16, 8
