@@ -102,6 +102,7 @@ def run(
     except SystemExit as end:
         if launch.joined():
             end_together(end)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but taking Python down
         raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
