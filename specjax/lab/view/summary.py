@@ -76,7 +76,7 @@ def summary(console: Console, report: Report) -> None:
         curve = "  ".join(f"{i}: {s:.2f}" for i, s in enumerate(survival, 1))
         if min(c[0] for c in cycles) < most:
             mean = sum(c[0] for c in cycles) / len(cycles)
-            rows.append(("guesses", f"{mean:.2f} a pass, of up to {most}"))
+            rows.append(("guesses", f"{mean:.2f} a pass, {most} at most"))
         rows.append(("survival", f"{curve}  (share of passes that accepted so many)"))
     if report.speed is not None:
         rows += speed_rows(report, report.speed)
