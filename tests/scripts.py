@@ -1,4 +1,4 @@
-"""Scripts of experiments/ side by side in one process, though their flags share names."""
+"""Scripts side by side in one process, though their flags share names."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from absl.testing import flagsaver
 from experiments import cli
 
 _DEFINED: dict[str, dict[str, Any]] = {}  # by script
+OURS = ("experiments.", "specjax.cli.")
 _NAMES: set[str] = set()  # of flags that a script has defined; libraries define some, too
 
 
@@ -29,7 +30,9 @@ def script(name: str) -> Iterator[ModuleType]:
             flags.FLAGS[flag] = value
         yield module
     finally:
-        _DEFINED[name] = _take()
+        taken = _take()
+        if not hasattr(sys.modules[f"experiments.{name}"], "script"):
+            _DEFINED[name] = taken
         for flag, value in others.items():
             flags.FLAGS[flag] = value
 
@@ -51,8 +54,7 @@ def invoke(module: ModuleType, capsys: Any, *line: str) -> tuple[int, str, str]:
     with flagsaver.flagsaver(), mock.patch.object(sys, "argv", list(line)):
         flags.FLAGS.unparse_flags()
         try:
-            cli.parse(list(line))
-            module.main([])
+            status = start(module, *line)
         except SystemExit as end:
             status = int(end.code or 0)
         finally:
@@ -60,10 +62,29 @@ def invoke(module: ModuleType, capsys: Any, *line: str) -> tuple[int, str, str]:
     return status, *capsys.readouterr()
 
 
+def flags_of(name: str) -> set[str]:
+    """The names of a script's flags."""
+    with script(name) as module, mock.patch.object(sys, "argv", [name]):
+        module.script.define() if hasattr(module, "script") else cli.define_flags()
+        return set(flags.FLAGS)
+
+
+def start(module: ModuleType, *line: str) -> int:
+    """The exit status of a script with a command line, its flags not yet parsed."""
+    if not hasattr(module, "script"):
+        cli.parse(list(line))
+        module.main([])
+        return 0
+    try:
+        return module.script.here(list(line)) or 0
+    finally:
+        _take()  # they are defined anew by the next one
+
+
 def _take() -> dict[str, Any]:
     """Removes the flags of scripts, and returns them."""
     for name in flags.FLAGS:
-        if str(flags.FLAGS.find_module_defining_flag(name)).startswith("experiments."):
+        if str(flags.FLAGS.find_module_defining_flag(name)).startswith(OURS):
             _NAMES.add(name)
     names = [name for name in flags.FLAGS if name in _NAMES]
     taken = {name: flags.FLAGS[name] for name in names}

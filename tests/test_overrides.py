@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import overrides
+from specjax.cli import overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = f"{ROOT}/configs/train_own.py"
@@ -41,7 +41,11 @@ BENCHMARK, TRAIN = f"{ROOT}/configs/benchmark.py", f"{ROOT}/configs/train_dflash
         ("/nowhere.py", "--config.repeats=3", "no such file"),
         (f"{BENCHMARK}:slow", "--config.repeats=3", "there are quick and full"),
         (str(ROOT / "README.md"), "--config.repeats=3", "does not end in .py"),
-        (str(ROOT / "experiments" / "overrides.py"), "--config.x=3", "cannot be read as a config"),
+        (
+            str(ROOT / "specjax" / "cli" / "overrides.py"),
+            "--config.x=3",
+            "cannot be read as a config",
+        ),
     ],
 )
 def test_what_is_refused(file: str | None, argument: str, message: str) -> None:

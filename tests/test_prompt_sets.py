@@ -15,6 +15,7 @@ from tiny_checkpoint import write_tiny
 
 import specjax
 from specjax.core.assignments import assign, read_assignments
+from specjax.jobs.passages import passages
 from specjax.prompts import prompt_sets
 from specjax.prompts.prompt_sets import PromptSet, Question, load, spread
 from specjax.prompts.rendering import Rendering, draw
@@ -269,7 +270,6 @@ def test_prompts_of_regenerate(tmp_path: Path) -> None:
 
 def test_passages_end_with_text_before_the_middle() -> None:
     long = "\n".join(f"    line number {i} of the file" for i in range(20)) + "\n\n\n\n"
-    with script("heldout_prompts") as heldout_prompts:
-        found = heldout_prompts.passages({"a.py": long, "short.py": "x = 1\n"}, 5)
+    found = passages({"a.py": long, "short.py": "x = 1\n"}, 5)
     assert list(found) == ["a.py"]
     assert found["a.py"].splitlines() == [f"    line number {i} of the file" for i in range(6, 11)]

@@ -9,11 +9,9 @@ from typing import Any
 
 import jax
 import pytest
-from absl import flags
-from scripts import script
+from scripts import flags_of
 
 import specjax
-from experiments import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -45,13 +43,12 @@ def test_the_commands_name_what_there_is() -> None:
     for command in commands:
         words = shlex.split(command, comments=True)
         for module in re.findall(r"experiments\.(\w+)", command.partition("#")[0]):
-            with script(module):
-                cli.define_flags()  # as `cli.run` does
-                for word in words:
-                    flag = re.match(r"--(\w+)", word)
-                    if flag and flag[1] != "help":
-                        assert flag[1] in flags.FLAGS, command
-                        seen += 1
+            known = flags_of(module)
+            for word in words:
+                flag = re.match(r"--(\w+)", word)
+                if flag and flag[1] != "help":
+                    assert flag[1] in known, command
+                    seen += 1
         for file in re.findall(r"configs/\w+\.py", command):
             assert (ROOT / file).is_file(), file
     assert seen > 20 and "experiments.parity" in yours

@@ -15,6 +15,7 @@ from rich.console import Console
 from scripts import invoke, script
 
 import specjax
+from specjax.jobs import reporting
 from specjax.lab.view import figures, gallery, tables
 from specjax.lab.view.report import page, report_traces, write_report
 from specjax.lab.view.result import Result, from_traces, read_results
@@ -122,7 +123,7 @@ def test_the_script_refuses_in_one_line_and_reports(
     cut.write_text("\n".join(cut.read_text().splitlines()[:4]) + "\n")
     with script("report") as module:
         # What is drawn is tested above.
-        monkeypatch.setattr(module, "report_traces", lambda traces, output: list(traces))
+        monkeypatch.setattr(reporting, "report_traces", lambda traces, output: list(traces))
         for arguments, told in (
             ((), "name either --run directories or --trace files"),
             (("--run=/nowhere",), "no such file; name the directory of a complete benchmark"),

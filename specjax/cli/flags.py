@@ -1,0 +1,153 @@
+"""Flags made of a record of options, and read from a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from specjax.cli import overrides
+from specjax.cli.configs import plain, take_fields
+from specjax.cli.errors import one_line_errors
+from specjax.core import own
+from specjax.core.files import take_directory, take_file
+from specjax.core.options import default_of
+
+DEFAULTS = Path(__file__).with_name("defaults.py")
+
+
+def define(kind: type, script: str) -> None:
+    """Defines what a command line may give of a record of options.
+
+    A config that has defaults is read as the flag is defined, with what the command line overrides
+    of it: the script ends here, in one line, where that is wrong.
+    """
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name == "config":
+            define_config(needed=default_of(field) is dataclasses.MISSING)
+        elif not field.metadata["config"]:
+            _define(field, hints[field.name])
+    if any(field.metadata["config"] for field in dataclasses.fields(kind)):
+        define_config(DEFAULTS.with_name(f"{DEFAULTS.name}:{script}"))
+    define_import()
+
+
+def define_import() -> None:
+    """The flag --import, which every script has. Repeated calls change nothing."""
+    if "import" not in flags.FLAGS:
+        told = "A file of your own, FILE.py, that registers what is named (specjax.extend)."
+        flags.DEFINE_multi_string("import", [], told)
+
+
+def _define(field: dataclasses.Field[Any], hint: Any) -> None:
+    kind = plain(hint)
+    default, about = default_of(field), field.metadata
+    needed = default is dataclasses.MISSING
+    given: dict[str, Any] = {"default": None if needed else default, "help": about["help"]}
+    if kind in (int, float):
+        define = flags.DEFINE_integer if kind is int else flags.DEFINE_float
+        define(field.name, **given, lower_bound=about["least"])
+    elif kind is bool:
+        flags.DEFINE_boolean(field.name, **given)
+    elif typing.get_origin(kind) is typing.Literal:
+        flags.DEFINE_enum(field.name, **given, enum_values=list(typing.get_args(kind)))
+    elif typing.get_origin(kind) is tuple:
+        given["default"] = None if given["default"] is None else list(map(str, given["default"]))
+        (flags.DEFINE_multi_string if about["many"] else flags.DEFINE_list)(field.name, **given)
+    else:
+        flags.DEFINE_string(field.name, **given)
+    _list_in_help(field.name)
+    if needed:
+        flags.mark_flag_as_required(field.name)
+
+
+def define_config(default: Path | None = None, *, needed: bool = False) -> None:
+    """The flag --config, a file or, with a ``default``, changes to that."""
+    told = "A file of configs/. " if default is None else "A copy of the one in configs/, changed. "
+    with one_line_errors():
+        overrides.check(sys.argv, default)
+    config_flags.DEFINE_config_file(
+        "config",
+        None if default is None else str(default),
+        f"{told}Override its fields with --config.field=value.",
+        lock_config=False,
+        accept_new_attributes=True,  # `overrides.check` says where
+    )
+    # What `read` checks overrides against.
+    flags.FLAGS["config"].file = default  # type: ignore[attr-defined]
+    _list_in_help("config")
+    if needed:
+        flags.mark_flag_as_required("config")
+
+
+def _list_in_help(name: str) -> None:
+    """Makes --help of the running script list a flag that was defined here."""
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def read(argv: Sequence[str]) -> list[str]:
+    """Sets the flags from a command line, or exits with one line."""
+    logging.set_verbosity(logging.WARNING)  # JAX informs about every backend it does not find
+    with one_line_errors():
+        if "config" in flags.FLAGS:
+            overrides.check(argv, getattr(flags.FLAGS["config"], "file", None))
+        try:
+            rest: list[str] = flags.FLAGS(argv)
+        except flags.Error as error:
+            raise ValueError(told(error)) from None
+        if rest[1:]:
+            raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value.")
+    return rest
+
+
+def told(error: flags.Error) -> str:
+    """What absl says of a command line; of a flag that is missing, what the flag is."""
+    missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
+    if missing is None:
+        return str(error)
+    return f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}"
+
+
+def import_files() -> None:
+    """Runs what --import names. Raises ValueError, in one line."""
+    for file in getattr(flags.FLAGS, "import") if "import" in flags.FLAGS else ():
+        try:
+            own.import_file(file)
+        except ValueError as error:
+            raise ValueError(f"--import={file}: {error}") from None
+
+
+def take_places(kind: type) -> None:
+    """Raises ValueError, in one line, if what a flag names cannot be written."""
+    for field in dataclasses.fields(kind):
+        place, ending = field.metadata["place"], field.metadata["ending"]
+        name = getattr(flags.FLAGS, field.name) if place else None
+        if not name:
+            continue
+        if not name.endswith(ending):
+            raise ValueError(f"--{field.name}={name}: must end in {ending}.")
+        take = take_file if place == "file" else take_directory
+        setattr(flags.FLAGS, field.name, str(take(name, f"--{field.name}")))
+
+
+def taken(kind: type) -> Any:
+    """The record that flags and config give. Raises ValueError, in one line."""
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.metadata["config"]:
+            continue
+        value = getattr(flags.FLAGS, field.name)
+        if field.metadata["reads"] is not None and value is not None:
+            value = field.metadata["reads"](value.to_dict())
+        given[field.name] = tuple(value) if isinstance(value, list) else value
+    if any(field.metadata["config"] for field in dataclasses.fields(kind)):
+        given |= take_fields(kind, flags.FLAGS.config)
+    return kind(**given)

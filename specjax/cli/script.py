@@ -1,0 +1,133 @@
+"""What a script is, and how it starts and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app
+
+from specjax.cli import errors, flags, processes
+from specjax.cli.errors import one_line_errors, one_line_warning
+from specjax.core import hosts, launch
+from specjax.core.options import described
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """A command line: called, it runs.
+
+    Attributes:
+      name: of its file in `specjax.cli`; `python -m experiments.NAME` and `specjax-NAME` run it.
+      about: what --help says before the flags.
+      options: a dataclass of `specjax.core.options`: what may be given, by flags and by --config.
+        A ValueError that it raises ends the script in one line.
+      main: what it does with them; it returns the exit status, None is 0.
+      several: whether it can be run by several processes together.
+      survives_sigterm: whether several processes stop by themselves after SIGTERM
+        (`train.stopping`).
+    """
+
+    name: str
+    about: str | None
+    options: type
+    main: Callable[[Any], int | None]
+    several: bool = False
+    survives_sigterm: bool = False
+
+    def __call__(self) -> None:
+        """Runs it with the command line of this process, and ends the process."""
+        sys.modules["__main__"].__doc__ = self.help()
+        self.define()
+
+        def start(argv: Sequence[str]) -> list[str]:
+            rest = flags.read(argv)
+            with one_line_errors():
+                processes.join(argv, several=self.several, survives_sigterm=self.survives_sigterm)
+                flags.import_files()
+                hosts.first_writes("places", lambda: flags.take_places(self.options))
+            return rest
+
+        run(lambda argv: self._main(), start)
+
+    def here(self, argv: Sequence[str]) -> int | None:
+        """Runs it within this process, whose ``sys.argv`` must be ``argv``; for tests."""
+        self.define()
+        flags.read(argv)
+        with one_line_errors():
+            flags.import_files()
+            flags.take_places(self.options)
+        return self._main()
+
+    def define(self) -> None:
+        """Defines its flags."""
+        processes.define_flags()
+        flags.define(self.options, self.name)
+
+    def _main(self) -> int | None:
+        with one_line_errors():
+            options = flags.taken(self.options)
+        return self.main(options)
+
+    def help(self) -> str:
+        """The text before the flags: with the fields of --config, and named as it was started."""
+        text = self.about or ""
+        started = processes.called(sys.argv[0])
+        if started.startswith("specjax-"):
+            ours = f"python -m experiments.{self.name}"
+            text = text.replace(ours, started)
+        fields = [
+            f"  {name}={value!r}: {help}"
+            for name, value, help in described(self.options, config=True)
+        ]
+        if fields:
+            text += "\nFields of --config, as --config.NAME=VALUE, with their defaults:\n\n"
+            text += "\n".join(fields) + "\n"
+        return text
+
+
+def run(main: Callable[[Sequence[str]], Any], start: Callable[[Sequence[str]], list[str]]) -> None:
+    """`app.run`, where ``start`` reads the flags; interrupts and full disks are one line."""
+    warnings.formatwarning = one_line_warning
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # see `experiments/__init__`
+        app.run(main, flags_parser=start)
+    except SystemExit as end:
+        if launch.joined():
+            processes.end_together(end)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but taking Python down
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        # JAX may crash when Python is torn down under a program of its own that still runs.
+        launch.fail("interrupted", 130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if launch.joined():
+            launch.fail("its output is not read any more", 1)
+        sys.exit(1)
+    except Exception as error:
+        _fail_all(error)
+        raise
+
+
+def _fail_all(error: Exception) -> None:
+    """Ends this process, and those that were started with it; returns where it is alone."""
+    if isinstance(error, OSError) and error.errno in errors.NOT_WRITTEN:
+        told = (
+            f"{error.filename2 or error.filename or 'a file'} could not be written: "
+            f"{error.strerror}. What was done before is kept: make room, and run the same "
+            "command again."
+        )
+        print(f"error: {told}", file=errors.stderr(), flush=True)
+        launch.fail(told, 2) if launch.joined() else sys.exit(2)
+    if launch.joined():
+        launch.let_others_speak()
+        traceback.print_exc(file=errors.stderr())
+        launch.fail(f"{type(error).__name__}: {hosts.message_of(error)[:500]}", 1)

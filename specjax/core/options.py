@@ -1,0 +1,131 @@
+"""Options that are declared once: dataclasses whose fields carry a help text, bounds and a place.
+
+Of one such record are made the flags of a script, the fields of its --config, their defaults and
+their checks (`specjax.cli`), and the keywords of a function (`keywords`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+_NEEDED: Any = object()
+P = ParamSpec("P")
+S = TypeVar("S")
+R = TypeVar("R")
+S_contra = TypeVar("S_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+LARGEST = 2**31 - 1  # the device counts in int32
+
+
+def option(
+    default: Any = _NEEDED,
+    help: str = "",
+    *,
+    config: bool = False,
+    least: float | None = None,
+    file: str | None = None,
+    directory: bool = False,
+    many: bool = False,
+    reads: Callable[[dict[str, Any]], Any] | None = None,
+) -> Any:
+    """A field of a record of options.
+
+    Args:
+      default: without one the option must be given.
+      help: what it is, for who has not seen the code.
+      config: a script takes it as a field of --config, and not as a flag.
+      least: the smallest that is taken; an integer: of whole numbers.
+      file: it names a file that is written at the end, whose name ends so; "": with any ending.
+      directory: it names a directory that is written to.
+      many: the flag may be given several times, and not with commas.
+      reads: of the option ``config``: makes its value of what a file of configs/ returns.
+    """
+    place = "directory" if directory else "" if file is None else "file"
+    about = {"help": help, "config": config, "least": least, "place": place, "ending": file or ""}
+    about |= {"many": many, "reads": reads}
+    if default is _NEEDED:
+        return dataclasses.field(metadata=about)
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=dict, metadata=about)
+    return dataclasses.field(default=default, metadata=about)
+
+
+def again(kind: type, name: str, **changes: Any) -> Any:
+    """The option ``name`` of another record, which alone says what it is.
+
+    ``changes`` are arguments of `option`.
+    """
+    (field,) = (f for f in dataclasses.fields(kind) if f.name == name)
+    about = {n: field.metadata[n] for n in ("help", "config", "least", "many")}
+    default = {} if field.default is dataclasses.MISSING else {"default": field.default}
+    return option(**{**default, **about, **changes})
+
+
+def check(record: Any, *, prefix: str = "") -> None:
+    """Raises ValueError, in one line, on a count of the record that is below its least.
+
+    ``prefix`` is what stands before the name of a field of --config, where a script asks.
+    """
+    for field in dataclasses.fields(record):
+        least = field.metadata.get("least")
+        count = getattr(record, field.name)
+        if not isinstance(least, int) or count is None:
+            continue
+        if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= LARGEST:
+            name = prefix * field.metadata["config"] + field.name
+            raise ValueError(
+                f"{name}={count!r}: must be a whole number, at least {least}, at most {LARGEST}."
+            )
+
+
+class Keyworded(Protocol[P, S_contra, R_co]):
+    """What `keywords` makes."""
+
+    def __call__(self, *args: P.args, **options: P.kwargs) -> R_co: ...
+
+    def of(self, record: S_contra, /) -> R_co:
+        """The same, of a record."""
+        ...
+
+
+def keywords(record: Callable[P, S]) -> Callable[[Callable[[S], R]], Keyworded[P, S, R]]:
+    """Makes of a function of a record one that takes the record's fields as keywords.
+
+    Its signature and docstring list them, with their defaults and help texts. As ``of`` it has the
+    function that takes a record.
+    """
+
+    def wrap(function: Callable[[S], R]) -> Keyworded[P, S, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            return function(record(*args, **options))
+
+        takes = inspect.signature(record)
+        returned = inspect.signature(function).return_annotation
+        made: Any = call
+        made.__signature__ = takes.replace(return_annotation=returned)
+        made.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nArgs:\n" + "".join(
+            f"  {name}: {help}\n" for name, _, help in described(record)
+        )
+        made.of = function
+        return cast(Keyworded[P, S, R], made)
+
+    return wrap
+
+
+def described(record: Any, *, config: bool | None = None) -> Iterator[tuple[str, Any, str]]:
+    """(name, default, help) of each option; ``config``: of --config, or the others, alone."""
+    for field in dataclasses.fields(record):
+        if config is None or field.metadata.get("config", False) == config:
+            yield field.name, default_of(field), field.metadata.get("help", "")
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Its default; MISSING where it must be given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default

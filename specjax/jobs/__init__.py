@@ -1,0 +1,27 @@
+"""What the scripts do, as functions: their keywords are the options of the command line.
+
+    specjax.jobs.report(run=("runs/bench",), output="page")
+
+They print as the scripts do, and end no process: what cannot be used is a ValueError in one line.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specjax.jobs.passages import heldout_prompts
+    from specjax.jobs.reporting import report
+
+__all__ = ["heldout_prompts", "report"]
+
+_PLACES = {"heldout_prompts": "passages", "report": "reporting"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
