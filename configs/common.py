@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
+
+from specjax import sampling
+from specjax.cli.configs import config_of
+from specjax.jobs.asking import Law
 
 
 def training(**own: Any) -> ConfigDict:
@@ -61,15 +67,16 @@ def training(**own: Any) -> ConfigDict:
 
 def add_law(config: ConfigDict) -> None:
     """The law that is sampled from; on top of --temperature and --top_p."""
-    config.top_k = 0  # 0: off
-    config.min_p = 0.0  # 0: off
-    config.repetition_penalty = 1.0  # 1: off
-    config.presence_penalty = 0.0
-    config.frequency_penalty = 0.0
-    config.logit_bias = ""  # ID:BIAS,ID:BIAS; -inf forbids a token
+    _add(config, [f.name for f in dataclasses.fields(sampling.Options)])
 
 
 def add_ends(config: ConfigDict) -> None:
     """Where a text ends."""
-    config.stop = ()  # strings, cut off: --config.stop="('class ',)"
-    config.stop_token_ids = config_dict.placeholder(tuple)  # None: the checkpoint's own
+    _add(config, ["stop", "stop_token_ids"])
+
+
+def _add(config: ConfigDict, names: Sequence[str]) -> None:
+    """Options of every request that are fields of --config, with their defaults."""
+    known = config_of(Law)
+    for name in set(names) & set(known):
+        config[name] = known.get_ref(name) if known[name] is None else known[name]

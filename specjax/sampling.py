@@ -19,6 +19,7 @@ import numpy as np
 
 from specjax.core import trees
 from specjax.core.ops import argmax
+from specjax.core.options import option
 from specjax.core.platform import Platform
 from specjax.core.types import Array, Parents, pytree, static
 
@@ -32,14 +33,30 @@ _LOGIT = 1e4  # larger than those of any model
 class Options:
     """What one request asks for. The defaults are greedy decoding of the plain model."""
 
-    temperature: float = 0.0
-    top_k: int = 0  # 0: off. Ties with the k-th logit are kept.
-    top_p: float = 1.0  # smallest set of mass >= top_p; ties with its last member are kept
-    min_p: float = 0.0  # keeps tokens of probability >= min_p * the largest
-    repetition_penalty: float = 1.0  # Keskar et al. 2019: seen logits / penalty, or * if negative
-    presence_penalty: float = 0.0  # subtracted once from each token of the output so far
-    frequency_penalty: float = 0.0  # subtracted once per occurrence in the output so far
-    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    # What is ``config`` here is no flag of scripts, but a field of their --config.
+    temperature: float = option(0.0, "0 is greedy.")
+    top_k: int = option(
+        0, "Draw from so many of the likeliest tokens; 0: off. Ties are kept.", config=True
+    )
+    top_p: float = option(
+        1.0, "Draw from the likeliest tokens of this total mass only."
+    )  # ties with the last of them are kept
+    min_p: float = option(
+        0.0, "Draw from tokens of this share of the largest probability; 0: off.", config=True
+    )
+    # Keskar et al. 2019: seen logits / penalty, or * if negative
+    repetition_penalty: float = option(
+        1.0, "Divides positive logits of tokens of prompt and output; 1: off.", config=True
+    )
+    presence_penalty: float = option(
+        0.0, "Subtracted once from each token of the output so far.", config=True
+    )
+    frequency_penalty: float = option(
+        0.0, "Subtracted once per occurrence in the output so far.", config=True
+    )
+    logit_bias: Mapping[int, float] = option(
+        {}, "Token id: what is added to its logit; -inf forbids it.", config=True
+    )
 
     @property
     def uses_counts(self) -> bool:
@@ -57,7 +74,7 @@ class Options:
             if not ok:
                 raise ValueError(f"{name}={_show(getattr(self, name))}: must be {rule}.")
 
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(Options):
             value = getattr(self, field.name)
             if field.name == "logit_bias":
                 need(isinstance(value, Mapping), field.name, "a mapping {token id: bias}")
@@ -174,8 +191,8 @@ def make_sampling(
     Raises:
       ValueError: on an option out of its range.
     """
-    for option in {id(o): o for o in options}.values():  # thousands of rows may share few
-        option.check(vocab_size)
+    for one in {id(o): o for o in options}.values():  # thousands of rows may share few
+        one.check(vocab_size)
 
     def column(name: str, off: Any, dtype: Any) -> Array | None:
         values = [getattr(o, name) for o in options]
@@ -184,8 +201,8 @@ def make_sampling(
     bias = None
     if any(o.logit_bias for o in options):
         table = np.zeros((len(options), vocab_size), np.float32)
-        for row, option in zip(table, options):
-            for token, value in option.logit_bias.items():
+        for row, one in zip(table, options):
+            for token, value in one.logit_bias.items():
                 row[int(token)] = value
         bias = jnp.asarray(table)
     temperature = np.asarray([o.temperature for o in options], np.float32)

@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 import specjax
-from experiments import cli
-from experiments.generate import DEFAULT_PROMPT
+from specjax.cli.errors import needs_lab
 from specjax.core.files import write_atomically
+from specjax.jobs.texts import DEFAULT_PROMPT
 from tools.text_svg import text_svg
 
-with cli.needs_lab():
+with needs_lab():
     from tools.race_still import race_gif
 
 RACE = '''def open_connection(host, port, timeout=None):

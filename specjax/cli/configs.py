@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from specjax.core.options import check, default_of
+from specjax.core.options import check_counts, default_of
 
 
 def config_of(kind: type, **own: Any) -> ConfigDict:
@@ -62,8 +62,5 @@ def take_fields(kind: type, config: Any) -> dict[str, Any]:
     for name in sorted(given.keys() ^ known.keys()):
         what = "lacks the field" if name in known else "has the unknown field"
         raise ValueError(f"--config {what} {name!r}; start from a copy of the one in configs/.")
-    counts = [(n, f.type, f) for n, f in known.items() if f.metadata["least"] is not None]
-    if counts:  # named as the command line has them
-        there = dataclasses.make_dataclass("_Counts", counts)
-        check(there(*(given[name] for name, *_ in counts)), prefix="--config.")
+    check_counts(known.values(), given, "--config.")
     return given

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 _NEEDED: Any = object()
@@ -65,20 +65,27 @@ def again(kind: type, name: str, **changes: Any) -> Any:
     return option(**{**default, **about, **changes})
 
 
-def check(record: Any, *, prefix: str = "") -> None:
-    """Raises ValueError, in one line, on a count of the record that is below its least.
+def check(record: Any) -> None:
+    """Raises ValueError, in one line, on a count of the record that is below its least."""
+    fields = dataclasses.fields(record)
+    check_counts(fields, {field.name: getattr(record, field.name) for field in fields})
 
-    ``prefix`` is what stands before the name of a field of --config, where a script asks.
+
+def check_counts(
+    fields: Iterable[dataclasses.Field[Any]], values: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """Raises ValueError, in one line, on a value below its field's least.
+
+    ``prefix`` is what stands before the names, where a script asks.
     """
-    for field in dataclasses.fields(record):
-        least = field.metadata.get("least")
-        count = getattr(record, field.name)
+    for field in fields:
+        least, count = field.metadata.get("least"), values[field.name]
         if not isinstance(least, int) or count is None:
             continue
         if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= LARGEST:
-            name = prefix * field.metadata["config"] + field.name
             raise ValueError(
-                f"{name}={count!r}: must be a whole number, at least {least}, at most {LARGEST}."
+                f"{prefix}{field.name}={count!r}: must be a whole number, at least {least}, at "
+                f"most {LARGEST}."
             )
 
 

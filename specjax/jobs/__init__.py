@@ -9,12 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from specjax.jobs.chatting import chat
+    from specjax.jobs.generating import generate
     from specjax.jobs.passages import heldout_prompts
     from specjax.jobs.reporting import report
 
-__all__ = ["heldout_prompts", "report"]
+__all__ = ["chat", "generate", "heldout_prompts", "report"]
 
-_PLACES = {"heldout_prompts": "passages", "report": "reporting"}
+_PLACES = {
+    "chat": "chatting",
+    "generate": "generating",
+    "heldout_prompts": "passages",
+    "report": "reporting",
+}
 
 
 def __getattr__(name: str) -> Any:

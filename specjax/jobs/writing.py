@@ -1,4 +1,4 @@
-"""What `experiments.generate` does with one batch: decode it, show it, and record it."""
+"""What `generate` does with one batch: decode it, show it, and record it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 import specjax
-from experiments.asking import Asked
-from experiments.interrupts import Interrupt
+from specjax.jobs.asking import Asked
+from specjax.jobs.interrupts import Interrupt
 from specjax.lab.view.summary import make_record
 from specjax.lab.view.text import Labeller, Painter
 from specjax.text import Reader
