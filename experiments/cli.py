@@ -14,7 +14,7 @@ from specjax.cli import processes, script
 from specjax.cli.errors import Refused, fail, needs_lab, one_line_errors
 from specjax.cli.processes import shared_arguments
 from specjax.core import hosts
-from specjax.core.files import take_directory, take_file
+from specjax.runs.places import take_directory, take_file
 
 __all__ = ["Refused", "fail", "needs_lab", "one_line_errors", "shared_arguments"]
 

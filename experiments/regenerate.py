@@ -24,7 +24,7 @@ from specjax.core import hosts, own
 from specjax.core.assignments import assign
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.prompts.ids import conversation_ids
-from specjax.runs.results import open_results
+from specjax.runs.results import ResultFile
 from specjax.train.data.jsonl import objects, read_messages, token_row
 from specjax.train.data.text import Speech, default_cache, encode, read_texts
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         settings["files"] = own.contents([config.target]) or None
         hosts.check_alike("the prompts", prompts)
         said = [spell(target, p) for p in prompts]
-        output = open_results(_OUTPUT.value or "", settings, [{"prompt": text} for text in said])
+        output = ResultFile(_OUTPUT.value or "", settings, [{"prompt": text} for text in said])
         options = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
         limits = {"max_new_tokens": config.max_new_tokens}
         specjax.check(

@@ -42,6 +42,7 @@ from specjax.drafters.spec import ask, with_num_draft
 from specjax.models.surgery import narrowed
 from specjax.trace import trace_file
 from specjax.train import loop
+from specjax.train.checkpoints import SaveFailed
 from specjax.train.config import FREE, DrafterConfig, identity
 from specjax.train.data.batches import Batches, stack
 from specjax.train.data.jsonl import read_rows
@@ -357,7 +358,7 @@ class Evaluation:
             whole = dataclasses.replace(trace, setup={**trace.setup, "step": step})
             hosts.first_writes("trace", lambda: trace_file.save(whole, self._trace))
         except OSError as error:
-            raise loop.SaveFailed(
+            raise SaveFailed(
                 f"The trace of step {step} could not be written to {self._trace}: {error}. "
                 "Checkpoints before it are whole: make room and run the same command again."
             ) from error

@@ -12,7 +12,7 @@ from experiments import cli
 from experiments.progress import progress
 from specjax.core import launch
 from specjax.train import loop
-from specjax.train.checkpoints import Foreign
+from specjax.train.checkpoints import Foreign, SaveFailed
 from specjax.train.config import DrafterConfig, LMConfig
 from specjax.train.state import TrainState
 
@@ -46,7 +46,7 @@ def train(
         print(f"stopped: {stopped}", file=sys.stderr, flush=True)
         # JAX may crash when Python is torn down under a program of its own that still runs.
         launch.exit_together(130 if stopped.signum == signal.SIGINT else RESUMABLE)
-    except (loop.SaveFailed, Foreign, FloatingPointError) as error:
+    except (SaveFailed, Foreign, FloatingPointError) as error:
         cli.fail(str(error))
 
 

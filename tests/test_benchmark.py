@@ -20,11 +20,12 @@ from configs.benchmark import get_config
 from specjax.lab.bench import job, measure, outputs, scoring
 from specjax.lab.bench.exactness import differences
 from specjax.lab.bench.prediction import forecast
-from specjax.lab.bench.store import Store, read_lines
+from specjax.lab.bench.store import Store
 from specjax.lab.bench.summary import summarise
 from specjax.lab.bench.synthetic import parse_curve
 from specjax.lab.records.codec import to_json
 from specjax.lab.records.costs import load as load_costs
+from specjax.runs.lines import read as read_lines
 from specjax.trace import metrics, trace_file
 from specjax.trace.trace import Trace
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from specjax.core.files import Lock
+from specjax.runs.places import Lock
 from specjax.train import loop
 from specjax.train.checkpoints import Checkpoints
 from specjax.train.state import TrainState

@@ -20,14 +20,17 @@ from specjax.core import files
 from specjax.core.machine import Machine
 from specjax.lab.bench.store import Store
 from specjax.lab.records.run import Run, Target
+from specjax.runs import lines as lines_of
+from specjax.runs import places
 from specjax.runs.results import ResultFile
+from specjax.runs.settings import Place, differences
 from specjax.trace import trace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLDER = """
 import sys, time
 from pathlib import Path
-from specjax.core.files import Lock
+from specjax.runs.places import Lock
 lock = Lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -66,10 +69,10 @@ def test_a_lock_of_another_host_lives_as_long_as_its_sign_of_life(tmp_path: Path
     lock = tmp_path / "out.lock"
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
     with pytest.raises(ValueError, match="process 7 on elsewhere"):
-        files.Lock(tmp_path / "out")
-    long_ago = time.time() - files.STALE_AFTER - 1
+        places.Lock(tmp_path / "out")
+    long_ago = time.time() - places.STALE_AFTER - 1
     os.utime(lock, (long_ago, long_ago))
-    files.Lock(tmp_path / "out").release()
+    places.Lock(tmp_path / "out").release()
     assert not lock.exists()
 
 
@@ -83,7 +86,7 @@ def test_what_is_written_is_the_old_or_the_new(tmp_path: Path) -> None:
             files.write_atomically(path, "new" * 2**12)
         with pytest.raises(ValueError, match="nothing can be written there"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-            files.take_file(tmp_path / "trace.jsonl", "--trace")
+            places.take_file(tmp_path / "trace.jsonl", "--trace")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -135,10 +138,10 @@ def test_places_are_tried_before_any_work(place: str, message: str, tmp_path: Pa
     (tmp_path / "file").write_text("")
     if message:
         with pytest.raises(ValueError, match=message):
-            files.take_file(tmp_path / place, "--output")
+            places.take_file(tmp_path / place, "--output")
     if place != "nowhere/out":
         with pytest.raises(ValueError, match=r"is a file|cannot be made"):
-            files.take_directory(tmp_path / place, "--workdir")
+            places.take_directory(tmp_path / place, "--workdir")
 
 
 def test_only_ordinary_files_are_read(tmp_path: Path) -> None:
@@ -229,7 +232,7 @@ def test_a_line_that_cannot_be_written_names_its_file() -> None:
 def test_a_lock_without_a_holder_is_taken_over(content: str, tmp_path: Path) -> None:
     lock = tmp_path / "out.lock"
     lock.write_text(content)
-    with files.Lock(tmp_path / "out"):
+    with places.Lock(tmp_path / "out"):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
@@ -246,5 +249,33 @@ def test_a_place_that_cannot_be_a_file_is_one_line(kind: str, tmp_path: Path) ->
         path.symlink_to(path)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"^[^\n]*(--output=|\.lock)[^\n]*$"):
-        files.take_file(path, "--output")
+        places.take_file(path, "--output")
     assert sorted(tmp_path.iterdir()) == before  # nothing replaced or left behind
+
+
+def test_a_line_that_a_kill_cut_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    assert lines_of.read(path) == []
+    lines_of.append(path, {"a": 1})
+    with path.open("ab") as file:
+        file.write(b'{"a": "cut')
+    before = path.read_bytes()
+    assert lines_of.read(path) == [{"a": 1}] and path.read_bytes() == before  # reading is reading
+    lines_of.append(path, {"a": 2}, durable=False)
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n'
+    path.write_bytes(b'{"a": 1}\n7\n\n{"a": 3}\n')
+    assert list(lines_of.scan(path)) == [{"a": 1}, None, None, {"a": 3}]
+    with pytest.raises(ValueError, match=r"lines\.jsonl, line 2: damaged"):
+        lines_of.read(path)
+
+
+def test_runs_are_told_apart_by_name(tmp_path: Path) -> None:
+    place = Place(tmp_path, tmp_path / "run.json", "--workdir")
+    began = {"seed": 0, "model": {"width": 4, "depth": 2}, "files": {"a.py": "x"}, "note": "any"}
+    place.claim(began)
+    place.claim({**began, "note": "other", "later": None}, free=["note"])
+    told = r"another model\.width, seed: it was written with model\.width=4, this one has 8; use "
+    with pytest.raises(ValueError, match=told + "another --workdir"):
+        place.claim({**began, "seed": 1, "model": {"width": 8, "depth": 2}})
+    found = [d.told("it") for d in differences(began, {**began, "files": {"a.py": "y"}})]
+    assert found == ['files={"a.py": "x"}, it has {"a.py": "y"}']

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "checkpoint.drafters.source": ("core",),
     "checkpoint.drafters.speculators": ("models", "core"),
     "decode": ("drafters.base", "models.frozen", "verify", "sampling", "core"),
-    "checkpoint": ("models", "drafters", "core"),
+    "checkpoint": ("models", "drafters", "runs", "core"),
     "train": (
         "drafters",
         "models",
@@ -50,6 +50,7 @@ MAY_IMPORT = {
         "checkpoint.load",
         "checkpoint.messages",
         "trace.replay",
+        "runs",
     ),
     "trace": ("decode", "core"),
     "runs": ("core",),

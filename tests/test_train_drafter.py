@@ -21,6 +21,7 @@ from specjax.drafters.lm.objective import LMObjective
 from specjax.models.frozen import Frozen
 from specjax.trace import trace_file
 from specjax.train import loop, next_token
+from specjax.train.checkpoints import SaveFailed
 from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
 from specjax.train.data.batches import Batches
 from specjax.train.data.rows import Windows
@@ -221,7 +222,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))  # the system refuses to write more
     try:
-        with pytest.raises(loop.SaveFailed, match=r"step 2 could not be written") as error:
+        with pytest.raises(SaveFailed, match=r"step 2 could not be written") as error:
             checkpoints.save(dataclasses.replace(state, step=jnp.int32(2)), {"next": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

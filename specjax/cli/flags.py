@@ -17,8 +17,8 @@ from specjax.cli import overrides
 from specjax.cli.configs import plain, take_fields
 from specjax.cli.errors import one_line_errors
 from specjax.core import own
-from specjax.core.files import take_directory, take_file
 from specjax.core.options import default_of
+from specjax.runs.places import take_directory, take_file
 
 DEFAULTS = Path(__file__).with_name("defaults.py")
 

@@ -18,7 +18,7 @@ from specjax.jobs.asking import Asked, Law
 from specjax.jobs.models import Models
 from specjax.prompts.files import FilePrompt, read_prompts
 from specjax.prompts.ids import PlainTextWarning
-from specjax.runs.results import ResultFile, open_results
+from specjax.runs.results import ResultFile
 
 DEFAULT_PROMPT = '''class Config:
     """Settings read from a file."""
@@ -161,7 +161,7 @@ def read_job(options: Options) -> Job:
     request, results = options.request(), None
     if options.output is not None:
         settings = settings_of(options, drafter, request)
-        results = open_results(options.output, settings, [a.record for a in asked])
+        results = ResultFile(options.output, settings, [a.record for a in asked])
     return Job(options, asked, drafter, request, results)
 
 

@@ -10,18 +10,18 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 
 from specjax.core import hosts
 from specjax.core.compiles import Stopwatch
-from specjax.core.files import read_bytes, read_json, write_atomically
-from specjax.train.checkpoints import Checkpoints, SaveFailed
+from specjax.core.files import read_json
+from specjax.runs.settings import Place
+from specjax.train.checkpoints import Checkpoints
+from specjax.train.metrics_log import MetricsLog
 from specjax.train.state import TrainState
 from specjax.train.step import Sums
 from specjax.train.stopping import Stopped, Stopping
@@ -58,72 +58,6 @@ class ByStep:
 
     def set_state(self, state: dict[str, int]) -> None:
         self._step = state["step"]
-
-
-class MetricsLog:
-    """One JSON object a line, in the order of the steps; lines past ``step`` are cut off.
-
-    So are damaged ones, and those that stand twice; ``say`` is told of what is missing then. Of
-    several processes the first one writes; on the others all of this does nothing.
-    """
-
-    def __init__(self, path: Path, step: int, say: Callable[[str], None] = print):
-        """``step`` of the checkpoint; -1: none. Raises SaveFailed if it cannot be written."""
-        self._path = path
-        self._file: TextIO | None = None
-        if not hosts.is_first():
-            return
-        try:
-            kept, damaged = _records(path, step)
-            write_atomically(path, "".join(kept))
-            self._file = path.open("a")
-        except (OSError, ValueError) as error:
-            raise SaveFailed(
-                f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. "
-                "Checkpoints are whole: see to it, and run the same command again."
-            ) from error
-        if damaged or (step >= 0 and not any(json.loads(k)["step"] == 0 for k in kept)):
-            say(f"{path} is damaged: records of steps before {step} are missing in it from now on")
-
-    def write(self, record: Record) -> None:
-        """Raises SaveFailed if the file system does not take it."""
-        if self._file is None:
-            return
-        try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise SaveFailed(
-                f"The record of step {record['step']} could not be written to {self._path}: "
-                f"{error.strerror}. Checkpoints before it are whole: make room and run the same "
-                "command again."
-            ) from error
-
-    def sync(self) -> None:
-        """Lines up to here are on disk; called before a checkpoint that lies past them."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _records(path: Path, step: int) -> tuple[list[str], bool]:
-    """The lines of steps up to ``step`` in their order, and whether one before them is damaged."""
-    lines = read_bytes(path).decode(errors="replace").split("\n") if path.exists() else []
-    kept, last, damaged, damaged_before = list[str](), -1, False, False
-    for line in lines:
-        try:
-            number = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            damaged |= bool(line.strip())  # of the last line: a kill in the middle of it
-            continue
-        damaged_before |= damaged
-        if last < number <= step:
-            kept.append(line + "\n")
-            last = number
-    return kept, damaged_before
 
 
 class Interval:
@@ -279,7 +213,6 @@ def fit(
                 interval.add(sums)
                 step += 1
     finally:
-        log.close()
         checkpoints.close()
 
 
@@ -292,7 +225,7 @@ def check_finite(record: Record) -> None:
 
 
 def claim(workdir: Path, identity: Record, free: Iterable[str] = ()) -> None:
-    """Makes ``workdir`` this run's, or checks that it already is.
+    """Makes ``workdir`` this run's, or checks that it already is, on every process.
 
     Args:
       workdir: made where there is none.
@@ -302,8 +235,8 @@ def claim(workdir: Path, identity: Record, free: Iterable[str] = ()) -> None:
     Raises:
       ValueError: if the directory holds another run, or its run.json is damaged.
     """
-    identity = json.loads(json.dumps(identity))
-    hosts.first_writes("run.json", lambda: _claim(workdir, identity, free))
+    place = Place(workdir, workdir / "run.json", "--workdir")
+    hosts.first_writes("run.json", lambda: place.claim(identity, tuple(free)))
 
 
 def began_on(workdir: Path) -> str:
@@ -311,24 +244,6 @@ def began_on(workdir: Path) -> str:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return datetime.date.fromisoformat(read_json(workdir / "run.json")["day"]).isoformat()
     return datetime.date.today().isoformat()
-
-
-def _claim(workdir: Path, identity: Record, free: Iterable[str]) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "run.json"
-    if not path.exists():
-        write_atomically(path, json.dumps(identity, indent=1) + "\n")
-        return
-    before = read_json(path)
-    if not isinstance(before, dict):
-        raise ValueError(f"{path} is damaged: it holds no settings; restore it, or begin anew.")
-    names = sorted({*before, *identity} - set(free))
-    changed = [k for k in names if before.get(k) != identity.get(k)]
-    if changed:
-        raise ValueError(
-            f"--workdir={workdir} holds a run with another {', '.join(changed)}; "
-            "use a new directory, or the settings in its run.json."
-        )
 
 
 def keep_freed_memory() -> None:

@@ -22,14 +22,15 @@ from specjax.checkpoint.assemble import DTYPES
 from specjax.checkpoint.drafters import plain
 from specjax.checkpoint.drafters.layouts import Layout
 from specjax.checkpoint.drafters.pickle_writer import save_pickle
-from specjax.checkpoint.errors import CheckpointError, some
+from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.export import named_tensors, save_pretrained
 from specjax.core import hosts
-from specjax.core.files import hold, sync_directory, sync_files, try_directory
+from specjax.core.files import sync_directory, sync_files
 from specjax.core.types import KINDS
 from specjax.drafters import DRAFTERS
 from specjax.drafters.spec import Spec, ask
 from specjax.models.target import Target
+from specjax.runs import places
 
 # Of the kinds of the package.
 FORMATS = (*dict.fromkeys(n for e in DRAFTERS.values() for n in e.formats.write), "plain", "hf")
@@ -116,7 +117,7 @@ def save_drafter(
         raise ValueError(f"format={format!r}: {name} {known}.")
     spec.bind(target, KINDS[0])
     directory = Path(directory)
-    hosts.first_writes("export", lambda: _refuse_strangers(directory))
+    hosts.first_writes("export", lambda: places.check_replaceable(directory, _FILES))
     stored = None if dtype is None else _read_dtype(dtype)
     if (drafts := ask(spec, "own_model")()) is not None:
         stored = stored or drafts.dtype
@@ -195,24 +196,5 @@ def _write(directory: Path, write: Callable[[Path], None]) -> None:
 
 
 def take_export(path: str | Path, flag: str) -> Path:
-    """A directory that a flag names and `save_drafter` will replace: looked at now, and locked till
-    the process ends. Raises ValueError, in one line, on one that would lose something."""
-    path = Path(path).expanduser()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{flag}={path} is a file; name a directory to write the drafter to.")
-    _refuse_strangers(path)
-    try_directory(path.parent, flag)
-    hold(path)
-    return path
-
-
-def _refuse_strangers(directory: Path) -> None:
-    """Raises ValueError if replacing the directory would lose what no export wrote."""
-    if not directory.is_dir():
-        return
-    strangers = [x.name for x in directory.iterdir() if x.name not in _FILES]
-    if strangers:
-        raise ValueError(
-            f"{directory}: holds {some(strangers)}, which replacing it would lose; name a new "
-            "directory."
-        )
+    """A directory that a flag names and `save_drafter` will replace (`runs.places`)."""
+    return places.take_replaced(path, flag, _FILES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from specjax.core.files import write_atomically
 from specjax.lab.bench import aiperf
-from specjax.lab.bench.store import Store, difference
+from specjax.lab.bench.store import Store, settings_of
 from specjax.lab.records.case import Case
 from specjax.lab.records.run import Run, Summary
 from specjax.lab.view import escape, marks
@@ -15,6 +15,7 @@ from specjax.lab.view.headline import headline
 from specjax.lab.view.report import write_report
 from specjax.lab.view.result import read_results
 from specjax.lab.view.tables import table
+from specjax.runs.settings import differences
 
 # What must be equal of runs that are compared; the hash last, as the others say why it differs.
 SAME = ("template", "system", "thinking", "turns", "prompt_sets", "num_prompts", "prompts_sha256")
@@ -81,7 +82,8 @@ def compare(directories: Sequence[str | Path]) -> Summary:
     runs = [Store(d).read_run() for d in directories]
     for directory, run in zip(directories[1:], runs[1:]):
         for field in SAME:
-            if getattr(runs[0], field) != getattr(run, field):
-                told = difference(field, runs[0], run, who=str(directory))
+            both = [settings_of(one, (field,)) for one in (runs[0], run)]
+            for found in differences(*both):
+                told = found.told(str(directory))
                 raise ValueError(f"{directories[0]} and {directory} are not comparable: {told}.")
     return read_results(directories)

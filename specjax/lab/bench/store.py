@@ -14,27 +14,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from specjax.core.files import (
-    add_line,
-    hold,
-    parse_json,
-    read_bytes,
-    try_directory,
-    write_atomically,
-)
+from specjax.core.files import write_atomically
 from specjax.lab.records import codec
 from specjax.lab.records.run import FIXED, VERSION, Difference, Measurement, Run, Warmup, read_run
 from specjax.prompts.rendering import Prompt
-from specjax.runs.results import shorten
+from specjax.runs import lines, places
+from specjax.runs.settings import Place, Settings
 from specjax.trace import trace_file
 from specjax.trace.trace import Trace
 
 # What a run that was killed at any moment may have written before run.json.
 _BEFORE = ("answers.jsonl", "prompts.jsonl", ".lock", "prompts.jsonl.tmp", "run.json.tmp")
+_FLAG = "--workdir"
 
 
 class Store:
@@ -66,10 +60,7 @@ class Store:
         Raises:
           ValueError: in one line, if not.
         """
-        if self.path.exists():
-            return self.take()
-        above = next(p for p in self.path.absolute().parents if p.exists())
-        try_directory(above, "--workdir")
+        places.look_at_directory(self.path, _FLAG)
 
     def take(self) -> None:
         """Makes the directory, and keeps other processes from writing it till this one ends.
@@ -77,8 +68,7 @@ class Store:
         Raises:
           ValueError: in one line, if it cannot be written, or another process does.
         """
-        try_directory(self.path, "--workdir")
-        hold(self.path, inside=True)
+        places.take_directory(self.path, _FLAG)
 
     def begin(self, run: Run, prompts: Iterable[Prompt]) -> Run:
         """Opens the directory for the run, or continues it. Returns run.json as it is now.
@@ -89,38 +79,35 @@ class Store:
         """
         if self.run_path.exists():
             before = self.read_run()
-            for field in FIXED:
-                if getattr(before, field) != getattr(run, field):
-                    raise ValueError(
-                        f"{self.path} holds a run with {difference(field, before, run)}; use "
-                        "another --workdir, or that setting."
-                    )
+            place = Place(self.path, self.run_path, _FLAG)
+            place.compare(settings_of(before, FIXED), settings_of(run, FIXED))
             run = dataclasses.replace(
                 run,
                 git=tuple(dict.fromkeys(before.git + run.git)),
                 load=before.load + run.load,
                 others=before.others,
             )
-        elif self.path.exists() and any(p.name not in _BEFORE for p in self.path.iterdir()):
+        elif places.strangers(self.path, _BEFORE):
             raise ValueError(f"{self.path} is not empty and holds no benchmark run; use another.")
         self.take()
-        lines = [
+        told = [
             {"id": p.id, "category": p.category, "text": p.text, "num_tokens": len(p.tokens)}
             for p in prompts
         ]
-        write_atomically(self.path / "prompts.jsonl", "".join(map(to_line, lines)))
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in told)
+        write_atomically(self.path / "prompts.jsonl", text)
         self.write_run(run)
         return run
 
     def answers(self) -> dict[tuple[str, str], str]:
         """(prompt id, its text) -> the recorded answer."""
-        records = read_lines(self.path / "answers.jsonl")
+        records = lines.read(self.path / "answers.jsonl")
         return {(r["id"], r["prompt"]): r["answer"] for r in records}
 
     def add_answer(self, prompt: Prompt, answer: str) -> None:
         self.take()
         record = {"id": prompt.id, "prompt": prompt.text, "answer": answer}
-        append(self.path / "answers.jsonl", record)
+        lines.append(self.path / "answers.jsonl", record)
 
     def case(self, name: str) -> Path:
         return self.path / "cases" / name
@@ -128,14 +115,14 @@ class Store:
     def results(self, name: str) -> list[Measurement]:
         """The lines of a case so far."""
         path = self.case(name) / "results.jsonl"
-        return [codec.from_json(Measurement, line, f"{path}: a line") for line in read_lines(path)]
+        return [codec.from_json(Measurement, r, f"{path}: a line") for r in lines.read(path)]
 
     def add_result(self, name: str, line: Measurement, trace: Trace) -> None:
         """Keeps one measurement; the line is there only if its trace is."""
         part = self._part(name, line.batch, line.repeat)
         part.parent.mkdir(parents=True, exist_ok=True)
         trace_file.save(trace, part)
-        append(self.case(name) / "results.jsonl", codec.to_json(line))
+        lines.append(self.case(name) / "results.jsonl", codec.to_json(line))
 
     def differences(self, name: str) -> list[Difference] | None:
         """Where a case's texts leave plain decoding's; None: not looked for."""
@@ -181,52 +168,6 @@ class Store:
             parts.rmdir()
 
 
-def difference(field: str, before: Run, now: Run, who: str = "this one") -> str:
-    """Names what differs, and how: the field itself, or its first member that does."""
-    old, new = (codec.to_json(getattr(run, field)) for run in (before, now))
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                return f"{name}={shown(old.get(name))}, {who} has {shown(new.get(name))}"
-    return f"{field}={shown(old)}, {who} has {shown(new)}"
-
-
-def shown(value: Any) -> str:
-    return shorten(json.dumps(value, ensure_ascii=False), 60)
-
-
-def to_line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a line; when this returns, it survives a crash."""
-    with path.open("ab", buffering=0) as file:
-        add_line(file, json.dumps(record, ensure_ascii=False))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that only ever grew. A last one that was cut is removed from it.
-
-    Raises:
-      ValueError: naming the line, if another is damaged.
-    """
-    if not path.exists():
-        return []
-    data = read_bytes(path)
-    whole = data[: data.rfind(b"\n") + 1]
-    records = []
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-        try:
-            record = parse_json(line, "line")
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-        except ValueError:
-            raise ValueError(
-                f"{path}, line {number}: damaged; delete it and the lines behind it."
-            ) from None
-        records.append(record)
-    if len(whole) < len(data):
-        with path.open("ab") as file:
-            file.truncate(len(whole))
-    return records
+def settings_of(run: Run, fields: Sequence[str]) -> Settings:
+    """Some of a run's fields, in JSON values."""
+    return {field: codec.to_json(getattr(run, field)) for field in fields}
