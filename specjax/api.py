@@ -18,7 +18,6 @@ from specjax.session.memory import Memory, open_session
 from specjax.session.requests import check_requests
 from specjax.session.slots import CHUNKS
 from specjax.stopping import StopStrings, held_back
-from specjax.text import Reader, new_text
 from specjax.trace.trace import Cycle, Trace
 from specjax.verify.base import Rule
 
@@ -61,6 +60,7 @@ class Piece:
     row: int
     prompt_tokens: list[int]  # of the row
     text: str
+    spans: list[tuple[str, str]]  # the text in parts, each with the label of what completed it
     tokens: list[int]
     labels: list[str]  # of each token: accepted, correction or bonus (`specjax.trace`)
     cycles: tuple[Cycle, ...]  # that brought them
@@ -124,8 +124,8 @@ def generate(
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
     session = open_session(target, drafter, rows, memory, rule=rule, chunk=chunk, details=details)
+    watch = StopStrings(target, stops, [row.prompt for row in rows])
     if stops:
-        watch = StopStrings(target, stops, [row.prompt for row in rows])
         while not session.done.all():
             session.advance(CYCLES_PER_LOOK)
             session.finish(watch.look(session.new_tokens()))
@@ -138,16 +138,16 @@ def generate(
 
     finish = [finish_reason(row, t) for row, t in zip(rows, tokens)]
     trace = session.trace()
-    ends = watch.ends if stops else [None] * len(rows)
-    for b, end in enumerate(ends):
+    watch.look(tokens)
+    for b, end in enumerate(watch.ends):
+        watch.texts[b].end()
         if end is not None:
             tokens[b], finish[b] = tokens[b][: end.tokens], "stop"
             trace = trace.cut(b, end.tokens)
-    text = [new_text(target.tokenizer, row.prompt, t) for row, t in zip(rows, tokens)]
-    text = [t if end is None else t[: end.characters] for t, end in zip(text, ends)]
-    trace = complete(trace, session, rows, finish)
+    trace = complete(trace, session, rows, finish, watch.texts)
+    text = ["".join(told.pieces) for told in trace.texts]
     return Output(
-        text=text,
+        text=[t if end is None else t[: end.characters] for t, end in zip(text, watch.ends)],
         tokens=tokens,
         prompt_tokens=[list(r.prompt) for r in rows],
         finish=finish,
@@ -219,12 +219,10 @@ def check(
 def _stream(
     target: Model, session: Session, rows: list[Row], stops: list[str], cycles: int
 ) -> Iterator[Piece]:
-    tokenizer = target.tokenizer
-    readers = [None if tokenizer is None else Reader(tokenizer, row.prompt) for row in rows]
     watch = StopStrings(target, stops, [row.prompt for row in rows])
     sent = [0] * len(rows)  # tokens handed out
     sent_cycles = [0] * len(rows)
-    text, sent_text = [""] * len(rows), [0] * len(rows)
+    sent_text = [0] * len(rows)
     open_rows = set(range(len(rows)))
     turn = session.turns
     while open_rows:
@@ -242,32 +240,34 @@ def _stream(
             over = bool(done[b]) or end is not None
             last = len(tokens[b]) if end is None else end.tokens
             new = tokens[b][sent[b] : last]
-            if (reader := readers[b]) is not None:
-                spans = [*reader.push(new), *(reader.flush() if over else ())]
-                text[b] += "".join(piece for _, piece in spans)
-            upto = len(text[b]) if over else len(text[b]) - held_back(text[b], stops)
-            if end is not None:
-                upto = min(end.characters, len(text[b]))
             if not new and not over:
                 continue
-            cycles_so_far = trace.cut(b, last).rows[b]
+            text = watch.texts[b]
+            if over:
+                text.end()
+            ready = len(text.left) - (0 if over else held_back(text.left, stops))
+            if end is not None:
+                ready = min(end.characters - sent_text[b], ready)
+            spans = text.take(ready)
+            cycles_so_far, labels = trace.cut(b, last).rows[b], trace.labels(b)
             reason, whole = None, None
             if over:
                 reason = "stop" if end is not None else finish_reason(rows[b], tokens[b])
-                whole = complete_row(cycles_so_far, session, rows, b, reason)
+                whole = complete_row(cycles_so_far, session, rows, b, reason, text)
                 open_rows.discard(b)
             yield Piece(
                 row=b,
                 prompt_tokens=list(rows[b].prompt),
-                text=text[b][sent_text[b] : upto],
+                text="".join(part for _, part in spans),
+                spans=[(part, labels[index]) for index, part in spans],
                 tokens=new,
-                labels=trace.labels(b)[sent[b] : last],
+                labels=labels[sent[b] : last],
                 cycles=cycles_so_far[sent_cycles[b] :],
                 finish=reason,
                 trace=whole,
             )
             sent_cycles[b] = len(cycles_so_far)
-            sent[b], sent_text[b] = last, max(upto, sent_text[b])
+            sent[b], sent_text[b] = last, sent_text[b] + max(ready, 0)
 
 
 def finish_reason(row: Row, tokens: Sequence[int]) -> str:

@@ -6,48 +6,48 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from specjax.checkpoint.load import Model
 from specjax.core import machine
 from specjax.drafters.base import parents_of, widths_of
 from specjax.drafters.family import family_of
 from specjax.session import Row, Session
-from specjax.text import Reader, token_text
+from specjax.text import Reading, token_text
 from specjax.trace.trace import Cycle, Text, Trace
 
 
 def complete(
-    trace: Trace, session: Session, rows: Sequence[Row], finish: Sequence[str | None]
+    trace: Trace,
+    session: Session,
+    rows: Sequence[Row],
+    finish: Sequence[str | None],
+    readings: Sequence[Reading],
 ) -> Trace:
-    """The trace of ``session`` with what its rows are about, why they ended, and its setup."""
-    target, prefilled = session.target, session.prefilled
+    """The trace of ``session`` with what its rows are about and say, why they ended, its setup."""
     texts = [
-        describe_row(target, row, end, cycles, prefilled)
-        for row, end, cycles in zip(rows, finish, trace.rows, strict=True)
+        describe_row(session, *row) for row in zip(rows, finish, trace.rows, readings, strict=True)
     ]
     return dataclasses.replace(trace, texts=tuple(texts), setup=describe_setup(session, rows))
 
 
 def complete_row(
-    cycles: Sequence[Cycle], session: Session, rows: Sequence[Row], index: int, finish: str
+    cycles: Sequence[Cycle],
+    session: Session,
+    rows: Sequence[Row],
+    index: int,
+    finish: str,
+    reading: Reading,
 ) -> Trace:
     """Completes the trace of row ``index`` alone, whose cycles are ``cycles``."""
-    text = describe_row(session.target, rows[index], finish, cycles, session.prefilled)
+    text = describe_row(session, rows[index], finish, cycles, reading)
     return Trace((tuple(cycles),), (text,), describe_setup(session, rows))
 
 
 def describe_row(
-    target: Model, row: Row, finish: str | None, cycles: Sequence[Cycle], prefilled: float
+    session: Session, row: Row, finish: str | None, cycles: Sequence[Cycle], reading: Reading
 ) -> Text:
-    """The prompt and, token by token, the text of one row; ``prefilled`` in seconds."""
-    tokenizer, prompt = target.tokenizer, list(row.prompt)
-    pieces: list[str] = []
+    """The prompt and, token by token, the text of one row, which was read to its end."""
+    tokenizer, prompt = session.target.tokenizer, list(row.prompt)
     guesses: dict[int, str] = {}
     if tokenizer is not None:
-        ids = [token for cycle in cycles for token in cycle.emitted]
-        pieces = [""] * len(ids)
-        reader = Reader(tokenizer, prompt)
-        for index, piece in [*reader.push(ids), *reader.flush()]:
-            pieces[index] += piece
         rejected = (cycle.proposed[i] for cycle in cycles for i in cycle.wrong)
         guesses = {token: token_text(tokenizer, prompt, token) for token in dict.fromkeys(rejected)}
     return Text(
@@ -55,9 +55,9 @@ def describe_row(
         seed=int(row.seed),
         finish=finish,
         prompt="" if tokenizer is None else tokenizer.decode(prompt),
-        pieces=tuple(pieces),
+        pieces=reading.pieces,
         guesses=guesses,
-        prefilled=prefilled,
+        prefilled=session.prefilled,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from specjax.checkpoint.load import Model
 from specjax.prompts.forms import check_text, is_array, is_list, read_array, type_name
-from specjax.text import Reader
+from specjax.text import Reading
 
 
 class StopStringWarning(UserWarning):
@@ -67,17 +67,19 @@ def special_ids(target: Model, stops: Sequence[str]) -> tuple[int, ...]:
 
 
 class StopStrings:
-    """Looks for stop strings in the text of each row, token by token, on the host."""
+    """Reads the text of each row on the host, and ends it where a stop string is completed."""
 
     def __init__(self, target: Model, stops: Sequence[str], prompts: Sequence[Sequence[int]]):
-        self._rows = [_Row(target, stops, prompt) if stops else None for prompt in prompts]
+        """Without ``stops`` the texts are read all the same."""
+        self.texts = [Reading(target.tokenizer, prompt) for prompt in prompts]
+        self._rows = [_Row(stops, text) for text in self.texts]
         self.ends: list[End | None] = [None] * len(prompts)
 
     def look(self, tokens: Sequence[Sequence[int]]) -> list[int]:
         """The rows in which a stop string has newly been completed; ``tokens`` are all so far."""
         found = []
         for b, (row, ids) in enumerate(zip(self._rows, tokens)):
-            if row is not None and self.ends[b] is None:
+            if self.ends[b] is None:
                 self.ends[b] = row.look(ids)
                 if self.ends[b] is not None:
                     found.append(b)
@@ -85,25 +87,25 @@ class StopStrings:
 
 
 class _Row:
-    """One row's text, of which only the end is kept."""
+    """Looks through one row's text, token by token."""
 
-    def __init__(self, target: Model, stops: Sequence[str], prompt: Sequence[int]):
-        assert target.tokenizer is not None  # `read_stops` has looked
-        self._stops, self._reader = stops, Reader(target.tokenizer, prompt)
-        self._keep = max(map(len, stops)) - 1
-        self._seen = 0  # tokens
+    def __init__(self, stops: Sequence[str], text: Reading):
+        self._stops, self._text = stops, text
+        self._keep = max(map(len, stops), default=1) - 1
         self._end = ""  # of the settled text: where a stop string may have begun
         self._before = 0  # characters before that
 
     def look(self, ids: Sequence[int]) -> End | None:
-        for token in ids[self._seen :]:
-            self._seen += 1
-            settled = "".join(text for _, text in self._reader.push([token]))
-            text = self._end + settled
-            whole = text + self._reader.open
+        new = ids[self._text.count :]
+        if not self._stops:
+            self._text.read(new)
+            return None
+        for token in new:
+            text = self._end + self._text.read([token])
+            whole = text + self._text.open
             places = [place for s in self._stops if (place := whole.find(s)) >= 0]
             if places:
-                return End(self._before + min(places), self._seen)
+                return End(self._before + min(places), self._text.count)
             cut = max(len(text) - self._keep, 0)
             self._end, self._before = text[cut:], self._before + cut
         return None

@@ -4,7 +4,8 @@
 
 Tokens have no text of their own: decoders drop the space of the first token that they see, a
 character may be spread over several tokens, and SentencePiece reads a run of bytes as a whole.
-Everything that shows generated text (outputs, streams, stop strings, traces, labels) reads it here.
+Generated text is read here, once: stop strings look at a `Reading`, streams take from it, and its
+pieces are what outputs, traces, labels, records and pictures show.
 """
 
 from __future__ import annotations
@@ -22,15 +23,68 @@ _ENOUGH = 8
 _WINDOW, _TAIL = 16, 64
 
 
-def new_text(tokenizer: Tokenizer | None, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of the new tokens ``ids`` behind ``prompt``, read at once; "" without a tokenizer.
+class Reading:
+    """The text of one row. Each new token is read once, however many ask what it says."""
 
-    A character that begins in the prompt counts as new if the new tokens complete it.
-    """
-    if tokenizer is None:
-        return ""
-    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
-    return whole[common(before, whole) :]
+    def __init__(self, tokenizer: Tokenizer | None, prompt: Sequence[int]):
+        """Without a tokenizer there is no text, and no pieces."""
+        self._reader = None if tokenizer is None else Reader(tokenizer, prompt)
+        self._left: list[Span] = []  # settled, and not taken
+        self._pieces: list[str] = []
+        self.count = 0  # new tokens so far
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer | None, prompt: Sequence[int], ids: Sequence[int]) -> Reading:
+        """Read to its end at once."""
+        reading = cls(tokenizer, prompt)
+        reading.read(ids)
+        reading.end()
+        return reading
+
+    def read(self, ids: Sequence[int]) -> str:
+        """Takes in the next tokens. Returns the text that they settled."""
+        self.count += len(ids)
+        if self._reader is None:
+            return ""
+        self._pieces += [""] * len(ids)
+        return self._note(self._reader.push(ids))
+
+    def end(self) -> None:
+        """Nothing follows: what was open is settled as it reads now."""
+        if self._reader is not None:
+            self._note(self._reader.flush())
+
+    def _note(self, spans: Sequence[Span]) -> str:
+        for index, text in spans:
+            self._pieces[index] += text
+        self._left += spans
+        return "".join(text for _, text in spans)
+
+    @property
+    def open(self) -> str:
+        """How what is not settled reads so far."""
+        return "" if self._reader is None else self._reader.open
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """[count] The settled characters that each new token completes: together, the text."""
+        return tuple(self._pieces)
+
+    @property
+    def left(self) -> str:
+        """The settled characters that were not taken."""
+        return "".join(text for _, text in self._left)
+
+    def take(self, length: int) -> list[Span]:
+        """The next ``length`` settled characters, or those of them that are there."""
+        taken = []
+        while self._left and length > 0:
+            index, text = self._left.pop(0)
+            if len(text) > length:
+                self._left.insert(0, (index, text[length:]))
+            taken.append((index, text[:length]))
+            length -= len(text)
+        return taken
 
 
 def token_text(tokenizer: Tokenizer, prompt: Sequence[int], token: int) -> str:
@@ -52,7 +106,8 @@ class Reader:
     At every moment the text of all tokens so far is what was handed out, followed by `open`: an
     unfinished character, or a run of byte tokens, which is read otherwise when it goes on. Only a
     window of tokens is decoded, so the cost is linear in their number; the text is that of
-    `new_text` all the same.
+    decoding the whole all the same. A character that begins in the prompt is new if new tokens
+    complete it.
     """
 
     def __init__(

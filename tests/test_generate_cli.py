@@ -19,9 +19,9 @@ from tiny_checkpoint import write_tiny
 import specjax
 from specjax.core import machine
 from specjax.lab.costs.speed import first_difference
-from specjax.lab.view.text import MARKS, Labeller, Painter
+from specjax.lab.view.text import MARKS, Painter
 from specjax.prompts.files import read_prompts
-from specjax.text import Reader
+from specjax.text import Reading
 from specjax.trace import trace_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -326,10 +326,12 @@ def test_no_half_characters(run: Cli) -> None:
     assert tokenizer is not None
     tokens = tokenizer.encode("é→🙂")
     labels = ["accepted", "correction", "bonus"] * len(tokens)
-    labeller, seen = Labeller(Reader(tokenizer)), []
+    reading, seen = Reading(tokenizer, []), []
     for i, token in enumerate(tokens):
-        labeller.push([token], [labels[i]], last=i + 1 == len(tokens))
-        seen += labeller.take(10)
+        reading.read([token])
+        if i + 1 == len(tokens):
+            reading.end()
+        seen += [(text, labels[index]) for index, text in reading.take(10)]
     assert "".join(text for text, _ in seen) == "é→🙂"
     assert "\ufffd" not in "".join(text for text, _ in seen)
     assert len(seen) == 3  # each with the label of the token that completes it

@@ -79,7 +79,7 @@ MAY_IMPORT = {
     "lab.view": ("lab.costs", "lab.records", "trace", "decode", "core"),
     "lab.bench": (
         *("lab.view", "lab.costs", "lab.records", "api", "request", "prompts", "recording"),
-        "session",
+        *("session", "text"),
         *("decode", "runs", "trace", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers
 from specjax.checkpoint.llama2c_tokenizer import load_llama2c_tokenizer
 from specjax.checkpoint.load import DEMO
 from specjax.checkpoint.tokenizer import HfTokenizer, Tokenizer, load_tokenizer
-from specjax.text import Reader, new_text, token_text
+from specjax.text import Reader, common, token_text
 
 WORDS = ("▁the", "▁a", "▁Paris", "▁", "▁▁", "x", "é")
 
@@ -40,6 +40,12 @@ def metaspace() -> HfTokenizer:
 
 def word(text: str) -> int:
     return 259 + WORDS.index(text)
+
+
+def new_text(tokenizer: Tokenizer, prompt: list[int], ids: list[int]) -> str:
+    """The text of the new tokens ``ids`` behind ``prompt``, read at once."""
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
+    return whole[common(before, whole) :]
 
 
 def read(tokenizer: Tokenizer, prompt: list[int], new: list[int]) -> tuple[str, list[str]]:

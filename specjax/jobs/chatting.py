@@ -105,7 +105,7 @@ class Chat:
                 )
             except ValueError as error:
                 raise Refused(str(error)) from None
-            said = show_stream(pieces, self.target, self.painter, interrupt)
+            said = show_stream(pieces, self.painter, interrupt)
         self.painter.write_line("")
         self.messages = [*messages, {"role": "assistant", "content": said.text}]
         self.turns += 1

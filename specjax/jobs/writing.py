@@ -14,8 +14,7 @@ import specjax
 from specjax.jobs.asking import Asked
 from specjax.jobs.interrupts import Interrupt
 from specjax.lab.view.summary import make_record
-from specjax.lab.view.text import Labeller, Painter
-from specjax.text import Reader
+from specjax.lab.view.text import Painter, spans
 from specjax.trace.metrics import select
 
 
@@ -53,11 +52,8 @@ def generate_batch(
     batch.trace = dataclasses.replace(real, setup=output.trace.setup)
     for row, one in enumerate(asked):
         if painter is not None:
-            labeller = make_labeller(target, output.prompt_tokens[row])
-            tokens = output.tokens[row]
-            labeller.push(tokens, output.trace.labels(row)[: len(tokens)], last=True)
             painter.write_plain(one.text(target))
-            painter.write(labeller.take(len(output.text[row])))
+            painter.write(spans(output.trace, row, len(output.text[row])))
             painter.write_line("\n")
         yield make_record(
             one.record,
@@ -84,7 +80,7 @@ def stream_batch(
     """
     painter.write_plain(asked.text(target))
     begin = time.perf_counter()
-    said = show_stream(specjax.stream(target, spec, **arguments), target, painter, interrupt)
+    said = show_stream(specjax.stream(target, spec, **arguments), painter, interrupt)
     batch.trace = said.trace
     painter.write_line("\n")
     if not said.cycles:
@@ -107,15 +103,11 @@ class Said:
     trace: specjax.Trace | None = None  # of a whole text
 
 
-def show_stream(
-    pieces: Iterable[specjax.Piece], target: specjax.Model, painter: Painter, interrupt: Interrupt
-) -> Said:
+def show_stream(pieces: Iterable[specjax.Piece], painter: Painter, interrupt: Interrupt) -> Said:
     """Shows one text as it comes, until it ends or ``interrupt`` was noted."""
-    said, labeller = Said(), None
+    said = Said()
     for piece in pieces:
-        labeller = labeller or make_labeller(target, piece.prompt_tokens)
-        labeller.push(piece.tokens, piece.labels, last=piece.finish is not None)
-        painter.write(labeller.take(len(piece.text)))
+        painter.write(piece.spans)
         said.text, said.finish, said.trace = said.text + piece.text, piece.finish, piece.trace
         said.tokens += piece.tokens
         said.cycles += piece.cycles
@@ -130,9 +122,3 @@ def open_console() -> Console:
     with contextlib.suppress(AttributeError):
         console.file.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     return console
-
-
-def make_labeller(target: specjax.Model, prompt: Sequence[int]) -> Labeller:
-    """For the tokens behind ``prompt``."""
-    assert target.tokenizer is not None  # loading has looked
-    return Labeller(Reader(target.tokenizer, prompt))

@@ -28,6 +28,7 @@ from specjax.recording import complete
 from specjax.request import prepare
 from specjax.session import Row, Session
 from specjax.session.requests import check_requests
+from specjax.text import Reading
 from specjax.trace.trace import Trace
 from specjax.verify.base import VerifyKeys
 from specjax.verify.greedy import Greedy, GreedyLaw
@@ -146,7 +147,9 @@ def _record_batch(
         trace = trace.cut(b, end)
     finish = [finish_reason(row, text[:end]) for row, text, end in zip(rows, texts, ends)]
     beyond = [text[end : end + num_draft] for text, end in zip(texts, ends)]
-    return complete(trace, session, rows, finish), beyond, num_draft
+    kept = zip(rows, texts, ends)
+    said = [Reading.of(target.tokenizer, row.prompt, text[:end]) for row, text, end in kept]
+    return complete(trace, session, rows, finish, said), beyond, num_draft
 
 
 def _end(row: Row, text: Sequence[int]) -> int:

@@ -7,8 +7,7 @@ target's own tokens. Taking the marks away gives the text exactly.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable
 
 from rich.color import ColorSystem
 from rich.console import Console
@@ -39,46 +38,14 @@ MEANING = {
 }
 
 
-class Reader(Protocol):
-    """What `specjax.text.Reader` does: characters by the index of the token that completes them."""
-
-    def push(self, ids: Sequence[int]) -> list[tuple[int, str]]: ...
-
-    def flush(self) -> list[tuple[int, str]]: ...
-
-
-class Labeller:
-    """Turns tokens and their labels into spans of whole characters.
-
-    A character of several tokens takes the label of the one that completes it.
-    """
-
-    def __init__(self, reader: Reader):
-        self._reader = reader
-        self._labels: list[str] = []  # of all tokens so far
-        self._spans: list[Span] = []  # decoded, not handed out
-        self._owed = 0  # characters asked for before they were decoded
-
-    def push(self, tokens: Sequence[int], labels: Sequence[str], *, last: bool = False) -> None:
-        """Takes in the next tokens; ``last``: no more will come."""
-        if len(tokens) != len(labels):
-            raise ValueError(f"{len(tokens)} tokens have {len(labels)} labels.")
-        self._labels += labels
-        read = [*self._reader.push(tokens), *(self._reader.flush() if last else ())]
-        self._spans += [(text, self._labels[index]) for index, text in read]
-
-    def take(self, length: int) -> list[Span]:
-        """The next ``length`` characters, or those of them that are there; the rest comes later."""
-        self._owed += length
-        taken = []
-        while self._spans and self._owed:
-            text, label = self._spans.pop(0)
-            if len(text) > self._owed:
-                self._spans.insert(0, (text[self._owed :], label))
-                text = text[: self._owed]
-            taken.append((text, label))
-            self._owed -= len(text)
-        return taken
+def spans(trace: Trace, row: int, length: int) -> list[Span]:
+    """The first ``length`` characters of a row, by the label of the token that completes them."""
+    found = []
+    for text, label in zip(text_of(trace, row).pieces, trace.labels(row)):
+        if text and length > 0:
+            found.append((text[:length], label))
+            length -= len(text)
+    return found
 
 
 class Painter:
