@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import common
+from specjax.cli.configs import config_of
+from specjax.train.config import DrafterConfig
 
 
 def get_config() -> ConfigDict:
-    return common.training(
+    return config_of(
+        DrafterConfig,
         kind="dflash",
         num_draft=7,
         sizes={

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from specjax.cli.configs import config_of
+from specjax.train.config import DrafterConfig
 
 
 def get_config() -> ConfigDict:
-    return common.training(
+    return config_of(
+        DrafterConfig,
         kind="eagle3",
         num_draft=5,
         # draft_vocab_size: the tokens most frequent in the training data; left out: all of them.

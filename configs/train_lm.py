@@ -11,13 +11,17 @@ docs/demo_models.md has the whole recipe and its results.
 
 from __future__ import annotations
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
+
+from specjax.cli.configs import config_of
+from specjax.train.config import LMConfig
 
 
-def get_config(variant: str = "target") -> config_dict.ConfigDict:
+def get_config(variant: str = "target") -> ConfigDict:
     if variant not in ("target", "continued", "draft"):
         raise ValueError(f"configs/train_lm.py:{variant}: known: target, continued, draft.")
-    config = config_dict.create(
+    config = config_of(
+        LMConfig,
         model={
             "model_type": "llama",
             "vocab_size": 4096,
@@ -32,26 +36,11 @@ def get_config(variant: str = "target") -> config_dict.ConfigDict:
             "max_position_embeddings": 1024,
             "tie_word_embeddings": True,
         },
-        corpus={"manifest": "configs/stdlib_files.json", "allow_mismatch": False},
-        tokenizer="",
-        init="",
-        teacher="",
-        distill=0.0,
         optimizer="muon",
         peak_lr=3e-3,
-        warmup_steps=40,
         weight_decay=0.1,
-        clip_norm=1.0,
         steps=1300,
-        rows=4,
         accumulate=2,
-        seq_len=512,
-        seed=0,
-        log_every=10,
-        eval_every=100,
-        checkpoint_every=50,
-        mesh="",
-        tensorboard=False,
     )
     if variant == "continued":
         config.update(

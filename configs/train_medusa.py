@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from specjax.cli.configs import config_of
+from specjax.train.config import DrafterConfig
 
 
 def get_config() -> ConfigDict:
-    return common.training(
+    return config_of(
+        DrafterConfig,
         kind="medusa",
         num_draft=2,
         sizes={"layers": 1},

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from scripts import script
 from tiny_checkpoint import write_tiny
 
 import specjax
+from specjax import jobs
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.drafters.named import parse
 from specjax.core import own
@@ -145,8 +145,7 @@ def test_pard_is_trained_saved_and_loaded(tmp_path: Path) -> None:
         compute_dtype="float32",
     )
     export = tmp_path / "export"
-    with script("train_drafter") as train_drafter:
-        train_drafter.run(config, tmp_path / "run", None, str(export), only=False)
+    jobs.train_drafter(config, str(tmp_path / "run"), str(export))
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["measured_tau"] < 1.5 < lines[-1]["measured_tau"]
     assert lines[-1]["heldout_loss"] < 0.5 * lines[0]["heldout_loss"]

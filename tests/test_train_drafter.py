@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scripts import script
 from tiny_checkpoint import byte_level_bpe
 
 import specjax
+from specjax import jobs
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.export import save_pretrained
 from specjax.drafters.lm.objective import LMObjective
+from specjax.jobs import drafter_training
 from specjax.models.frozen import Frozen
 from specjax.trace import trace_file
 from specjax.train import loop, next_token
@@ -119,8 +120,7 @@ def config_of(place: Path, kind: str, **changes) -> DrafterConfig:
 
 
 def train(config: DrafterConfig, workdir: Path, export: str, *, only: bool) -> None:
-    with script("train_drafter") as train_drafter:
-        train_drafter.run(config, workdir, None, export, only=only)
+    jobs.train_drafter(config, str(workdir), export, only)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,11 +155,10 @@ def test_a_run_may_start_from_a_drafter(place, tmp_path):
     spec = fresh("dflash", target, {"layers": 1}, num_draft=4, seed=7)
     save_drafter(spec, tmp_path / "d", format="zlab", target=target)
     config = config_of(place, "dflash", init=str(tmp_path / "d"))
-    with script("train_drafter") as train_drafter:
-        start = train_drafter.start(config, target, None)
-        _, ours = Trainee.of("dflash", start, {}, num_draft=3, compute_dtype=jnp.bfloat16)
-        with pytest.raises(ValueError, match=r"z-lab DFlash.*cannot be trained"):
-            train_drafter.start(config_of(place, "medusa", init=config.init), target, None)
+    start = drafter_training.start(config, target, None)
+    _, ours = Trainee.of("dflash", start, {}, num_draft=3, compute_dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"z-lab DFlash.*cannot be trained"):
+        drafter_training.start(config_of(place, "medusa", init=config.init), target, None)
     theirs = Trainee.of("dflash", spec, {}, num_draft=3, compute_dtype=jnp.bfloat16)[1]
     assert start.num_draft == 3 and ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -332,12 +331,11 @@ def test_a_run_may_start_from_a_wider_drafter(place, tmp_path):
     save_drafter(spec, tmp_path / "d", format="zlab", target=target)
     sizes = {"intermediate_size": 24}
     config = config_of(place, "dflash", init=str(tmp_path / "d"), sizes=sizes)
-    with script("train_drafter") as train_drafter:
-        start = train_drafter.start(config, target, None)
-        for size, words in ((65, "64 neurons cannot be narrowed to 65"), (-1, "narrowed to -1")):
-            with pytest.raises(ValueError, match=words):
-                wrong = dataclasses.replace(config, sizes={"intermediate_size": size})
-                train_drafter.start(wrong, target, None)
+    start = drafter_training.start(config, target, None)
+    for size, words in ((65, "64 neurons cannot be narrowed to 65"), (-1, "narrowed to -1")):
+        with pytest.raises(ValueError, match=words):
+            wrong = dataclasses.replace(config, sizes={"intermediate_size": size})
+            drafter_training.start(wrong, target, None)
     assert start.net.module.layers[1].mlp.down_proj.weight.shape == (32, 24)
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 32)), jnp.float32)
     for wide, narrow in zip(module.layers, start.net.module.layers, strict=True):

@@ -16,11 +16,11 @@ from flax import nnx
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
-from experiments.progress import Clock
 from specjax.checkpoint import load
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.export import save_pretrained
 from specjax.core import compiles
+from specjax.jobs.progress import Clock
 from specjax.models.frozen import Frozen
 from specjax.train import corpus, loop, next_token
 from specjax.train import tokenizer as bpe

@@ -13,17 +13,19 @@ from ml_collections import ConfigDict, config_dict
 from specjax.core.options import check_counts, default_of
 
 
-def config_of(kind: type, **own: Any) -> ConfigDict:
+def config_of(kind: type, /, **own: Any) -> ConfigDict:
     """The fields that a record takes from --config, with their defaults.
 
     Args:
-      kind: a dataclass; of `specjax.core.options`, where its fields say whether they are flags.
+      kind: a dataclass; where some of its options are of --config (`option`), those alone.
       own: values of some, and of all that have no default. Those of a group are merged.
     """
     made = ConfigDict()
     hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if not field.metadata.get("config", True):
+    fields = dataclasses.fields(kind)
+    some = any(field.metadata.get("config") for field in fields)
+    for field in fields:
+        if some and not field.metadata["config"]:
             continue
         name, hint = field.name, hints[field.name]
         if dataclasses.is_dataclass(hint):

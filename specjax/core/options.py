@@ -30,7 +30,6 @@ def option(
     file: str | None = None,
     directory: bool = False,
     many: bool = False,
-    reads: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Any:
     """A field of a record of options.
 
@@ -42,11 +41,10 @@ def option(
       file: it names a file that is written at the end, whose name ends so; "": with any ending.
       directory: it names a directory that is written to.
       many: the flag may be given several times, and not with commas.
-      reads: of the option ``config``: makes its value of what a file of configs/ returns.
     """
     place = "directory" if directory else "" if file is None else "file"
     about = {"help": help, "config": config, "least": least, "place": place, "ending": file or ""}
-    about |= {"many": many, "reads": reads}
+    about["many"] = many
     if default is _NEEDED:
         return dataclasses.field(metadata=about)
     if isinstance(default, dict):

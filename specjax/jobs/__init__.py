@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specjax.jobs.chatting import chat
+    from specjax.jobs.drafter_training import train_drafter
     from specjax.jobs.generating import generate
+    from specjax.jobs.lm_training import train_lm
     from specjax.jobs.passages import heldout_prompts
     from specjax.jobs.reporting import report
 
-__all__ = ["chat", "generate", "heldout_prompts", "report"]
+__all__ = ["chat", "generate", "heldout_prompts", "report", "train_drafter", "train_lm"]
 
 _PLACES = {
     "chat": "chatting",
     "generate": "generating",
     "heldout_prompts": "passages",
     "report": "reporting",
+    "train_drafter": "drafter_training",
+    "train_lm": "lm_training",
 }
 
 

@@ -1,0 +1,278 @@
+"""Trains a drafter for a frozen target, measures it by real speculation, and exports it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import specjax
+from specjax.checkpoint.drafters.export import formats_for, save_drafter, take_export
+from specjax.checkpoint.errors import CheckpointError
+from specjax.core import hosts, own
+from specjax.core.family import Family
+from specjax.core.options import keywords, option
+from specjax.core.sharding import parse_mesh, use_mesh
+from specjax.drafters.checking import bind
+from specjax.drafters.registry import class_of
+from specjax.drafters.spec import ask, with_num_draft
+from specjax.jobs import training
+from specjax.jobs.drafter_evaluation import Evaluation, greedy_texts
+from specjax.jobs.progress import tensorboard
+from specjax.models.surgery import narrowed
+from specjax.train import loop
+from specjax.train.config import FREE, DrafterConfig, identity, read_settings
+from specjax.train.data.batches import Batches, stack
+from specjax.train.data.jsonl import read_rows
+from specjax.train.data.rows import heldout_rows
+from specjax.train.data.sources import Sources
+from specjax.train.data.text import Speech, default_cache
+from specjax.train.data.vocabulary import frequent_tokens
+from specjax.train.drafter import Trainee, fresh
+from specjax.train.objectives.checking import check_objective
+from specjax.train.optimizer import make_optimizer, schedule
+from specjax.train.state import TrainState, init_state, place
+from specjax.train.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is trained, and where it goes."""
+
+    config: Any = option(help="A file of configs/, or a DrafterConfig.")
+    workdir: str = option(help="Checkpoints, metrics.jsonl, trace.jsonl, run.json.", directory=True)
+    export_dir: str | None = option(None, "Where the trained drafter is written.")
+    export_only: bool = option(False, "Export the newest checkpoint as it is.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run whose parts fit together, before its first step."""
+
+    config: DrafterConfig
+    workdir: Path
+    export_dir: str | None
+    export_only: bool
+    mesh: Mesh | None
+    board: Any  # of TensorBoard, or None
+    target: specjax.Model
+    sources: Sources
+    trainee: Trainee
+    format: str  # of the export
+    data: Batches
+    held: list[Any]  # rows that the held-out loss is of
+    prompts: list[list[int]]
+    optimizer: Any
+    rate: Any
+    state: TrainState
+
+
+@keywords(Options)
+def train_drafter(options: Options) -> Any:
+    """Trains, or resumes, and exports; returns the trained drafter.
+
+    Raises:
+      ValueError, OSError: in one line, before the first step, on what cannot be used.
+      loop.Stopped: after SIGINT or SIGTERM; what was trained is saved.
+    """
+    return finish(prepare(options))
+
+
+def finish(ready: Prepared) -> Any:
+    """Trains, or resumes, and exports; returns the trained drafter."""
+    config, trainee, sources = ready.config, ready.trainee, ready.sources
+    print(
+        f"{config.kind} drafter: {sum(p.size for p in ready.state.params.values()):,} parameters, "
+        f"{trainee.objective.num_draft} guesses a cycle; data: {len(sources.train):,} rows of up "
+        f"to {config.data.seq_len} tokens to train on, {len(sources.heldout):,} held out",
+        flush=True,
+    )
+    evaluation = make_evaluation(ready)
+    with use_mesh(ready.mesh):
+        if ready.export_only:
+            state = training.newest(ready.workdir, ready.state)
+            print(json.dumps({"step": int(state.step), **evaluation(state)}), flush=True)
+        else:
+            state = train(ready, evaluation)
+    spec = trainee.specialise(state.params)
+    if ready.export_dir:
+        try:
+            save_drafter(spec, ready.export_dir, format=ready.format, target=ready.target)
+        except (CheckpointError, ValueError) as error:
+            raise training.NotDone(f"--export_dir={ready.export_dir}: {error}") from error
+        print(f"exported to {ready.export_dir}")
+    return spec
+
+
+def prepare(options: Options) -> Prepared:
+    """Reads, loads and checks everything, and claims the workdir. Raises ValueError, OSError."""
+    config = read_settings(DrafterConfig, options.config)
+    export_dir = options.export_dir
+    if options.export_only and not export_dir:
+        raise ValueError("--export_only needs --export_dir.")
+    mesh = parse_mesh(config.mesh)
+    if export_dir:
+        hosts.first_writes("export place", lambda: take_export(export_dir, "--export_dir"))
+    with use_mesh(mesh):
+        parts = load(config, Path(options.workdir), mesh)
+    return Prepared(config, Path(options.workdir), export_dir, options.export_only, mesh, *parts)
+
+
+def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, ...]:
+    """The parts of a run, in the order of `Prepared`. Raises ValueError, in one line."""
+    board = tensorboard(workdir) if config.tensorboard and hosts.is_first() else None
+    target = specjax.load(config.target, dtype=config.compute_dtype, mesh=mesh)
+    if config.data.seq_len > target.config.max_position_embeddings:
+        raise ValueError(
+            f"--config.data.seq_len={config.data.seq_len} exceeds the target's "
+            f"{target.config.max_position_embeddings} positions."
+        )
+    day = hosts.from_first("day", lambda: loop.began_on(workdir))
+    sources = read_sources(config, target, datetime.datetime.fromisoformat(day))
+    spec = start(config, target, sources)
+    trainee, params = Trainee.of(
+        config.kind,
+        spec,
+        config.objective,
+        num_draft=config.num_draft,
+        compute_dtype=jnp.dtype(config.compute_dtype),
+    )
+    bind(spec, target, "one_hot")
+    check_objective(trainee.objective, params, target.net, config.rows, config.data.seq_len)
+    format = export_format(config, spec, target)
+    data = Batches(
+        sources.train,
+        micro=config.rows,
+        accumulate=config.accumulate,
+        seq_len=config.data.seq_len,
+        seed=config.seed,
+    )
+    held = heldout_rows(sources.heldout, config.eval.rows)
+    if not any(row.supervised[: config.data.seq_len].any() for row in held):
+        raise ValueError("The held-out rows have no supervised token to compute a loss of.")
+    prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
+    specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
+    hosts.check_alike("the data", sources.digest())
+    about = {"day": day, "content of the data files": sources.contents()}
+    if files := own.contents([config.kind, config.target, dict(config.objective).get("name")]):
+        about["content of the method's files"] = files
+    loop.claim(workdir, {**identity(config), **about}, (*FREE, "day"))
+    optimizer, rate = optimizer_of(config)
+    state = place(init_state(params, optimizer), trainee.skeleton)
+    return (board, target, sources, trainee, format, data, held, prompts, optimizer, rate, state)
+
+
+def export_format(config: DrafterConfig, spec: Any, target: specjax.Model) -> str:
+    """The format that the drafter is written in. Raises ValueError if it cannot be."""
+    fit = formats_for(spec, target)
+    format = config.export_format or fit[0]
+    if format not in fit:
+        raise ValueError(
+            f"--config.export_format={format}: this {config.kind} drafter can be written as "
+            f"{', '.join(fit)}."
+        )
+    return format
+
+
+def make_evaluation(ready: Prepared) -> Evaluation:
+    """What is measured on the held-out rows, and on what the target writes behind the prompts."""
+    config, held, rows = ready.config, ready.held, ready.config.rows
+    texts = greedy_texts(
+        ready.target, ready.prompts, config.eval.max_new_tokens, ready.workdir / "greedy.json"
+    )
+    batches = [
+        stack(held[i : i + rows], config.data.seq_len)
+        for i in range(0, max(len(held) // rows, 1) * rows, rows)
+    ]
+    path = ready.workdir / "trace.jsonl"
+    return Evaluation(config, ready.target, ready.trainee, texts, batches, path)
+
+
+def train(ready: Prepared, evaluation: Evaluation) -> TrainState:
+    """From the newest checkpoint, or from the beginning, to the end."""
+    config = ready.config
+    return training.train(
+        config,
+        ready.state,
+        make_step(ready.trainee.objective, ready.optimizer, seed=config.seed),
+        ready.data,
+        evaluated="measured_tau",
+        board=ready.board,
+        workdir=ready.workdir,
+        target=ready.target.net,
+        tokens_per_step=config.accumulate * config.rows * config.data.seq_len,
+        learning_rate=ready.rate,
+        evaluate=evaluation,
+    )
+
+
+def read_sources(config: DrafterConfig, target: specjax.Model, day: datetime.datetime) -> Sources:
+    """The run's data, tokenised, templates dated on ``day``; what is to be said is printed."""
+    speech = Speech.of(target)
+    sources = Sources(
+        config.data.train,
+        config.data.heldout,
+        seq_len=config.data.seq_len,
+        speech=speech,
+        read_jsonl=lambda path: read_rows(
+            path,
+            speech,
+            lambda: target.chat_template.on(day),
+            seq_len=config.data.seq_len,
+            reading=config.data.reading,
+        ),
+        allow_mismatch=config.data.allow_mismatch,
+        heldout_share=config.data.heldout_share,
+        cache=default_cache(),
+    )
+    for note in sources.notes:
+        print(f"data: {note}", flush=True)
+    return sources
+
+
+def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any:
+    """The drafter to begin with: loaded, or with random weights."""
+    sizes = dict(config.sizes)
+    if config.init:
+        kind = class_of(config.kind)
+        if ask(kind, "family") is Family.MODEL:
+            model = specjax.load(config.init, dtype=jnp.float32, mesh=target.mesh)
+            return kind.made(model, config.num_draft)
+        place = f"{config.kind}:{config.init}" if own.is_own(config.kind) else config.init
+        spec: Any = specjax.load_drafter(place, target)
+        if not isinstance(spec, kind):
+            raise ValueError(
+                f"--config.init={config.init} holds {getattr(spec, 'name', 'a language model')}, "
+                f"which cannot be trained on as --config.kind={config.kind}."
+            )
+        spec = with_num_draft(spec, config.num_draft)
+        if neurons := sizes.get("intermediate_size"):
+            spec = dataclasses.replace(spec, net=narrowed(spec.net, neurons))
+        return spec
+    kind = class_of(config.kind)
+    fresh_takes = inspect.signature(kind.fresh).parameters if hasattr(kind, "fresh") else {}
+    if "draft_vocab_size" in sizes and "target_ids" in fresh_takes:
+        rows = sizes.pop("draft_vocab_size")
+        sizes["target_ids"], share = frequent_tokens(sources.train, rows, target.config.vocab_size)
+        print(f"draft vocabulary: {rows} tokens, {share:.1%} of what is trained on", flush=True)
+    return fresh(config.kind, target, sizes, num_draft=config.num_draft, seed=config.seed)
+
+
+def optimizer_of(config: DrafterConfig) -> tuple[Any, Any]:
+    """The optimizer and its schedule."""
+    rate = schedule(
+        peak_lr=config.peak_lr,
+        warmup_steps=config.warmup_steps,
+        steps=config.steps,
+        final_fraction=config.final_lr,
+    )
+    optimizer = make_optimizer(
+        config.optimizer, rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+    )
+    return optimizer, rate
