@@ -9,17 +9,14 @@ out.text, out.tau, out.trace
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from specjax import drafters, verify
-from specjax.api import Output, Piece, check, generate, stream
-from specjax.checkpoint.drafters.load import load_drafter
-from specjax.checkpoint.load import Model, load
-from specjax.core.sharding import make_mesh, parse_mesh
-from specjax.sampling import Options
-from specjax.session.memory import Memory
 from specjax.trace.trace import Cycle, Trace
 
 if TYPE_CHECKING:
-    from specjax import extend
+    from specjax import drafters, extend, verify
+    from specjax.api import Output, Piece, check, generate, stream
+    from specjax.checkpoint.drafters.load import load_drafter
+    from specjax.checkpoint.load import Model, load
+    from specjax.core.sharding import make_mesh, parse_mesh
     from specjax.lab import costs as measure
     from specjax.lab.audit import AuditReport, audit
     from specjax.lab.diagnosis import DrafterReport, check_drafter
@@ -27,6 +24,8 @@ if TYPE_CHECKING:
     from specjax.lab.view.race import race
     from specjax.lab.view.show import show
     from specjax.lab.view.tables import table
+    from specjax.sampling import Options
+    from specjax.session.memory import Memory
 
 __all__ = [
     "AuditReport",
@@ -60,7 +59,21 @@ __all__ = [
     "verify",
 ]
 
-# Name -> module: what the lab has is imported by whoever asks for it.
+# Name -> module, imported when it is asked for: Flax alone takes longer than all else but JAX.
+_CORE = {
+    "Memory": "specjax.session.memory",
+    "Model": "specjax.checkpoint.load",
+    "Options": "specjax.sampling",
+    "Output": "specjax.api",
+    "Piece": "specjax.api",
+    "check": "specjax.api",
+    "generate": "specjax.api",
+    "load": "specjax.checkpoint.load",
+    "load_drafter": "specjax.checkpoint.drafters.load",
+    "make_mesh": "specjax.core.sharding",
+    "parse_mesh": "specjax.core.sharding",
+    "stream": "specjax.api",
+}
 _LAB = {
     "AuditReport": "specjax.lab.audit",
     "DrafterReport": "specjax.lab.diagnosis",
@@ -74,12 +87,19 @@ _LAB = {
     "show": "specjax.lab.view.show",
     "table": "specjax.lab.view.tables",
 }
-_MODULES = {"extend": "specjax.extend", "measure": "specjax.lab.costs"}
+_MODULES = {
+    "drafters": "specjax.drafters",
+    "extend": "specjax.extend",
+    "measure": "specjax.lab.costs",
+    "verify": "specjax.verify",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
+    if name in _CORE:
+        return getattr(importlib.import_module(_CORE[name]), name)
     if name not in _LAB:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
