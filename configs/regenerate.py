@@ -8,27 +8,11 @@ plain decoding, which every batch reports; on a GPU raise the batch.
 
 from __future__ import annotations
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
+
+from specjax.cli.configs import config_of
+from specjax.jobs.regenerating import Options
 
 
-def get_config() -> config_dict.ConfigDict:
-    return config_dict.create(
-        target="demo:target",
-        # .jsonl: conversations (their last response is written anew), lines with a "prompt", or
-        # rows of tokens; .json: a corpus manifest; anything else: plain text.
-        prompts="configs/stdlib_files.json",
-        chat=False,  # a "prompt" is a user's message; otherwise it is text to continue
-        system="",  # the system message of every conversation
-        template_args=(),  # "enable_thinking=false", ...: what the template reads besides
-        num_prompts=2000,
-        prompt_tokens=64,  # of prompts cut out of texts
-        max_new_tokens=192,
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
-        seed=0,
-        batch=16,
-        dtype="",  # the checkpoint's own
-        mesh="",
-        allow_mismatch=False,
-    )
+def get_config() -> ConfigDict:
+    return config_of(Options)  # --help lists the fields

@@ -14,11 +14,9 @@ import jax.numpy as jnp
 import markov
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from markov import Markov, MarkovDrafter
 from scipy import stats
-from scripts import script
+from scripts import invoke, script
 
 from specjax import decode, sampling
 from specjax.core import keys
@@ -398,19 +396,8 @@ def test_bad_input_is_one_line(case: str) -> None:
 
 def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
     """(exit status, stdout, stderr) of the script, in this process."""
-    with script("audit") as module, flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        capsys.readouterr()
-        status = 0
-        try:
-            module.cli.parse(["audit", *arguments])
-            module.main([])
-        except SystemExit as end:
-            status = int(end.code or 0)
-        finally:
-            flags.FLAGS.mark_as_parsed()
-    out, err = capsys.readouterr()
-    return status, out, err
+    with script("audit") as module:
+        return invoke(module, capsys, "audit", *arguments)
 
 
 def test_a_method_in_a_file_is_audited(capsys: Any, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import tiny
 import tiny_families
+from absl import flags
 from absl.testing import flagsaver
 from made_traces import costs, plain, result_directory, speculative
-from scripts import script
+from scripts import script, start
 
 import specjax
-from experiments import cli
 from specjax.core.machine import Machine
 from specjax.drafters import LM
 from specjax.lab.bench.prediction import PredictionCheck, explain_pair
@@ -32,8 +32,8 @@ TARGET = Target("demo:target")
 
 def run_script(*arguments: str) -> None:
     with script("diagnose") as module, flagsaver.flagsaver():
-        cli.parse(["diagnose", *arguments])
-        module.main(["diagnose"])
+        flags.FLAGS.unparse_flags()
+        start(module, "diagnose", *arguments)
 
 
 def test_a_run_is_explained_case_by_case(tmp_path: Path, capsys: Any) -> None:

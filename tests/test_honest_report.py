@@ -20,10 +20,10 @@ import made_traces
 import numpy as np
 import pytest
 from rich.console import Console
-from scripts import script
 from tiny_checkpoint import write_tiny
 
 from configs.benchmark import get_config
+from specjax.jobs import benchmarking
 from specjax.lab.bench import job, measure, outputs
 from specjax.lab.bench.store import Store
 from specjax.lab.bench.summary import summarise
@@ -81,8 +81,7 @@ def run(finished: Path, tmp_path: Path) -> Store:
 
 def printed(summary: Summary, width: int = 250) -> str:
     out = io.StringIO()
-    with script("benchmark") as module:
-        module.show(Console(file=out, width=width), summary)
+    benchmarking.show(Console(file=out, width=width), summary)
     return out.getvalue()
 
 

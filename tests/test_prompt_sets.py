@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts import script
 from tiny_checkpoint import write_tiny
 
 import specjax
 from specjax.core.assignments import assign, read_assignments
+from specjax.jobs import regenerating
 from specjax.jobs.passages import passages
 from specjax.prompts import prompt_sets
 from specjax.prompts.prompt_sets import PromptSet, Question, load, spread
@@ -256,14 +255,19 @@ def test_prompts_of_regenerate(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     target = specjax.load(target_dir)
     assert target.tokenizer is not None
-    with script("regenerate") as regenerate:
-        config = importlib.import_module("configs.regenerate").get_config()
-        config.update({"prompts": str(path), "chat": True, "num_prompts": 4, "system": "s"})
-        config.update({"max_new_tokens": 16, "template_args": ("think=false",)})
-        prompts = regenerate.read_prompts(config, target)
-        path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[2])))
-        with pytest.raises(ValueError, match="no prompt of at most 240 tokens"):
-            regenerate.read_prompts(config, target)
+    options = regenerating.Options(
+        output="",
+        prompts=str(path),
+        chat=True,
+        num_prompts=4,
+        system="s",
+        max_new_tokens=16,
+        template_args=("think=false",),
+    )
+    prompts = regenerating.read_prompts(options, target)
+    path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], lines[2])))
+    with pytest.raises(ValueError, match="no prompt of at most 240 tokens"):
+        regenerating.read_prompts(options, target)
     texts = [target.tokenizer.decode(p) for p in prompts]
     assert texts == ["False<s><a>", "False[clock]<s><a>", "False<s><a>", "False<s><z>"]
 

@@ -87,19 +87,15 @@ def walk_text(root: Path) -> Walk:
 
 def walk_benchmark(root: Path) -> Walk:
     """From the command to the first timed generation (`measure_batch` of the bench)."""
-    from absl import flags
-
-    from experiments import benchmark, cli
+    from specjax.cli.benchmark import script
 
     ends = [p for p in root.glob("specjax/**/measure.py") if "bench" in str(p)]
     end = f"{ends[0].relative_to(root)}:generate"
     with tempfile.TemporaryDirectory() as workdir:
         line = ["benchmark", f"--config={root}/configs/benchmark.py:quick", f"--workdir={workdir}"]
         sys.argv = [*line, "--config.num_prompts=1", "--config.calibrate=0"]
-        cli.parse(sys.argv)
-        assert flags.FLAGS.is_parsed()
         with Walk(root, end) as walk:
-            benchmark.main([])
+            script.here(sys.argv)
     return walk
 
 

@@ -145,6 +145,8 @@ def taken(kind: type) -> Any:
         if field.metadata["config"]:
             continue
         value = getattr(flags.FLAGS, field.name)
+        if field.name == "config" and value is not None:
+            value = value.to_dict()
         given[field.name] = tuple(value) if isinstance(value, list) else value
     if any(field.metadata["config"] for field in dataclasses.fields(kind)):
         given |= take_fields(kind, flags.FLAGS.config)

@@ -9,19 +9,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from specjax.jobs.auditing import audit
+    from specjax.jobs.benchmarking import benchmark
     from specjax.jobs.chatting import chat
+    from specjax.jobs.diagnosing import diagnose
     from specjax.jobs.drafter_training import train_drafter
+    from specjax.jobs.exporting import export
     from specjax.jobs.generating import generate
     from specjax.jobs.lm_training import train_lm
     from specjax.jobs.passages import heldout_prompts
+    from specjax.jobs.regenerating import regenerate
     from specjax.jobs.reporting import report
 
-__all__ = ["chat", "generate", "heldout_prompts", "report", "train_drafter", "train_lm"]
+__all__ = [
+    "audit",
+    "benchmark",
+    "chat",
+    "diagnose",
+    "export",
+    "generate",
+    "heldout_prompts",
+    "regenerate",
+    "report",
+    "train_drafter",
+    "train_lm",
+]
 
 _PLACES = {
+    "audit": "auditing",
+    "benchmark": "benchmarking",
     "chat": "chatting",
+    "diagnose": "diagnosing",
+    "export": "exporting",
     "generate": "generating",
     "heldout_prompts": "passages",
+    "regenerate": "regenerating",
     "report": "reporting",
     "train_drafter": "drafter_training",
     "train_lm": "lm_training",

@@ -11,6 +11,7 @@ from specjax import api
 from specjax.checkpoint.load import Model, load
 from specjax.core import machine, own
 from specjax.core.assignments import assign
+from specjax.core.options import option
 from specjax.drafters import Spec
 from specjax.lab.bench import plan
 from specjax.lab.bench.plan import Group, Suite
@@ -43,36 +44,58 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """configs/benchmark.py, which says what each field is."""
+    """What a run is of: the fields of configs/benchmark.py."""
 
-    mode: str
-    target: str
-    dtype: str
-    mesh: str
-    drafters: tuple[str, ...]
-    num_draft: tuple[int, ...]
-    rules: tuple[str, ...]
-    temperatures: tuple[float, ...]
-    batches: tuple[int, ...]
-    options: tuple[str, ...]
-    prompt_sets: tuple[str, ...]
-    num_prompts: int
-    max_prompt_tokens: int
-    template: str
-    system: str
-    template_args: tuple[str, ...]
-    turns: int
-    max_new_tokens: int
-    stop: bool
-    repeats: int
-    seed: int
-    curves: tuple[str, ...]
-    costs: str
-    stop_rules: tuple[str, ...]
+    mode: str = option(
+        "measure",
+        "measure; replay: guesses recorded once, then scored for any k; synthetic: acceptance "
+        "forced to curves; predict: from curves and costs, without a device.",
+    )
+    target: str = option("demo:target", "What `specjax.load` takes.")
+    dtype: str = option("", "Of the target; '': the checkpoint's own.")
+    mesh: str = option("", "Devices to shard over, such as data:2,model:4.")
+    drafters: tuple[str, ...] = option(
+        ("demo:draft:4", "demo:dflash:4", "demo:eagle3:4", "demo:medusa", "ngram:4"),
+        "Checkpoints, or names such as ngram; :K behind one sets its guesses a cycle. Plain "
+        "decoding is always there.",
+    )
+    num_draft: tuple[int, ...] = option(
+        (), "For drafters without :K, each of these; (): what they were trained for."
+    )
+    rules: tuple[str, ...] = option((), "(): the best for each drafter and temperature.")
+    temperatures: tuple[float, ...] = option((0.0, 1.0), "Each of these.")
+    batches: tuple[int, ...] = option((1,), "Prompts that are decoded together; each of these.")
+    options: tuple[str, ...] = option((), "'top_k=40', 'top_p=0.9', ...: as of specjax.generate.")
+    prompt_sets: tuple[str, ...] = option(
+        ("builtin",), "builtin, or NAME:PATH (specjax/prompts/prompt_sets.py has the names)."
+    )
+    num_prompts: int = option(12, "Of each set, spread over it; 0: all.")
+    max_prompt_tokens: int = option(
+        0, "The prompts are drawn from those of at most so many; 0: any."
+    )
+    template: str = option("none", "Or chat: the target's own.")
+    system: str = option("", "The system message of every conversation.")
+    template_args: tuple[str, ...] = option(
+        (), "'enable_thinking=false', ...: what the template reads besides."
+    )
+    turns: int = option(1, "Of conversations, the target's own answers in between; 0: all.")
+    max_new_tokens: int = option(96, "Of every text.")
+    stop: bool = option(True, "Whether the target's stop tokens end a text.")
+    repeats: int = option(3, "Of every case, in turns.")
+    seed: int = option(0, "Of sampled texts.")
+    curves: tuple[str, ...] = option(
+        (), "For synthetic and predict: specjax/lab/bench/synthetic.py."
+    )
+    costs: str = option(
+        "", "For predict (and replay): costs.json, or the directory of a run that has one."
+    )
+    stop_rules: tuple[str, ...] = option((), "For replay: confident:0.4, jointly:0.2.")
     # What results do not depend on, and run.json leaves out.
-    compilation_cache: str = ""
-    calibrate: int = 0
-    details: bool = False
+    compilation_cache: str = option("default", "A directory; '': none.")
+    calibrate: int = option(5, "Rounds of calibration behind the measurement; 0: no prediction.")
+    details: bool = option(
+        False, "Also probabilities (alpha_model, the report's tooltips), untimed."
+    )
 
     @property
     def suite(self) -> Suite:
