@@ -12,32 +12,9 @@ model, seconds with --config.layers=4; no memory beyond the compiler's own.
 
 from ml_collections import ConfigDict
 
+from specjax.cli.configs import config_of
+from specjax.lab.records.compiled import Setup
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-
-    config.target = "llama-3.1-8b"  # a directory with a config.json, or a name of models/shapes.py
-    config.layers = 0  # of the target; 0: all of them
-    config.dtype = "bfloat16"  # of weights, activations and caches
-
-    # The drafter: none, lm, dflash, eagle3 or medusa, of the target's own width. The published
-    # DFlash checkpoints have 5 layers, 5 taps and blocks of 16 (15 guesses); EAGLE-3 has one layer.
-    config.drafter = "dflash"
-    config.num_draft = 15
-    config.draft_layers = 0  # of dflash, eagle3 and the heads of medusa; 0: as many as published
-    config.draft_taps = 5  # of dflash
-    config.draft_vocab = 32000  # of eagle3
-    config.draft_model = "llama-3.2-1b"  # of lm: a directory or name, as the target's
-    config.replicate_drafter = False  # True: all of it on every device, as load_drafter places it
-
-    config.rows = 8
-    config.slots = 4096  # length of the buffers
-    config.context = 3072  # tokens that are valid in the floor; buffers are 3/4 full on average
-    config.temperature = 0.0  # 0 is greedy
-    config.top_p = 1.0
-    config.rule = ""  # '': the best lossless one
-
-    config.trips = 1  # taken for loops in the cycle that end when the program says so
-    config.programs = "all"  # run: the loop of cycles alone, not what feeds prompts and grows
-
-    return config
+    return config_of(Setup)

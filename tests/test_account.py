@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_compile import SETUP
 
-from specjax.lab.compiler import account, hlo, kernels, report, topology, traffic
-from specjax.lab.compiler.abstract import Setup
-from specjax.lab.compiler.floor import Floor, floor
+from specjax.lab.compiler import cycle as account
+from specjax.lab.compiler import hlo, kernels, report, topology, traffic
 from specjax.lab.compiler.origins import Origins, aliased
+from specjax.lab.records.compiled import Floor, Setup, load_report
 from specjax.models.shapes import SHAPES
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "compile"
@@ -95,7 +94,7 @@ ENTRY %main (n: s32[], x: f32[4,4], w: f32[4,4], v: f32[4,4], t: f32[4,4], c: bf
 X, CACHE, KEYS = 4 * 4 * 4, 64 * 8 * 2, 2 * 8 * 2
 
 
-def moved(module: hlo.Module) -> dict[str, dict[str, int]]:
+def moved(module: hlo.Module) -> traffic.Moved:
     origins = Origins(module)
 
     def kind(home: hlo.Computation, value: hlo.Instruction, index: int) -> str:
@@ -119,7 +118,7 @@ def test_arrays_are_told_by_where_they_come_from() -> None:
     assert of(step, "all").argument == "state.cache.k[0]" and of(step, "all").moved
     assert of(cycle, "put", 1).argument == ""
     assert of(step, "new").argument == of(step, "next").argument == ""
-    read = moved(module)["read"]
+    read = moved(module).read
     assert read["net"] == 3 * X + 3 * X  # three products, and the merging
 
 
@@ -129,8 +128,8 @@ def test_a_kernel_that_updates_in_place_writes_its_update() -> None:
     assert aliased(put) == {0: 1}
     found = moved(module)
     # What is joined reads the cache; the kernel does not, as far as is known.
-    assert found["read"]["state"] == X + CACHE
-    assert found["written"]["state"] == KEYS
+    assert found.read["state"] == X + CACHE
+    assert found.written["state"] == KEYS
     two = LOOP.replace("{{0}: (1, {})}", "{{0}: (1, {}), {1}: (0, {})}")
     assert aliased(hlo.parse(two).computations["cycle"].instructions["put"]) == {0: 1, 1: 0}
 
@@ -138,7 +137,7 @@ def test_a_kernel_that_updates_in_place_writes_its_update() -> None:
 def test_a_loop_of_unknown_length_runs_as_often_as_is_stated() -> None:
     once, often = hlo.parse(LOOP), hlo.parse(LOOP, trips=5)
     assert account.num_unknown_loops(often, "cycle") == 1
-    assert moved(often)["read"]["state"] - moved(once)["read"]["state"] == 4 * CACHE
+    assert moved(often).read["state"] - moved(once).read["state"] == 4 * CACHE
     one, five = (kernels.count(m, "cycle", Origins(m), account.SCOPES) for m in (once, often))
     assert five.total - one.total == 4 * (2 + 1)  # its body, and its condition
     assert five.in_inner_loops == 5 * (2 + 1)
@@ -164,7 +163,7 @@ def test_kernels_and_copies() -> None:
 def floors(**fields: Any) -> tuple[Setup, Floor]:
     setup = dataclasses.replace(SETUP, **fields)
     here = dataclasses.replace(topology.find("local"), hbm_bytes=None)
-    return setup, floor(report.plan(setup, here, None)[0], setup.context)
+    return setup, report.plan(setup, here, None)[0].floor(setup.context)
 
 
 def test_a_drafter_of_steps_reads_itself_in_every_one() -> None:
@@ -206,14 +205,12 @@ def test_the_floor_has_the_weights_of_what_was_measured() -> None:
 
 def test_the_account_against_what_was_measured() -> None:
     """No program moved more than the device can; cycles take as much longer as they move more."""
-    reports = {
-        d: json.loads((RESULTS / f"h100-1_llama-3.1-8b_{d}.json").read_text()) for d in MEASURED
-    }
-    plain = reports["none"]["cycle"]["bytes"]
+    reports = {d: load_report(RESULTS / f"h100-1_llama-3.1-8b_{d}.json", d) for d in MEASURED}
+    plain = reports["none"].cycle.bytes
     for drafter, milliseconds in MEASURED.items():
-        cycle = reports[drafter]["cycle"]
-        assert reports[drafter]["setup"]["rows"] == 1
-        assert 1 <= cycle["bytes_over_floor"] < 1.1
-        assert 0.65 < cycle["bytes"] / (milliseconds / 1e3) / COPIED < 0.8
+        cycle = reports[drafter].cycle
+        assert reports[drafter].setup.rows == 1
+        assert 1 <= cycle.bytes_over_floor < 1.1
+        assert 0.65 < cycle.bytes / (milliseconds / 1e3) / COPIED < 0.8
         longer = milliseconds / MEASURED["none"]
-        assert cycle["bytes"] / plain == pytest.approx(longer, rel=0.1)
+        assert cycle.bytes / plain == pytest.approx(longer, rel=0.1)

@@ -20,7 +20,7 @@ from tiny_checkpoint import write_tiny
 from specjax import verify
 from specjax.core.compiles import Compiles
 from specjax.core.types import Proposal
-from specjax.lab.bench.documents import render
+from specjax.lab.bench.documents import document, render
 from specjax.lab.bench.synthetic import Forced, from_lengths, parse_curve
 from specjax.lab.records.case import Case, Comparison, Figures
 from specjax.lab.records.prediction import Predicted
@@ -316,6 +316,5 @@ def test_documents_that_cannot_be_made(tmp_path: Path, line: str, message: str) 
 
 def test_the_benchmarks_page_is_made_of_its_template() -> None:
     """Edit docs/benchmarks.in.md, then run python -m experiments.benchmark_docs."""
-    with script("benchmark_docs") as module:
-        made = module.document(ROOT / "docs" / "benchmarks.in.md", ROOT / "docs" / "results")
+    made = document(ROOT / "docs" / "benchmarks.in.md", ROOT / "docs" / "results")
     assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == made

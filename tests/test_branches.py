@@ -12,8 +12,9 @@ import pytest
 from scripts import invoke, script
 
 from specjax.lab.compiler import branches, hlo, kernels, traffic
-from specjax.lab.compiler.comparison import compare
+from specjax.lab.compiler.comparison import Figure, compare
 from specjax.lab.compiler.origins import Origins
+from specjax.lab.records.compiled import read_report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, CONFIG = ROOT / "docs" / "results" / "compile", ROOT / "configs" / "compile.py"
@@ -108,9 +109,7 @@ def test_the_dearest_branch_counts_and_all_stand_apart() -> None:
     assert inner.counted == 1 and [b.bytes for b in inner.branches] == [0, 2 * CACHE]
     moved = traffic.memory_bytes(module, "main")
     beside = 3 * X + 3 * CACHE  # the two sums
-    assert sum(n for way in moved.values() for n in way.values()) == (
-        beside + outer.branches[1].bytes
-    )
+    assert moved.far + moved.near == (beside + outer.branches[1].bytes)
     assert traffic.flops(module, "main") == 5 * PRODUCT
     found = kernels.copies(module, "main", Origins(module))
     assert [(c.argument, c.times) for c in found] == [("state.cache", 1)]
@@ -156,22 +155,29 @@ def changed(report: dict[str, Any], **cycle: Any) -> dict[str, Any]:
     return {**report, "cycle": {**report["cycle"], **cycle}}
 
 
+def compared(before: dict[str, Any], after: dict[str, Any]) -> list[Figure]:
+    return compare(read_report(before, "before"), read_report(after, "after"))
+
+
 def test_two_reports_side_by_side() -> None:
     before = json.loads((RESULTS / "h100-1_llama-3.1-8b_lm.json").read_text())
-    assert not any(f.worse or f.before != f.after for f in compare(before, before))
+    assert not any(f.worse or f.before != f.after for f in compared(before, before))
     joins = before["cycle"]["cache_joins"]
     after = changed(before, cache_joins=joins - 1, bytes=before["cycle"]["bytes"] + 1)
-    found = {f.name: f for f in compare(before, after)}
+    found = {f.name: f for f in compared(before, after)}
     assert found["bytes"].worse and not found["cache joins"].worse
     assert (found["cache joins"].before, found["cache joins"].after) == (joins, joins - 1)
     sent = changed(before, collectives={"all-reduce": {"count": 3, "bytes": 12}})
-    assert {f.name for f in compare(before, sent) if f.worse} == {"all-reduce", "all-reduce, bytes"}
+    assert {f.name for f in compared(before, sent) if f.worse} == {
+        "all-reduce",
+        "all-reduce, bytes",
+    }
     other = {**before, "setup": {**before["setup"], "rows": 8}}
     with pytest.raises(ValueError, match=r"setup\.rows is 1 and 8\.$"):
-        compare(before, other)
+        compared(before, other)
     kernels_gone = {k: v for k, v in before["cycle"].items() if k != "kernels"}
     with pytest.raises(ValueError, match="lacks 'kernels': make it anew"):
-        compare({**before, "cycle": kernels_gone}, before)
+        compared({**before, "cycle": kernels_gone}, before)
 
 
 def test_stored_reports_are_shown_and_compared(

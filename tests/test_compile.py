@@ -16,12 +16,15 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from scripts import invoke, script
+from scripts import invoke, script, start
 
 from specjax.core.program import Program, compiler_options
 from specjax.core.sharding import mesh_sizes
-from specjax.lab.compiler import account, hlo, report, topology, traffic
-from specjax.lab.compiler.abstract import Setup
+from specjax.jobs import compiling
+from specjax.lab.compiler import cycle as account
+from specjax.lab.compiler import hlo, report, topology, traffic
+from specjax.lab.records import codec
+from specjax.lab.records.compiled import Collective, Setup, read_report
 from specjax.models.shapes import SHAPES
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "compile.py"
@@ -141,14 +144,14 @@ def test_loops_calls_and_what_is_asynchronous() -> None:
     assert module.trip_count(inner) == 3 and module.trip_count(module.main_loop) is None
     # Three steps of one sum; the gather that starts and ends, and the one spread over two fusions.
     assert traffic.collectives(module, body) == {
-        "all-gather": {"count": 2, "bytes": 2 * 16 * 4 * 4},
-        "all-reduce": {"count": 3, "bytes": 3 * 16 * 4 * 4},
+        "all-gather": Collective(count=2, bytes=2 * 16 * 4 * 4),
+        "all-reduce": Collective(count=3, bytes=3 * 16 * 4 * 4),
     }
     assert traffic.flops(module, body) == 2 * 16 * 4 * 4
     known = LOOP.replace(
         "body=%step_body", 'body=%step_body, backend_config={"known_trip_count":{"n":"7"}}'
     )
-    assert traffic.collectives(hlo.parse(known), body)["all-reduce"]["count"] == 7
+    assert traffic.collectives(hlo.parse(known), body)["all-reduce"].count == 7
 
 
 def test_copies_of_caches() -> None:
@@ -167,11 +170,11 @@ def test_bytes_of_main_memory() -> None:
     moved = traffic.memory_bytes(module, body, kind)
     row, cache, x, thin, w = 8 * 2, 64 * 8 * 2, 16 * 4 * 4, 2 * 4 * 4, 4 * 4 * 4
     # The prefetch, the slice, the copy, the transpose, and the row that is put.
-    assert moved["read"]["bf16"] == cache + row + cache + cache + row
-    assert moved["written"]["bf16"] == row + cache + cache + row
+    assert moved.read["bf16"] == cache + row + cache + cache + row
+    assert moved.written["bf16"] == row + cache + cache + row
     # The product; three sums; the slice; a gather that starts, and one that two fusions share.
-    assert moved["read"]["f32"] == (x + w) + 3 * x + thin + 2 * thin
-    assert moved["written"]["f32"] == x + 3 * x + thin + 2 * x
+    assert moved.read["f32"] == (x + w) + 3 * x + thin + 2 * thin
+    assert moved.written["f32"] == x + 3 * x + thin + 2 * x
 
 
 def test_products_that_a_tpu_writes_as_convolutions() -> None:
@@ -215,27 +218,27 @@ def test_a_report_on_what_is_here() -> None:
     here = topology.find("local")
     texts: dict[str, str] = {}
     made = report.make(SETUP, here, None, hlo_text=texts.__setitem__)
-    assert list(made["programs"]) == ["init", "run"] and made["num_draft"] == 3
-    assert made["programs_of_a_generation"][1:4] == ["prefill 16", "prefill 64", "prefill 256"]
-    cycle = made["cycle"]
+    assert list(made.programs) == ["init", "run"] and made.num_draft == 3
+    assert made.programs_of_a_generation[1:4] == ("prefill 16", "prefill 64", "prefill 256")
+    cycle = made.cycle
     layer = 128 * (2 * 128 + 2 * 64) + 3 * 128 * 256 + 2 * 128
     head, fc = 2048 * 128, 2 * 128 * 128
     norms, draft_norms = 128, 2 * 32 + 2 * 128  # of each head of queries and keys; of c and the end
-    assert cycle["floor"]["weight_bytes"] == 4 * (2 * layer + norms + head)
-    assert cycle["floor"]["draft_bytes"] == 4 * (layer + draft_norms + fc)
-    assert cycle["floor"]["borrowed_bytes"] == 4 * head  # the guesses' logits
-    assert cycle["floor"]["cache_bytes"] == 3 * 2 * 2 * 200 * 64 * 4
-    assert made["held_bytes"]["target weights"] == 4 * (2 * layer + norms + 2 * head)
-    assert made["held_bytes"]["target cache"] == 2 * 2 * 2 * 256 * 64 * 4 + 2 * 4  # lengths, too
+    assert cycle.floor.weight_bytes == 4 * (2 * layer + norms + head)
+    assert cycle.floor.draft_bytes == 4 * (layer + draft_norms + fc)
+    assert cycle.floor.borrowed_bytes == 4 * head  # the guesses' logits
+    assert cycle.floor.cache_bytes == 3 * 2 * 2 * 200 * 64 * 4
+    assert made.held_bytes["target weights"] == 4 * (2 * layer + norms + 2 * head)
+    assert made.held_bytes["target cache"] == 2 * 2 * 2 * 256 * 64 * 4 + 2 * 4  # lengths, too
     # Products of 2 rows of 4 tokens with every weight (the head a second time for 3 guesses), with
     # 256 slots, and of what the drafter keeps of the block.
-    assert 1.0 < cycle["flops_over_floor"] < 1.25
-    assert cycle["cache_copies"] == 0 and cycle["collectives"] == {}
-    assert cycle["loops_of_unknown_length"] == 0
-    assert cycle["bytes"] > cycle["floor"]["bytes"]
+    assert 1.0 < cycle.flops_over_floor < 1.25
+    assert cycle.cache_copies == 0 and cycle.collectives == {}
+    assert cycle.loops_of_unknown_length == 0
+    assert cycle.bytes > cycle.floor.bytes
     for scope in account.SCOPES:
         assert f"specjax/{scope}/" in texts["run"], scope
-    json.dumps(made)
+    assert read_report(json.loads(json.dumps(codec.to_json(made))), "it") == made
 
 
 def test_the_compiler_is_told_by_platform() -> None:
@@ -278,14 +281,17 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_compiled() -> None:
 
 def settings_of(*arguments: str) -> tuple[Setup, list[str]]:
     """What the script compiles, by its flags."""
-    line = ["compile", f"--config={CONFIG}", *arguments]
-    with script("compile") as module, flagsaver.flagsaver():
-        with mock.patch.object(sys, "argv", line):
+    found: list[compiling.Options] = []
+    with (
+        script("compile") as module,
+        mock.patch.object(compiling.compile_report, "of", found.append),
+    ):
+        line = ["compile", f"--config={CONFIG}", *arguments]
+        with flagsaver.flagsaver(), mock.patch.object(sys, "argv", line):
             flags.FLAGS.unparse_flags()
-            module.cli.parse(line)
-            found: tuple[Setup, list[str]] = module.read_setup(1)
-        flags.FLAGS.mark_as_parsed()
-    return found
+            assert start(module, *line) == 0
+            flags.FLAGS.mark_as_parsed()
+    return compiling.settled(found[0], 1)
 
 
 @pytest.mark.parametrize("drafter", ["none", "dflash", "eagle3"])
@@ -319,7 +325,7 @@ def test_every_shape_and_every_directory_fits_the_defaults(drafter: str, tmp_pat
 
 def test_the_examples_of_the_script_are_right() -> None:
     with script("compile") as module:
-        told = module.__doc__.replace("\\\n", " ")
+        told = module.script.about.replace("\\\n", " ")
     examples = re.findall(r"python -m experiments\.compile(.*)", told)
     assert len(examples) == 5
     for example in examples[:2]:
@@ -374,6 +380,6 @@ def test_a_slice_that_is_not_here() -> None:
     with pytest.raises(ValueError, match="no such slice"):
         topology.find("v5e:3x5")
     setup = dataclasses.replace(SETUP, dtype="bfloat16", rows=8)
-    cycle = report.make(setup, slice_, slice_.mesh(**mesh_sizes("data:2,model:4")))["cycle"]
-    assert cycle["cache_copies"] == 0
-    assert cycle["collectives"]["all-reduce"]["count"] <= 2 * 3 + 2
+    cycle = report.make(setup, slice_, slice_.mesh(**mesh_sizes("data:2,model:4"))).cycle
+    assert cycle.cache_copies == 0
+    assert cycle.collectives["all-reduce"].count <= 2 * 3 + 2

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
-from scripts import script
 
-from experiments.benchmarking import draft_cost, floor, training_cost
+from specjax.checkpoint.load import Model
 from specjax.drafters import DFlash, Eagle3, dflash, eagle3
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.eagle3.net import Eagle3Net
+from specjax.lab.bench import training_cost
+from specjax.lab.costs import account
 from specjax.models import FAMILIES, Frozen
+from specjax.train.state import Skeleton
 
-with script("benchmark_training") as benchmark_training:
-    SHAPES = benchmark_training.SHAPES
-RAW = {**SHAPES["8b"], "model_type": "qwen3", "vocab_size": 151936}
+RAW = {**training_cost.SHAPES["8b"], "model_type": "qwen3", "vocab_size": 151936}
 H, V, INNER = 4096, 151936, 12288
 LAYER = 2 * H * 128 * (32 + 8) + 3 * H * INNER  # weights of attention and MLP
 
@@ -34,32 +34,39 @@ def abstract(make: Any, config: Any) -> Frozen:
 def target() -> Any:
     family = FAMILIES["qwen3"]
     config = family.read_config(RAW)
-    return SimpleNamespace(net=abstract(family, config), config=config)
+    net = abstract(family, config)
+    return Model(net, None, (), None, None, "8b", np.dtype(jnp.bfloat16))
+
+
+def draft_bytes(spec: Any, target: Model) -> int:
+    """What drafting reads in a cycle."""
+    bound, sizes = spec.bind(target, "one_hot"), {"rows": 1, "slots": 256, "context": 100}
+    return account.cycle(target, spec, bound, **sizes).drafting_bytes
 
 
 def test_the_roofline_of_dflash_for_an_8b(target: Any) -> None:
     """About 0.83 tau: 16 GB, a draft of 2.1 GB and a head of 1.2 GB."""
     config = dflash.fresh_config(target.config, 15, layers=5, num_taps=5)
     spec = DFlash(abstract(DFlashNet, config), 15)
-    reads = draft_cost.draft_bytes(spec, target)
+    reads = draft_bytes(spec, target)
     assert reads == pytest.approx(2 * (5 * LAYER + 5 * H * H + V * H), rel=1e-3)
     assert reads / 1e9 == pytest.approx(2.1 + 1.2, abs=0.1)
-    share = draft_cost.ideal_share(floor.weight_bytes(target.net), reads)
+    share = account.ideal_share(account.weight_bytes(target.net), reads)
     assert share == pytest.approx(0.82, abs=0.015)
 
 
 def test_every_step_of_eagle3_reads_its_layer_and_its_head(target: Any) -> None:
     config = eagle3.fresh_config(target.config, draft_vocab_size=32_000)
-    spec = Eagle3(abstract(Eagle3Net, config), 5)
+    spec = Eagle3(abstract(Eagle3Net, config), 5, target_ids=jnp.arange(32_000))
     step = LAYER + H * 128 * (32 + 2 * 8) + 32_000 * H  # its layer reads states and embeddings
-    assert draft_cost.draft_bytes(spec, target) == pytest.approx(
-        2 * (3 * H * H + 5 * step), rel=1e-3
-    )
+    assert draft_bytes(spec, target) == pytest.approx(2 * (3 * H * H + 5 * step), rel=1e-3)
 
 
 def test_arithmetic_of_training(target: Any) -> None:
     config = dflash.fresh_config(target.config, 15, layers=5, num_taps=5)
-    setup = training_cost.Setup(RAW, layers=5, anchors=512, seq_len=3072)
+    objective = training_cost.DFlashObjective(None, config, anchors=512)  # type: ignore[arg-type]
+    make = lambda: DFlashNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    _, masters = Skeleton.of(nnx.eval_shape(make))
     slots = 512 * 16
     head, drafter = slots * V * H, slots * 5 * LAYER
     # 10 and 17 TFLOP for one forward pass of the two, as in the cost notes of the method.
@@ -68,4 +75,5 @@ def test_arithmetic_of_training(target: Any) -> None:
     context = 3072 * (5 * H * H + 5 * 2 * 8 * 128 * H)
     passes = 3072 * max(config.taps) * LAYER
     want = 2 * (passes + 3 * (context + drafter) + 2 * head)
-    assert training_cost.flops(setup, target.config, config) == pytest.approx(want, rel=1e-6)
+    found = account.training_flops(objective, masters, target.net, 1, 3072)
+    assert found == pytest.approx(want, rel=1e-6)

@@ -22,7 +22,6 @@ from specjax.drafters import EarlyExit
 from specjax.drafters.early_exit.objective import EarlyExitObjective
 from specjax.lab.bench.plan import label_of
 from specjax.lab.compiler.abstract import abstract
-from specjax.lab.compiler.floor import floor
 from specjax.train.objectives.base import Batch
 from specjax.train.replay import replay
 from specjax.train.state import Skeleton
@@ -151,7 +150,7 @@ def test_the_floor_counts_what_is_read_again() -> None:
     """Of two layers: one, the head, the final norm and one layer's cache, in each of K passes."""
     gpu = Platform("gpu")
     plain, ours = (
-        floor(abstract(dataclasses.replace(SETUP, drafter=name, num_draft=K), None, gpu), 100)
+        abstract(dataclasses.replace(SETUP, drafter=name, num_draft=K), None, gpu).floor(100)
         for name in ("none", "early_exit")
     )
     target = abstract(SETUP, None, gpu).target

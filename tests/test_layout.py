@@ -78,13 +78,13 @@ MAY_IMPORT = {
     ),
     "lab.view": ("lab.costs", "lab.records", "trace", "decode", "core"),
     "lab.bench": (
-        *("lab.view", "lab.costs", "lab.records", "api", "request", "prompts", "recording"),
-        *("session", "text"),
+        *("lab.view", "lab.compiler", "lab.costs", "lab.records", "train", "api", "request"),
+        *("prompts", "recording", "session", "text"),
         *("decode", "runs", "trace", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     "lab.compiler": (
-        *("lab.costs", "session", "decode", "checkpoint"),
+        *("lab.costs", "lab.records", "session", "decode", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
     # What files outside the package import: it hands on, and nothing in the package imports it.

@@ -104,7 +104,7 @@ def test_a_family_is_one_file(tmp_path: Path) -> None:
     """With a config that lacks what dense models have: what needs it works or says so."""
     from specjax.checkpoint.drafters.export import save_drafter
     from specjax.checkpoint.export import save_pretrained
-    from specjax.lab.compiler import floor
+    from specjax.lab.costs import account
     from specjax.models.surgery import narrowed
 
     (tmp_path / "family.py").write_text(FAMILY)
@@ -143,8 +143,8 @@ def test_a_family_is_one_file(tmp_path: Path) -> None:
     save_drafter(spec, tmp_path / "z", format="zlab", target=target)
 
     # The floor counts what one token uses of the experts.
-    read = floor._read(target.net)
+    read = account.read(target.net)
     assert read["layers.0.experts.up"] == 16 * 12 and read["layers.0.experts.router.bias"] == 4
-    products = floor._products(target.net, read)
+    products = account.products(target.net)
     dense = sum(n for w, n in read.items() if ".experts.router.b" not in w and "norm" not in w)
     assert products == dense

@@ -12,8 +12,12 @@ import made_traces
 import pytest
 
 from specjax.lab.bench.store import Store
+from specjax.lab.costs.contest import run_contest
 from specjax.lab.records import codec
+from specjax.lab.records.checked import CheckFile
+from specjax.lab.records.compiled import load_report
 from specjax.lab.records.costs import load
+from specjax.lab.records.peer import Generated, PeerReport
 from specjax.lab.records.run import load_summary
 
 STORED = sorted((Path(__file__).parent.parent / "docs" / "results").glob("*/metrics.json"))
@@ -117,3 +121,45 @@ def test_files_of_a_run_are_checked_alike(
     (tmp_path / name).write_text(json.dumps(whole))
     with pytest.raises(ValueError, match=message):
         load(tmp_path) if name == "costs.json" else Store(tmp_path).read_run()
+
+
+def test_stored_reports_of_compilers_peers_and_predictions_are_read() -> None:
+    results = STORED[0].parent.parent
+    reports = sorted((results / "compile").rglob("*.json"))
+    assert len(reports) > 30
+    for path in reports:
+        report, raw = load_report(path, path.name), read(path)["cycle"]
+        assert report.cycle.floor.bytes == raw["floor"]["bytes"]
+        written = codec.to_json(report.cycle)
+        assert {name: written[name] for name in raw if name in written and name != "floor"} == {
+            name: value for name, value in raw.items() if name in written and name != "floor"
+        }
+    peer = codec.from_json(PeerReport, codec.read_file(results / "peer" / "demo_cpu.json"), "it")
+    assert peer.costs["float32"].whole_pass > peer.costs["float32"].products
+    assert codec.to_json(peer)["costs"]["float32"]["pass"] == peer.costs["float32"].whole_pass
+    checked = codec.from_json(
+        CheckFile, codec.read_file(results / "predict" / "demo_lm.json"), "it"
+    )
+    assert checked.worst == max(abs(row.ratio - 1) for row in checked.rows)
+
+
+def test_contenders_take_turns_and_are_compared_pair_by_pair() -> None:
+    """The second takes a third of the time; both slow down together, pair by pair."""
+    calls: list[tuple[str, int]] = []
+
+    def contender(name: str, pace: float) -> Callable[[Any], Generated]:
+        def run(prompt: Any) -> Generated:
+            calls.append((name, len(prompt)))
+            return Generated((1, 2, 3, 4), pace * (1 + (len(calls) + 1) // 2), passes=2)
+
+        return run
+
+    both = {"slow": contender("slow", 3.0), "fast": contender("fast", 1.0)}
+    found = run_contest(both, [[7], [7, 7]], repeats=4)
+    # Once untimed, one by one; then side by side, nobody always first.
+    assert calls[:4] == [("slow", 1), ("slow", 2), ("fast", 1), ("fast", 2)]
+    firsts = [name for name, _ in calls[4::2]]
+    assert len(calls) == 4 + 2 * 8 and firsts.count("slow") == firsts.count("fast") == 4
+    assert found.best(["slow", "fast"]) == "fast" and found.rates["slow"].tau == 2.0
+    assert found.rates["fast"].over(found.rates["slow"]).median == pytest.approx(3.0)
+    assert found.texts["fast"] == [[1, 2, 3, 4]] * 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 _NEEDED: Any = object()
@@ -85,6 +85,18 @@ def check_counts(
                 f"{prefix}{field.name}={count!r}: must be a whole number, at least {least}, at "
                 f"most {LARGEST}."
             )
+
+
+def whole_numbers(name: str, values: Sequence[int | str]) -> tuple[int, ...]:
+    """The numbers of an option that lists some.
+
+    Raises:
+      ValueError: if one is no positive integer, or there is none.
+    """
+    if not values or not all(str(v).isdecimal() and int(v) > 0 for v in values):
+        told = ",".join(map(str, values))
+        raise ValueError(f"--{name}={told}: must be positive integers, such as 2,4,8.")
+    return tuple(map(int, values))
 
 
 class Keyworded(Protocol[P, S_contra, R_co]):

@@ -25,6 +25,7 @@ from test_compile import SETUP
 from specjax.core.sharding import mesh_sizes
 from specjax.lab.compiler import branches, hlo, report, topology
 from specjax.lab.compiler.origins import Origins
+from specjax.lab.records.compiled import CycleCost
 
 # Kernels of a cycle of two layers and three guesses, on one H100, as jax 0.10.2 compiles it. Some
 # of lm's and EAGLE-3's replace copies of caches beside new keys (core/ops/attend.py).
@@ -43,15 +44,14 @@ def found(name: str) -> topology.Topology:
         pytest.skip(str(error))
 
 
-def cycle_of(name: str, mesh: str, drafter: str, model: str = "tiny") -> dict[str, Any]:
+def cycle_of(name: str, mesh: str, drafter: str, model: str = "tiny") -> CycleCost:
     """The account of a small model's cycle."""
     devices = found(name)
     sizes = {"dtype": "bfloat16", "rows": 8, "target": model, "draft_model": model}
     setup = dataclasses.replace(SETUP, drafter=drafter, **sizes)
     made = report.make(setup, devices, devices.mesh(**mesh_sizes(mesh)))
-    cycle: dict[str, Any] = made["cycle"]
-    assert cycle["loops_of_unknown_length"] == 0
-    return cycle
+    assert made.cycle.loops_of_unknown_length == 0
+    return made.cycle
 
 
 @pytest.mark.parametrize("drafter", ON_GPU)
@@ -60,13 +60,14 @@ def test_a_gpu(drafter: str) -> None:
     cycle = cycle_of("h100:1", "", drafter)
     layers = {"none": 2, "medusa": 2, "early_exit": 2, "lm": 4}.get(drafter, 3)
     tokens = {"none": 1}.get(drafter, 4)
-    assert cycle["cache_copies"] == 0 and cycle["weight_copies"] == 0
-    assert cycle["bytes_written"]["caches"] == layers * 2 * 8 * tokens * 64 * 2
-    assert cycle["collectives"] == {}
+    assert cycle.cache_copies == 0 and cycle.weight_copies == 0
+    assert cycle.bytes_written["caches"] == layers * 2 * 8 * tokens * 64 * 2
+    assert cycle.collectives == {}
     other = 1.0 if jax.__version__ == "0.10.2" else 1.25  # another compiler fuses otherwise
-    assert cycle["kernels"]["total"] <= other * ON_GPU[drafter] and cycle["cache_joins"] == 0
+    assert cycle.kernels is not None and cycle.cache_joins == 0
+    assert cycle.kernels.total <= other * ON_GPU[drafter]
     phases = {"other", "verify", "accept", "commit"} | ({"draft"} - {drafter})
-    assert set(cycle["kernels"]["by_scope"]) <= phases
+    assert set(cycle.kernels.by_scope) <= phases
 
 
 @pytest.mark.parametrize("handed_on", [False, True])
@@ -115,12 +116,12 @@ def test_every_kind_of_memory(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with tiny_families.listed():
         cycle = cycle_of(name, mesh, drafter, model=str(tmp_path / "config.json"))
-    assert cycle["cache_copies"] == cycle["cache_joins"] == 0
+    assert cycle.cache_copies == cycle.cache_joins == 0
 
 
 @pytest.mark.parametrize("name,mesh", [("h100:2", "model:2"), ("v5e:2x4", MESH)])
 def test_several(name: str, mesh: str) -> None:
     """Caches stay where they are, split over the devices; two sums a layer, one an embedding."""
     cycle = cycle_of(name, mesh, "dflash")
-    assert cycle["cache_copies"] == cycle["cache_joins"] == 0
-    assert cycle["collectives"]["all-reduce"]["count"] <= 2 * 3 + 2
+    assert cycle.cache_copies == cycle.cache_joins == 0
+    assert cycle.collectives["all-reduce"].count <= 2 * 3 + 2

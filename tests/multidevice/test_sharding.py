@@ -338,7 +338,7 @@ def test_the_verify_pass_is_one_sharded_forward() -> None:
     module = hlo.parse(text)
     counted = traffic.collectives(module, module.entry)
     kinds = [name for name, _ in found]
-    assert {k: entry["count"] for k, entry in counted.items()} == {k: kinds.count(k) for k in kinds}
+    assert {k: entry.count for k, entry in counted.items()} == {k: kinds.count(k) for k in kinds}
     # The largest thing that may cross: one activation of the block, [B, K + 1, D or V].
     activation = ROWS * 4 * max(32, VOCAB)
     assert (

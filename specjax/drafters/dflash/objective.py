@@ -119,6 +119,14 @@ class DFlashObjective:
         found: Array = same.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :size]
         return found
 
+    def tokens_through(self, weight: str, rows: int, length: int) -> int:
+        """Tokens of ``rows`` texts that a step multiplies a weight with, of the network or the
+        target's head: those of the context, of the blocks, or both."""
+        context, blocks = rows * length, rows * self.anchors * self.config.block_size
+        if weight.startswith("fc."):
+            return context
+        return blocks + context * (".k_proj." in weight or ".v_proj." in weight)
+
     # What both share.
 
     def _context(

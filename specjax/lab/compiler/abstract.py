@@ -27,6 +27,8 @@ from specjax.drafters import DRAFTERS
 from specjax.drafters.registry import entry_of
 from specjax.drafters.spec import Sizes, Spec, ask, is_trained
 from specjax.lab.compiler.target import plain_config, read_target
+from specjax.lab.costs import account
+from specjax.lab.records.compiled import Floor, Setup
 from specjax.models import Frozen
 from specjax.models import family as registered
 from specjax.sampling import Options
@@ -36,50 +38,27 @@ from specjax.session.requests import choose
 from specjax.session.slots import CHUNKS
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What is compiled. The fields of configs/compile.py, which explains them."""
+def check(setup: Setup) -> None:
+    """Raises ValueError, in one line, on a value out of its range."""
 
-    target: str
-    layers: int
-    drafter: str
-    num_draft: int
-    draft_layers: int
-    draft_taps: int
-    draft_vocab: int
-    draft_model: str
-    replicate_drafter: bool
-    rows: int
-    slots: int
-    context: int
-    dtype: str
-    temperature: float
-    top_p: float
-    rule: str
-    trips: int
-    programs: str
+    def need(ok: bool, name: str, rule: str) -> None:
+        if not ok:
+            raise ValueError(f"--config.{name}={getattr(setup, name)!r}: must be {rule}.")
 
-    def check(self) -> None:
-        """Raises ValueError, in one line, on a value out of its range."""
-
-        def need(ok: bool, name: str, rule: str) -> None:
-            if not ok:
-                raise ValueError(f"--config.{name}={getattr(self, name)!r}: must be {rule}.")
-
-        read_target(self.target, self.layers)
-        known = self.drafter in DRAFTERS or own.is_own(self.drafter)
-        need(known, "drafter", f"one of {', '.join(DRAFTERS)}, or FILE.py:NAME")
-        if ask(entry_of(self.drafter).thing, "family") is Family.MODEL:
-            read_target(self.draft_model, 0, "draft_model")
-        need(self.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
-        need(self.programs in ("all", "run"), "programs", "all or run")
-        need(self.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")
-        for name in ("rows", "num_draft", "draft_taps", "trips"):
-            need(getattr(self, name) >= 1, name, "at least 1")
-        need(self.layers >= 0, "layers", "at least 1, or 0 for the shape's own number")
-        need(self.slots >= CHUNKS[-1], "slots", f"at least {CHUNKS[-1]}")
-        need(1 <= self.context < self.slots, "context", f"from 1 to slots - 1 ({self.slots - 1})")
-        Options(temperature=self.temperature, top_p=self.top_p).check(1)
+    read_target(setup.target, setup.layers)
+    known = setup.drafter in DRAFTERS or own.is_own(setup.drafter)
+    need(known, "drafter", f"one of {', '.join(DRAFTERS)}, or FILE.py:NAME")
+    if ask(entry_of(setup.drafter).thing, "family") is Family.MODEL:
+        read_target(setup.draft_model, 0, "draft_model")
+    need(setup.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
+    need(setup.programs in ("all", "run"), "programs", "all or run")
+    need(setup.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")
+    for name in ("rows", "num_draft", "draft_taps", "trips"):
+        need(getattr(setup, name) >= 1, name, "at least 1")
+    need(setup.layers >= 0, "layers", "at least 1, or 0 for the shape's own number")
+    need(setup.slots >= CHUNKS[-1], "slots", f"at least {CHUNKS[-1]}")
+    need(1 <= setup.context < setup.slots, "context", f"from 1 to slots - 1 ({setup.slots - 1})")
+    Options(temperature=setup.temperature, top_p=setup.top_p).check(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +74,17 @@ class Abstract:
     length: Any
     done: Any
 
+    @property
+    def states(self) -> tuple[Any, Any]:
+        """The target's cache and the drafter's state."""
+        return account.states(self.target, self.drafter, *self.tokens.shape)
+
+    def floor(self, context: int) -> Floor:
+        """The least that a cycle must do, with ``context`` committed tokens in every row."""
+        rows, slots = self.tokens.shape
+        sizes = {"rows": rows, "slots": slots, "context": context}
+        return account.cycle(self.target, self.spec, self.drafter, **sizes)
+
 
 def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) -> Abstract:
     """The session that ``setup`` describes, traced for a platform; None: JAX's default devices.
@@ -102,7 +92,7 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
     Raises:
       ValueError: in one line, on sizes that do not fit together.
     """
-    setup.check()
+    check(setup)
     plain = plain_config(setup.target, setup.layers)
     if setup.slots > plain.max_position_embeddings:
         raise ValueError(
@@ -139,14 +129,6 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
         length=shaped((setup.rows,), jnp.int32, mesh),
         done=shaped((setup.rows,), jnp.bool_, mesh),
     )
-
-
-def states(session: Abstract) -> tuple[Any, Any]:
-    """The target's cache and the drafter's state, as shapes."""
-    rows, slots = session.tokens.shape
-    begin = lambda net, drafter: (net.init_cache(rows, slots), drafter.init(rows, slots))
-    with sharding.use_mesh(session.target.mesh):
-        return jax.eval_shape(begin, session.target.net, session.drafter)
 
 
 def shaped(shape: tuple[int, ...], dtype: Any, mesh: Mesh | None, axes: Any = ()) -> Any:

@@ -63,7 +63,7 @@ def _cost(module: Module, name: str, kind: Kind, origins: Origins) -> Branch:
     for copy in copies(module, name, origins):
         copied[copy.argument] += 0 if copy.is_prefetch else copy.times
     return Branch(
-        bytes=sum(n for way in moved.values() for k, n in way.items() if k != "near"),
+        bytes=moved.far,
         flops=traffic.flops(module, name),
         kernels=sum(times for _, i, times in module.walk(name) if launches(i)),
         copied=dict(copied),

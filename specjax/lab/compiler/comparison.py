@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
+
+from specjax.lab.records.compiled import CompileReport
 
 _SAME = ("topology", "mesh", "num_draft", "rule")
 _FREE = {"num_draft", "programs"}  # of the setup: a plain cycle has no guesses
@@ -23,20 +25,17 @@ class Figure:
         return self.after > self.before
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Figure]:
+def compare(before: CompileReport, after: CompileReport) -> list[Figure]:
     """The figures of both, in the report's order; what takes time to compile is none of them.
 
     Raises:
       ValueError: in one line, if they are of different programs, or one is no report of today's.
     """
-    for field in _SAME:
-        _same(field, before.get(field), after.get(field))
-    for field in before.get("setup", {}).keys() - _FREE:
-        _same(f"setup.{field}", before["setup"][field], after.get("setup", {}).get(field))
-    try:
-        first, second = dict(_figures(before)), dict(_figures(after))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"A report that is compared lacks {error}: make it anew.") from None
+    for name in _SAME:
+        _same(name, getattr(before, name), getattr(after, name))
+    for name in vars(before.setup).keys() - _FREE:
+        _same(f"setup.{name}", getattr(before.setup, name), getattr(after.setup, name))
+    first, second = dict(_figures(before)), dict(_figures(after))
     names = dict.fromkeys([*first, *second])
     return [Figure(name, first.get(name, 0), second.get(name, 0)) for name in names]
 
@@ -46,27 +45,23 @@ def _same(field: str, before: Any, after: Any) -> None:
         raise ValueError(f"Reports of different programs: {field} is {before!r} and {after!r}.")
 
 
-def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    cycle, run = report["cycle"], report["programs"]["run"]
-    for name, of in _OF_CYCLE.items():
-        yield name, of(cycle)
-    for kind, found in cycle["collectives"].items():
-        yield kind, found["count"]
-        yield f"{kind}, bytes", found["bytes"]
-    if run["memory"]:
-        yield "temporaries, bytes", run["memory"]["temporaries"]
-        yield "peak, bytes", run["peak_bytes"]
-
-
-_OF_CYCLE: dict[str, Callable[[Any], float]] = {
-    "bytes": lambda cycle: cycle["bytes"],
-    "bytes / floor": lambda cycle: cycle["bytes_over_floor"],
-    "near bytes": lambda cycle: cycle["near_bytes"],
-    "flops": lambda cycle: cycle["flops"],
-    "kernels": lambda cycle: cycle["kernels"]["total"],
-    "kernels a layer": lambda cycle: cycle["kernels"]["a_layer"] or 0,
-    "cache copies": lambda cycle: cycle["cache_copies"],
-    "cache joins": lambda cycle: cycle["cache_joins"],
-    "weight copies": lambda cycle: cycle["weight_copies"],
-    "instructions": lambda cycle: cycle["num_instructions"],
-}
+def _figures(report: CompileReport) -> Iterator[tuple[str, float]]:
+    cycle, run = report.cycle, report.run
+    if cycle.kernels is None:
+        raise ValueError("A report that is compared lacks 'kernels': make it anew.")
+    yield "bytes", cycle.bytes
+    yield "bytes / floor", cycle.bytes_over_floor
+    yield "near bytes", cycle.near_bytes
+    yield "flops", cycle.flops
+    yield "kernels", cycle.kernels.total
+    yield "kernels a layer", cycle.kernels.a_layer or 0
+    yield "cache copies", cycle.cache_copies
+    yield "cache joins", cycle.cache_joins
+    yield "weight copies", cycle.weight_copies
+    yield "instructions", cycle.num_instructions
+    for kind, found in cycle.collectives.items():
+        yield kind, found.count
+        yield f"{kind}, bytes", found.bytes
+    if run.memory is not None:
+        yield "temporaries, bytes", run.memory.temporaries
+        yield "peak, bytes", run.peak_bytes

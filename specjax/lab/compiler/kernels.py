@@ -9,19 +9,10 @@ import re
 from specjax.lab.compiler.hlo import Computation, Instruction, Module
 from specjax.lab.compiler.origins import Origins
 from specjax.lab.compiler.traffic import works
+from specjax.lab.records.compiled import Kernels
 
 _PREFETCHES = ("copy-start", "slice-start")  # nothing waits for them
 _LAYER = re.compile(r"net\.params\['layers'\]\[(\d+)\]")
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernels:
-    """The kernels of one run of a computation."""
-
-    total: int
-    by_scope: dict[str, int]  # phases of the cycle, and "other"
-    in_inner_loops: int  # of the total
-    a_layer: float | None  # of the target's pass, between its layers; None: no two layers
 
 
 def count(module: Module, name: str, origins: Origins, scopes: tuple[str, ...]) -> Kernels:

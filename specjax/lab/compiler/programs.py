@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,33 +14,21 @@ from specjax.core.cache.base import num_bytes
 from specjax.core.program import compiler_options, platform_of
 from specjax.core.sharding import use_mesh
 from specjax.lab.compiler.abstract import Abstract, shaped
+from specjax.lab.costs.programs import memory_of, stage
+from specjax.lab.records.compiled import ProgramCost
 from specjax.session import between
 from specjax.session.slots import CHUNKS
-
-MEMORY = {
-    "arguments": "argument_size_in_bytes",
-    "outputs": "output_size_in_bytes",
-    "temporaries": "temp_size_in_bytes",
-    "aliased": "alias_size_in_bytes",
-    "code": "generated_code_size_in_bytes",
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One program."""
+    """One program, and XLA's own estimate of what it moves and computes; None: it has none."""
 
     name: str
-    seconds: dict[str, float]  # trace, lower, compile
-    memory: dict[str, int]  # bytes a device, by kind; empty where the backend does not say
-    cost: dict[str, float]  # XLA's own estimate: flops, bytes accessed
+    cost: ProgramCost
     executable: Any
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes of one device: what is given, made and kept at the same time, and the code."""
-        m = self.memory
-        return sum(m.values()) - 2 * m["aliased"] if m else 0
+    xla_bytes: float | None
+    xla_flops: float | None
 
 
 def names(abstract: Abstract) -> list[str]:
@@ -60,24 +47,12 @@ def compile_all(abstract: Abstract, only: str) -> Iterator[Compiled]:
         donated = () if donate is None else (donate,)
         jitted = jax.jit(function, donate_argnums=donated, compiler_options=options or None)
         with use_mesh(mesh):
-            times = [time.perf_counter()]
-            traced = jitted.trace(*args)
-            times.append(time.perf_counter())
-            lowered = traced.lower()
-            times.append(time.perf_counter())
-            executable = lowered.compile()
-            times.append(time.perf_counter())
-        stages = ("trace", "lower", "compile")
-        seconds = {stage: times[i + 1] - times[i] for i, stage in enumerate(stages)}
-        analysis = executable.memory_analysis()
-        cost = executable.cost_analysis() or {}
-        return Compiled(
-            name=name,
-            seconds=seconds,
-            memory={} if analysis is None else {k: getattr(analysis, v) for k, v in MEMORY.items()},
-            cost={k: float(cost[k]) for k in ("flops", "bytes accessed") if k in cost},
-            executable=executable,
-        )
+            stages, executable = stage(jitted, *args)
+        found = executable.cost_analysis() or {}
+        xla = [float(found[k]) if k in found else None for k in ("bytes accessed", "flops")]
+        memory = memory_of(executable)
+        cost = ProgramCost(stages, memory, 0 if memory is None else memory.peak)
+        return Compiled(name, cost, executable, *xla)
 
     init = lambda *args: decode.init_state(*args)
     args = (net, drafter, abstract.tokens, abstract.length, abstract.done, None)

@@ -14,6 +14,7 @@ from specjax.checkpoint.hf import read_json
 from specjax.checkpoint.load import locate
 from specjax.drafters.registry import entry_of
 from specjax.drafters.spec import ask
+from specjax.lab.records.compiled import Setup
 from specjax.models import family
 from specjax.models.shapes import SHAPES
 
@@ -61,27 +62,23 @@ def plain_config(name: str, layers: int, field: str = "target") -> Any:
         raise ValueError(f"--config.{field}={name}: {error}") from None
 
 
-def shrink(
-    settings: Mapping[str, Any], default: Mapping[str, Any], *, shards: int = 1
-) -> tuple[dict[str, Any], list[str]]:
-    """Settings that fit the target, and what was changed, in words.
+def shrink(setup: Setup, *, shards: int = 1) -> tuple[Setup, list[str]]:
+    """A setup that fits the target, and what was changed, in words: only what is a default.
 
     Args:
-      settings: the fields of configs/compile.py.
-      default: its defaults: only fields that are still the same may change.
+      setup: what is asked for.
       shards: devices of the mesh's model axis.
 
     Raises:
       ValueError: in one line, if there is no such target.
     """
-    made = dict(settings)
-    plain = plain_config(str(made["target"]), int(made["layers"]))
+    made: dict[str, Any] = vars(setup) | {}
     notes = []
-    for field, most, why in _limits(made, plain, shards):
-        if made[field] > most and made[field] == default.get(field):
+    for field, most, why in _limits(made, plain_config(setup.target, setup.layers), shards):
+        if made[field] > most and made[field] == getattr(Setup(), field):
             notes.append(f"{field} is {most} instead of {made[field]}: {why}.")
             made[field] = most
-    return made, notes
+    return Setup(**made), notes
 
 
 def _limits(made: Mapping[str, Any], plain: Any, shards: int) -> Iterator[tuple[str, int, str]]:

@@ -21,12 +21,14 @@ Padding of tiles is not counted, nor is what spills from registers.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
 
 from specjax.lab.compiler.hlo import Computation, Instruction, Module
 from specjax.lab.compiler.origins import PUTS, SEE_THROUGH, aliased
+from specjax.lab.records.compiled import Collective
 
 COLLECTIVES = (
     *("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"),
@@ -51,9 +53,25 @@ def works(instruction: Instruction) -> bool:
     )
 
 
-def memory_bytes(
-    module: Module, name: str, kind: Kind = lambda home, value, index: "all"
-) -> dict[str, dict[str, int]]:
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """Bytes by kind."""
+
+    read: dict[str, int]
+    written: dict[str, int]
+
+    @property
+    def near(self) -> int:
+        """Of the kind "near": what need not reach main memory."""
+        return self.read.get("near", 0) + self.written.get("near", 0)
+
+    @property
+    def far(self) -> int:
+        """Of all other kinds."""
+        return sum(self.read.values()) + sum(self.written.values()) - self.near
+
+
+def memory_bytes(module: Module, name: str, kind: Kind = lambda home, value, index: "all") -> Moved:
     """Bytes read and written by one run of a computation.
 
     Args:
@@ -61,9 +79,6 @@ def memory_bytes(
       name: of the computation.
       kind: sorts arrays: (its computation, what makes it, which of its results it is) -> kind;
         slices and updates belong to the array they are taken from or put into.
-
-    Returns:
-      {"read": bytes by kind, "written": bytes by kind}.
     """
     read: dict[str, int] = collections.Counter()
     written: dict[str, int] = collections.Counter()
@@ -86,7 +101,7 @@ def memory_bytes(
                 read[kind(home, source, index)] += times * array.nbytes * array.in_memory
         for index, array in enumerate(instruction.arrays):
             written[kind(home, instruction, index)] += times * array.nbytes * array.in_memory
-    return {"read": dict(read), "written": dict(written)}
+    return Moved(dict(read), dict(written))
 
 
 def _touched(module: Module, home: Computation, user: Instruction, index: int) -> int:
@@ -185,14 +200,15 @@ def _put(module: Module, home: Computation, end: Instruction) -> int:
     return min(full, amount) if amount and end.opcode == "parameter" else full
 
 
-def collectives(module: Module, name: str) -> dict[str, dict[str, int]]:
-    """Communication of one run of a computation: kind -> {"count", "bytes"} a device.
+def collectives(module: Module, name: str) -> dict[str, Collective]:
+    """Communication of one run of a computation, by kind.
 
     An asynchronous operation counts once, where it starts; so does one that the compiler has spread
     over several fusions, which share its channel. Bytes are those of the operands or of the
     results, whichever are more.
     """
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, int] = collections.Counter()
+    sizes: dict[str, int] = collections.Counter()
     apart = [(h, i, t) for h, i, t in module.walk(name) if _kind(i) in COLLECTIVES]
     for home, instruction, times in [*apart, *_spread(module, name)]:
         kind = _kind(instruction)
@@ -201,10 +217,9 @@ def collectives(module: Module, name: str) -> dict[str, dict[str, int]]:
         results = sum(a.nbytes for a in instruction.arrays if a.dims)
         if instruction.opcode.endswith("-start") and results > sent:
             results -= sent  # a start hands its operands out again
-        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-        entry["count"] += times
-        entry["bytes"] += times * max(sent, results)
-    return dict(sorted(found.items()))
+        counts[kind] += times
+        sizes[kind] += times * max(sent, results)
+    return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
 
 
 def _kind(instruction: Instruction) -> str:

@@ -8,7 +8,6 @@ rest, which whole cycles tell, and `Costs.additivity` says how well the parts ad
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
@@ -23,7 +22,8 @@ from specjax.drafters import NoDraft, Spec
 from specjax.drafters.base import parents_of
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
-from specjax.drafters.spec import ask, name_of
+from specjax.drafters.spec import name_of, with_num_draft
+from specjax.lab.costs import account
 from specjax.lab.costs.adaptive import check_one_width
 from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
 from specjax.lab.costs.rounds import Sample, Timers, summarise, take
@@ -39,23 +39,6 @@ KS = (1, 2, 3, 4, 6, 8, 12, 16)
 _COMPILING = 0.6  # about this share of the time goes into compiling
 
 Progress = Callable[[float, str], None]  # (share that is done, what comes now)
-
-
-def with_num_draft(spec: Any, k: int) -> Any:
-    """The drafter with k guesses. Raises ValueError if it has no such setting."""
-    fields = dataclasses.fields(spec) if dataclasses.is_dataclass(spec) else ()
-    if not any(f.name == "num_draft" for f in fields):
-        raise ValueError(
-            f"{type(spec).__name__} has no field num_draft, so its cost for each k is not measured."
-        )
-    return dataclasses.replace(spec, num_draft=k)
-
-
-def draft_calls(spec: Spec, drafter: Any) -> int:
-    """Draft passes of a cycle that follow each other: `Spec.passes`, or ``draft_calls`` of what it
-    is bound to."""
-    serial = max(ask(spec, "passes")(drafter.num_draft), 1)
-    return int(getattr(drafter, "draft_calls", serial))
 
 
 def calibrate(
@@ -158,7 +141,7 @@ class Cell:
         common: dict[str, Any] = {"slots": slots, "batch": batch, "temperature": temperature}
         say(0.0, "compiling the plain step")
         self._plain = CycleProgram(target, NoDraft(), **common)
-        self._drafter, self._rule = "" if spec is None else drafter_name(spec), ""
+        self._drafter, self._rule = "" if spec is None else name_of(spec), ""
         for i, k in enumerate(ks):
             say(_COMPILING * (i + 0.5) / (len(ks) + 0.5), f"compiling k = {k}")
             kind, draft, whole, parents = "one_hot", None, None, None
@@ -168,7 +151,8 @@ class Cell:
                 draft = DraftProgram(target, with_num_draft(spec, k), rule=rule, **common)
                 kind, chosen = whole.drafter.kind, whole.rule
                 parents = parents_of(whole.drafter)
-                self._draft_calls[k] = draft_calls(spec, whole.drafter)
+                serial = account.serial_passes(spec, whole.num_draft)
+                self._draft_calls[k] = max(serial, 1)
             silent = CycleProgram(target, Silent(k, kind, parents=parents), rule=chosen, **common)
             self._rule = silent.rule.name
             count = min(cycles, silent.most_cycles)
@@ -225,11 +209,6 @@ def timed(program: CycleProgram | DraftProgram, cycles: int) -> Callable[[], flo
         return (long - short) / (cycles - 1) if long > short else long / cycles
 
     return marginal
-
-
-def drafter_name(spec: Spec) -> str:
-    """The drafter's name as a trace's setup has it."""
-    return name_of(spec)
 
 
 def check_numbers(name: str, values: Sequence[int]) -> None:

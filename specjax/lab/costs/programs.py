@@ -28,6 +28,7 @@ from specjax.core.sharding import use_mesh
 from specjax.core.types import Array, Kept, Parents, Proposal, pytree, static
 from specjax.drafters.base import Bound, Context
 from specjax.drafters.spec import Spec
+from specjax.lab.records.compiled import Memory, Seconds
 from specjax.models.target import Target
 from specjax.sampling import Options
 from specjax.session import Row, Session
@@ -79,6 +80,27 @@ class Silent(Spec):
     def grow(self, draft: Any, slots: int) -> Any:
         del slots
         return draft
+
+
+def stage(program: Any, *args: Any) -> tuple[Seconds, Any]:
+    """Traces, lowers and compiles a jitted ``program``: what that took, and the executable."""
+    times = [time.perf_counter()]
+    traced = program.trace(*args)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    executable = lowered.compile()
+    times.append(time.perf_counter())
+    return Seconds(*(b - a for a, b in itertools.pairwise(times))), executable
+
+
+def memory_of(executable: Any) -> Memory | None:
+    """What the compiler plans to use; None where the backend does not say."""
+    found = executable.memory_analysis()
+    if found is None:
+        return None
+    sizes = ("argument", "output", "temp", "alias", "generated_code")
+    return Memory(*(getattr(found, f"{name}_size_in_bytes") for name in sizes))
 
 
 class CycleProgram:
@@ -135,15 +157,8 @@ class CycleProgram:
         with use_mesh(target.mesh):
             state = self._fresh()
             self.cache_shapes = sorted({x.shape for x in jax.tree.leaves(state.cache.layers)})
-            times = [time.perf_counter()]
-            traced = program.trace(target.net, self.drafter, self.rule, self._request, state, *last)
-            times.append(time.perf_counter())
-            lowered = traced.lower()
-            times.append(time.perf_counter())
-            self.compiled = lowered.compile()
-            times.append(time.perf_counter())
-        # Seconds that tracing, lowering and compiling took.
-        self.stages = tuple(b - a for a, b in itertools.pairwise(times))
+            args = (target.net, self.drafter, self.rule, self._request, state, *last)
+            self.stages, self.compiled = stage(program, *args)
 
     def _fresh(self) -> decode.DecodeState:
         """The state at the beginning; the caches are taken to hold the prompt."""

@@ -30,12 +30,21 @@ def absent(default: Any = None) -> Any:
     return dataclasses.field(default=default, metadata={"absent": default})
 
 
+def named(key: str) -> Any:
+    """A field whose member of the object has a name that Python does not take."""
+    return dataclasses.field(metadata={"key": key})
+
+
+def _key_of(field: dataclasses.Field[Any]) -> str:
+    return str(field.metadata.get("key", field.name))
+
+
 def to_json(value: Any) -> Any:
     """A record, or a list or mapping of such, as JSON values."""
     if dataclasses.is_dataclass(value):
         found = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
         return {
-            f.name: to_json(v)
+            _key_of(f): to_json(v)
             for f, v in found
             if "absent" not in f.metadata or v != f.metadata["absent"]
         }
@@ -64,11 +73,11 @@ def from_json(kind: type[R], value: Any, where: str) -> R:
     hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
     fields = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if field.name in value:
-            told = f"{where}: {field.name}"
-            fields[field.name] = _read(hints[field.name], value[field.name], told)
+        key = _key_of(field)
+        if key in value:
+            fields[field.name] = _read(hints[field.name], value[key], f"{where}: {key}")
         elif _is_required(field):
-            raise ValueError(f"{where} has no {field.name!r}.")
+            raise ValueError(f"{where} has no {key!r}.")
     try:
         return kind(**fields)
     except ValueError as error:  # of a record that checks itself

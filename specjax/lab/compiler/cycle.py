@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from specjax.core.cache import Cache
 from specjax.lab.compiler import branches, hlo, kernels, traffic
-from specjax.lab.compiler.abstract import Abstract, Setup, states
-from specjax.lab.compiler.floor import floor
+from specjax.lab.compiler.abstract import Abstract
 from specjax.lab.compiler.origins import Origins, aliased
 from specjax.lab.compiler.programs import Compiled
 from specjax.lab.compiler.topology import Topology
+from specjax.lab.records.compiled import BranchCost, Conditional, CycleCost, Setup
 
 SCOPES = ("draft", "verify", "accept", "commit")
 
 
 def cycle(
     session: Abstract, setup: Setup, topology: Topology, run: Compiled, text: str
-) -> dict[str, Any]:
-    """The account of a cycle as JSON values. Bytes are those of main memory.
-
-    ``bytes_read`` and ``bytes_written`` have the kinds "weights" and "caches", which are arguments
-    of the program, "rest", and "near": what is made on the way and is no larger than a GPU's
-    second-level cache. ``bytes`` is the sum without "near".
-    """
+) -> CycleCost:
+    """The account of a cycle, of the optimised program's ``text``."""
     module = hlo.parse(text, setup.trips)
     loop = module.main_loop
     if loop is None:
@@ -43,65 +37,71 @@ def cycle(
 
     module, choices = branches.settle(module, body, kind, origins)
     moved = traffic.memory_bytes(module, body, kind)
-    if not moved["read"].get("weights"):
+    if not moved.read.get("weights"):
         raise RuntimeError("The compiled program does not say which of its arguments are weights.")
-    ways = moved["read"], moved["written"]
-    total = sum(size for way in ways for name, size in way.items() if name != "near")
-    least = floor(session, setup.context)
-    flops = traffic.flops(module, body)
-    found = [(kind_of(c.argument), c) for c in kernels.copies(module, body, origins)]
-    copied = {
-        name: [c for k, c in found if k == name and not c.is_prefetch]
-        for name in ("weights", "caches")
-    }
-    launched = kernels.count(module, body, origins, SCOPES)
-    return {
-        "bytes_read": moved["read"],
-        "bytes_written": moved["written"],
-        "bytes": total,
-        "near_bytes": sum(way.get("near", 0) for way in ways),
-        "floor": {**dataclasses.asdict(least), "bytes": least.num_bytes},
-        "bytes_over_floor": total / least.num_bytes,
-        "flops": flops,
-        "flops_over_floor": flops / least.flops,
-        "xla_bytes_accessed": run.cost.get("bytes accessed"),
-        "xla_flops": run.cost.get("flops"),
-        "kernels": {
-            "total": launched.total,
-            "a_layer": launched.a_layer,
-            "in_inner_loops": launched.in_inner_loops,
-            "by_scope": launched.by_scope,
+    least, flops = session.floor(setup.context), traffic.flops(module, body)
+    copied = Copied.of(kernels.copies(module, body, origins), kind_of)
+    return CycleCost(
+        bytes_read=moved.read,
+        bytes_written=moved.written,
+        bytes=moved.far,
+        near_bytes=moved.near,
+        floor=least,
+        bytes_over_floor=moved.far / least.bytes,
+        flops=flops,
+        flops_over_floor=flops / least.flops,
+        xla_bytes_accessed=run.xla_bytes,
+        xla_flops=run.xla_flops,
+        kernels=kernels.count(module, body, origins, SCOPES),
+        collectives=traffic.collectives(module, body),
+        cache_copies=sum(c.times for c in copied.caches if not c.is_join),
+        cache_joins=sum(c.times for c in copied.caches if c.is_join),
+        cache_prefetches=copied.prefetches,
+        weight_copies=sum(c.times for c in copied.weights),
+        copied_bytes={
+            "weights": sum(c.times * c.num_bytes for c in copied.weights),
+            "caches": sum(c.times * c.num_bytes for c in copied.caches),
         },
-        "collectives": traffic.collectives(module, body),
-        "cache_copies": sum(c.times for c in copied["caches"] if not c.is_join),
-        "cache_joins": sum(c.times for c in copied["caches"] if c.is_join),
-        "cache_prefetches": sum(c.times for k, c in found if k == "caches" and c.is_prefetch),
-        "weight_copies": sum(c.times for c in copied["weights"]),
-        "copied_bytes": {k: sum(c.times * c.num_bytes for c in copied[k]) for k in copied},
-        "conditionals": [_conditional(choice, kind_of) for choice in choices],
-        "num_instructions": module.num_instructions(body),
-        "loops_of_unknown_length": num_unknown_loops(module, body),
-        "unknown": unknown(module, body, choices, topology, setup),
-        "scopes": {s: text.count(f"specjax/{s}") for s in SCOPES},
-    }
+        conditionals=tuple(_conditional(choice, kind_of) for choice in choices),
+        num_instructions=module.num_instructions(body),
+        loops_of_unknown_length=num_unknown_loops(module, body),
+        unknown=tuple(unknown(module, body, choices, topology, setup)),
+        scopes={s: text.count(f"specjax/{s}") for s in SCOPES},
+    )
 
 
-def _conditional(choice: branches.Choice, kind_of: Callable[[str], str]) -> dict[str, Any]:
-    """A conditional as JSON values; bytes, copies and kernels of each branch are for one run."""
+@dataclasses.dataclass(frozen=True)
+class Copied:
+    """What a cycle copies of the program's arguments."""
 
-    def values(branch: branches.Branch) -> dict[str, int]:
-        copied = {
-            f"{one}_copies": sum(n for name, n in branch.copied.items() if kind_of(name) == kinds)
-            for one, kinds in (("cache", "caches"), ("weight", "weights"))
-        }
-        return {"bytes": branch.bytes, "flops": branch.flops, "kernels": branch.kernels, **copied}
+    weights: list[kernels.Copy]
+    caches: list[kernels.Copy]
+    prefetches: int  # of caches; none of the above
 
-    return {
-        "op_name": choice.op_name,
-        "times": choice.times,
-        "counted": choice.counted,
-        "branches": [values(branch) for branch in choice.branches],
-    }
+    @classmethod
+    def of(cls, copies: Sequence[kernels.Copy], kind_of: Callable[[str], str]) -> Copied:
+        weights, caches = (
+            [c for c in copies if kind_of(c.argument) == kind] for kind in ("weights", "caches")
+        )
+        return cls(
+            weights=[c for c in weights if not c.is_prefetch],
+            caches=[c for c in caches if not c.is_prefetch],
+            prefetches=sum(c.times for c in caches if c.is_prefetch),
+        )
+
+
+def _conditional(choice: branches.Choice, kind_of: Callable[[str], str]) -> Conditional:
+    """What each of its branches costs, for one run."""
+    of = lambda branch, kind: sum(n for x, n in branch.copied.items() if kind_of(x) == kind)
+    return Conditional(
+        choice.op_name,
+        choice.times,
+        choice.counted,
+        tuple(
+            BranchCost(b.bytes, b.flops, b.kernels, of(b, "caches"), of(b, "weights"))
+            for b in choice.branches
+        ),
+    )
 
 
 def argument_kinds(session: Abstract) -> Callable[[str], str]:
@@ -109,7 +109,7 @@ def argument_kinds(session: Abstract) -> Callable[[str], str]:
     is_cache = lambda x: isinstance(x, Cache)
     with_path = jax.tree_util.tree_flatten_with_path
     caches: set[str] = set()
-    for field, state in zip(("cache", "draft"), states(session)):
+    for field, state in zip(("cache", "draft"), session.states):
         for path, leaf in with_path(state, is_leaf=is_cache)[0]:
             if is_cache(leaf):
                 arrays = [(more, x) for more, x in with_path(leaf)[0] if x.ndim > 1]  # no lengths

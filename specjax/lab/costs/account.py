@@ -1,0 +1,229 @@
+"""What decoding and training cannot do without: bytes that are read, operations that are done.
+
+The one account of the lab: the compile report's floor, the device and peer benchmarks, calibration
+and the cost of training read it. Whoever knows is asked: a family what share of a weight a token
+uses, an entry what it reads of its memory, a spec how often a cycle reads its network, an objective
+how many tokens go through a weight. All figures are of one device, given where the weights are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from specjax.checkpoint.load import Model
+from specjax.core import sharding
+from specjax.core.cache import caches_in
+from specjax.core.cache.base import num_bytes
+from specjax.drafters import NoDraft
+from specjax.drafters.base import Drafter
+from specjax.drafters.spec import Spec, ask
+from specjax.lab.records.compiled import Floor
+from specjax.models import Frozen
+
+# --- a pass of a network ------------------------------------------------------------------------
+
+
+def weights(net: Frozen) -> dict[str, Any]:
+    """Its parameters by their paths."""
+    flat = nnx.to_flat_state(net.params)
+    return {".".join(map(str, path)): p.get_value() for path, p in flat}
+
+
+def local_bytes(x: Any) -> int:
+    """Bytes of one device's part of an array."""
+    return _local_size(x) * int(x.dtype.itemsize)
+
+
+def _local_size(x: Any) -> int:
+    place = getattr(x, "sharding", None)
+    return math.prod(x.shape if place is None else place.shard_shape(x.shape))
+
+
+def read(net: Frozen) -> dict[str, int]:
+    """Elements of each weight that a pass reads on one device, by their paths.
+
+    Of an embedding that is not the head as well only rows are read; of the projections of repeated
+    key/value heads, which every device holds whole, its own head's; of experts what one token uses,
+    which is the least: where they differ from token to token, a pass reads more of them.
+    """
+    config = getattr(net.config, "backbone", net.config)
+    unread = () if getattr(config, "tie_word_embeddings", False) else ("embed_tokens",)
+    share = _shares(net)
+    return {
+        name: int(_local_size(x) // _sharers(name, config) * share(name))
+        for name, x in weights(net).items()
+        if not name.startswith(unread)
+    }
+
+
+def weight_bytes(net: Frozen, times: Callable[[str], int] = lambda name: 1) -> int:
+    """Bytes of weights that passes read; ``times``: how many of them read a weight."""
+    held = weights(net)
+    return sum(n * int(held[name].dtype.itemsize) * times(name) for name, n in read(net).items())
+
+
+def products(net: Frozen, times: Callable[[str], int] = lambda name: 1) -> int:
+    """Elements of the weights that a token is multiplied with, of those that are read at all."""
+    held, share = weights(net), _shares(net)
+    is_product = lambda name: held[name].ndim == 2 or share(name) < 1
+    return sum(n for name, n in read(net).items() if times(name) and is_product(name))
+
+
+def pass_flops(
+    net: Frozen,
+    tokens: int,
+    context: int,
+    shards: int = 1,
+    times: Callable[[str], int] = lambda name: 1,
+) -> int:
+    """Operations of ``tokens`` behind ``context`` others: products with weights, and attention."""
+    flops = 2 * tokens * products(net, times)
+    config = getattr(net.config, "backbone", net.config)
+    if not hasattr(config, "head_dim"):
+        return flops
+    slots = 2 * config.num_layers * context * config.head_dim
+    return flops + 2 * tokens * slots * config.num_heads // shards
+
+
+def _shares(net: Frozen) -> Callable[[str], float]:
+    """What share of each weight one token uses (`Decoder.used_share`)."""
+    said = getattr(type(net.module), "used_share", None)
+    return (lambda name: 1.0) if said is None else lambda name: said(net.config, name)
+
+
+def _sharers(name: str, config: Any) -> int:
+    """How many heads there are in a weight of which a device needs that of one."""
+    repeated = getattr(config, "kv_repeat", 1) > 1 and (".k_proj." in name or ".v_proj." in name)
+    return config.num_kv_heads if repeated else 1
+
+
+# --- a cycle ------------------------------------------------------------------------------------
+
+
+def states(target: Model, drafter: Drafter, rows: int, slots: int) -> tuple[Any, Any]:
+    """The target's cache and the drafter's state, as shapes."""
+    begin = lambda net, drafter: (net.init_cache(rows, slots), drafter.init(rows, slots))
+    with sharding.use_mesh(target.mesh):
+        return jax.eval_shape(begin, target.net, drafter)
+
+
+def serial_passes(spec: Spec, num_draft: int) -> int:
+    """Draft passes of a cycle that wait for each other."""
+    return int(ask(spec, "passes")(num_draft))
+
+
+def cycle(
+    target: Model, spec: Spec, drafter: Drafter, *, rows: int, slots: int, context: int
+) -> Floor:
+    """The floor of a cycle; of `drafters.NoDraft` that of a plain step.
+
+    A weight that a device holds is read once in each pass that needs it, and no two passes that
+    wait for each other share a read: a head that the drafter borrows is read twice, a draft of K
+    steps reads its layers, its head and its cache K times (what fuses the target's states, once).
+    Memory that is nearer might keep some of it. A drafter that runs layers of the target again
+    reads them, the head and their cache in each of its passes.
+
+    Args:
+      target: weights, or their shapes.
+      spec: the drafter as it was before it was bound.
+      drafter: as it is bound.
+      rows: of the whole batch.
+      slots: of the caches.
+      context: committed tokens in every row.
+    """
+    num_draft, (data, model) = drafter.num_draft, _sizes(target.mesh)
+    rows_here, tokens = rows // data, rows // data * (num_draft + 1)
+    cache, draft = states(target, drafter, rows, slots)
+    held = lambda state: sum(c.bytes_read(context) for c in caches_in(state))
+    flops = pass_flops(target.net, tokens, context, model)
+    fed = rows_here * ask(spec, "tokens_fed")(num_draft)
+    draft_bytes, borrowed, own_shards = 0, 0, data * model
+    net = getattr(drafter, "net", None)
+    if net is not None:
+        times = lambda name: ask(spec, "weight_reads")(name, num_draft)
+        draft_bytes = weight_bytes(net, times)
+        flops += pass_flops(net, fed, context, 1 if net.replicated else model, times)
+        own_shards = data if net.replicated else own_shards
+        if hasattr(drafter, "vocabulary") and "lm_head.weight" not in weights(net):
+            borrowed = local_bytes(drafter.vocabulary.output)
+            flops += 2 * rows_here * num_draft * _local_size(drafter.vocabulary.output)
+    part, again = ask(spec, "target_passes")(target, num_draft)
+    again_cache = 0
+    if again:
+        borrowed += again * weight_bytes(part)
+        again_cache = again * cache.first(part.config.num_layers).bytes_read(context)
+        flops += pass_flops(part, fed, context, model)
+    drafts = serial_passes(spec, num_draft) * held(draft)
+    return Floor(
+        weight_bytes=weight_bytes(target.net),
+        draft_bytes=draft_bytes,
+        borrowed_bytes=borrowed,
+        cache_bytes=(held(cache) + again_cache) // (data * model) + drafts // own_shards,
+        logits_bytes=4 * tokens * target.config.vocab_size // model,
+        flops=flops,
+    )
+
+
+def plain_step(target: Model, *, slots: int, context: int) -> Floor:
+    """The floor of a step without guesses, of one row."""
+    plain = NoDraft()
+    bound = plain.bind(target, "one_hot")
+    return cycle(target, plain, bound, rows=1, slots=slots, context=context)
+
+
+def ideal_share(plain_bytes: float, drafting_bytes: float) -> float:
+    """Speedup over tau where reading is all that takes time: a plain step over a cycle."""
+    return plain_bytes / (plain_bytes + drafting_bytes)
+
+
+def held_bytes(target: Model, drafter: Drafter, *, rows: int, slots: int) -> dict[str, int]:
+    """What one device must hold of weights and states, by name."""
+    cache, draft = states(target, drafter, rows, slots)
+    net = getattr(drafter, "net", None)
+    data, model = _sizes(target.mesh)
+    of = lambda net: sum(map(local_bytes, weights(net).values()))
+    return {
+        "target weights": of(target.net),
+        "drafter weights": 0 if net is None else of(net),
+        # Of states the first two axes are rows and key/value heads.
+        "target cache": num_bytes(cache) // (data * model),
+        "drafter state": num_bytes(draft)
+        // (data if net is not None and net.replicated else data * model),
+    }
+
+
+def _sizes(mesh: Mesh | None) -> tuple[int, int]:
+    return (1, 1) if mesh is None else (mesh.shape["data"], mesh.shape["model"])
+
+
+# --- a training step ----------------------------------------------------------------------------
+
+
+def training_flops(
+    objective: Any, params: Mapping[str, Any], target: Frozen, rows: int, length: int
+) -> int:
+    """Operations of a step's products with weights, on one device.
+
+    Two a weight and token, thrice where the weight is trained, twice where it is frozen and
+    gradients pass through it: the head. Recomputation is not counted (it is no progress), nor is
+    attention, nor the target's layers behind the last tap, which do not run.
+
+    Args:
+      objective: of the drafter, with a `tokens_through`.
+      params: what is trained, see `train.state.Skeleton`; shapes are enough.
+      target: that runs in the step.
+      rows: texts.
+      length: tokens of each.
+    """
+    through = lambda name: objective.tokens_through(name, rows, length)
+    depth = max(objective.config.taps)
+    runs = lambda name: int(name.startswith("layers.") and int(name.split(".")[1]) < depth)
+    trained = sum(through(n) * math.prod(x.shape) for n, x in params.items() if len(x.shape) == 2)
+    head = through("lm_head.weight") * _local_size(target.vocabulary.output)
+    return int(2 * (rows * length * products(target, runs) + 3 * trained + 2 * head))

@@ -1,0 +1,61 @@
+"""The parts of a plain step, timed alone: its matrix products, and the whole pass."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from specjax.core.ops import activation_dtype
+from specjax.core.types import Array
+from specjax.models import Frozen
+
+
+def products_seconds(net: Frozen, *, steps: int, repeats: int = 3) -> float:
+    """Seconds that the matrix products of one pass take: no attention, norm, rotation, verdict."""
+
+    def run(net: Any, x: Array, steps: Array) -> Array:
+        module = net.module
+        heads = net.config.num_heads // net.config.num_kv_heads
+
+        def body(_: Array, x: Array) -> Array:
+            for layer in module.layers:
+                a, m = layer.self_attn, layer.mlp
+                mixed = a.q_proj(x) + jnp.tile(a.k_proj(x) + a.v_proj(x), (1, 1, heads))
+                x = jnp.tanh(x + a.o_proj(mixed))
+                x = jnp.tanh(x + m.down_proj(m.gate_proj(x) * m.up_proj(x)))
+            top = module.head(x).max(-1, keepdims=True)
+            return jnp.tanh(x + top.astype(x.dtype))  # so that the next step waits for the head
+
+        return jax.lax.fori_loop(0, steps, body, x)
+
+    dtype = activation_dtype(net.module.norm.weight[...].dtype)
+    x = jax.random.normal(jax.random.key(1), (1, 1, net.config.hidden_size), dtype)
+    return _loop_seconds(jax.jit(run), net, x, steps=steps, repeats=repeats)
+
+
+def pass_seconds(net: Frozen, *, slots: int, length: int, steps: int, repeats: int = 3) -> float:
+    """Seconds of one model pass with its argmax: nothing is committed or verified."""
+    cache = jax.jit(lambda net: net.init_cache(1, slots))(net)
+    cache = cache.assume(jnp.asarray([length], jnp.int32))
+
+    def run(net: Any, cache: Any, steps: Array) -> Array:
+        def body(_: Array, guess: Array) -> Array:
+            return net.head(net(guess, cache).hidden).argmax(-1).astype(jnp.int32)
+
+        return jax.lax.fori_loop(0, steps, body, jnp.ones((1, 1), jnp.int32))
+
+    return _loop_seconds(jax.jit(run), net, cache, steps=steps, repeats=repeats)
+
+
+def _loop_seconds(program: Any, net: Any, x: Any, *, steps: int, repeats: int) -> float:
+    jax.block_until_ready(program(net, x, jnp.int32(1)))
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(program(net, x, jnp.int32(steps)))
+        seconds.append((time.perf_counter() - begin) / steps)
+    return statistics.median(seconds)
