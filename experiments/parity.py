@@ -27,12 +27,12 @@ from absl import flags
 
 import specjax
 from experiments import cli
-from experiments.benchmarking.transformers_reference import reference_outputs
 from specjax.checkpoint import CheckpointError, load
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import own_family
 from specjax.checkpoint.parity import Comparison, Tolerances, compare_story, compare_target
 from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter, prompt_of
+from specjax.checkpoint.reference import reference_outputs
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",

@@ -11,24 +11,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from specjax.jobs.auditing import audit
     from specjax.jobs.benchmarking import benchmark
+    from specjax.jobs.benchmarks import benchmark_device, benchmark_peer, benchmark_training
     from specjax.jobs.chatting import chat
+    from specjax.jobs.compiling import compile_report
     from specjax.jobs.diagnosing import diagnose
     from specjax.jobs.drafter_training import train_drafter
     from specjax.jobs.exporting import export
     from specjax.jobs.generating import generate
     from specjax.jobs.lm_training import train_lm
     from specjax.jobs.passages import heldout_prompts
+    from specjax.jobs.predicting import predict_check
     from specjax.jobs.regenerating import regenerate
     from specjax.jobs.reporting import report
 
 __all__ = [
     "audit",
     "benchmark",
+    "benchmark_device",
+    "benchmark_peer",
+    "benchmark_training",
     "chat",
+    "compile_report",
     "diagnose",
     "export",
     "generate",
     "heldout_prompts",
+    "predict_check",
     "regenerate",
     "report",
     "train_drafter",
@@ -38,11 +46,16 @@ __all__ = [
 _PLACES = {
     "audit": "auditing",
     "benchmark": "benchmarking",
+    "benchmark_device": "benchmarks",
+    "benchmark_peer": "benchmarks",
+    "benchmark_training": "benchmarks",
     "chat": "chatting",
+    "compile_report": "compiling",
     "diagnose": "diagnosing",
     "export": "exporting",
     "generate": "generating",
     "heldout_prompts": "passages",
+    "predict_check": "predicting",
     "regenerate": "regenerating",
     "report": "reporting",
     "train_drafter": "drafter_training",

@@ -20,6 +20,8 @@ from typing import Any
 
 import jinja2
 
+from specjax.core.files import write_atomically
+from specjax.core.options import keywords, option
 from specjax.lab.bench.outputs import remarks
 from specjax.lab.records import codec
 from specjax.lab.records.case import Case
@@ -29,6 +31,41 @@ from specjax.lab.view.grid import Cell, Column, Grid, Group
 from specjax.lab.view.tables import table
 
 _FILTERS = ("prompt_set", "drafter", "num_draft", "rule", "temperature", "batch", "mode")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is filled in, and where."""
+
+    template: str = option("docs/benchmarks.in.md", "What to fill in.")
+    results: str = option("docs/results", "Where the numbers are.")
+    output: str = option("docs/benchmarks.md", "The document.", file="")
+    check: bool = option(False, "Writes nothing, and says whether it would.")
+
+
+@keywords(Options)
+def benchmark_docs(options: Options) -> str:
+    """Writes the document, and returns it.
+
+    Raises:
+      ValueError, OSError: in one line, on what cannot be filled in, or is not as it should be.
+    """
+    template, output = Path(options.template), Path(options.output)
+    text = document(template, Path(options.results))
+    if not options.check:
+        write_atomically(output, text)
+    elif not output.exists() or output.read_text(encoding="utf-8") != text:
+        raise ValueError(
+            f"{output} is not what {template} and {options.results} make: edit those, and run "
+            "python -m experiments.benchmark_docs."
+        )
+    return text
+
+
+def document(template: Path, results: Path) -> str:
+    """The filled-in text, with a note for who would edit it."""
+    note = f"<!-- Made of {template.name} by experiments.benchmark_docs: edit that. -->\n\n"
+    return note + render(template.read_text(encoding="utf-8"), results)
 
 
 @dataclasses.dataclass(frozen=True)

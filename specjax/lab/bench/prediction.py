@@ -7,7 +7,6 @@ the machine meets both sides.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,17 +17,17 @@ from specjax.checkpoint.load import Model
 from specjax.drafters import NoDraft, Spec
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
+from specjax.drafters.spec import name_of, with_num_draft
 from specjax.lab.bench.synthetic import Curve
 from specjax.lab.costs.calibration import (
     Cell,
     calibrate,
     check_fits,
     choose_ks,
-    drafter_name,
-    with_num_draft,
 )
 from specjax.lab.costs.cost_model import predict, survival_of
 from specjax.lab.costs.explain import Explanation, explain, marked
+from specjax.lab.records.checked import Check, Checked
 from specjax.lab.records.costs import Calibration, Costs
 from specjax.lab.records.costs import load as load_costs
 from specjax.lab.records.prediction import Forecast
@@ -40,33 +39,6 @@ from specjax.trace import metrics
 from specjax.trace.trace import Trace
 
 Progress = Callable[[float, str], None]  # (share that is done, what comes now)
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """One k: what was measured, and what was predicted from acceptance and costs."""
-
-    k: int
-    tau: float  # measured
-    speedup: float  # measured: median over rounds of the ratio of times per token
-    predicted: float  # from the survival curve of this k
-    ratio: float  # measured over predicted
-    from_largest: float  # predicted from the curve of the largest k, cut off at k
-    single_alpha: float  # by the single-alpha formula, with the alpha of this k
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """All k, and the costs that they were predicted from."""
-
-    rows: tuple[Checked, ...]
-    costs: Costs
-    rounds: int
-
-    @property
-    def worst(self) -> float:
-        """The largest distance of measured over predicted from 1."""
-        return max(abs(row.ratio - 1) for row in self.rows)
 
 
 class PredictionCheck:
@@ -250,7 +222,7 @@ def explain_pair(
         repeats=repeats,
         progress=lambda share, what: progress(0.4 + 0.6 * share, what),
     )
-    costs = [known.at(batch=b, context=longest, drafter=drafter_name(spec)) for b in (batch, 1)]
+    costs = [known.at(batch=b, context=longest, drafter=name_of(spec)) for b in (batch, 1)]
     found = explain(
         metrics.figures(trace),
         costs[0],

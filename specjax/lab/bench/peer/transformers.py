@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from specjax.lab.records.peer import Generated
+
 
 class TransformersPeer:
     """A target and its assistant in each type, generating greedily at batch 1.
@@ -56,7 +58,7 @@ class TransformersPeer:
 
     def generate(
         self, dtype: str, way: str, k: int, prompt: Sequence[int], max_new_tokens: int
-    ) -> dict[str, Any]:
+    ) -> Generated:
         """New tokens, wall clock from token ids to token ids, and target passes.
 
         Raises:
@@ -90,4 +92,4 @@ class TransformersPeer:
         if len(tokens) != max_new_tokens:
             raise RuntimeError(f"Transformers wrote {len(tokens)} tokens, not {max_new_tokens}")
         # The prefill is one of the passes: it brings a token too.
-        return {"tokens": tokens, "seconds": seconds, "passes": self._passes}
+        return Generated(tuple(tokens), seconds, self._passes)

@@ -1,7 +1,7 @@
-"""The memory floor: a decoding step takes at least the bytes it must read over the bandwidth.
+"""How many bytes a second a device's memory gives: what floors in bytes are divided by.
 
-The bandwidth is measured, in the same process, on as many bytes as the model has: a small model
-stays in the processor's caches, and a floor for main memory would be no floor.
+Measured in the same process, on as many bytes as the model has: a small model stays in the
+processor's caches, and a floor for main memory would be no floor.
 """
 
 from __future__ import annotations
@@ -14,30 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from specjax.core.ops import linear
-
-
-def weight_bytes(net: Any) -> int:
-    """Bytes of weights that a step reads: all but the embedding, unless it is the head too.
-
-    Args:
-      net: a `models.Frozen`.
-    """
-    total = 0
-    for path, param in nnx.to_flat_state(net.params):
-        if path[0] == "embed_tokens" and not net.config.tie_word_embeddings:
-            continue  # one row of it
-        value = param.get_value()
-        total += value.size * value.dtype.itemsize
-    return total
-
-
-def cache_bytes(net: Any, tokens: float) -> float:
-    """Bytes of keys and values of so many tokens, in the type that the cache has here."""
-    one = jax.eval_shape(lambda: net.init_cache(1, 1))
-    return tokens * one.num_bytes
 
 
 def best_seconds(run: Callable[[], Any], *, repeats: int, calls: int) -> float:

@@ -1,0 +1,24 @@
+"""Training speed and memory of a DFlash drafter against anchors and vocabulary.
+
+Memory is what the compiler plans for one step's temporaries (no device needs to hold it), so that
+the shapes of real models can be asked on any machine; tokens a second are measured where --time
+names sizes that fit. Expected: memory does not grow with the anchors (docs/benchmarks.md).
+
+  python -m experiments.benchmark_training --output=training.json
+  python -m experiments.benchmark_training --shape=8b --anchors=64,512 --vocab=151936 --time
+"""
+
+from __future__ import annotations
+
+from specjax.cli.errors import needs_lab
+from specjax.cli.script import Script
+
+with needs_lab():
+    from specjax.lab.bench import training_cost
+
+
+def main(options: training_cost.Options) -> None:
+    training_cost.benchmark_training.of(options)
+
+
+script = Script("benchmark_training", __doc__, training_cost.Options, main)

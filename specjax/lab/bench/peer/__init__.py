@@ -1,0 +1,1 @@
+"""specjax beside another framework, on the same checkpoints and prompts, in turns."""

@@ -1,0 +1,88 @@
+"""specjax as a contender, in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from specjax import api, drafters
+from specjax.checkpoint.load import load
+from specjax.core.compile_cache import use_compile_cache
+from specjax.drafters import LM, NoDraft
+from specjax.lab.bench import roofs
+from specjax.lab.costs import account
+from specjax.lab.costs.parts import pass_seconds, products_seconds
+from specjax.lab.costs.programs import CycleProgram, Silent
+from specjax.lab.records.peer import LARGE, OWN, Bandwidth, Generated, StepCosts
+from specjax.prompts.ids import prompt_ids
+from specjax.session.slots import bucket
+
+
+class OwnSide:
+    """Both models in each type, and what is asked of them."""
+
+    def __init__(self, target: str, draft: str, dtypes: Sequence[str], cache: str):
+        if cache:
+            use_compile_cache(cache)
+        self.targets = {d: load(target, dtype=d) for d in dtypes}
+        self.drafts = {d: load(draft, dtype=d) for d in dtypes}
+        if next(iter(self.targets.values())).tokenizer is None:
+            raise ValueError(f"--target={target} has no tokenizer, which the prompts need.")
+
+    def describe(self) -> dict[str, str]:
+        return {"jax": jax.__version__, "backend": jax.default_backend()}
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return prompt_ids(next(iter(self.targets.values())), texts)
+
+    def generate(
+        self, dtype: str, way: str, k: int, prompt: Sequence[int], max_new_tokens: int
+    ) -> Generated:
+        name = "none" if way == "plain" else way
+        drafter = drafters.make(name, model=self.drafts[dtype], num_draft=k)
+        begin = time.perf_counter()
+        out = api.generate(
+            self.targets[dtype],
+            drafter,
+            list(prompt),
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=(),
+        )
+        seconds = time.perf_counter() - begin
+        return Generated(tuple(out.tokens[0]), seconds, out.trace.num_cycles)
+
+    def costs(
+        self, dtype: str, prompt: Sequence[int], new_tokens: int, lm_k: int, threads: int
+    ) -> StepCosts:
+        """The step and its parts against the memory floor."""
+        target, draft = self.targets[dtype], self.drafts[dtype]
+        slots, half = bucket(len(prompt) + new_tokens + 1), len(prompt) + new_tokens // 2
+
+        def cycle(drafter: Any, *, host_loop: bool = False) -> float:
+            program = CycleProgram(target, drafter, prompt, slots=slots, host_loop=host_loop)
+            return program.seconds(cycles=40, repeats=5)
+
+        floor = account.plain_step(target, slots=slots, context=half)
+        bandwidths = {
+            name: Bandwidth(
+                roofs.product_bandwidth(size, dtype), roofs.host_copy_bandwidth(size, threads)
+            )
+            for name, size in ((OWN, floor.weight_bytes), (LARGE, 2**28))
+        }
+        step = cycle(NoDraft())
+        verify = {k: cycle(Silent(k)) for k in sorted({1, 2, 4, 8, lm_k})}
+        return StepCosts(
+            weight_bytes=floor.weight_bytes,
+            cache_bytes=floor.cache_bytes,
+            bandwidth=bandwidths,
+            floor_seconds=(floor.weight_bytes + floor.cache_bytes) / bandwidths[OWN].best,
+            step=step,
+            host_loop_step=cycle(NoDraft(), host_loop=True),
+            products=products_seconds(target.net, steps=40),
+            whole_pass=pass_seconds(target.net, slots=slots, length=half, steps=40),
+            verify=verify,
+            draft_cost=(cycle(LM(draft, lm_k)) - verify[lm_k]) / lm_k / step,
+        )

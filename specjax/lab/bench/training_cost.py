@@ -1,0 +1,200 @@
+"""What training a DFlash drafter takes: memory as the compiler plans it, and measured speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from rich.console import Console
+
+from specjax.core.options import keywords, option, whole_numbers
+from specjax.drafters.dflash import fresh_config
+from specjax.drafters.dflash.net import DFlashNet
+from specjax.drafters.dflash.objective import DFlashObjective
+from specjax.lab.costs import account
+from specjax.lab.costs.programs import memory_of, stage
+from specjax.lab.records import codec
+from specjax.lab.records.device import TrainingCost, TrainingReport, TrainingRow, TrainingSetup
+from specjax.lab.view.device import show_training
+from specjax.models import Frozen
+from specjax.models import family as registered
+from specjax.train.objectives.base import Batch
+from specjax.train.optimizer import make_optimizer
+from specjax.train.state import Skeleton, TrainState, init_state
+from specjax.train.step import make_step
+
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    },
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+}
+_DRAFT_LAYERS = {"small": 2, "8b": 5}
+
+# Dense bfloat16 FLOP/s by what a device calls itself, from the makers' data sheets.
+PEAKS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is trained, in all pairs of vocabulary and anchors."""
+
+    shape: Literal["small", "8b"] = option("small", "Of the random target (Qwen3).")
+    anchors: tuple[int | str, ...] = option((16, 64, 256, 512), "Blocks a row.")
+    vocab: tuple[int | str, ...] = option((4096, 32000, 151936), "Tokens of the target.")
+    block: int = option(16, "Slots of a block.", least=2)
+    chunk: int = option(16, "Blocks that are run at once.", least=1)
+    rows: int = option(1, "Texts a step.", least=1)
+    seq_len: int = option(1024, "Tokens of a text.", least=64)
+    time: bool = option(False, "Run each step too, on random weights.")
+    steps: int = option(5, "Timed steps; the median counts.", least=1)
+    output: str | None = option(None, "A .json file for the figures.", file="")
+
+    def __post_init__(self) -> None:
+        whole_numbers("vocab", self.vocab)
+        largest = max(whole_numbers("anchors", self.anchors))
+        if largest > self.seq_len:
+            raise ValueError(f"--anchors={largest}: more than the {self.seq_len} tokens of a text.")
+
+    def setup(self, vocab: int, anchors: int) -> TrainingSetup:
+        """One of the pairs."""
+        return TrainingSetup(
+            raw={"model_type": "qwen3", "vocab_size": vocab, **SHAPES[self.shape]},
+            layers=_DRAFT_LAYERS[self.shape],
+            anchors=anchors,
+            block=self.block,
+            chunk=self.chunk,
+            rows=self.rows,
+            seq_len=self.seq_len,
+        )
+
+
+@keywords(Options)
+def benchmark_training(options: Options) -> TrainingReport:
+    """Compiles, and where asked times, a step of each pair; prints what it finds."""
+    console = Console(highlight=False)
+    settings = {
+        name: getattr(options, name) for name in ("shape", "block", "chunk", "rows", "seq_len")
+    }
+    settings |= {"backend": jax.default_backend(), "jax": jax.__version__}
+    report = TrainingReport(settings, ())
+    for vocab, anchors in itertools.product(map(int, options.vocab), map(int, options.anchors)):
+        setup = options.setup(vocab, anchors)
+        cost = measure(setup, steps=options.steps if options.time else 0)
+        row = TrainingRow(vocab=vocab, anchors=anchors, **vars(cost))
+        console.print(codec.to_json(row))
+        report = dataclasses.replace(report, results=(*report.results, row))
+        if options.output:
+            codec.write_file(Path(options.output), report)
+    show_training(console, report)
+    return report
+
+
+def measure(setup: TrainingSetup, *, steps: int, target: Frozen | None = None) -> TrainingCost:
+    """The compiled step's bytes, and its speed over ``steps`` of them (0: it is not run).
+
+    A step is a whole one: both passes, gradients, clipping, AdamW on float32 masters.
+
+    Args:
+      setup: what is trained.
+      steps: how many are timed; the median counts.
+      target: random weights of ``setup.raw`` that are there already; None: they are drawn.
+    """
+    step = Step(setup, target)
+    stages, compiled = stage(step.program, *step.shapes)
+    memory = memory_of(compiled)
+    cost = TrainingCost(
+        compile_s=stages.total,
+        temporary_bytes=-1 if memory is None else memory.temporaries,
+        argument_bytes=-1 if memory is None else memory.arguments,
+    )
+    if not steps:
+        return cost
+    state, batch, net = step.arguments()
+    seconds = []
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(state, batch, net))
+        seconds.append(time.perf_counter() - began)
+    median = statistics.median(seconds[1:])
+    speed, peak = step.flops / median, peak_flops()
+    return dataclasses.replace(
+        cost,
+        seconds=median,
+        tokens_per_s=setup.tokens / median,
+        flops_per_s=speed,
+        share_of_peak=None if peak is None else speed / peak,
+        peak_bytes=(jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+    )
+
+
+class Step:
+    """A training step of a DFlash drafter for a random target."""
+
+    def __init__(self, setup: TrainingSetup, target: Frozen | None):
+        """Nothing is computed."""
+        self._setup, family = setup, registered(setup.raw["model_type"])
+        config = family.read_config(setup.raw)
+        taps = min(5, config.num_layers - 1)
+        draft = fresh_config(config, setup.block - 1, layers=setup.layers, num_taps=taps)
+        self._make_target = lambda: family(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        self._make_draft = lambda: DFlashNet(draft, dtype=jnp.float32, rngs=nnx.Rngs(1))
+        self._target, self._vocab = target, config.vocab_size
+        self._optimizer = make_optimizer(
+            "adamw", lambda step: 1e-4, weight_decay=0.0, clip_norm=1.0
+        )
+        skeleton, masters = Skeleton.of(nnx.eval_shape(self._make_draft))
+        objective = DFlashObjective(skeleton, draft, anchors=setup.anchors, chunk=setup.chunk)
+        self.program = make_step(objective, self._optimizer)
+        state = jax.eval_shape(lambda masters: init_state(masters, self._optimizer), masters)
+        if target is None:
+            graphdef, params = nnx.split(nnx.eval_shape(self._make_target))
+            target = Frozen(params=params, graphdef=graphdef, config=config)
+        self.shapes = (state, jax.eval_shape(self._batch), target)
+        self.flops = account.training_flops(objective, masters, target, setup.rows, setup.seq_len)
+
+    def arguments(self) -> tuple[TrainState, Batch, Frozen]:
+        """What the program is called with, drawn at random."""
+        masters = Skeleton.of(jax.jit(self._make_draft)())[1]
+        target = self._target or Frozen.of(jax.jit(self._make_target)())
+        return init_state(masters, self._optimizer), self._batch(), target
+
+    def _batch(self) -> Batch:
+        """One micro-batch of random text [1, B, T], all of it labels."""
+        shape = (1, self._setup.rows, self._setup.seq_len)
+        tokens = jax.random.randint(jax.random.key(2), shape, 0, self._vocab - 1)
+        lengths = jnp.full(shape[:2], self._setup.seq_len, jnp.int32)
+        return Batch(tokens, jnp.ones(shape, jnp.bool_), lengths)
+
+
+def peak_flops() -> float | None:
+    """The peak of the first device in bfloat16; None: not known."""
+    kind = jax.devices()[0].device_kind
+    return next((peak for name, peak in PEAKS.items() if kind.startswith(name)), None)
