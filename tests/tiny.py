@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import specjax
 from specjax import drafters
 from specjax.checkpoint import assemble
-from specjax.checkpoint.safetensors_reader import Tensor
+from specjax.core.tensors import Tensor
 from specjax.lab.audit import targets
 from specjax.models import FAMILIES
 

@@ -7,7 +7,7 @@ where they belong. On a mesh each device gets its slice of the file and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from specjax.checkpoint.errors import CheckpointError, some
-from specjax.checkpoint.safetensors_reader import Tensor
 from specjax.core import sharding
+from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen
+from specjax.models.places import Place, Whole
 
 DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))  # that a network computes in
 _STORED = (*DTYPES, np.dtype(np.float16), np.dtype(np.float64))  # that are cast to those
@@ -41,7 +42,7 @@ def assemble(
     Args:
       family: the class of the network, from `specjax.models.family`.
       config: its sizes, not yet adapted to the mesh.
-      tensors: exactly its parameters, by the names that `tensor_name` gives them.
+      tensors: exactly those that its parameters are made of (`Decoder.place_of`).
       dtype: float32 or bfloat16, of every parameter.
       mesh: with axes ``data`` and ``model``; None: the default device.
       where: the checkpoint, for messages.
@@ -56,7 +57,7 @@ def assemble(
     return assemble_module(
         lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)),
         tensors,
-        called=tensor_name,
+        called=lambda path: place_of(family, config, path),
         dtype=dtype,
         mesh=mesh,
         where=where,
@@ -77,7 +78,7 @@ def assemble_module(
     build: Callable[[], Any],
     tensors: Mapping[str, Tensor],
     *,
-    called: Callable[[str], str],
+    called: Callable[[str], str | Place],
     dtype: np.dtype,
     mesh: Mesh | None,
     where: str,
@@ -87,8 +88,8 @@ def assemble_module(
 
     Args:
       build: makes the nnx module, which has a ``config``; its parameters carry logical axes.
-      tensors: exactly its parameters, by their names in the checkpoint.
-      called: the checkpoint's name of a parameter, from its path in the module,
+      tensors: exactly those that its parameters are made of, by their names in the checkpoint.
+      called: the tensor, or the place in several, of a parameter, from its path in the module,
         ``layers.3.norm.weight``.
       dtype, mesh, where, replicate: as in `assemble`.
 
@@ -100,13 +101,14 @@ def assemble_module(
     abstract = nnx.eval_shape(build)
     graphdef, state = nnx.split(abstract)
     flat = nnx.to_flat_state(state)
-    parameters = {called(".".join(map(str, path))): parameter for path, parameter in flat}
-    check_tensors({n: p.get_value().shape for n, p in parameters.items()}, tensors, where)
-    placement = {n: _placement(n, p, mesh, where, replicate) for n, p in parameters.items()}
-    loaded = [
-        (path, parameter.replace(_place(name, tensors[name], dtype, placement[name], where)))
-        for (path, parameter), name in zip(flat, parameters)
-    ]
+    places = [as_place(called(".".join(map(str, path)))).among(tensors) for path, _ in flat]
+    parameters = [parameter for _, parameter in flat]
+    bound = bind(places, [p.get_value().shape for p in parameters], tensors, where)
+    placement = [_placement(n, p, mesh, where, replicate) for n, p in zip(places, parameters)]
+    loaded = []
+    for (path, parameter), name, tensor, placed in zip(flat, places, bound, placement):
+        value = _place(str(name), tensor, _own_dtype(parameter, dtype), placed, where)
+        loaded.append((path, parameter.replace(value)))
     params = nnx.from_flat_state(loaded)
     return Frozen(params=params, graphdef=graphdef, config=abstract.config, replicated=replicate)
 
@@ -116,34 +118,62 @@ def tensor_name(name: str) -> str:
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
-def check_tensors(
-    wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], where: str
-) -> None:
-    """Compares names, shapes and storage types.
+def place_of(family: Any, config: Any, path: str) -> str | Place:
+    """What a family says of a parameter; of one that says nothing, `tensor_name`."""
+    said = getattr(family, "place_of", None)
+    return tensor_name(path) if said is None else said(config, path)
+
+
+def as_place(place: str | Place) -> Place:
+    """A tensor's name as a place."""
+    return Whole(place) if isinstance(place, str) else place
+
+
+def _own_dtype(parameter: nnx.Param, dtype: np.dtype) -> np.dtype:
+    """float32 of those that are marked as ``precise``, whatever the others are."""
+    return np.dtype(np.float32) if parameter.get_metadata().get("precise") else dtype
+
+
+def bind(
+    places: Sequence[Place],
+    shapes: Sequence[tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+    where: str,
+) -> list[Tensor]:
+    """Compares names, shapes and storage types; the parameters, not read yet.
 
     Raises:
       CheckpointError: on the first kind of difference, naming a few tensors and their number.
     """
-    if missing := wanted.keys() - tensors.keys():
+    wanted = {name for place in places for name in place.names}
+    if missing := wanted - tensors.keys():
         hint = ""
         if "lm_head.weight" in missing:
             hint = " (a checkpoint without lm_head.weight says tie_word_embeddings in config.json)"
         raise CheckpointError(f"{where}: {len(missing)} missing tensors: {some(missing)}{hint}.")
-    if unknown := tensors.keys() - wanted.keys():
+    if unknown := tensors.keys() - wanted:
         raise CheckpointError(
             f"{where}: {len(unknown)} unknown tensors, which would be ignored: {some(unknown)}; "
             "the architecture differs from what config.json says."
         )
-    wrong = [n for n, shape in wanted.items() if tensors[n].shape != shape]
+    try:
+        bound = [place.bind(tensors) for place in places]
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    wrong = [
+        f"{place} is {list(tensor.shape)}, not {list(shape)}"
+        for place, tensor, shape in zip(places, bound, shapes, strict=True)
+        if tensor.shape != shape
+    ]
     if wrong:
-        shapes = [f"{n} is {list(tensors[n].shape)}, not {list(wanted[n])}" for n in wrong]
-        raise CheckpointError(f"{where}: {len(wrong)} tensors of the wrong shape: {some(shapes)}.")
-    odd = [f"{n} ({t.dtype})" for n, t in tensors.items() if t.dtype not in _STORED]
+        raise CheckpointError(f"{where}: {len(wrong)} tensors of the wrong shape: {some(wrong)}.")
+    odd = [f"{p} ({t.dtype})" for p, t in zip(places, bound) if t.dtype not in _STORED]
     if odd:
         raise CheckpointError(
             f"{where}: {len(odd)} tensors stored in an unsupported dtype: {some(odd)}; use weights "
             "in float32, bfloat16 or float16."
         )
+    return bound
 
 
 def on_mesh(config: DecoderConfig, mesh: Mesh | None, where: str, replicate: bool) -> DecoderConfig:
@@ -174,7 +204,7 @@ def on_mesh(config: DecoderConfig, mesh: Mesh | None, where: str, replicate: boo
 
 
 def _placement(
-    name: str, parameter: nnx.Param, mesh: Mesh | None, where: str, replicate: bool
+    name: Place, parameter: nnx.Param, mesh: Mesh | None, where: str, replicate: bool
 ) -> NamedSharding | None:
     """Where a parameter lives, after its logical axes."""
     if mesh is None:

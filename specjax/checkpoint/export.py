@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from specjax.checkpoint.assemble import as_place, place_of
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core import hosts
 from specjax.core.files import sync_directory, sync_files
+from specjax.models.places import Piece, put_together
 
 _UNFINISHED = ".export-"
 
@@ -90,15 +93,20 @@ def save_pretrained(
 
 
 def hf_tensors(net: nnx.Module, dtype: jnp.dtype) -> dict[str, np.ndarray]:
-    """The parameters by their Hugging Face names, cast to ``dtype``."""
-    return {
-        name if name.startswith("lm_head") else f"model.{name}": value
-        for name, value in named_tensors(nnx.state(net), dtype).items()
-    }
+    """The tensors of a Hugging Face checkpoint, cast to ``dtype``."""
+    family, config = type(net), net.config  # type: ignore[attr-defined]
+
+    def pieces() -> Iterator[Piece]:
+        for path, value in named_tensors(nnx.state(net), dtype).items():
+            yield from as_place(place_of(family, config, path)).write(value)
+
+    return put_together(pieces())
 
 
 def named_tensors(state: Any, dtype: Any = None) -> dict[str, np.ndarray]:
     """The parameters of an `nnx.State` by their paths, cast to ``dtype`` where one is given.
+
+    Those that are marked as ``precise`` keep their type.
 
     Raises:
       ValueError: naming a tensor that is not finite.
@@ -106,7 +114,8 @@ def named_tensors(state: Any, dtype: Any = None) -> dict[str, np.ndarray]:
     tensors = {}
     for path, parameter in nnx.to_flat_state(state):
         name, value = ".".join(map(str, path)), parameter.get_value()
-        value = hosts.fetch(value if dtype is None else value.astype(dtype))
+        kept = dtype is None or parameter.get_metadata().get("precise")
+        value = hosts.fetch(value if kept else value.astype(dtype))
         if not np.isfinite(value.astype(np.float32)).all():
             raise ValueError(f"{name} has values that are not finite; nothing was written.")
         tensors[name] = np.ascontiguousarray(value)

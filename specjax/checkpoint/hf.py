@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 
 from specjax.checkpoint.assemble import DTYPES, assemble
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.safetensors_reader import Tensor, read_directory
+from specjax.checkpoint.safetensors_reader import read_directory
 from specjax.core import files
+from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen, family, schema
 
 # The only tensors that are skipped: constants that some converters write out.
@@ -129,7 +130,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     """Equal byte for byte; compared in pieces, and no further than the first difference."""
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
-    x, y = (t.read().reshape(-1).view(np.uint8) for t in (a, b))
+    x, y = (t.values().reshape(-1).view(np.uint8) for t in (a, b))
     step = 1 << 24
     return all(np.array_equal(x[i : i + step], y[i : i + step]) for i in range(0, x.shape[0], step))
 

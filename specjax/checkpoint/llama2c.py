@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 
 from specjax.checkpoint.assemble import assemble
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.safetensors_reader import Tensor
 from specjax.core.files import open_file
+from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen, family
 from specjax.models.layers.rope import Rope
 

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.safetensors_reader import Tensor
 from specjax.core.files import open_file
+from specjax.core.tensors import Tensor
 
 _STORAGES: dict[str, np.dtype] = {
     f"{name}Storage": np.dtype(dtype)

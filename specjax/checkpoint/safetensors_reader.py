@@ -8,7 +8,6 @@ it is asked for, and unmapped with the array: bfloat16 included, which NumPy alo
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import numpy as np
 
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.core.files import is_there, open_file, read_json
+from specjax.core.tensors import Tensor
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # bytes, the limit of the format
@@ -45,15 +45,6 @@ _DTYPES: dict[str, np.dtype] = {
         "F64": np.float64,
     }.items()
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor on disk: what it is, and how to get at its values."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]  # a read-only view of the file, or a temporary array
 
 
 def read_headers(path: Path) -> dict[str, Tensor]:

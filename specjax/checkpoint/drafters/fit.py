@@ -12,8 +12,8 @@ import numpy as np
 
 from specjax.checkpoint.drafters.source import Source
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.safetensors_reader import Tensor
 from specjax.core import hosts
+from specjax.core.tensors import Tensor
 from specjax.core.types import Array
 from specjax.models.config import DecoderConfig, read_decoder_config
 from specjax.models.target import Target
@@ -151,7 +151,7 @@ def same_table(tensor: Tensor, table: Array) -> bool:
         return False
     stored = tensor.read()
     return all(
-        np.array_equal(stored[i : i + _ROWS].astype(table.dtype), hosts.fetch(table[i : i + _ROWS]))
+        np.array_equal(stored[slice(i, i + _ROWS),].astype(table.dtype), hosts.fetch(table[i : i + _ROWS]))
         for i in range(0, tensor.shape[0], _ROWS)
     )
 
@@ -174,7 +174,7 @@ def take_vocabulary(
                 f"{where}: its head has {rows} rows and the target {vocab_size} tokens, but there "
                 "is no d2t tensor that says which tokens they are; fetch the checkpoint again."
             )
-        if t2d is not None and not (t2d.shape == (vocab_size,) and t2d.read().astype(bool).all()):
+        if t2d is not None and not (t2d.shape == (vocab_size,) and t2d.values().astype(bool).all()):
             raise CheckpointError(f"{where}: t2d leaves tokens out, but there is no d2t tensor.")
         return None
     if d2t.shape != (rows,) or d2t.dtype.kind not in "iu":
@@ -182,7 +182,7 @@ def take_vocabulary(
             f"{where}: d2t is {list(d2t.shape)} of {d2t.dtype}, not {rows} integers, one for each "
             "row of the head."
         )
-    ids = np.arange(rows, dtype=np.int64) + d2t.read().astype(np.int64)
+    ids = np.arange(rows, dtype=np.int64) + d2t.values().astype(np.int64)
     if ids.min() < 0 or ids.max() >= vocab_size or len(np.unique(ids)) != rows:
         raise CheckpointError(
             f"{where}: d2t does not map the {rows} draft tokens to different ones of the "
@@ -190,7 +190,7 @@ def take_vocabulary(
         )
     if t2d is not None:
         whole = t2d.shape == (vocab_size,)
-        if not whole or not np.array_equal(np.flatnonzero(t2d.read()), np.sort(ids)):
+        if not whole or not np.array_equal(np.flatnonzero(t2d.values()), np.sort(ids)):
             raise CheckpointError(f"{where}: d2t and t2d name different tokens; fetch it again.")
     return None if np.array_equal(ids, np.arange(vocab_size)) else ids.astype(np.int32)
 

@@ -101,7 +101,7 @@ def read(source: Source, target: Target, cls: Any = None) -> Plan:
     def make(net: Any, ids: Any, num_draft: int | None, kind: str | None, name: str) -> Any:
         del ids
         fields = {n: tuple(v) if isinstance(v, list) else v for n, v in said.items()}
-        fields |= {n.removeprefix(_ARRAYS): jnp.asarray(t.read()) for n, t in arrays.items()}
+        fields |= {n.removeprefix(_ARRAYS): jnp.asarray(t.values()) for n, t in arrays.items()}
         for field, value in (("num_draft", num_draft), ("kind", kind), ("name", name)):
             if value is not None and field in known:
                 fields[field] = value

@@ -12,8 +12,9 @@ import numpy as np
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import read_config
 from specjax.checkpoint.pickle_reader import read_pickle
-from specjax.checkpoint.safetensors_reader import Tensor, read_directory
+from specjax.checkpoint.safetensors_reader import read_directory
 from specjax.core.files import is_there
+from specjax.core.tensors import Tensor
 
 PICKLES = ("pytorch_model.bin", "medusa_lm_head.pt")  # where no safetensors file stands
 

@@ -1,0 +1,49 @@
+"""A tensor of a checkpoint, before it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+
+class Readable(Protocol):
+    """What gives the values of a tensor, a part at a time: a NumPy array, or what makes one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The values of a box, one slice an axis; axes behind the last slice are whole."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor on disk: what it is, and how to get at its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], Readable]  # a read-only view of the file, or what makes the values
+
+    def values(self) -> np.ndarray:
+        """All of it."""
+        return np.asarray(self.read()[()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """Values that are made box by box, when they are asked for."""
+
+    shape: tuple[int, ...]
+    make: Callable[[tuple[slice, ...]], np.ndarray]  # from one slice an axis: start, stop, step
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        rest = (slice(None),) * (len(self.shape) - len(index))
+        bounds = (s.indices(n) for s, n in zip((*index, *rest), self.shape, strict=True))
+        return self.make(tuple(slice(*b) for b in bounds))
+
+    def as_tensor(self, dtype: np.dtype) -> Tensor:
+        return Tensor(self.shape, dtype, lambda: self)
