@@ -1,8 +1,9 @@
 """Named once: logical axes of arrays, and the mesh axes they map to.
 
 Parameters carry the logical axes of their dimensions (`Linear.axes`), caches and activations are
-constrained by name through `constrain`. The mesh has two axes: `data` (rows of a batch) and
-`model` (heads, MLP width, vocabulary). Without a mesh everything here does nothing.
+constrained by name through `constrain`. The mesh has the axes `data` (rows of a batch) and `model`
+(heads, MLP width, vocabulary), and, where it is asked for, `experts` (those of a mixture; all else
+is the same along it). Without a mesh everything here does nothing.
 
 The mesh axes are *Auto*: the compiler propagates shardings between the places that are pinned
 here. docs/design.md says why they are not Explicit, and which test guards against what Explicit
@@ -12,11 +13,12 @@ axes would have caught.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from specjax.core import hosts
 
@@ -30,7 +32,9 @@ RULES: dict[str, str] = {
     "mlp": "model",
     "fused": "model",
     "vocab": "model",
+    "experts": "experts",
 }
+AXES = ("data", "model", "experts")  # of a mesh; the last only where it has more than one device
 
 
 def parse_mesh(spec: str) -> Mesh | None:
@@ -51,42 +55,44 @@ def mesh_sizes(spec: str) -> dict[str, int]:
     Raises:
       ValueError: on an unknown axis or a size below one.
     """
-    sizes = {"data": 1, "model": 1}
+    sizes = dict.fromkeys(AXES, 1)
     for part in spec.split(",") if spec else []:
         name, _, size = part.partition(":")
         name = name.strip()
         if name not in sizes or not size.strip().isdigit() or int(size) < 1:
             raise ValueError(
-                f"--mesh={spec}: {part!r} is not AXIS:SIZE with axis data or model and a size of "
-                "at least 1; write for example --mesh=data:2,model:4."
+                f"--mesh={spec}: {part!r} is not AXIS:SIZE with axis data, model or experts and "
+                "a size of at least 1; write for example --mesh=data:2,model:4."
             )
         sizes[name] = int(size)
     return sizes
 
 
-def make_mesh(data: int = 1, model: int = 1) -> Mesh:
-    """A mesh of ``data`` x ``model`` devices, the first ones there are.
+def make_mesh(data: int = 1, model: int = 1, experts: int = 1) -> Mesh:
+    """A mesh of ``data`` x ``model`` (x ``experts``) devices, the first ones there are.
 
     Raises:
       ValueError: if there are fewer devices than that, or several processes with more.
     """
-    need, have = data * model, jax.device_count()
+    sizes = {"data": data, "model": model, **({"experts": experts} if experts > 1 else {})}
+    said = ",".join(f"{name}:{size}" for name, size in sizes.items())
+    need, have = math.prod(sizes.values()), jax.device_count()
     if hosts.count() > 1 and need != have:
         raise ValueError(
-            f"A mesh of data:{data},model:{model} has {need} devices, but {hosts.count()} "
+            f"A mesh of {said} has {need} devices, but {hosts.count()} "
             f"processes have {have} together, and a mesh needs all of them: write "
             f"--mesh={_of_all(data, model)}."
         )
     if need > have:
         raise ValueError(
-            f"A mesh of data:{data},model:{model} needs {need} devices, but JAX sees {have} "
+            f"A mesh of {said} needs {need} devices, but JAX sees {have} "
             f"({jax.default_backend()}); use a smaller mesh, or on CPU set "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={need}."
         )
     return jax.make_mesh(
-        (data, model),
-        ("data", "model"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
         devices=jax.devices()[:need],
     )
 
@@ -108,13 +114,18 @@ def _of_all(data: int, model: int) -> str:
     return f"data:{have // model},model:{model}"
 
 
-def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """The partition of an array whose dimensions have these logical axes."""
-    return PartitionSpec(*(RULES.get(a) if a is not None else None for a in axes))
+def spec(axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh | None = None) -> PartitionSpec:
+    """The partition of an array whose dimensions have these logical axes.
+
+    ``mesh`` says which axes there are; None: that of the context.
+    """
+    there = (mesh or jax.sharding.get_abstract_mesh()).axis_names
+    found = (RULES.get(a) if a is not None else None for a in axes)
+    return PartitionSpec(*(name if name in there else None for name in found))
 
 
 def named(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
-    return NamedSharding(mesh, spec(axes))
+    return NamedSharding(mesh, spec(axes, mesh))
 
 
 def constrain(x: Array, *axes: str | None, replicated: bool = False) -> Array:

@@ -6,6 +6,7 @@ table by platform. `tests/test_ops.py` holds all that are listed here to their r
 
 from specjax.core.ops.argmax import ARGMAX, argmax
 from specjax.core.ops.attend import ATTEND, attend
+from specjax.core.ops.experts import EXPERTS, Stack, experts, gated_silu
 from specjax.core.ops.linear import (
     PRODUCT,
     SUM_OVER_MESH,
@@ -26,14 +27,18 @@ OPS = {
     "argmax": ARGMAX,
     "attend": ATTEND,
     "write": WRITE,
+    "experts": EXPERTS,
 }
 
 __all__ = [
     "OPS",
     "Op",
+    "Stack",
     "activation_dtype",
     "argmax",
     "attend",
+    "experts",
+    "gated_silu",
     "linear",
     "lookup",
     "sum_over_mesh",

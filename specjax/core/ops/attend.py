@@ -40,6 +40,7 @@ def one_softmax(
     visible: Array,
     cached: Cached | None,
     scale: float | None,
+    sinks: Array | None = None,
     dots: Dots = keys_left,
     *,
     apart: bool = False,
@@ -70,9 +71,16 @@ def one_softmax(
 
     new = scores(jax.lax.optimization_barrier(parts) if apart else parts, k, visible)
     top = new.max(-1, keepdims=True)
+    sink = None
+    if sinks is not None:  # one more score of each query head, which carries no value
+        sink = jnp.repeat(sinks.astype(jnp.float32).reshape(1, groups, repeats), num_tokens, axis=2)
+        sink = sink[..., None]  # [1, G, R * T, 1]
+        top = jnp.maximum(top, sink)
     if cached is None:
         new = jnp.exp(new - top)
-        out = _weighted(new / new.sum(-1, keepdims=True), v)
+        total = new.sum(-1, keepdims=True)
+        total = total if sink is None else total + jnp.exp(sink - top)
+        out = _weighted(new / total, v)
     else:
         cached_k, cached_v, seen = cached
         old = scores(parts, cached_k, seen)
@@ -82,6 +90,7 @@ def one_softmax(
             old = scores(parts, cached_k, seen)
         old, new = jnp.exp(old - top), jnp.exp(new - top)
         total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
+        total = total if sink is None else total + jnp.exp(sink - top)
         # Stale slots have weight exactly 0. (Their values must be finite: masking the values too
         # would copy the cache.)
         out = (_weighted(old, cached_v) + _weighted(new, v)) / total
@@ -96,14 +105,26 @@ def _weighted(weights: Array, values: Array) -> Array:
 
 
 def reference(
-    q: Parts, k: Parts, v: Array, visible: Array, cached: Cached | None, scale: float | None
+    q: Parts,
+    k: Parts,
+    v: Array,
+    visible: Array,
+    cached: Cached | None,
+    scale: float | None,
+    sinks: Array | None = None,
 ) -> Array:
     """See `attend`."""
-    return one_softmax(q, k, v, visible, cached, scale)
+    return one_softmax(q, k, v, visible, cached, scale, sinks)
 
 
 def on_gpu(
-    q: Parts, k: Parts, v: Array, visible: Array, cached: Cached | None, scale: float | None
+    q: Parts,
+    k: Parts,
+    v: Array,
+    visible: Array,
+    cached: Cached | None,
+    scale: float | None,
+    sinks: Array | None = None,
 ) -> Array:
     """Two operands of queries.
 
@@ -111,12 +132,18 @@ def on_gpu(
     one buffer, to multiply both at once. (A single key makes no product.)
     """
     if cached is None or v.shape[2] == 1:
-        return reference(q, k, v, visible, cached, scale)
-    return one_softmax(q, k, v, visible, cached, scale, queries_left, apart=True)
+        return reference(q, k, v, visible, cached, scale, sinks)
+    return one_softmax(q, k, v, visible, cached, scale, sinks, queries_left, apart=True)
 
 
 def on_two_cores(
-    q: Parts, k: Parts, v: Array, visible: Array, cached: Cached | None, scale: float | None
+    q: Parts,
+    k: Parts,
+    v: Array,
+    visible: Array,
+    cached: Cached | None,
+    scale: float | None,
+    sinks: Array | None = None,
 ) -> Array:
     """Many queries' scores are formed again once their largest is known.
 
@@ -125,7 +152,7 @@ def on_two_cores(
     parts = q if isinstance(q, tuple) else (q,)
     queries = parts[0].shape[1] // v.shape[1] * parts[0].shape[2]  # of a key/value head
     again = 4 * queries > sum(part.shape[-1] for part in parts)
-    return one_softmax(q, k, v, visible, cached, scale, again=again)
+    return one_softmax(q, k, v, visible, cached, scale, sinks, again=again)
 
 
 ATTEND = Op(reference, {"gpu": on_gpu, "tpu:2": on_two_cores})
@@ -139,6 +166,7 @@ def attend(
     cached: Cached | None,
     *,
     scale: float | None = None,
+    sinks: Array | None = None,
     platform: Platform | None = None,
 ) -> Array:
     """Softmax attention of the block's queries over the cache and the block.
@@ -153,10 +181,13 @@ def attend(
       cached: keys [B, G, S, H], values [B, G, S, Hv] and which slots each query sees,
         [B, 1 or T, S] bool; None where the block is the whole sequence.
       scale: of the scores; None: ``H ** -0.5``.
+      sinks: [N], a score of each query head that takes its share of the softmax and carries no
+        value (Agarwal et al. 2025, arXiv:2508.10925); None: there is none. It is counted once,
+        whatever parts the keys come in.
       platform: that it is written for; None: JAX's default devices.
 
     Returns:
       [B, N, T, Hv] in the type of ``q``. Scores and softmax are float32.
     """
-    out: Array = ATTEND.on(platform)(q, k, v, visible, cached, scale)
+    out: Array = ATTEND.on(platform)(q, k, v, visible, cached, scale, sinks)
     return out
