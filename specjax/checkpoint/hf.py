@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ from jax.sharding import Mesh
 
 from specjax.checkpoint.assemble import DTYPES, assemble
 from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.packed import unpacked
 from specjax.checkpoint.safetensors_reader import read_directory
 from specjax.core import files
 from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen, family, schema
+from specjax.models.config import flattened
 
-# The only tensors that are skipped: constants that some converters write out.
-_SKIPPED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+# Constants that some converters write out; what else is skipped, a family says.
+_SKIPPED = r"(.*\.)?rotary_emb\.inv_freq"
+_WRAPPER = "language_model."  # the text model within a model of more
 
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -40,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object whose values are within the bounds of their names.
+    """A JSON object whose values are within the bounds of their names, `flattened`.
 
     Raises:
       CheckpointError: if it is not one, or names a value that cannot be.
@@ -50,7 +53,7 @@ def read_config(path: Path) -> dict[str, Any]:
         schema.check(raw, str(path))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    return raw
+    return flattened(raw)
 
 
 def load_network(
@@ -84,8 +87,8 @@ def load_network(
     except ValueError as error:
         message = str(error).removeprefix("config.json: ")
         raise CheckpointError(f"{directory / 'config.json'}: {message}") from error
-    tensors = read_directory(directory)
-    tensors = {n: t for n, t in tensors.items() if not _SKIPPED.fullmatch(n)}
+    skipped = cls.skipped(config) if hasattr(cls, "skipped") else ()
+    tensors = unpacked(text_tensors(read_directory(directory), skipped), raw, str(directory))
     dtype = _choose_dtype(directory, raw, tensors) if dtype is None else dtype
     config = _settle_head(config, tensors)
     if config.tie_word_embeddings:
@@ -93,6 +96,16 @@ def load_network(
     where = str(directory)
     net = assemble(cls, config, tensors, dtype=dtype, mesh=mesh, where=where, replicate=replicate)
     return net, dtype
+
+
+def text_tensors(tensors: Mapping[str, Tensor], skipped: Sequence[str]) -> dict[str, Tensor]:
+    """Those of the text model, by the names that they have where it stands alone.
+
+    ``skipped``: regular expressions of others.
+    """
+    other = re.compile("|".join(f"(?:{pattern})" for pattern in (_SKIPPED, *skipped)))
+    kept = {name: t for name, t in tensors.items() if not other.fullmatch(name)}
+    return {name.replace(_WRAPPER, "", 1): tensor for name, tensor in kept.items()}
 
 
 def token_ids(value: Any, name: str, vocab_size: int) -> tuple[int, ...]:

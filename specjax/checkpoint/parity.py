@@ -16,10 +16,12 @@ import numpy as np
 
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.load import Model
+from specjax.core.cache import Latent, Part, Recurrent, Ring
 from specjax.core.types import Array
 from specjax.models import Frozen
 
-_TARGET_INPUTS = ("input_ids", "prompt_len", "greedy_margins")
+_TARGET_INPUTS = ("input_ids", "prompt_len", "greedy_margins", "state_prefix_lens")
+_WINDOWS = "logits_in_windows"  # in no file: they must equal those of one pass
 _STORY_INPUTS = ("config", "prompt_ids", "top2_margin", "note")
 
 
@@ -37,7 +39,7 @@ class Tolerances:
     state: float = 1e-5
 
     def of(self, name: str, golden: np.ndarray) -> float:
-        if name.startswith("cache_"):
+        if name.startswith(("cache_", "conv_", "rec_")):
             return self.state * max(1.0, float(np.abs(golden).max(initial=0.0)))
         if name.startswith("logits"):
             return self.logits
@@ -70,7 +72,10 @@ def compare_target(
     _need(model, golden, ("input_ids", "prompt_len"))
     steps = len(golden["greedy_tokens"]) if "greedy_tokens" in golden else 0
     ids, prompt_len = golden["input_ids"], int(golden["prompt_len"])
-    ours = target_outputs(model.net, ids, prompt_len, steps)
+    prefixes = golden.get("state_prefix_lens", np.zeros(0, np.int32))
+    ours = target_outputs(model.net, ids, prompt_len, steps, prefixes)
+    if "logits" in golden:
+        golden = {**golden, _WINDOWS: golden["logits"]}
     return compare_arrays(ours, golden, _TARGET_INPUTS, tolerances)
 
 
@@ -96,7 +101,7 @@ def compare_story(
 
 
 def target_outputs(
-    net: Frozen, ids: np.ndarray, prompt_len: int, steps: int
+    net: Frozen, ids: np.ndarray, prompt_len: int, steps: int, prefixes: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What golden.npz holds, computed by ``net``.
 
@@ -105,19 +110,74 @@ def target_outputs(
       ids: [S] token ids of one sequence, fed in a single pass without a cache.
       prompt_len: how many of them are the prompt of the greedy continuation.
       steps: the length of that continuation.
+      prefixes: [P] lengths at which the state of recurrent layers is known.
 
     Returns:
       logits [S, V], hidden_states [L + 1, S, D] (the last after the final norm), last_prenorm
-      [S, D], cache_k_L* and cache_v_L* [1, G, S, H], greedy_tokens [steps].
+      [S, D], what layers remember (`state_after`), also of each prefix, greedy_tokens [steps];
+      logits_in_windows [S, V], of the prompt and then a few tokens at a time.
     """
     tokens = jnp.asarray(ids, jnp.int32)[None]
     with jax.default_matmul_precision("highest"):
         logits, hidden, block, prenorm = _full(net, tokens)
     out = {"logits": logits[0], "hidden_states": hidden[:, 0], "last_prenorm": prenorm[0]}
-    for i, part in enumerate(block):
-        out |= {f"cache_{name}_L{i}": x for name, x in zip("kv", part, strict=True)}
     arrays = {name: np.asarray(value) for name, value in out.items()}
+    for i, (entry, part) in enumerate(zip(net.init_cache(1, len(ids)).layers, block, strict=True)):
+        arrays |= {f"{name}_L{i}": x for name, x in state_after(entry, part, len(ids)).items()}
+        if isinstance(entry, Recurrent):
+            each = [state_after(entry, part, int(length)) for length in prefixes]
+            for name in each[0] if each else ():
+                arrays[f"{name}_steps_L{i}"] = np.concatenate([state[name] for state in each])
+    arrays[_WINDOWS] = in_windows(net, ids, prompt_len)
     return arrays | {"greedy_tokens": _greedy(net, ids[:prompt_len], steps)[0]}
+
+
+def state_after(entry: Any, part: Part, length: int) -> dict[str, np.ndarray]:
+    """What a layer remembers of the first ``length`` tokens of a text, as Transformers has it.
+
+    cache_k, cache_v [1, G, S, H], of a window its last tokens, of latent attention the compressed
+    vector and the rotary key; conv_state [1, C, taps], whose first column nothing reads, and
+    rec_state [1, N, Dk, Dv].
+    """
+    if isinstance(entry, Recurrent):
+        taps = entry.window.shape[1] + 1
+        fed = jnp.pad(part[0][:, :length], ((0, 0), (taps, 0), (0, 0)))
+        count = jnp.full((1,), length, jnp.int32)
+        state = entry.commit(part, jnp.zeros((1,), jnp.int32), count).state
+        found = {"conv_state": fed[:, -taps:].swapaxes(1, 2), "rec_state": state}
+    else:
+        k, v = (x[:, :, :length] for x in part)
+        if isinstance(entry, Ring):
+            k, v = (x[:, :, -(entry.window - 1) :] for x in (k, v))
+        found = dict(zip(("cache_k", "cache_v"), (v, k) if isinstance(entry, Latent) else (k, v)))
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def in_windows(net: Frozen, ids: np.ndarray, prompt_len: int, width: int = 5) -> np.ndarray:
+    """Logits [S, V] of a prompt and of windows behind it of which 0, 1, .. tokens are accepted.
+
+    What follows those in a window are wrong tokens: whatever remembers one of them shows.
+    """
+    wrong, cache = (ids + 1) % net.config.vocab_size, net.init_cache(1, len(ids) + width)
+    rows, place, accept = [], 0, 0
+    with jax.default_matmul_precision("highest"):
+        while place < len(ids):
+            num = prompt_len if place == 0 else width
+            kept = num if place == 0 else min(accept % (width + 1), len(ids) - place)
+            window = np.pad(ids[place : place + kept], (0, num - kept))
+            tail = wrong[place + kept : place + num]
+            window[kept : kept + len(tail)] = tail
+            logits, cache = _window(net, jnp.asarray(window, jnp.int32)[None], cache, kept)
+            rows.append(np.asarray(logits[0, :kept]))
+            place, accept = place + kept, accept + 1
+    return np.concatenate(rows)
+
+
+@jax.jit
+def _window(net: Frozen, tokens: Array, cache: Any, kept: int) -> tuple[Array, Any]:
+    out = net(tokens, cache)
+    cache = cache.commit(out.block, jnp.full((1,), kept, jnp.int32), after=tokens[:, 0] * 0)
+    return net.head(out.hidden), cache
 
 
 @jax.jit

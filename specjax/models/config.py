@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from specjax.models import schema
 from specjax.models.layers.rope import Rope
 from specjax.models.rope_config import read_rope, write_rope_scaling
-from specjax.models.windows import read_windows
+from specjax.models.windows import read_windows, write_windows
+
+Config = TypeVar("Config", bound="DecoderConfig")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +32,17 @@ class DecoderConfig:
     max_position_embeddings: int
     attention_bias: bool = False
     mlp_bias: bool = False
+    output_bias: bool | None = None  # of attention's output projection; None: as the others
+    windows: tuple[int | None, ...] = ()  # of each layer; (): none slides
     # Each key/value head is kept this many times, so that a model axis larger than the number of
     # heads still has one a shard (`for_model_axis`).
     kv_repeat: int = 1
 
-    def for_model_axis(self, size: int) -> DecoderConfig:
+    def window(self, layer: int) -> int | None:
+        """What the layer's attention sees; None: everything."""
+        return self.windows[layer] if self.windows else None
+
+    def for_model_axis(self, size: int) -> Self:
         """The config on a mesh whose model axis has ``size`` devices.
 
         Raises:
@@ -72,12 +80,40 @@ _REQUIRED = (
 _HEAD_DIM = {"qwen3": 128}
 
 
-def read_decoder_config(raw: Mapping[str, Any], *, windows: bool = False) -> DecoderConfig:
+def flattened(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose text model stands in a block of its own, ``text_config``, as one without.
+
+    What both say is the block's, but for what the whole is called and whether its head is tied.
+    """
+    text = raw.get("text_config")
+    if not isinstance(text, Mapping):
+        return dict(raw)
+    kept = ("model_type", "architectures", "tie_word_embeddings")
+    above = {k: v for k, v in raw.items() if v is not None and (k in kept or text.get(k) is None)}
+    return {**text, **above}
+
+
+def extended(kind: type[Config], base: DecoderConfig, **more: Any) -> Config:
+    """A config of a family with fields of its own: those of ``base``, and ``more``."""
+    shared = {f.name: getattr(base, f.name) for f in dataclasses.fields(DecoderConfig)}
+    return kind(**{**shared, **more})
+
+
+def read_decoder_config(
+    raw: Mapping[str, Any],
+    *,
+    windows: bool = False,
+    acts: tuple[str, ...] = ("silu", "swish"),
+    rope: Rope | None = None,
+) -> DecoderConfig:
     """Reads the keys that Llama-like Hugging Face configs share; null counts as absent.
 
     Args:
       raw: the parsed config.json.
-      windows: its caller reads the windows of layers; else any that is on is refused.
+      windows: they are read as Qwen's configs spell them (`read_windows`), or by the caller; else
+        any that is on is refused.
+      acts: the names of the family's activation.
+      rope: None: read from ``raw``.
 
     Raises:
       ValueError: naming the key that is missing, impossible, contradictory or unsupported.
@@ -86,12 +122,11 @@ def read_decoder_config(raw: Mapping[str, Any], *, windows: bool = False) -> Dec
     for key in _REQUIRED:
         if raw.get(key) is None:
             raise ValueError(f"config.json: lacks {key}, {schema.TABLE[key].what}; add it.")
-    if raw.get("hidden_act") not in (None, "silu", "swish"):
-        raise ValueError(
-            f"config.json: hidden_act={raw['hidden_act']!r} is not supported (supported: silu)."
-        )
-    if raw.get("quantization_config"):
-        raise ValueError("config.json: quantization_config is not supported; use full weights.")
+    for key in ("hidden_act", "hidden_activation"):
+        if raw.get(key) not in (None, *acts):
+            raise ValueError(
+                f"config.json: {key}={raw[key]!r} is not supported (supported: {acts[0]})."
+            )
     if not windows:
         _refuse_windows(raw)
     heads = raw["num_attention_heads"]
@@ -121,12 +156,19 @@ def read_decoder_config(raw: Mapping[str, Any], *, windows: bool = False) -> Dec
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=float(raw.get("rms_norm_eps") or 1e-6),
-        rope=read_rope(raw),
+        rope=read_rope(raw) if rope is None else rope,
         tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
         max_position_embeddings=raw.get("max_position_embeddings") or 2048,
         attention_bias=bool(raw.get("attention_bias")),
         mlp_bias=bool(raw.get("mlp_bias")),
+        windows=_sliding(raw) if windows else (),
     )
+
+
+def _sliding(raw: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """The windows; () where there are none."""
+    found = read_windows(raw, raw["num_hidden_layers"])
+    return found if any(found) else ()
 
 
 def _refuse_windows(raw: Mapping[str, Any]) -> None:
@@ -161,6 +203,10 @@ def write_decoder_config(config: DecoderConfig, architecture: str) -> dict[str, 
     }
     if config.rope.scaling is not None:
         settings["rope_scaling"] = write_rope_scaling(config.rope)
+    if config.rope.partial != 1:
+        settings["partial_rotary_factor"] = config.rope.partial
+    if config.windows:
+        settings |= write_windows(config.windows)
     return settings
 
 
@@ -187,6 +233,7 @@ def dense_like(
             kind = getattr(target, "model_type", type(target).__name__)
             raise ValueError(f"sizes.{name}: a {kind} model has none of its own; give the draft's.")
     rope = rope or getattr(target, "rope", None) or Rope(10000.0)
+    rope = dataclasses.replace(rope, partial=1.0)  # a draft's heads are rotated whole
     return DecoderConfig(
         model_type=model_type,
         vocab_size=target.vocab_size,

@@ -19,7 +19,10 @@ from specjax.models.registry import register
 
 
 class LlamaLayer(nnx.Module):
-    """Pre-norm attention, over a ``window`` if there is one (`Attention`), pre-norm gated MLP."""
+    """Pre-norm attention, over a ``window`` if there is one (`Attention`), pre-norm gated MLP.
+
+    ``attention`` and ``mlp`` are made here unless they are given.
+    """
 
     head_norm = False
 
@@ -28,18 +31,23 @@ class LlamaLayer(nnx.Module):
         config: DecoderConfig,
         *,
         window: int | None = None,
+        attention: nnx.Module | None = None,
+        mlp: nnx.Module | None = None,
+        norm: type[RMSNorm] = RMSNorm,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        norm: dict[str, Any] = {"eps": config.rms_norm_eps, "dtype": dtype, "rngs": rngs}
-        self.input_layernorm = RMSNorm(config.hidden_size, **norm)
-        attention: dict[str, Any] = {"head_norm": self.head_norm, "window": window}
-        self.self_attn = Attention(config, **attention, dtype=dtype, rngs=rngs)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, **norm)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.input_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps, **kwargs)
+        self.self_attn: Any = attention or Attention(
+            config, head_norm=self.head_norm, window=window, **kwargs
+        )
+        self.post_attention_layernorm = norm(config.hidden_size, eps=config.rms_norm_eps, **kwargs)
+        self.mlp: Any = mlp or MLP(config, **kwargs)
 
     def init_entry(self, rows: int, slots: int, dtype: jnp.dtype) -> Entry:
-        return self.self_attn.init_entry(rows, slots, dtype)
+        entry: Entry = self.self_attn.init_entry(rows, slots, dtype)
+        return entry
 
     def __call__(
         self, x: Array, entry: Any, before: Part | None, reading: Reading
@@ -55,8 +63,7 @@ class Llama(Decoder):
     def make_layer(
         config: DecoderConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> nnx.Module:
-        del index
-        return LlamaLayer(config, dtype=dtype, rngs=rngs)
+        return LlamaLayer(config, window=config.window(index), dtype=dtype, rngs=rngs)
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DecoderConfig:

@@ -26,12 +26,11 @@ class Qwen3(Decoder):
     def make_layer(
         config: DecoderConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> nnx.Module:
-        del index
-        return Qwen3Layer(config, dtype=dtype, rngs=rngs)
+        return Qwen3Layer(config, window=config.window(index), dtype=dtype, rngs=rngs)
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DecoderConfig:
-        return read_decoder_config(raw)
+        return read_decoder_config(raw, windows=True)
 
     architecture = "Qwen3ForCausalLM"
 

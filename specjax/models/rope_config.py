@@ -26,17 +26,32 @@ class RopeWarning(UserWarning):
     """A key of the rotary embedding that Transformers ignores and others do not."""
 
 
-def read_rope(raw: Mapping[str, Any], default_theta: float = 10000.0) -> Rope:
+def read_rope(
+    raw: Mapping[str, Any],
+    default_theta: float = 10000.0,
+    *,
+    partial: bool = False,
+    skipped: tuple[str, ...] = (),
+) -> Rope:
     """The rotary embedding of a config whose values are within their bounds (`schema.check`).
+
+    ``partial``: the family may rotate a part of each head. ``skipped`` names keys that do not
+    concern text.
 
     Raises:
       ValueError: on a kind of scaling that is not implemented, on keys that it does not have or
         lacks, and where two places contradict each other.
     """
-    said = _said(raw)
+    said = {name: value for name, value in _said(raw).items() if name not in skipped}
     theta = float(said.pop("rope_theta", default_theta))
-    if (part := said.pop("partial_rotary_factor", 1)) != 1:
+    part = float(said.pop("partial_rotary_factor", 1))
+    if part != 1 and not partial:
         raise ValueError(f"config.json: partial_rotary_factor={part} is not supported, only 1.")
+    return dataclasses.replace(_scaled(raw, said, theta), partial=part)
+
+
+def _scaled(raw: Mapping[str, Any], said: dict[str, Any], theta: float) -> Rope:
+    """With the frequency scaling that ``said`` names."""
     kind = said.pop("rope_type", "default")
     if kind not in _FIELDS:
         raise ValueError(

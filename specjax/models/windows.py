@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -43,3 +43,10 @@ def read_windows(raw: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
             f"{raw.get('sliding_window')!r} and use_sliding_window={on!r}, which contradict that."
         )
     return tuple(window if i < len(kinds) and kinds[i] == _SLIDING else None for i in range(layers))
+
+
+def write_windows(windows: Sequence[int | None]) -> dict[str, Any]:
+    """The keys that `read_windows` reads, of layers of which at least one slides."""
+    (window,) = {w for w in windows if w is not None}
+    kinds = [_FULL if w is None else _SLIDING for w in windows]
+    return {"layer_types": kinds, "sliding_window": window, "use_sliding_window": True}

@@ -151,7 +151,9 @@ def same_table(tensor: Tensor, table: Array) -> bool:
         return False
     stored = tensor.read()
     return all(
-        np.array_equal(stored[slice(i, i + _ROWS),].astype(table.dtype), hosts.fetch(table[i : i + _ROWS]))
+        np.array_equal(
+            stored[slice(i, i + _ROWS),].astype(table.dtype), hosts.fetch(table[i : i + _ROWS])
+        )
         for i in range(0, tensor.shape[0], _ROWS)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -40,19 +41,28 @@ class Full:
         return cls(new(), new(), axis)
 
     def attend(
-        self, q: Array, new: Part, length: Array, view: View, *, scale: float | None = None
+        self,
+        q: Array,
+        new: Part,
+        length: Array,
+        view: View,
+        *,
+        scale: float | None = None,
+        sinks: Array | None = None,
     ) -> Array:
         """Softmax attention of ``q`` [B, N, T, H] over the cache and the block -> [B, N, T, Hv].
 
         ``new`` is keys [B, G, U, H] and values [B, G, U, Hv] of the block, ``length`` [B] the
-        cache's. ``scale`` is ``H ** -0.5`` by default.
+        cache's. ``scale`` is ``H ** -0.5`` by default; ``sinks`` as in
+        `ops.attend`.
         """
         keys, values = new
+        how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
         size = self.keys.shape[2]
         cached = None
         if size:
             cached = (self.keys, self.values, valid_slots(size, length)[:, None])
-        return attend(q, keys, values, view.visible, cached, scale=scale, platform=self.platform)
+        return attend(q, keys, values, view.visible, cached, **how)
 
     def commit(self, part: Part, length: Array, count: Array) -> Full:
         """Writes all of ``part``; what lies behind ``count`` is stale."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -57,10 +58,18 @@ class Ring:
         return last - (last - jnp.arange(size)[None, :]) % size
 
     def attend(
-        self, q: Array, new: Part, length: Array, view: View, *, scale: float | None = None
+        self,
+        q: Array,
+        new: Part,
+        length: Array,
+        view: View,
+        *,
+        scale: float | None = None,
+        sinks: Array | None = None,
     ) -> Array:
         """Attends as `Full.attend` does, over the window."""
         keys, values = new
+        how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
         if self.from_start:
             oldest = length[:, None, None] - self.window - 1  # [B, 1, 1]: the last one not seen
         else:
@@ -71,7 +80,7 @@ class Ring:
         if self.keys.shape[2]:
             held = self.positions(length)[:, None, :]
             cached = (self.keys, self.values, (held >= 0) & (held > oldest))
-        return attend(q, keys, values, visible, cached, scale=scale, platform=self.platform)
+        return attend(q, keys, values, visible, cached, **how)
 
     def commit(self, part: Part, length: Array, count: Array) -> Ring:
         """Writes those of the first ``count`` [B] tokens that the window may still see."""

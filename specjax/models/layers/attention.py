@@ -22,6 +22,7 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
+from specjax.models.layers.rope import Rope
 
 # (layer, queries [B, N, T, H], keys [B, G, T, H], values [B, G, T, H]) -> [B, N, T, H]: what the
 # queries of a layer see, where training and decoding differ in nothing else.
@@ -46,9 +47,13 @@ def looking_back(cache: Cache, views: View | Sequence[View], before: Block | Non
 class Attention(Placed):
     """Projections, rotation, attention, output projection.
 
-    ``head_norm`` makes the norm that some families apply to each query and key head;
-    ``in_features`` is the width of the input where it is not the model's. With a ``window`` a token
-    sees itself and the ``window - 1`` tokens before it, and the cache keeps no more.
+    ``head_norm`` makes the norm that some families apply to each query and key head, of the kind
+    ``norm``; ``in_features`` is the width of the input where it is not the model's. With a
+    ``window`` a token sees itself and the ``window - 1`` tokens before it, and the cache keeps no
+    more. ``rope`` is the config's by default, ``scale`` of the scores ``H ** -0.5``.
+
+    ``gated``: a head's rows in `q_proj` are its query and a gate, ``sigmoid(gate)`` times what it
+    attends to (Qiu et al. 2025, arXiv:2505.06708). ``sinks``: `ops.attend`.
     """
 
     def __init__(
@@ -58,6 +63,11 @@ class Attention(Placed):
         head_norm: bool,
         window: int | None = None,
         in_features: int | None = None,
+        rope: Rope | None = None,
+        scale: float | None = None,
+        gated: bool = False,
+        sinks: bool = False,
+        norm: type[RMSNorm] = RMSNorm,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -65,18 +75,23 @@ class Attention(Placed):
         width = c.hidden_size if in_features is None else in_features
         kwargs: dict[str, Any] = {"bias": c.attention_bias, "dtype": dtype, "rngs": rngs}
         q_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        self.q_proj = Linear(width, q_width, axes=("heads", None), **kwargs)
+        self.q_proj = Linear(width, q_width * (1 + gated), axes=("heads", None), **kwargs)
         # Key/value heads that are repeated to reach the model axis come from replicated weights.
         kv_axis = "kv_heads" if c.kv_repeat == 1 else None
         self.k_proj = Linear(width, kv_width, axes=(kv_axis, None), **kwargs)
         self.v_proj = Linear(width, kv_width, axes=(kv_axis, None), **kwargs)
+        out_bias = getattr(c, "output_bias", None)
+        kwargs["bias"] = c.attention_bias if out_bias is None else out_bias
         self.o_proj = Linear(q_width, c.hidden_size, axes=(None, "heads"), **kwargs)
         if head_norm:
-            norm: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
-            self.q_norm = RMSNorm(c.head_dim, **norm)
-            self.k_norm = RMSNorm(c.head_dim, **norm)
-        self.head_norm = head_norm
-        self.window = window
+            sizes: dict[str, Any] = {"eps": c.rms_norm_eps, "dtype": dtype, "rngs": rngs}
+            self.q_norm = norm(c.head_dim, **sizes)
+            self.k_norm = norm(c.head_dim, **sizes)
+        if sinks:
+            self.sinks = nnx.Param(jnp.zeros((c.num_heads,), dtype), axes=("heads",))
+        self.head_norm, self.has_sinks, self.gated = head_norm, sinks, gated
+        self.window, self.scale = window, scale
+        self.rope = c.rope if rope is None else rope
         self.config = c
 
     def init_entry(self, rows: int, slots: int, dtype: jnp.dtype) -> Full | Ring:
@@ -90,9 +105,13 @@ class Attention(Placed):
 
     def project(self, x: Array, reading: Reading) -> tuple[Array, Array, Array]:
         """[B, T, D] -> queries [B, N, T, H], keys and values [B, G, T, H], normed and rotated."""
+        return self._project(x, reading)[:3]
+
+    def _project(self, x: Array, reading: Reading) -> tuple[Array, Array, Array, Array]:
+        """`project`, and what follows a head's query in its rows: its gate, or nothing."""
         c = self.config
-        rotate = reading.rotation(c.rope, c.head_dim)
-        q = split_heads(self.q_proj(x), c.num_heads)
+        rotate = reading.rotation(self.rope, c.head_dim)
+        q, gate = jnp.split(split_heads(self.q_proj(x), c.num_heads), [c.head_dim], axis=-1)
         k = split_heads(self.k_proj(x), c.num_kv_heads)
         v = split_heads(self.v_proj(x), c.num_kv_heads)
         if self.head_norm:
@@ -103,7 +122,7 @@ class Attention(Placed):
         q = self.constrain(q, "batch", "heads", None, None)
         k = self.constrain(k, "batch", "kv_heads", None, None)
         v = self.constrain(v, "batch", "kv_heads", None, None)
-        return q, k, v
+        return q, k, v, gate
 
     def __call__(
         self, x: Array, entry: Full | Ring, before: Part | None, reading: Reading
@@ -112,8 +131,17 @@ class Attention(Placed):
 
         ``before`` is that of the block's P tokens that were fed earlier.
         """
-        q, k, v = self.project(x, reading)
-        out = entry.attend(q, join(before, (k, v)), reading.length, reading.view)
+        q, k, v, gate = self._project(x, reading)
+        out = entry.attend(
+            q,
+            join(before, (k, v)),
+            reading.length,
+            reading.view,
+            scale=self.scale,
+            sinks=self.sinks[...] if self.has_sinks else None,
+        )
+        if self.gated:
+            out = out * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
         rows, _, num_tokens, _ = out.shape
         return self.o_proj(out.swapaxes(1, 2).reshape(rows, num_tokens, -1)), (k, v)
 
@@ -125,15 +153,27 @@ def split_heads(x: Array, heads: int) -> Array:
 
 
 class MLP(nnx.Module):
-    """``down(silu(gate x) * up x)`` (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
+    """``down(act(gate x) * up x)``, with silu SwiGLU (Shazeer 2020, arXiv:2002.05202).
 
-    def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        wide, width = config.intermediate_size, config.hidden_size
+    ``width`` is that of the config by default, ``act`` is silu.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        width: int | None = None,
+        act: Callable[[Array], Array] = jax.nn.silu,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        wide, width = width or config.intermediate_size, config.hidden_size
         kwargs: dict[str, Any] = {"bias": config.mlp_bias, "dtype": dtype, "rngs": rngs}
         self.gate_proj = Linear(width, wide, axes=("mlp", None), **kwargs)
         self.up_proj = Linear(width, wide, axes=("mlp", None), **kwargs)
         self.down_proj = Linear(wide, width, axes=(None, "mlp"), **kwargs)
+        self.act = act
 
     def __call__(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, D]."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
+from specjax.models.places import Place
 
 
 class Layer(Protocol):
@@ -64,8 +66,28 @@ class Decoder(Placed):
     Attribute names follow the tensor names of the checkpoints: ``layers.3.mlp.up_proj.weight``.
     A family subclasses this and says how layer ``index`` is made (`make_layer`) and how a config is
     read (``read_config(raw)``); and, where it has such, ``write_config(config)`` with the name
-    ``architecture`` of Hugging Face's class, and what share of a weight a token uses.
+    ``architecture`` of Hugging Face's class, where its parameters lie in a checkpoint, and what
+    share of a weight a token uses.
     """
+
+    # What a config.json of the family says beside the sizes that all have, of a small model.
+    small: ClassVar[Mapping[str, Any]] = {}
+    norm_kind: ClassVar[type[RMSNorm]] = RMSNorm  # of the final norm
+
+    @staticmethod
+    def skipped(config: Any) -> tuple[str, ...]:
+        """Of a checkpoint's tensors those that are no part of the text model: regular expressions.
+
+        Any other that no parameter is read from is refused.
+        """
+        del config
+        return ()
+
+    @classmethod
+    def place_of(cls, config: Any, path: str) -> str | Place:
+        """Where the parameter ``path``, "layers.3.norm.weight", lies in a checkpoint."""
+        del config
+        return path if path.startswith("lm_head.") else f"model.{path}"
 
     @staticmethod
     def used_share(config: Any, weight: str) -> float:
@@ -79,7 +101,9 @@ class Decoder(Placed):
         self.layers = nnx.List(
             [self.make_layer(config, i, dtype=dtype, rngs=rngs) for i in range(config.num_layers)]
         )
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        self.norm = self.norm_kind(
+            config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, rngs=rngs
+        )
         if not config.tie_word_embeddings:
             self.lm_head = Linear(
                 config.hidden_size,
@@ -122,7 +146,7 @@ class Decoder(Placed):
             view = View.chain(tokens.shape[1], 0 if before is None else num_tokens(before))
         reading = Reading(cache.length, view)
 
-        x = self.constrain(self.embed_tokens(tokens), "batch", None, None)
+        x = self.constrain(self.embed(tokens), "batch", None, None)
         states = [x]
         block: list[Part] = []
         for i, layer in enumerate(self.layers):
@@ -134,6 +158,10 @@ class Decoder(Placed):
         states[-1] = x
         features = jnp.concatenate([states[t] for t in taps], axis=-1) if taps else None
         return Pass(x, features, tuple(block))
+
+    def embed(self, tokens: Array) -> Array:
+        """[B, T] -> what the first layer reads, [B, T, D]."""
+        return self.embed_tokens(tokens)
 
     def head(self, x: Array) -> Array:
         """[..., D] -> logits [..., V] float32."""

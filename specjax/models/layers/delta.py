@@ -65,9 +65,11 @@ class GatedDeltaNet(Placed):
         self.in_proj_b = Linear(width, c.value_heads, axes=("heads", None), **kwargs)
         self.conv1d = Conv1d(c.channels, c.taps, **kwargs)
         decays = jax.random.uniform(rngs.params(), (c.value_heads,), minval=0.01, maxval=16.0)
-        self.A_log = nnx.Param(jnp.log(decays), axes=("heads",))
-        self.dt_bias = nnx.Param(jnp.ones((c.value_heads,), jnp.float32), axes=("heads",))
-        self.norm = RMSNorm(c.value_head_dim, eps=c.rms_norm_eps, **kwargs)
+        # Published in either type; these three are kept in full, whatever the others are.
+        marks: dict[str, Any] = {"axes": ("heads",), "precise": True}
+        self.A_log = nnx.Param(jnp.log(decays), **marks)
+        self.dt_bias = nnx.Param(jnp.ones((c.value_heads,), jnp.float32), **marks)
+        self.norm = RMSNorm(c.value_head_dim, eps=c.rms_norm_eps, precise=True, **kwargs)
         self.out_proj = Linear(inner, width, axes=(None, "heads"), **kwargs)
         self.config = c
 

@@ -81,6 +81,11 @@ class Rope:
 
     theta: float
     scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
+    partial: float = 1.0  # the share of a head's features, the first, that is rotated
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """How many features of a head are rotated."""
+        return int(head_dim * self.partial)
 
     @property
     def amplitude(self) -> float:
@@ -88,7 +93,11 @@ class Rope:
         return self.scaling.amplitude if isinstance(self.scaling, YarnScaling) else 1.0
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """Angles per position [H/2], float64; computed once, at trace time."""
+        """Angles per position [H/2], float64; computed once, at trace time.
+
+        H is ``head_dim``, or what of it is rotated.
+        """
+        head_dim = self.rotary_dim(head_dim)
         freqs = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         if self.scaling is None:
             return freqs
@@ -114,7 +123,10 @@ class Rotation:
     sin: Array  # [B, 1, T, H] float32, its first half negated
 
     def __call__(self, x: Array) -> Array:
-        """Rotates ``x`` [B, N, T, H]."""
+        """Rotates ``x`` [B, N, T, H], or the first H features of wider heads."""
+        size = self.cos.shape[-1]
+        if size < x.shape[-1]:
+            return jnp.concatenate([self(x[..., :size]), x[..., size:]], axis=-1)
         full = x.astype(jnp.float32)
         half = x.shape[-1] // 2
         swapped = jnp.concatenate([full[..., half:], full[..., :half]], axis=-1)
