@@ -15,7 +15,7 @@ import tiny
 
 import specjax
 from specjax import decode, drafters, session
-from specjax.core.ops import OPS, attend
+from specjax.core.ops import OPS, Stack, attend
 from specjax.core.platform import Platform
 from specjax.session import requests
 from specjax.session.layout import Layout
@@ -64,6 +64,15 @@ def arguments(name: str) -> Iterator[tuple[Any, ...]]:
     if name == "attend":
         yield from (attention(1, False), attention(1, True), attention(2, True))
         yield attention(1, True, tokens=1)
+    if name == "experts":
+        for tokens in (1, 3, 40):  # few read each expert once, many their own rows
+            chosen = np.argsort(np.random.default_rng(5).normal(size=(tokens, 6)))[:, :2]
+            stack = Stack(drawn(2, 6, 5, 8), drawn(3, 6, 5, 8), drawn(4, 6, 8, 5))
+            biased = dataclasses.replace(stack, gate_bias=drawn(6, 6, 5), up_bias=drawn(7, 6, 5))
+            given = drawn(0, tokens, 8), jnp.asarray(chosen, jnp.int32), drawn(1, tokens, 2)
+            yield from ((*given, stack, None), (*given, biased, None))
+            # Of experts on another device.
+            yield given[0], given[1] - 3, given[2], stack, None
     if name == "write":
         for rows in (2, 9):
             start = jnp.arange(rows) % (SLOTS - TOKENS)

@@ -76,7 +76,7 @@ def check_script(parity: Any, shared: Path, capsys: pytest.CaptureFixture[str]) 
     try:
         checkpoint = f"--checkpoint={shared}/parity/llama3-tied"
         assert run(checkpoint) == 0
-        assert "8 of 8 within tolerance" in capsys.readouterr().out
+        assert "9 of 9 within tolerance" in capsys.readouterr().out
         assert run(checkpoint, "--logits_tol=1e-9") == 1
         assert "FAIL" in capsys.readouterr().out
         assert run(checkpoint, "--golden=nowhere.npz") == 2
@@ -109,6 +109,6 @@ def test_parity_without_golden_outputs(
             with pytest.raises(SystemExit) as compared:
                 parity.main(["parity"])
             out = capsys.readouterr().out
-            assert compared.value.code == 0 and "3 of 3 within tolerance" in out, out
+            assert compared.value.code == 0 and "4 of 4 within tolerance" in out, out
     finally:
         jax.config.update("jax_default_matmul_precision", precision)

@@ -28,6 +28,7 @@ _FP8 = (np.dtype(jnp.float8_e4m3fn), np.dtype(jnp.float8_e5m2))
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 _FP4 = np.concatenate([_FP4, -_FP4])  # by its four bits
 Index = tuple[slice, ...]
+METHODS = ("fp8", "mxfp4", "compressed-tensors", "gptq", "awq")  # as configs call them
 
 
 def unpacked(
@@ -41,9 +42,14 @@ def unpacked(
       where: for messages.
 
     Raises:
-      CheckpointError: on a packed tensor without its scales, or of an unknown kind.
+      CheckpointError: on a method that is not known, and on a packed tensor without its scales.
     """
     said = raw.get("quantization_config") or {}
+    if said and said.get("quant_method") not in METHODS:
+        raise CheckpointError(
+            f"{where}: quantization_config.quant_method={said.get('quant_method')!r} is not "
+            f"supported (supported: {', '.join(METHODS)}); use full weights."
+        )
     rest, made = dict(tensors), dict[str, Tensor]()
     for name in tensors:
         for ending, read in _FORMATS.items():
