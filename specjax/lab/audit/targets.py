@@ -43,6 +43,7 @@ def random_model(
     name = family if isinstance(family, str) else family.__name__.lower()
     raw = {**SIZES, "model_type": name, "vocab_size": vocab, "num_hidden_layers": layers}
     raw |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    raw |= getattr(cls, "small", {})
     config = _with_window(cls, raw) or cls.read_config(raw)
     module = cls(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     return loud(module, f"{name}-{seed}", sharp)
