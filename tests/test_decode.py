@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import checks
 import jax
 import jax.numpy as jnp
@@ -17,12 +15,11 @@ import specjax
 from specjax import decode
 from specjax.core.ops import lookup
 from specjax.drafters import DRAFTERS, LM
-from specjax.models import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.mark.parametrize("family,num_draft", list(zip(FAMILIES, itertools.cycle((4, 1)))))
+@pytest.mark.parametrize("family,num_draft", [("llama", 4), ("qwen3", 1)])
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_greedy_text_is_the_targets_own(family: str, num_draft: int, name: str) -> None:
     checks.greedy_text(family, name, num_draft)

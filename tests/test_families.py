@@ -16,22 +16,33 @@ import tiny_families
 from checks import STEPS
 
 import specjax
+from specjax import drafters
 from specjax.drafters import LM
+from specjax.models import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-def same_as_plain(target: specjax.Model, drafter: specjax.drafters.Spec) -> float:
-    """Greedy and sampled rows, against plain decoding and against no cache at all. Returns tau."""
-    prompts, seeds = tiny.prompts(4), [3, 1, 4, 1]
-    warm = {"temperature": [0.0, 1.0, 0.0, 1.0], "seed": seeds, "rule": "coupled"}
-    want = specjax.generate(target, None, prompts, max_new_tokens=STEPS, **warm).tokens
-    assert len({tuple(w) for w in want}) == 4
+WARM = {"temperature": [0.0, 1.0, 0.0, 1.0], "seed": [3, 1, 4, 1], "rule": "coupled"}
+
+
+@functools.cache
+def plain_texts(target: specjax.Model) -> list[list[int]]:
+    """By plain decoding; greedy rows are those of passes without a cache, too."""
+    prompts = tiny.prompts(4)
+    want = specjax.generate(target, None, prompts, max_new_tokens=STEPS, **WARM).tokens
     for b in (0, 2):
         text = prompts[b] + want[b]
         logits = tiny.full_logits(target, [text + [0] * (64 - len(text))])[0]
         assert logits[len(prompts[b]) - 1 : len(text) - 1].argmax(-1).tolist() == want[b]
-    out = specjax.generate(target, drafter, prompts, max_new_tokens=STEPS, **warm)
+    return want
+
+
+def same_as_plain(target: specjax.Model, drafter: specjax.drafters.Spec) -> float:
+    """Greedy and sampled rows, against plain decoding and against no cache at all. Returns tau."""
+    want = plain_texts(target)
+    assert len({tuple(w) for w in want}) == 4
+    out = specjax.generate(target, drafter, tiny.prompts(4), max_new_tokens=STEPS, **WARM)
     assert out.tokens == want
     return out.tau
 
@@ -48,6 +59,19 @@ def test_text_is_the_targets_own_with_other_drafters(name: str) -> None:
     target = tiny_families.model("mixed", layers=2)
     tau = same_as_plain(target, tiny.make(name, 3, target=target))
     assert tau > 1.0 or name != "ngram"
+
+
+# Those that stand in the registry; names of one class are one family.
+PUBLISHED = sorted({cls: name for name, cls in reversed(FAMILIES.items())}.values())
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_text_is_the_targets_own_of_every_family(family: str) -> None:
+    """Greedy and sampled rows, guessed by a lookup, by a draft of its kind and by a block."""
+    target = tiny.model(family)
+    assert same_as_plain(target, drafters.make("ngram", num_draft=3)) > 1.0
+    assert 1.2 < same_as_plain(target, LM(tiny.near(target), 3)) < 4.0
+    assert same_as_plain(target, tiny.make("dflash", 3, target=target)) >= 1.0
 
 
 def test_state_is_that_of_a_fresh_prefill() -> None:

@@ -21,6 +21,7 @@ from specjax.core.types import Array
 from specjax.models import Frozen
 
 _TARGET_INPUTS = ("input_ids", "prompt_len", "greedy_margins", "state_prefix_lens")
+_WIDTH = 5  # of a window
 _WINDOWS = "logits_in_windows"  # in no file: they must equal those of one pass
 _STORY_INPUTS = ("config", "prompt_ids", "top2_margin", "note")
 
@@ -90,7 +91,7 @@ def compare_story(
     _need(model, golden, ("prompt_ids",))
     steps = len(golden.get("greedy_ids", ()))
     prompt = np.asarray(golden["prompt_ids"], np.int32)
-    greedy, logits = _greedy(model.net, prompt, steps)
+    greedy, logits = _greedy(model.net, prompt, steps, len(prompt) + steps)
     ours: dict[str, Any] = {"greedy_ids": greedy, "logits_after_bos": logits}
     # Text is compared as characters, where there is a tokenizer.
     theirs = {**golden, "greedy_text": np.array([ord(c) for c in golden.get("greedy_text", "")])}
@@ -128,8 +129,9 @@ def target_outputs(
             each = [state_after(entry, part, int(length)) for length in prefixes]
             for name in each[0] if each else ():
                 arrays[f"{name}_steps_L{i}"] = np.concatenate([state[name] for state in each])
-    arrays[_WINDOWS] = in_windows(net, ids, prompt_len)
-    return arrays | {"greedy_tokens": _greedy(net, ids[:prompt_len], steps)[0]}
+    slots = max(len(ids) + _WIDTH, prompt_len + steps)
+    arrays[_WINDOWS] = in_windows(net, ids, prompt_len, slots)
+    return arrays | {"greedy_tokens": _greedy(net, ids[:prompt_len], steps, slots)[0]}
 
 
 def state_after(entry: Any, part: Part, length: int) -> dict[str, np.ndarray]:
@@ -153,13 +155,15 @@ def state_after(entry: Any, part: Part, length: int) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def in_windows(net: Frozen, ids: np.ndarray, prompt_len: int, width: int = 5) -> np.ndarray:
-    """Logits [S, V] of a prompt and of windows behind it of which 0, 1, .. tokens are accepted.
+def in_windows(net: Frozen, ids: np.ndarray, prompt_len: int, slots: int) -> np.ndarray:
+    """Logits [S, V] of a prompt and of windows behind it of which 0, 1, .. tokens are kept.
+
+    ``slots``: of the cache.
 
     What follows those in a window are wrong tokens: whatever remembers one of them shows.
     """
-    wrong, cache = (ids + 1) % net.config.vocab_size, net.init_cache(1, len(ids) + width)
-    rows, place, accept = [], 0, 0
+    wrong, cache = (ids + 1) % net.config.vocab_size, net.init_cache(1, slots)
+    rows, place, accept, width = [], 0, 0, _WIDTH
     with jax.default_matmul_precision("highest"):
         while place < len(ids):
             num = prompt_len if place == 0 else width
@@ -167,14 +171,15 @@ def in_windows(net: Frozen, ids: np.ndarray, prompt_len: int, width: int = 5) ->
             window = np.pad(ids[place : place + kept], (0, num - kept))
             tail = wrong[place + kept : place + num]
             window[kept : kept + len(tail)] = tail
-            logits, cache = _window(net, jnp.asarray(window, jnp.int32)[None], cache, kept)
+            logits, cache = _feed(net, jnp.asarray(window, jnp.int32)[None], cache, kept)
             rows.append(np.asarray(logits[0, :kept]))
             place, accept = place + kept, accept + 1
     return np.concatenate(rows)
 
 
 @jax.jit
-def _window(net: Frozen, tokens: Array, cache: Any, kept: int) -> tuple[Array, Any]:
+def _feed(net: Frozen, tokens: Array, cache: Any, kept: int) -> tuple[Array, Any]:
+    """Logits [1, T, V] of tokens [1, T], and the cache with the first ``kept`` of them."""
     out = net(tokens, cache)
     cache = cache.commit(out.block, jnp.full((1,), kept, jnp.int32), after=tokens[:, 0] * 0)
     return net.head(out.hidden), cache
@@ -195,24 +200,23 @@ def _full(net: Frozen, tokens: Array) -> tuple[Array, Array, Any, Array]:
     return net.head(out.hidden), jnp.moveaxis(hidden, 2, 0), out.block, prenorm
 
 
-@jax.jit
-def _step(net: Frozen, tokens: Array, cache: Any) -> tuple[Array, Array, Any]:
-    out = net(tokens, cache)
-    logits = net.head(out.hidden)
-    cache = cache.commit(out.block, jnp.full((1,), tokens.shape[1], jnp.int32))
-    return logits[0, -1], logits[:, -1:].argmax(-1).astype(jnp.int32), cache
-
-
-def _greedy(net: Frozen, prompt: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _greedy(
+    net: Frozen, prompt: np.ndarray, steps: int, slots: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Greedy tokens [steps] through the cache, token by token; logits [V] after the prompt."""
-    tokens, chosen, first = jnp.asarray(prompt, jnp.int32)[None], [], None
-    cache = net.init_cache(1, len(prompt) + steps)
+    fed: np.ndarray = np.asarray(prompt)
+    chosen: list[int] = []
+    first: np.ndarray | None = None
+    cache = net.init_cache(1, slots)
     with jax.default_matmul_precision("highest"):
         for _ in range(max(steps, 1)):
-            logits, tokens, cache = _step(net, tokens, cache)
-            first = logits if first is None else first
-            chosen.append(tokens[0, 0])
-    return np.array(chosen[:steps], np.int32), np.asarray(first)
+            logits, cache = _feed(net, jnp.asarray(fed, jnp.int32)[None], cache, len(fed))
+            last = np.asarray(logits[0, -1])
+            first = last if first is None else first
+            chosen.append(int(last.argmax()))
+            fed = np.array(chosen[-1:])
+    assert first is not None
+    return np.array(chosen[:steps], np.int32), first
 
 
 def _need(model: Model, golden: Mapping[str, Any], keys: Sequence[str]) -> None:

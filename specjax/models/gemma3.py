@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from specjax.core.cache import Entry, Part
@@ -118,11 +119,14 @@ class Gemma3(Decoder):
         assert isinstance(config, GemmaConfig)
         return GemmaLayer(config, index, dtype=dtype, rngs=rngs)
 
+    @property
+    def embed_scale(self) -> float:
+        """What embeddings are multiplied by, rounded to the type of the weights."""
+        dtype = self.embed_tokens.weight[...].dtype
+        return float(np.asarray(self.config.hidden_size**0.5, dtype))
+
     def embed(self, tokens: Array) -> Array:
-        weight = self.embed_tokens.weight[...].dtype
-        scale = jnp.asarray(self.config.hidden_size**0.5, weight)
-        x = self.embed_tokens(tokens)
-        return x * scale.astype(x.dtype)
+        return self.embed_scale * self.embed_tokens(tokens)
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> GemmaConfig:

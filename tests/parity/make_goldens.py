@@ -1,4 +1,4 @@
-"""Tiny checkpoints of families that have none in the parity kit, and what Transformers makes of them.
+"""Tiny checkpoints of families that the parity kit lacks, and what Transformers makes of them.
 
     pip install torch transformers
     python tests/parity/make_goldens.py tests/data/families

@@ -60,9 +60,10 @@ def _with_window(cls: Any, raw: dict[str, Any]) -> Any:
 def loud(module: Any, name: str, sharp: float) -> Model:
     """A random ``module`` of any family, its weights made so large that its texts vary."""
     # Random weights this small write the same token for ever: larger ones make texts that vary.
+    embeds = 50.0 / getattr(module, "embed_scale", 1.0)
     for path, param in nnx.to_flat_state(nnx.state(module)):
         if path[-1] == "weight" and param[...].ndim == 2:
-            gain = sharp if path[0] == "lm_head" else 50.0 if path[0] == "embed_tokens" else 2.0
+            gain = sharp if path[0] == "lm_head" else embeds if path[0] == "embed_tokens" else 2.0
             param[...] = param[...] * gain
     return Model(
         net=Frozen.of(module),

@@ -156,7 +156,8 @@ class Router(Placed):
         grouped = ranked.reshape(*ranked.shape[:-1], m.groups, -1)
         best = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(-1)
         kept = jax.lax.top_k(best, m.kept_groups)[1]  # [.., kept]
-        within = (kept[..., :, None] == jnp.arange(m.groups, dtype=kept.dtype)).any(-2)
+        groups = _along(jnp.arange(m.groups, dtype=kept.dtype), kept[..., None])
+        within = (kept[..., None] == groups).any(-2)
         return jnp.where(within[..., None], grouped, -jnp.inf).reshape(ranked.shape)
 
 
