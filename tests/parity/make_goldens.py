@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-
 from experiments.benchmarking.transformers_reference import reference_outputs
 
 _SIZES: dict[str, Any] = {
