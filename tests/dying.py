@@ -5,6 +5,7 @@ python tests/dying.py VICTIM --coordinator=... --num_processes=2 --process_id=..
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -13,12 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import cli
+from specjax.cli.script import Script
 
 VICTIM = int(sys.argv.pop(1))
 
 
-def main(argv: list[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    pass
+
+
+def main(options: Options) -> None:
     import jax
     import numpy as np
     from jax.sharding import PartitionSpec
@@ -26,7 +32,6 @@ def main(argv: list[str]) -> None:
     from specjax.core import hosts
     from specjax.core.sharding import make_mesh
 
-    del argv
     mesh = make_mesh(data=2)
     rows = jax.sharding.NamedSharding(mesh, PartitionSpec("data"))
     spread = jax.make_array_from_callback((2, 2), rows, lambda i: np.ones((2, 2))[i])
@@ -40,4 +45,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, several=True)
+    Script("dying", None, Options, main, several=True)()

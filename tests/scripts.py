@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import cli
-
-_DEFINED: dict[str, dict[str, Any]] = {}  # by script
-OURS = ("experiments.", "specjax.cli.")
-_NAMES: set[str] = set()  # of flags that a script has defined; libraries define some, too
+from specjax.cli.script import Script
 
 
-@contextlib.contextmanager
-def script(name: str) -> Iterator[ModuleType]:
-    """``experiments.NAME`` with its own flags; those of other scripts are back afterwards."""
-    others = _take()
-    try:
-        module = importlib.import_module(f"experiments.{name}")
-        for flag, value in _DEFINED.get(name, {}).items():
-            flags.FLAGS[flag] = value
-        yield module
-    finally:
-        taken = _take()
-        if not hasattr(sys.modules[f"experiments.{name}"], "script"):
-            _DEFINED[name] = taken
-        for flag, value in others.items():
-            flags.FLAGS[flag] = value
+def script(name: str) -> Script:
+    """What ``python -m experiments.NAME`` runs."""
+    found: Script = importlib.import_module(f"experiments.{name}").script
+    return found
 
 
-def invoke(module: ModuleType, capsys: Any, *line: str) -> tuple[int, str, str]:
-    """Runs the main of a `script` in this process.
+def invoke(script: Script, capsys: Any, *line: str) -> tuple[int, str, str]:
+    """Runs a `script` in this process.
 
     Args:
-      module: the script, with its flags.
+      script: it.
       capsys: the fixture.
       line: its command line, the script's name first.
 
@@ -49,45 +33,36 @@ def invoke(module: ModuleType, capsys: Any, *line: str) -> tuple[int, str, str]:
       (exit status, stdout, stderr)
     """
     capsys.readouterr()
-    status = 0
-    # Config flags look for their overrides in sys.argv.
-    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", list(line)):
-        flags.FLAGS.unparse_flags()
-        try:
-            status = start(module, *line)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        finally:
-            flags.FLAGS.mark_as_parsed()
+    try:
+        status = start(script, *line)
+    except SystemExit as end:
+        status = int(end.code or 0)
     return status, *capsys.readouterr()
+
+
+def start(script: Script, *line: str) -> int:
+    """The exit status of a script with a command line. Raises SystemExit as it does."""
+    with _flags(*line):
+        return script.here(list(line)) or 0
 
 
 def flags_of(name: str) -> set[str]:
     """The names of a script's flags."""
-    with script(name) as module, mock.patch.object(sys, "argv", [name]):
-        module.script.define() if hasattr(module, "script") else cli.define_flags()
+    with _flags(name):
+        script(name).define()
         return set(flags.FLAGS)
 
 
-def start(module: ModuleType, *line: str) -> int:
-    """The exit status of a script with a command line, its flags not yet parsed."""
-    if not hasattr(module, "script"):
-        cli.parse(list(line))
-        module.main([])
-        return 0
-    try:
-        return module.script.here(list(line)) or 0
-    finally:
-        _take()  # they are defined anew by the next one
-
-
-def _take() -> dict[str, Any]:
-    """Removes the flags of scripts, and returns them."""
-    for name in flags.FLAGS:
-        if str(flags.FLAGS.find_module_defining_flag(name)).startswith(OURS):
-            _NAMES.add(name)
-    names = [name for name in flags.FLAGS if name in _NAMES]
-    taken = {name: flags.FLAGS[name] for name in names}
-    for name in names:
-        delattr(flags.FLAGS, name)
-    return taken
+@contextmanager
+def _flags(*line: str) -> Iterator[None]:
+    """Flags that are defined within it are gone behind it; ``sys.argv`` is the line."""
+    before = set(flags.FLAGS)
+    # Config flags look for their overrides in sys.argv.
+    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", list(line)):
+        flags.FLAGS.unparse_flags()
+        try:
+            yield
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.mark_as_parsed()

@@ -396,8 +396,8 @@ def test_bad_input_is_one_line(case: str) -> None:
 
 def run(capsys: Any, *arguments: str) -> tuple[int, str, str]:
     """(exit status, stdout, stderr) of the script, in this process."""
-    with script("audit") as module:
-        return invoke(module, capsys, "audit", *arguments)
+    module = script("audit")
+    return invoke(module, capsys, "audit", *arguments)
 
 
 def test_a_method_in_a_file_is_audited(capsys: Any, tmp_path: Path) -> None:

@@ -159,20 +159,20 @@ def run(tmp_path: Path, capsys: Any) -> Iterator[Call]:
     write_tiny(tmp_path / "target")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "one.jsonl").write_text('{"prompt": "x = 1"}\n')
-    with script("benchmark") as module:
+    module = script("benchmark")
 
-        def call(*arguments: str, config: bool = True) -> tuple[int, str, str]:
-            line = ["benchmark"]
-            if config:
-                line += [f"--config={ROOT}/configs/benchmark.py:quick"]
-                line += [f"--config.target={tmp_path / 'target'}", "--config.drafters=('ngram:3',)"]
-                line += ["--config.compilation_cache=", f"--workdir={tmp_path / 'run'}"]
-                line += [f"--config.prompt_sets=('jsonl:{tmp_path / 'one.jsonl'}',)"]
-                line += ["--config.num_prompts=0", "--config.max_new_tokens=8"]
-            line += [a.replace("TMP", str(tmp_path)) for a in arguments]
-            return invoke(module, capsys, *line)
+    def call(*arguments: str, config: bool = True) -> tuple[int, str, str]:
+        line = ["benchmark"]
+        if config:
+            line += [f"--config={ROOT}/configs/benchmark.py:quick"]
+            line += [f"--config.target={tmp_path / 'target'}", "--config.drafters=('ngram:3',)"]
+            line += ["--config.compilation_cache=", f"--workdir={tmp_path / 'run'}"]
+            line += [f"--config.prompt_sets=('jsonl:{tmp_path / 'one.jsonl'}',)"]
+            line += ["--config.num_prompts=0", "--config.max_new_tokens=8"]
+        line += [a.replace("TMP", str(tmp_path)) for a in arguments]
+        return invoke(module, capsys, *line)
 
-        yield call
+    yield call
 
 
 @pytest.mark.parametrize(

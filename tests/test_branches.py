@@ -197,8 +197,8 @@ def test_stored_reports_are_shown_and_compared(
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
     line = ["compile", f"--config={CONFIG}", f"--compare={tmp_path / 'before.json'}"]
     line += [f"--read={tmp_path / 'after.json'}"]
-    with script("compile") as module:
-        status, told, _ = invoke(module, capsys, *line)
+    module = script("compile")
+    status, told, _ = invoke(module, capsys, *line)
     assert status == 0
     assert "0 of conditional 1 " in told and "1 of conditional 1, counted 5 times" in told
     flops = next(line for line in told.splitlines() if line.startswith("| flops"))
@@ -207,6 +207,6 @@ def test_stored_reports_are_shown_and_compared(
         (tmp_path / "after.json").unlink()
         if text is not None:
             (tmp_path / "after.json").write_text(text)
-        with script("compile") as module:
-            status, _, error = invoke(module, capsys, *line)
+        module = script("compile")
+        status, _, error = invoke(module, capsys, *line)
         assert status == 2 and reason in error and error.count("\n") == 1

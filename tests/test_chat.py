@@ -38,15 +38,15 @@ def target(tmp_path_factory: Any) -> Path:
 
 @pytest.fixture
 def run(target: Path, capsys: Any, monkeypatch: Any) -> Iterator[Run]:
-    with script("chat") as chat:
+    chat = script("chat")
 
-        def call(lines: list[str], *arguments: str) -> tuple[int, str, str]:
-            line = ["chat", f"--target={target}", "--drafter=ngram:3", "--max_new_tokens=8"]
-            line += [f"--config={ROOT}/configs/chat.py", "--config.compilation_cache=", *arguments]
-            monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{x}\n" for x in lines)))
-            return invoke(chat, capsys, *line)
+    def call(lines: list[str], *arguments: str) -> tuple[int, str, str]:
+        line = ["chat", f"--target={target}", "--drafter=ngram:3", "--max_new_tokens=8"]
+        line += [f"--config={ROOT}/configs/chat.py", "--config.compilation_cache=", *arguments]
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{x}\n" for x in lines)))
+        return invoke(chat, capsys, *line)
 
-        yield call
+    yield call
 
 
 def answers(out: str) -> list[str]:

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,8 +13,6 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from scripts import invoke, script, start
 
 from specjax.core.program import Program, compiler_options
@@ -282,15 +279,8 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_compiled() -> None:
 def settings_of(*arguments: str) -> tuple[Setup, list[str]]:
     """What the script compiles, by its flags."""
     found: list[compiling.Options] = []
-    with (
-        script("compile") as module,
-        mock.patch.object(compiling.compile_report, "of", found.append),
-    ):
-        line = ["compile", f"--config={CONFIG}", *arguments]
-        with flagsaver.flagsaver(), mock.patch.object(sys, "argv", line):
-            flags.FLAGS.unparse_flags()
-            assert start(module, *line) == 0
-            flags.FLAGS.mark_as_parsed()
+    with mock.patch.object(compiling.compile_report, "of", found.append):
+        assert start(script("compile"), "compile", f"--config={CONFIG}", *arguments) == 0
     return compiling.settled(found[0], 1)
 
 
@@ -324,8 +314,8 @@ def test_every_shape_and_every_directory_fits_the_defaults(drafter: str, tmp_pat
 
 
 def test_the_examples_of_the_script_are_right() -> None:
-    with script("compile") as module:
-        told = module.script.about.replace("\\\n", " ")
+    module = script("compile")
+    told = module.script.about.replace("\\\n", " ")
     examples = re.findall(r"python -m experiments\.compile(.*)", told)
     assert len(examples) == 5
     for example in examples[:2]:
@@ -358,8 +348,8 @@ def test_the_script_says_what_is_wrong_in_one_line(
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     arguments = [a.replace("TMP", str(tmp_path)) for a in arguments]
     line = ["compile", f"--config={CONFIG}", "--config.target=tiny", *arguments]
-    with script("compile") as module:
-        status, _, error = invoke(module, capsys, *line)
+    module = script("compile")
+    status, _, error = invoke(module, capsys, *line)
     assert status == 2 and message in error and error.count("\n") == 1
 
 

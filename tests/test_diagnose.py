@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import tiny
 import tiny_families
-from absl import flags
-from absl.testing import flagsaver
 from made_traces import costs, plain, result_directory, speculative
 from scripts import script, start
 
@@ -31,9 +29,7 @@ TARGET = Target("demo:target")
 
 
 def run_script(*arguments: str) -> None:
-    with script("diagnose") as module, flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        start(module, "diagnose", *arguments)
+    start(script("diagnose"), "diagnose", *arguments)
 
 
 def test_a_run_is_explained_case_by_case(tmp_path: Path, capsys: Any) -> None:

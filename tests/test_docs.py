@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import re
 import shlex
@@ -13,6 +15,7 @@ import pytest
 from scripts import invoke, script
 from tiny_checkpoint import write_tiny
 
+from specjax import jobs
 from specjax.drafters.registry import DRAFTERS
 from specjax.models import FAMILIES
 from specjax.train.objectives import OBJECTIVES
@@ -105,8 +108,8 @@ def test_a_method_of_ones_own_from_an_empty_file(workplace: Path, capsys: Any) -
         if any("DIR" in argument for argument in arguments):
             less = [flag for flag in less if "=TINY" not in flag]
         line = [a.replace("configs/", f"{ROOT}/configs/") for a in [*arguments, *less]]
-        with script(name) as module:
-            status, out, err = invoke(module, capsys, name, *line)
+        module = script(name)
+        status, out, err = invoke(module, capsys, name, *line)
         assert status == 0, (name, arguments, out, err)
         seen.append((name, out))
     scripts = {name for name, _ in seen}
@@ -123,3 +126,26 @@ def test_a_cycle_is_driven_by_hand() -> None:
     for number, block in enumerate(blocks, 1):
         exec(compile(block, f"stepping.md, block {number}", "exec"), names)
     assert names["trace"].tau > 1 and names["new"] == names["plain"].tokens
+
+
+def test_scripts_are_functions(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """docs/notebooks.md, with a tiny target in the place of the demo's."""
+    tiny = str(workplace / "TINY")
+    for job in ("generate", "regenerate", "export"):
+        asked = functools.partial(getattr(jobs, job), target=tiny)
+        monkeypatch.setattr(jobs, job, asked, raising=False)
+    page = (ROOT / "docs" / "notebooks.md").read_text()
+    page = page.replace('kind="medusa",', f'kind="medusa", target={tiny!r},')
+    names: dict[str, Any] = {}
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page, re.S), 1):
+        exec(compile(block, f"notebooks.md, block {number}", "exec"), names)
+    assert "reads back equal" in capsys.readouterr().out
+    assert len(names["data"].read_text().splitlines()) == 12 and names["drafter"].num_draft == 2
+    said = invoke(names["script"], capsys, "echo", "--text=a", "--config.loud", "--times=3")
+    assert said == (0, "A A A\n", "")
+    with pytest.raises(ValueError, match="--prompt and --prompt_file are both given"):
+        jobs.generate(prompt="x", prompt_file="y")
+    assert "top_k" in inspect.signature(jobs.generate).parameters
+    assert "likeliest tokens" in (jobs.generate.func.__doc__ or "")

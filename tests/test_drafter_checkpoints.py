@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
-from scripts import script
 
 import specjax
 from specjax import drafters
@@ -26,6 +25,7 @@ from specjax.checkpoint.export import named_tensors
 from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter, prompt_of
 from specjax.drafters import misreadings
 from specjax.drafters.family import family_of
+from specjax.jobs import comparing
 from specjax.lab import diagnosis
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -371,13 +371,12 @@ def test_parity_of_draft_passes(
 
 
 def test_parity_of_a_whole_run(shared: Path, targets: dict[str, specjax.Model]) -> None:
-    with script("parity") as parity:
-        golden = parity.read_golden(shared / "parity/dflash-swa-qwen3/golden.npz")
-        spec: Any = load_drafter(shared / "parity/dflash-swa-qwen3", targets["qwen3"])
-        prompt = prompt_of(golden, None)
-        made = parity.generated(targets["qwen3"], spec, golden, prompt)
-        np.testing.assert_array_equal(made["e2e_tokens"], golden["e2e_tokens"])
-        np.testing.assert_array_equal(made["e2e_produced"], golden["e2e_produced"])
+    golden = comparing.read_golden(shared / "parity/dflash-swa-qwen3/golden.npz")
+    spec: Any = load_drafter(shared / "parity/dflash-swa-qwen3", targets["qwen3"])
+    prompt = prompt_of(golden, None)
+    made = comparing.generated(targets["qwen3"], spec, golden, prompt)
+    np.testing.assert_array_equal(made["e2e_tokens"], golden["e2e_tokens"])
+    np.testing.assert_array_equal(made["e2e_produced"], golden["e2e_produced"])
 
 
 # The check.

@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import specjax
-from experiments import cli
+from specjax.cli.errors import needs_lab
 from specjax.lab.costs.cost_model import predict
 from specjax.lab.view import figures
 from specjax.lab.view.heat import by_class, rolling_tau
@@ -169,8 +169,8 @@ def test_without_the_extra_one_line_names_it(
         monkeypatch.delitem(sys.modules, f"specjax.lab.view.{name}")
     with pytest.raises(ImportError, match=r"^specjax.plot_heat: matplotlib is.*'specjax\[lab\]'"):
         specjax.plot_heat(TRACE)
-    with pytest.raises(SystemExit), cli.needs_lab():
+    with pytest.raises(SystemExit), needs_lab():
         importlib.import_module("specjax.lab.view.acceptance")
     assert re.fullmatch(r"error: matplotlib is not .*\[lab\].*\n", capsys.readouterr().err)
-    with pytest.raises(ModuleNotFoundError, match="no_such"), cli.needs_lab():
+    with pytest.raises(ModuleNotFoundError, match="no_such"), needs_lab():
         importlib.import_module("no_such")

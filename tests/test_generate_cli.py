@@ -39,8 +39,8 @@ class Cli:
         line = ["generate", f"--config={ROOT}/configs/generate.py", "--config.compilation_cache="]
         if models:
             line += [f"--target={self.target}", f"--draft={self.draft}", "--num_draft=3"]
-        with script("generate") as generate:
-            return invoke(generate, self._capsys, *line, *arguments)
+        generate = script("generate")
+        return invoke(generate, self._capsys, *line, *arguments)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import several
 
 import specjax
-from experiments import cli
+from specjax.cli.processes import shared_arguments
 from specjax.core import hosts, launch
 from specjax.core.cluster import find_place
 from specjax.core.launch import Place
@@ -99,8 +99,8 @@ def test_flags_that_do_not_fit_are_refused(given, environment, said, monkeypatch
 
 def test_the_processes_are_told_the_same() -> None:
     line = ["x.py", "--seed=3", "--process_id", "1", "--num_processes=2", "--details"]
-    assert cli.shared_arguments(line) == ["--details", "--seed=3"]
-    assert cli.shared_arguments([*line, "--coordinator", ADDRESS]) == ["--details", "--seed=3"]
+    assert shared_arguments(line) == ["--details", "--seed=3"]
+    assert shared_arguments([*line, "--coordinator", ADDRESS]) == ["--details", "--seed=3"]
 
 
 def test_alone_nothing_is_waited_for() -> None:

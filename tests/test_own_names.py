@@ -15,7 +15,6 @@ from test_bad_input import complain
 from tiny_checkpoint import write_tiny
 
 import specjax
-from experiments import cli
 from specjax import extend
 from specjax.checkpoint.drafters.named import parse
 from specjax.core import own
@@ -154,9 +153,8 @@ def test_names_that_are_registered(objects: Path, capsys: Any) -> None:
     """By --import in every script; a name that is taken is refused, the same file again is not."""
     objects.write_text(OBJECTS + '\nregister_drafter("last-one", Last)\n')
     try:
-        with script("generate"):
-            cli.define_flags()
-            cli.parse(["generate", f"--import={objects}"])
+        line = ("generate", f"--import={objects}", "--prompt=x", "--prompt_file=y")
+        assert invoke(script("generate"), capsys, *line)[0] == 2
         assert parse("last-one:2").load(tiny.model()).num_draft == 2
         objects.write_text(objects.read_text() + "# changed\n")
         assert own.run(objects)  # the same definitions, anew
@@ -214,11 +212,11 @@ def test_a_run_does_not_go_on_with_another_method(
         *(f"--drafter={objects}:Last", f"--prompt_file={tmp_path}/asked.txt"),
         f"--output={tmp_path}/out.jsonl",
     ]
-    with script("generate") as generate:
-        assert invoke(generate, capsys, *line)[0] == 0
-        assert invoke(generate, capsys, *line)[0] == 0
-        objects.write_text(objects.read_text() + "\n# another method\n")
-        status, _, err = invoke(generate, capsys, *line)
+    generate = script("generate")
+    assert invoke(generate, capsys, *line)[0] == 0
+    assert invoke(generate, capsys, *line)[0] == 0
+    objects.write_text(objects.read_text() + "\n# another method\n")
+    status, _, err = invoke(generate, capsys, *line)
     assert status == 2 and "was written with files={" in err and str(objects) in err
     one, other = own.contents([f"{objects}:Last"]), own.contents([f"{objects}:Last:4", "ngram:4"])
     assert one == other and len(one[str(objects)]) == 64

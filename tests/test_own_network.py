@@ -193,12 +193,12 @@ def test_a_network_of_ones_own_is_trained_saved_and_loaded(
         del DRAFTERS["ahead"]
 
     # And exports, a run goes on from it, with another objective too.
-    with script("export") as module:
-        checkpoint = [f"--checkpoint={mine}:Ahead:{export}", f"--target={place / 'target'}"]
-        line = ["export", *checkpoint, "--format=plain", f"--output={tmp_path / 'again'}"]
-        assert invoke(module, capsys, *line) == (0, ANY, "")
-        status, _, err = invoke(module, capsys, *line[:3], "--format=zlab", line[-1])
-        assert status == 2 and "can be written as plain" in err
+    module = script("export")
+    checkpoint = [f"--checkpoint={mine}:Ahead:{export}", f"--target={place / 'target'}"]
+    line = ["export", *checkpoint, "--format=plain", f"--output={tmp_path / 'again'}"]
+    assert invoke(module, capsys, *line) == (0, ANY, "")
+    status, _, err = invoke(module, capsys, *line[:3], "--format=zlab", line[-1])
+    assert status == 2 and "can be written as plain" in err
     more = dataclasses.replace(
         config,
         init=str(tmp_path / "again"),

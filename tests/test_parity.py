@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
-from scripts import script
+from scripts import invoke, script, start
 from tiny_checkpoint import write_tiny
 
 from specjax.checkpoint import load
@@ -58,19 +57,17 @@ def test_parity_with_llama2c(shared: Path) -> None:
 
 @pytest.mark.usefixtures("quick_compile")
 def test_parity_script(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with script("parity") as parity:
-        check_script(parity, shared, capsys)
+    parity = script("parity")
+    check_script(parity, shared, capsys)
 
 
 def check_script(parity: Any, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> int | str | None:
         flags.FLAGS.unparse_flags()
-        for name in ("golden", "target", "logits_tol"):
-            flags.FLAGS[name].unparse()
-        flags.FLAGS(["parity", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            parity.main(["parity"])
-        return exit_.value.code
+        try:
+            return start(parity, "parity", *arguments)
+        except SystemExit as end:
+            return end.code
 
     precision = jax.config.jax_default_matmul_precision
     try:
@@ -96,19 +93,16 @@ def test_parity_without_golden_outputs(
     directory = write_tiny(tmp_path / "target")
     precision = jax.config.jax_default_matmul_precision
     try:
-        with script("parity") as parity, flagsaver.flagsaver():
-            flags.FLAGS(["parity", f"--checkpoint={directory}"])
-            with monkeypatch.context() as without, pytest.raises(SystemExit) as missing:
-                without.setitem(sys.modules, "torch", None)
-                parity.main(["parity"])
-            said = capsys.readouterr().err
-            assert missing.value.code == 2 and said.count("\n") == 1
-            assert "torch is not installed" in said and "pip install torch transformers" in said
-            pytest.importorskip("torch")
-            pytest.importorskip("transformers")
-            with pytest.raises(SystemExit) as compared:
-                parity.main(["parity"])
-            out = capsys.readouterr().out
-            assert compared.value.code == 0 and "4 of 4 within tolerance" in out, out
+        line = ("parity", f"--checkpoint={directory}")
+        parity = script("parity")
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "torch", None)
+            status, _, said = invoke(parity, capsys, *line)
+        assert status == 2 and said.count("\n") == 1
+        assert "torch is not installed" in said and "pip install torch transformers" in said
+        pytest.importorskip("torch")
+        pytest.importorskip("transformers")
+        status, out, _ = invoke(parity, capsys, *line)
+        assert status == 0 and "4 of 4 within tolerance" in out, out
     finally:
         jax.config.update("jax_default_matmul_precision", precision)

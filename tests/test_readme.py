@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
-from scripts import flags_of
+from scripts import flags_of, script
 
 import specjax
 
@@ -52,6 +53,24 @@ def test_the_commands_name_what_there_is() -> None:
         for file in re.findall(r"configs/\w+\.py", command):
             assert (ROOT / file).is_file(), file
     assert seen > 20 and "experiments.parity" in yours
+
+
+def test_every_script_is_installed_and_short() -> None:
+    """`specjax-NAME` and `python -m experiments.NAME` are one file of specjax/cli."""
+    made = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    files = {p.stem: p for p in (ROOT / "specjax" / "cli").glob("*.py")}
+    scripts = {name: text for name, p in files.items() if "\nscript = " in (text := p.read_text())}
+    assert {f"specjax-{name.replace('_', '-')}" for name in scripts} >= made.keys()
+    for installed, place in made.items():
+        name = installed.removeprefix("specjax-").replace("-", "_")
+        assert place == f"specjax.cli.{name}:script" and script(name).name == name
+    for name, text in scripts.items():
+        assert text.count("\n") <= 80 and script(name).about
+        assert (
+            f"from specjax.cli.{name} import script"
+            in (ROOT / "experiments" / f"{name}.py").read_text()
+        )
+    assert len(made) >= 16
 
 
 def test_the_package_lists_its_public_names_and_nothing_else() -> None:

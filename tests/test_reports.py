@@ -121,20 +121,20 @@ def test_the_script_refuses_in_one_line_and_reports(
     cut = tmp_path / "cut.jsonl"
     trace_file.save(TRACE, cut)
     cut.write_text("\n".join(cut.read_text().splitlines()[:4]) + "\n")
-    with script("report") as module:
-        # What is drawn is tested above.
-        monkeypatch.setattr(reporting, "report_traces", lambda traces, output: list(traces))
-        for arguments, told in (
-            ((), "name either --run directories or --trace files"),
-            (("--run=/nowhere",), "no such file; name the directory of a complete benchmark"),
-            (("--run=a", "--plain=b"), "--plain goes with --trace"),
-            ((f"--trace={cut}",), "--trace needs --output"),
-            ((f"--trace={cut}", "--output=x"), "was cut"),
-        ):
-            status, _, err = invoke(module, capsys, "report", *arguments)
-            assert status == 2 and told in err and err.count("\n") == 1
-        good = [tmp_path / f"{name}.jsonl" for name in ("plain", "dflash")]
-        for path, trace in zip(good, (PLAIN, TRACE)):
-            trace_file.save(trace, path)
-        given = (f"--trace={good[1]}", f"--plain={good[0]}", "--output=x")
-        assert invoke(module, capsys, "report", *given)[:2] == (0, "['plain', 'dflash']\n")
+    module = script("report")
+    # What is drawn is tested above.
+    monkeypatch.setattr(reporting, "report_traces", lambda traces, output: list(traces))
+    for arguments, told in (
+        ((), "name either --run directories or --trace files"),
+        (("--run=/nowhere",), "no such file; name the directory of a complete benchmark"),
+        (("--run=a", "--plain=b"), "--plain goes with --trace"),
+        ((f"--trace={cut}",), "--trace needs --output"),
+        ((f"--trace={cut}", "--output=x"), "was cut"),
+    ):
+        status, _, err = invoke(module, capsys, "report", *arguments)
+        assert status == 2 and told in err and err.count("\n") == 1
+    good = [tmp_path / f"{name}.jsonl" for name in ("plain", "dflash")]
+    for path, trace in zip(good, (PLAIN, TRACE)):
+        trace_file.save(trace, path)
+    given = (f"--trace={good[1]}", f"--plain={good[0]}", "--output=x")
+    assert invoke(module, capsys, "report", *given)[:2] == (0, "['plain', 'dflash']\n")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 from ml_collections import ConfigDict
 
 from specjax.cli.configs import config_of
+from specjax.cli.flags import RECORDS
 
 
 def get_config(script: str) -> ConfigDict:
-    return config_of(importlib.import_module(f"specjax.cli.{script}").script.options)
+    return config_of(RECORDS[script])

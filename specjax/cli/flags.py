@@ -21,6 +21,7 @@ from specjax.core.options import default_of
 from specjax.runs.places import take_directory, take_file
 
 DEFAULTS = Path(__file__).with_name("defaults.py")
+RECORDS: dict[str, type] = {}  # of scripts whose --config has defaults
 
 
 def define(kind: type, script: str) -> None:
@@ -36,6 +37,7 @@ def define(kind: type, script: str) -> None:
         elif not field.metadata["config"]:
             _define(field, hints[field.name])
     if any(field.metadata["config"] for field in dataclasses.fields(kind)):
+        RECORDS[script] = kind
         define_config(DEFAULTS.with_name(f"{DEFAULTS.name}:{script}"))
     define_import()
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from specjax.jobs.benchmarking import benchmark
     from specjax.jobs.benchmarks import benchmark_device, benchmark_peer, benchmark_training
     from specjax.jobs.chatting import chat
+    from specjax.jobs.comparing import parity
     from specjax.jobs.compiling import compile_report
     from specjax.jobs.diagnosing import diagnose
     from specjax.jobs.drafter_training import train_drafter
@@ -36,6 +37,7 @@ __all__ = [
     "export",
     "generate",
     "heldout_prompts",
+    "parity",
     "predict_check",
     "regenerate",
     "report",
@@ -55,6 +57,7 @@ _PLACES = {
     "export": "exporting",
     "generate": "generating",
     "heldout_prompts": "passages",
+    "parity": "comparing",
     "predict_check": "predicting",
     "regenerate": "regenerating",
     "report": "reporting",
