@@ -18,6 +18,7 @@ if metadata.version("jaxlib").startswith("0.10."):
     AS_USERS_DO["xla_cpu_use_fusion_emitters"] = True
 _FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # nor are they optimised: half of what is left
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -43,9 +44,11 @@ def shared() -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick_compile():
-    """Compiles with few optimisations: the tests are many programs that run for a moment."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """Compiles with few optimisations: the tests are many programs that run for a moment.
+
+    One that asks what users run sets the option to False.
+    """
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", True)

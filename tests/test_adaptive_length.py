@@ -25,7 +25,6 @@ from specjax.lab.costs.calibration import Calibration
 from specjax.lab.costs.explain_run import explain_trace
 from specjax.sampling import Options
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 V, K = 3, 3
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 
-import jax
 import jax.numpy as jnp
 import pytest
 import tiny
@@ -70,8 +69,7 @@ def test_the_family_is_found() -> None:
     assert trace.setup["family"] == "lookup"
 
 
-def test_a_lookup_that_finds_nothing_is_not_called_misread(quick_compile: None) -> None:
-    jax.config.update("jax_disable_most_optimizations", True)
+def test_a_lookup_that_finds_nothing_is_not_called_misread() -> None:
     target = tiny.model("llama")
     report = specjax.check_drafter(
         target, drafters.NGram(3, min_ngram=3), prompts=[[1, 2]], cycles=4

@@ -30,7 +30,6 @@ from specjax.lab.audit.texts import impossible_text
 from specjax.sampling import Counts
 from specjax.verify import Token
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Patch = pytest.MonkeyPatch
 FILE = Path(markov.__file__)
 TEXTS = 4000

@@ -20,7 +20,6 @@ from specjax.core.cache import full, recurrent, ring
 from specjax.core.types import Array
 from specjax.lab.audit import TARGET_CHECKS, audit, targets
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Patch = pytest.MonkeyPatch
 
 

@@ -35,13 +35,10 @@ PROMPTS = [
     {"prompt": "def naïve(é):", "category": "def"},
 ]
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target, a draft that often agrees with it, and prompts."""
-    jax.config.update("jax_disable_most_optimizations", True)
     path = tmp_path_factory.mktemp("benchmark")
     write_tiny(path / "target")
     write_tiny(path / "draft", noise=0.05)

@@ -30,8 +30,6 @@ from specjax.verify.base import VerifyKeys
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("name", sorted(verify.RULES))
 def test_forced_acceptance(name: str) -> None:

@@ -190,7 +190,6 @@ def test_a_rest_of_its_own_for_each_k() -> None:
     assert machine.additivity[1] == pytest.approx((0.05 + 1 + 0.3) / 1.2)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_calibrate_measures_real_cycles(tmp_path: Path) -> None:
     said: list[tuple[float, str]] = []
     found = specjax.measure.calibrate(
@@ -219,7 +218,6 @@ def test_calibrate_measures_real_cycles(tmp_path: Path) -> None:
     assert both.at(batch=2, drafter="x").drafter == "x"
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_sampled_guesses_and_taps_are_measured_too() -> None:
     target = tiny.model(layers=1)
     spec = tiny.make("medusa", 2, target=target)

@@ -16,8 +16,6 @@ from specjax import decode
 from specjax.core.ops import lookup
 from specjax.drafters import DRAFTERS, LM
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("family,num_draft", [("llama", 4), ("qwen3", 1)])
 @pytest.mark.parametrize("name", DRAFTERS)

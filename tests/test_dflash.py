@@ -28,7 +28,6 @@ from specjax.sampling import Options, make_sampling
 from specjax.train.objectives.base import Batch
 from specjax.train.state import Skeleton
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 FAMILY = ["dflash", "dflash2", "dspark"]
 VOCAB, SIZE, NUM_DRAFT = 7, 36, 3
 

@@ -123,7 +123,6 @@ def test_damaged_runs_are_refused(tmp_path: Path) -> None:
         explain_run(path)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_prediction_and_measurement_of_a_real_pair() -> None:
     """On a busy machine times say little: what must hold is how the numbers hang together."""
     target, spec = tiny.model(), tiny.make("ngram", 2)
@@ -146,7 +145,6 @@ def test_prediction_and_measurement_of_a_real_pair() -> None:
     assert told.predicted == pytest.approx(told.tau / known.at(context=30).total(2))
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("kind", ["recurrent", "ring"])
 def test_targets_and_drafts_of_other_kinds(kind: str) -> None:
     """What is measured of a cycle, and what is said of a drafter, need no slots."""

@@ -21,7 +21,6 @@ from specjax.models import FAMILIES
 from specjax.train.objectives import OBJECTIVES
 from specjax.verify import RULES
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).resolve().parent.parent
 EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 

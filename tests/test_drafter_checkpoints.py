@@ -28,8 +28,6 @@ from specjax.drafters.family import family_of
 from specjax.jobs import comparing
 from specjax.lab import diagnosis
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Folder -> target, class, what is said of it, taps (hidden_states), K.
 PUBLISHED: dict[str, tuple[str, type, str, tuple[int, ...] | None, int]] = {
     "dflash-qwen3": ("qwen3", drafters.DFlash, "z-lab DFlash", (2, 4), 5),

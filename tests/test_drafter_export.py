@@ -30,7 +30,6 @@ from specjax.checkpoint.pickle_reader import read_pickle
 from specjax.models.frozen import Frozen
 from specjax.models.layers.rope import LinearScaling, Rope, YarnScaling
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB = 40
 
 

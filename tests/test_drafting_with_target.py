@@ -24,8 +24,6 @@ from specjax.lab.compiler.hlo import count_copies
 from specjax.lab.costs.programs import Silent, one_token_session
 from specjax.models.layers import linear as products
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 K = 3
 
 

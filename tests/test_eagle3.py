@@ -32,8 +32,6 @@ from specjax.train.objectives.base import Batch
 from specjax.train.replay import replay
 from specjax.train.state import Skeleton
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # --- the network against the references -----------------------------------------------------------
 
 

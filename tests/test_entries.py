@@ -18,8 +18,6 @@ from specjax.core.cache.block import put, widen
 from specjax.core.triangular import solve_unit_lower
 from specjax.core.view import View
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROWS = 3
 WIDE = trees.chain(WINDOW + 3)  # a chunk wider than the window
 TREE = (0, 0, 0, 1, 1, 2, 4, 6)  # eight guesses on three levels, not in the order of levels

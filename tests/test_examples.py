@@ -27,7 +27,6 @@ from specjax.models import FAMILIES
 from specjax.train.config import DataConfig, DrafterConfig, EvalConfig
 from specjax.train.objectives import OBJECTIVES
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PARD, SUFFIX = f"{EXAMPLES}/pard.py:Pard", f"{EXAMPLES}/suffix_decoding.py:Suffix"
 ASK: dict[str, Any] = {"max_new_tokens": 24}

@@ -20,9 +20,6 @@ from specjax import drafters
 from specjax.drafters import LM
 from specjax.models import FAMILIES
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
 WARM = {"temperature": [0.0, 1.0, 0.0, 1.0], "seed": [3, 1, 4, 1], "rule": "coupled"}
 
 

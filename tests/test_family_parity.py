@@ -33,9 +33,6 @@ OWN = ("qwen2", "mistral", "ministral", "gemma3")
 HYBRID = Tolerances(logits=4e-4)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
 @pytest.fixture(autouse=True)
 def precise() -> Iterator[None]:
     with jax.default_matmul_precision("highest"):

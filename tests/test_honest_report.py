@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import made_traces
 import numpy as np
 import pytest
@@ -41,14 +40,12 @@ from specjax.lab.view.result import read_result
 from specjax.trace import trace_file
 from specjax.trace.metrics import METRICS
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 SETS = {"jsonl": ["def area(", "x = 1\n", "def naïve(é):"], "turns": ["import os\n"]}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two prompt sets, the second of one prompt; a drafter at two k, and prompt lookup."""
-    jax.config.update("jax_disable_most_optimizations", True)
     path = tmp_path_factory.mktemp("honest")
     write_tiny(path / "target")
     write_tiny(path / "draft", noise=0.05)

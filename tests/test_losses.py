@@ -10,8 +10,6 @@ from scipy.special import log_softmax, rel_entr, softmax
 
 from specjax.train import losses
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 V, IDS = 9, np.array([0, 2, 3, 5, 8])
 
 

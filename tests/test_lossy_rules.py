@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 import tiny
 from rich.console import Console
 
@@ -18,8 +17,6 @@ from specjax.lab.costs.explain import marked
 from specjax.lab.records.run import Run, Summary
 from specjax.lab.view import headline, marks, summary, tables
 from specjax.trace import trace_file
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TYPICAL = Path(__file__).parent.parent / "examples" / "typical_acceptance.py"
 

@@ -20,8 +20,6 @@ from specjax.models.layers.latent import LatentAttention, LatentConfig
 from specjax.models.layers.reading import Reading
 from specjax.models.layers.rope import Rope, YarnScaling
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 Golden = dict[str, np.ndarray]
 HIDDEN, STATE = 1e-4, 1e-5  # the gates that come with the reference outputs
 

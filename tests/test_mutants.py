@@ -29,7 +29,6 @@ from specjax.drafters.lm import drafter as lm
 from specjax.verify import coupled
 from specjax.verify.base import RejectionLaw, VerifyKeys
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Patch = pytest.MonkeyPatch
 
 

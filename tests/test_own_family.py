@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import pytest
 from flax import nnx
 from test_bad_input import complain
 
 import specjax
 from specjax.core import own
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 FAMILY = '''
 """Experts instead of an MLP, and a config of its own that knows of no MLP's width."""

@@ -25,7 +25,6 @@ from specjax.models import FAMILIES
 from specjax.prompts import prompt_sets
 from specjax.verify import RULES
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).resolve().parent.parent
 
 OBJECTS = """

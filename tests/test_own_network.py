@@ -26,8 +26,6 @@ from specjax.models.layers.rope import LinearScaling, Rope
 from specjax.train.drafter import Trainee, fresh
 from specjax.train.objectives.checking import check_objective
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NETWORK = '''
 """One small network guesses all tokens from the last state of the target."""
 

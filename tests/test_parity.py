@@ -19,7 +19,6 @@ from specjax.checkpoint import load
 from specjax.checkpoint.parity import Tolerances, compare_story, compare_target
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("name", ["llama3", "llama3-tied", "qwen3"])
 def test_parity_with_transformers(shared: Path, name: str) -> None:
     model = load(shared / "parity" / name, dtype="float32")
@@ -37,7 +36,6 @@ def test_parity_with_transformers(shared: Path, name: str) -> None:
     assert passed["router_logits"] is None and passed["hidden_states"] is True
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_parity_with_llama2c(shared: Path) -> None:
     folder = shared / "weights" / "stories260K"
     model = load(folder / "stories260K.bin")
@@ -55,7 +53,6 @@ def test_parity_with_llama2c(shared: Path) -> None:
     assert model.tokenizer.encode(text)[:100] == [1, *golden["greedy_ids"][:99]]
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_parity_script(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parity = script("parity")
     check_script(parity, shared, capsys)
@@ -85,7 +82,6 @@ def check_script(parity: Any, shared: Path, capsys: pytest.CaptureFixture[str]) 
         jax.config.update("jax_default_matmul_precision", precision)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_parity_without_golden_outputs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

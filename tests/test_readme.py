@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 from scripts import flags_of, script
 
@@ -23,9 +22,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_blocks_of_python_run_in_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compile: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jax.config.update("jax_disable_most_optimizations", True)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for number, block in enumerate(blocks("python"), 1):

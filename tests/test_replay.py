@@ -20,8 +20,6 @@ from specjax.lab.bench import recorder
 from specjax.trace import metrics, replay, trace_file
 from specjax.trace.trace import Cycle, Detail, Text, Trace
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 VOCAB = 7  # few enough that random guesses are right now and then
 LIMITS, STOPS, MOST = [21, 5, 30], (3,), 4
 

@@ -20,7 +20,6 @@ from specjax.core.types import Array
 from specjax.lab.audit.options import ORDER, OUT, chances, reference, temperature
 from specjax.sampling import Counts, Options, Sampling, count_prefixes, make_sampling, warp
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, ROWS, GUESSES = 13, 48, 3
 
 # --- one call for a batch in which every row asks for something else ------------------------------

@@ -19,8 +19,6 @@ from specjax.core.types import KINDS
 from specjax.drafters import DRAFTERS, drawing, lm
 from specjax.drafters.base import parents_of
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def bound(name: str, kind: str) -> Any:
     num_draft = 5 if name == "medusa_tree" else checks.NUM_DRAFT  # of two levels, as chains are

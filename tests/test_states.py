@@ -19,8 +19,6 @@ from specjax.drafters import LM
 from specjax.drafters.base import Context
 from specjax.lab.audit import audit
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 K, BASE = 3, 97
 
 # Fault -> the law it breaks, and what the counterexample says.

@@ -51,13 +51,10 @@ MODEL = {
 }
 SMALL = {**MODEL, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A directory with a target that has learned the text, and the text."""
-    jax.config.update("jax_disable_most_optimizations", True)
     path = tmp_path_factory.mktemp("drafters")
     (path / "text.txt").write_text(TEXT)
     tokens = byte_level_bpe(TEXT, MODEL["vocab_size"])

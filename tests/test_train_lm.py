@@ -49,8 +49,6 @@ MODEL = {
 TEXT = "".join(f"def f{i}(x):\n    return x + {i}\n\n\n" for i in range(300))
 STEPS, SEQ_LEN = 8, 16
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def tokens() -> Tokenizer:
@@ -338,7 +336,6 @@ _SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-jax.config.update("jax_disable_most_optimizations", True)
 from test_train_lm import fresh, MODEL
 from specjax.core.sharding import parse_mesh, use_mesh
 from specjax.train import loop, next_token

@@ -23,7 +23,6 @@ from specjax.trace import trace_file
 from specjax.trace.metrics import figures
 from specjax.trace.trace import BONUS, CORRECTION, Cycle, Trace
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 SEEDS = [3, 1, 4, 1]
 
 

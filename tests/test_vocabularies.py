@@ -19,8 +19,6 @@ from specjax.checkpoint.tokenizer import load_tokenizer
 from specjax.drafters import LM
 from specjax.drafters.vocabularies import VocabularyWarning, check_same_tokens
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def edited(source: Path, directory: Path, change: Any) -> Path:
     shutil.copytree(source, directory)

@@ -34,7 +34,6 @@ from specjax.lab.compiler import hlo, traffic
 from specjax.lab.compiler.abstract import abstract_net
 from specjax.session import between
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB, STEPS, ROWS = 32, 12, 8
 PROMPTS = [p[:12] for p in tiny.prompts(ROWS, VOCAB)]
 

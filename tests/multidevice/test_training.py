@@ -16,7 +16,6 @@ from specjax.train.optimizer import make_optimizer, schedule
 from specjax.train.state import init_state, place
 from specjax.train.step import make_step
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 VOCAB = 32
 DRAFT = {
     **tiny.RAW,
