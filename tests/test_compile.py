@@ -316,7 +316,7 @@ def test_every_shape_and_every_directory_fits_the_defaults(drafter: str, tmp_pat
 
 def test_the_examples_of_the_script_are_right() -> None:
     module = script("compile")
-    told = module.script.about.replace("\\\n", " ")
+    told = module.about.replace("\\\n", " ")
     examples = re.findall(r"python -m experiments\.compile(.*)", told)
     assert len(examples) == 5
     for example in examples[:2]:

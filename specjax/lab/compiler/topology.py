@@ -52,29 +52,31 @@ class Topology:
         """What `core.ops` are chosen by."""
         return Platform(self.platform, self.cores)
 
-    def mesh(self, data: int, model: int) -> Mesh | None:
+    def mesh(self, data: int, model: int, experts: int = 1) -> Mesh | None:
         """The mesh of these sizes; None for one local device.
 
         Raises:
           ValueError: if it does not have as many devices as the slice (locally: if it has more).
         """
-        need, have = data * model, len(self.devices)
+        sizes = {"data": data, "model": model, **({"experts": experts} if experts > 1 else {})}
+        said = ",".join(f"{name}:{size}" for name, size in sizes.items())
+        need, have = math.prod(sizes.values()), len(self.devices)
         if self.name != "local" and need != have:
             raise ValueError(
-                f"--mesh=data:{data},model:{model} has {need} devices, but {self.name} has {have}"
+                f"--mesh={said} has {need} devices, but {self.name} has {have}"
                 f" ({self.num_chips} chips); choose sizes whose product is {have}."
             )
         if need > have:
             raise ValueError(
-                f"--mesh=data:{data},model:{model} has {need} devices, but there are {have} here;"
+                f"--mesh={said} has {need} devices, but there are {have} here;"
                 " on CPU set XLA_FLAGS=--xla_force_host_platform_device_count."
             )
         if self.name == "local" and need == 1:
             return None
         return jax.make_mesh(
-            (data, model),
-            ("data", "model"),
-            axis_types=(AxisType.Auto, AxisType.Auto),
+            tuple(sizes.values()),
+            tuple(sizes),
+            axis_types=(AxisType.Auto,) * len(sizes),
             devices=self.devices[:need],
         )
 
