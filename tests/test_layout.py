@@ -76,7 +76,7 @@ MAY_IMPORT = {
         *("session", "decode", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),
     ),
-    "lab.view": ("lab.costs", "lab.records", "trace", "decode", "core"),
+    "lab.view": ("lab.costs", "lab.records", "runs", "trace", "decode", "core"),
     "lab.bench": (
         *("lab.view", "lab.compiler", "lab.costs", "lab.records", "train", "api", "request"),
         *("prompts", "recording", "session", "text"),

@@ -50,7 +50,7 @@ def read(path: Path, otherwise: str = "delete it and the lines behind it.") -> l
       OSError: if it cannot be read.
     """
     records = []
-    for number, record in enumerate(scan(path), 1):
+    for number, record in enumerate(scan(path) if path.exists() else (), 1):
         if record is None:
             raise ValueError(f"{path}, line {number}: damaged, and not a result; {otherwise}")
         records.append(record)
@@ -58,9 +58,7 @@ def read(path: Path, otherwise: str = "delete it and the lines behind it.") -> l
 
 
 def scan(path: Path) -> Iterator[Record | None]:
-    """The lines of a file in their order; None for one that is no JSON object."""
-    if not path.exists():
-        return
+    """The lines of a file in their order; None for one that is no JSON object. Raises OSError."""
     for line in read_bytes(path).split(b"\n")[:-1]:
         try:
             record = parse_json(line, "line")

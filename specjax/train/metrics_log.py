@@ -58,7 +58,7 @@ class MetricsLog:
 def _records(path: Path, step: int) -> tuple[list[lines.Record], bool]:
     """The records of steps up to ``step`` in their order, and whether one before is damaged."""
     kept, last, damaged, damaged_before = list[lines.Record](), -1, False, False
-    for record in lines.scan(path):
+    for record in lines.scan(path) if path.exists() else ():
         number: Any = record and record.get("step")
         if not isinstance(number, int):
             damaged = True

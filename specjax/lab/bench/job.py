@@ -130,26 +130,10 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
       ValueError: in one line, on whatever does not exist or does not fit.
     """
     config = read_config(settings)
-    mode = config.mode
-    if mode not in MODES:
-        raise ValueError(f"mode={mode!r}: one of {', '.join(MODES)}.")
-    suite = config.suite
-    curves: list[Curve] = [parse_curve(c) for c in config.curves]
-    if mode == "synthetic" and not curves:
-        raise ValueError("mode=synthetic needs curves: a tau such as 2.5, or FILE.yaml:MODEL:MODE.")
-    if mode == "replay":
-        check_replay(config)
+    suite, curves = config.suite, check_mode(config)
     variables = assign(config.template_args, "template_args")
     how = Rendering(config.template, config.system, variables, config.turns)
-    sets = [prompt_sets.load(name) for name in config.prompt_sets]
-    names = [s.name for s in sets]
-    if not sets or len(set(names)) < len(names):
-        raise ValueError(f"prompt_sets={names}: name at least one, and each once.")
-    most, count = config.max_prompt_tokens, config.num_prompts
-    if most < 0:
-        raise ValueError(f"max_prompt_tokens={most}: must be at least 0, which leaves none out.")
-    for prompt_set in sets:  # what can be said before the target is loaded
-        prompt_sets.spread(prompt_set.questions, count)
+    sets, most = load_sets(config), config.max_prompt_tokens
     target = load(config.target, dtype=config.dtype or None, mesh=config.mesh or None)
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer.json, so it reads no prompts.")
@@ -159,9 +143,9 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
     specs = plan.load_specs(suite, target)
 
     def expand(prompts: Sequence[Prompt]) -> list[Group]:
-        return plan.expand(suite, target, specs, prompts, curves if mode == "synthetic" else ())
+        return plan.expand(suite, target, specs, prompts, curves)
 
-    sets, left_out = draw(sets, how, target.tokenizer, chat, count=count, most=most)
+    sets, left_out = draw(sets, how, target.tokenizer, chat, count=config.num_prompts, most=most)
     prompts = render(sets, how, target.tokenizer, chat)
     groups = expand(prompts)
     if how.turns != 1:
@@ -170,11 +154,41 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
         prompts = [p for p in whole if not most or len(p.tokens) <= most]
         left_out += len(whole) - len(prompts)
         groups = expand(prompts)
-    here = machine.Machine.here()
+    run = describe(settings, target, how, prompts, groups)
+    hashes = {s.name: s.sha256 for s in sets}
+    run = dataclasses.replace(run, prompt_sets=hashes, left_out=left_out)
+    return Job(target, suite, specs, prompts, groups, run)
+
+
+def load_sets(config: Config) -> list[prompt_sets.PromptSet]:
+    """The prompt sets, and what can be said of them before the target is loaded."""
+    sets = [prompt_sets.load(name) for name in config.prompt_sets]
+    names = [s.name for s in sets]
+    if not sets or len(set(names)) < len(names):
+        raise ValueError(f"prompt_sets={names}: name at least one, and each once.")
+    if config.max_prompt_tokens < 0:
+        raise ValueError(
+            f"max_prompt_tokens={config.max_prompt_tokens}: must be at least 0, which leaves none "
+            "out."
+        )
+    for prompt_set in sets:
+        prompt_sets.spread(prompt_set.questions, config.num_prompts)
+    return sets
+
+
+def describe(
+    settings: Mapping[str, Any],
+    target: Model,
+    how: Rendering,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Group],
+) -> Run:
+    """What run.json will say, but for the sets that the prompts are of."""
+    config, here = read_config(settings), machine.Machine.here()
     named = (config.target, *config.drafters, *config.rules, *config.prompt_sets)
-    run = Run(
+    return Run(
         config=json.loads(json.dumps({k: v for k, v in settings.items() if k not in _FREE})),
-        mode=mode,
+        mode=config.mode,
         device=here.device,
         machine=here,
         versions={**machine.versions("specjax", "jax", "jaxlib"), **own.contents(named)},
@@ -183,16 +197,27 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
         target=Target.of(target),
         dtype=str(target.dtype),
         prompts_sha256=prompts_sha256(prompts),
-        prompt_sets={s.name: s.sha256 for s in sets},
         num_prompts=len(prompts),
-        left_out=left_out,
         template=how.template,
         system=how.system,
         thinking=dict(how.variables),
         turns=how.turns,
         cases=tuple(case.planned for group in groups for case in group.cases),
     )
-    return Job(target, suite, specs, prompts, groups, run)
+
+
+def check_mode(config: Config) -> list[Curve]:
+    """The curves to force, of a mode that does. Raises ValueError on a mode that cannot be."""
+    if config.mode not in MODES:
+        raise ValueError(f"mode={config.mode!r}: one of {', '.join(MODES)}.")
+    curves = [parse_curve(c) for c in config.curves]
+    if config.mode == "replay":
+        check_replay(config)
+    if config.mode != "synthetic":
+        return []
+    if not curves:
+        raise ValueError("mode=synthetic needs curves: a tau such as 2.5, or FILE.yaml:MODEL:MODE.")
+    return curves
 
 
 def check_replay(config: Config) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from specjax import api
 from specjax.checkpoint.drafters.named import as_spec
@@ -19,6 +21,7 @@ from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import name_of, with_num_draft
 from specjax.lab.bench.synthetic import Curve
+from specjax.lab.costs import turns
 from specjax.lab.costs.calibration import (
     Cell,
     calibrate,
@@ -111,15 +114,12 @@ class PredictionCheck:
         """Measures every k once, every other time in reverse order."""
         reverse, self._rounds = self._rounds % 2 == 1, self._rounds + 1
         for k in sorted(self._ks, reverse=reverse):
-            ours, plain = [], []
+            ours, plain = list[Trace](), list[Trace]()
             for i, prompt in enumerate(self._prompts):
-                first = (i + self._rounds) % 2 == 0
-                if first:
-                    plain.append(self._one(NoDraft(), prompt))
-                ours.append(self._one(self._specs[k], prompt))
-                if not first:
-                    plain.append(self._one(NoDraft(), prompt))
-                self._cell.sample(k, reverse=first)
+                sides = [partial(self._one, s, prompt) for s in (self._specs[k], NoDraft())]
+                for traces, trace in zip((ours, plain), turns.take(sides, i + self._rounds)):
+                    traces.append(trace)
+                self._cell.sample(k, reverse=(i + self._rounds) % 2 == 0)
             self._ratios[k].append(_pace(Trace.join(plain)) / _pace(Trace.join(ours)))
 
     def result(self) -> Check:
@@ -151,6 +151,21 @@ def _pace(trace: Trace) -> float:
     pace = metrics.figures(trace).tpot_ms
     assert pace is not None, "these traces have times"
     return pace
+
+
+def _in_turns(
+    sides: Sequence[Callable[[], Trace]], repeats: int, progress: Progress
+) -> tuple[Trace, float]:
+    """The last trace of the first side, and the median of how much faster it was than the other."""
+    for i, side in enumerate(sides):  # compiles
+        progress(0.1 * i, "warming up")
+        side()
+    ratios = []
+    for j in range(repeats):
+        progress(0.2 + 0.2 * j / repeats, f"generation {j + 1} of {repeats}")
+        traces = turns.take(sides, j)
+        ratios.append(_pace(traces[1]) / _pace(traces[0]))
+    return traces[0], statistics.median(ratios)
 
 
 def explain_pair(
@@ -190,27 +205,12 @@ def explain_pair(
     batch, longest = len(prompts), max(map(len, prompts), default=0) + max_new_tokens
 
     def generate(drafter: Spec, rule: str | None) -> Trace:
+        law: dict[str, Any] = {"temperature": temperature, "rule": rule}
         texts = [list(p) for p in prompts]
-        return api.generate(
-            target,
-            drafter,
-            texts,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            rule=rule,
-        ).trace
+        return api.generate(target, drafter, texts, max_new_tokens=max_new_tokens, **law).trace
 
-    sides = [(spec, rule), (NoDraft(), None)]
-    for i, side in enumerate(sides):  # compiles
-        progress(0.1 * i, "warming up")
-        generate(*side)
-    ratios = []
-    for j in range(repeats):
-        progress(0.2 + 0.2 * j / repeats, f"generation {j + 1} of {repeats}")
-        order = (0, 1) if j % 2 == 0 else (1, 0)
-        traces = {i: generate(*sides[i]) for i in order}
-        ratios.append(_pace(traces[1]) / _pace(traces[0]))
-    trace = traces[0]
+    sides = [lambda: generate(spec, rule), lambda: generate(NoDraft(), None)]
+    trace, speedup = _in_turns(sides, repeats, progress)
     known = calibrate(
         target,
         spec,
@@ -226,7 +226,7 @@ def explain_pair(
     found = explain(
         metrics.figures(trace),
         costs[0],
-        speedup=statistics.median(ratios),
+        speedup=speedup,
         device=known.machine.device,
         single=costs[1],
         family=family_of(spec),

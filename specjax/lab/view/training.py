@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from specjax.core.files import parse_json, read_text
 from specjax.lab.view.style import canvas, grid, legend_above, literal
+from specjax.runs import lines
 
 # Panel -> fields of the records that it shows, with their names there.
 PANELS = {
@@ -29,16 +29,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     if path.is_dir():
         path = path / "metrics.jsonl"
     try:
-        data = read_text(path)
+        found = list(lines.scan(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as metrics of a run: {error}.") from None
     records = []
-    for i, line in enumerate(data.split("\n")[:-1]):
-        try:
-            record = parse_json(line, "line")
-            int(record["step"])
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path}, line {i + 1}: no record of a training run.") from None
+    for i, record in enumerate(found, 1):
+        if record is None or not isinstance(record.get("step"), int):
+            raise ValueError(f"{path}, line {i}: no record of a training run.")
         records.append(record)
     if not records:
         raise ValueError(f"{path} holds no record yet; train longer than log_every steps.")
@@ -62,16 +59,16 @@ def plot_training(
     if panel not in PANELS:
         raise ValueError(f"panel={panel!r}: there are {', '.join(PANELS)}.")
     records = read_metrics(run) if isinstance(run, str | Path) else list(run)
-    lines = {
+    curves = {
         name: [(r["step"], r[field]) for r in records if field in r]
         for field, name in PANELS[panel].items()
     }
-    lines = {name: points for name, points in lines.items() if points}
-    if not lines:
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
         raise ValueError(f"The run has not recorded {' or '.join(PANELS[panel])}.")
     with canvas(ax, (6.4, 2.9)) as (ax, palette):
         looks = zip(("-", "--"), (palette.own, palette.draft), ("o", "s"))
-        for (name, points), (dash, colour, marker) in zip(lines.items(), looks):
+        for (name, points), (dash, colour, marker) in zip(curves.items(), looks):
             look: Any = {"ls": dash, "marker": marker if len(points) <= 40 else "", "ms": 4}
             told = f"{literal(name)}: {points[-1][1]:.3g} at the end"
             ax.plot(*zip(*points), color=colour, label=told, **look)
