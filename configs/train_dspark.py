@@ -26,13 +26,12 @@ def get_config() -> ConfigDict:
         kind="dspark",
         num_draft=7,
         sizes={
+            "markov_rank": 64,
             "layers": 2,
             "num_taps": 3,
-            # 0: the target's, or that of init; fewer than init has: its largest neurons.
-            "intermediate_size": 0,
+            "intermediate_size": 0,  # as in train_dflash.py
             "mask_token_id": config_dict.placeholder(int),  # None: the last one
             "from_target": True,  # layers begin as the last ones of the target
-            "markov_rank": 64,
         },
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step

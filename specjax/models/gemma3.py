@@ -107,12 +107,6 @@ class Gemma3(Decoder):
     small: ClassVar = {"sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 9}
 
     @staticmethod
-    def skipped(config: Any) -> tuple[str, ...]:
-        """What reads images."""
-        del config
-        return r"(model\.)?vision_tower\..*", r"(model\.)?multi_modal_projector\..*"
-
-    @staticmethod
     def make_layer(
         config: DecoderConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> nnx.Module:
@@ -127,6 +121,12 @@ class Gemma3(Decoder):
 
     def embed(self, tokens: Array) -> Array:
         return self.embed_scale * self.embed_tokens(tokens)
+
+    @staticmethod
+    def skipped(config: Any) -> tuple[str, ...]:
+        """What reads images."""
+        del config
+        return r"(model\.)?vision_tower\..*", r"(model\.)?multi_modal_projector\..*"
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> GemmaConfig:

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
-from specjax.checkpoint.drafters.format import Formats
-from specjax.core.types import Array
 from specjax.drafters.dflash.net import DFlashConfig, DFlashNet
 from specjax.drafters.misreadings import rope, taps, trial
-from specjax.drafters.spec import Misreading, Spec
-from specjax.models.frozen import Frozen
+from specjax.drafters.published import Published
+from specjax.drafters.spec import Misreading
 from specjax.models.target import Target
 
-if TYPE_CHECKING:
-    from specjax.drafters.dflash.objective import DFlashObjective
 
-
-class DFlashKind(Spec):
+class DFlashKind(Published):
     """A spec with a `DFlashNet`."""
 
-    needs_model: ClassVar[bool] = True
+    folder: ClassVar[str] = "specjax.drafters.dflash"
     net_class = DFlashNet
-    net: Frozen
-
-    @classmethod
-    def objective(cls) -> type[DFlashObjective]:
-        from specjax.drafters.dflash.objective import DFlashObjective
-
-        return DFlashObjective
-
-    @classmethod
-    def formats(cls) -> Formats:
-        from specjax.drafters.dflash.formats import FORMATS
-
-        return FORMATS
-
-    def outputs(self, target: Target, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
-        from specjax.drafters.dflash.parity import outputs
-
-        return outputs(target, self, golden, prompt)
 
     def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: DFlashConfig = self.net.config

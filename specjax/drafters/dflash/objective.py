@@ -288,3 +288,6 @@ def draw_anchors(batch: Batch, num: int, key: Array) -> tuple[Array, Array]:
     anchors = jnp.where(score >= 0, anchors, size - 1)
     order = anchors.argsort(axis=1)
     return tuple(jnp.take_along_axis(x, order, axis=1) for x in (anchors, score >= 0))  # type: ignore[return-value]
+
+
+OBJECTIVE = DFlashObjective

@@ -58,9 +58,6 @@ class Eagle3(Eagle3Kind):
     target_ids: Array | None = None
     name: str = "eagle3"
 
-    summary = "one layer over fused states of the target, step by step"
-    demo = "demo:eagle3"
-    outline_sizes = ("vocab",)
     __repr__ = one_line
 
     def bind(self, target: Target, kind: str) -> Eagle3Drafter:

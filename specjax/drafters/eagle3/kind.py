@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable
+from typing import ClassVar
 
-from specjax.checkpoint.drafters.format import Formats
-from specjax.core.types import Array
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.drafters.misreadings import rope, taps, trial
-from specjax.drafters.spec import Misreading, Spec
-from specjax.models.frozen import Frozen
+from specjax.drafters.published import Published
+from specjax.drafters.spec import Misreading
 from specjax.models.target import Target
 
-if TYPE_CHECKING:
-    from specjax.drafters.eagle3.objective import Eagle3Objective
 
-
-class Eagle3Kind(Spec):
+class Eagle3Kind(Published):
     """A spec with an `Eagle3Net`."""
 
-    needs_model: ClassVar[bool] = True
+    folder: ClassVar[str] = "specjax.drafters.eagle3"
     nested: ClassVar[bool] = True
+    summary: ClassVar[str] = "one layer over fused states of the target, step by step"
+    demo: ClassVar[str | None] = "demo:eagle3"
+    outline_sizes: ClassVar[tuple[str, ...]] = ("vocab",)
     net_class = Eagle3Net
-    net: Frozen
-
-    @classmethod
-    def objective(cls) -> type[Eagle3Objective]:
-        from specjax.drafters.eagle3.objective import Eagle3Objective
-
-        return Eagle3Objective
-
-    @classmethod
-    def formats(cls) -> Formats:
-        from specjax.drafters.eagle3.formats import FORMATS
-
-        return FORMATS
 
     def passes(self, num_draft: int) -> int:
         return num_draft
@@ -45,11 +30,6 @@ class Eagle3Kind(Spec):
 
     def weight_reads(self, weight: str, num_draft: int) -> int:
         return 1 if weight.startswith("fc") else num_draft  # what fuses the target's states
-
-    def outputs(self, target: Target, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
-        from specjax.drafters.eagle3.parity import outputs
-
-        return outputs(target, self, golden, prompt)
 
     def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: Eagle3Config = self.net.config

@@ -219,3 +219,6 @@ def looking_along(first: Block, own: tuple[Block, ...], visible: Array) -> Look:
         return out.reshape(rows, heads, width, size).astype(q.dtype)
 
     return look
+
+
+OBJECTIVE = Eagle3Objective

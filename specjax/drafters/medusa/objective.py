@@ -101,3 +101,6 @@ class MedusaObjective:
             return x.reshape(rows, -1, size, last).swapaxes(0, 1)
 
         return jax.tree.map(one, tree)
+
+
+OBJECTIVE = MedusaObjective

@@ -33,6 +33,30 @@ class Guesses:
 
 
 @dataclasses.dataclass(frozen=True)
+class Parting:
+    """Texts beside those that they should be; from a tie on, another text is as right."""
+
+    compared: int  # tokens
+    ties: int  # texts that were left at one
+    differ: int  # texts
+    first: tuple[int, int] | None  # (text, token) that differs
+
+    @classmethod
+    def of(cls, got: np.ndarray, want: np.ndarray, close: np.ndarray) -> Parting:
+        """All [B, new]: texts, the right ones padded with V, and where those were close."""
+        tied = close.cumsum(1) > 0
+        wrong = (got != want) & ~tied
+        rows = wrong.any(1)
+        row = int(rows.argmax())
+        return cls(
+            compared=int((~tied & (want < VOCAB)).sum()),
+            ties=int(tied.any(1).sum()),
+            differ=int(rows.sum()),
+            first=(row, int(wrong[row].argmax())) if rows.any() else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Observed:
     """A decoded batch."""
 

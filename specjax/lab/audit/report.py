@@ -23,6 +23,11 @@ class Check:
     seconds: float = 0.0
     by_design: bool = False  # it does not hold, and the rule says that it need not
 
+    @classmethod
+    def unless(cls, *, counterexample: str | None, **fields: Any) -> Check:
+        """One that a single counterexample fails; None: there is none."""
+        return cls(passed=counterexample is None, counterexample=counterexample, **fields)
+
     def __str__(self) -> str:
         word = "ok  " if self.passed else "diff" if self.by_design else "FAIL"
         head = f"{word} {self.name}: {self.tested}"

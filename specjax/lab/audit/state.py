@@ -6,7 +6,7 @@ import numpy as np
 
 from specjax.checkpoint.load import Model
 from specjax.lab.audit.batch import Batch, has_cache, poison
-from specjax.lab.audit.evidence import Evidence, Observed
+from specjax.lab.audit.evidence import Evidence, Observed, Parting
 from specjax.lab.audit.laws import VOCAB
 from specjax.lab.audit.options import PENALTIES, reference
 from specjax.lab.audit.report import Check
@@ -18,26 +18,22 @@ TIE = 1e-4  # of two logits that differ by less, float32 may find either the lar
 
 def check_greedy(evidence: Evidence) -> Check:
     """At temperature 0 the text is the target's own, whatever is guessed."""
-    observed, first, compared = evidence.cold, None, 0
+    observed = evidence.cold
     rows = observed.batch.rows
     want, close = greedy_texts(evidence.subject.target, rows)
-    tied = close.cumsum(1) > 0
-    wrong = (observed.texts != want) & ~tied
-    compared = int((~tied & (want < VOCAB)).sum())
-    if wrong.any():
-        b = int(wrong.any(1).argmax())
-        n = int(wrong[b].argmax())
+    found, first = Parting.of(observed.texts, want, close), None
+    if found.first is not None:
+        b, n = found.first
         first = (
             f"Prompt {list(rows[b].prompt)}, {_asked(rows[b])}: after {want[b, :n].tolist()} the "
             f"target's likeliest token is {_token(want[b, n])}, and the text has "
             f"{_token(observed.texts[b, n])}."
         )
-    return Check(
+    return Check.unless(
         name="greedy",
-        passed=first is None,
         tested=(
-            f"{compared} tokens of {len(rows)} texts at temperature 0, with and without penalties "
-            "and stop tokens, against one pass a token without a cache"
+            f"{found.compared} tokens of {len(rows)} texts at temperature 0, with and without "
+            "penalties and stop tokens, against one pass a token without a cache"
         ),
         counterexample=first,
     )
@@ -76,9 +72,8 @@ def check_stale(evidence: Evidence) -> Check:
         cached, cycles = cached or keeps, cycles + ran
         first = first or _difference(observed, dirty)
     whose = "the target's and the drafter's caches" if cached else "the target's cache"
-    return Check(
+    return Check.unless(
         name="stale",
-        passed=first is None,
         tested=(
             f"{sum(len(o.batch.rows) for o in clean)} texts decoded again with the stale slots of "
             f"{whose} poisoned (keys NaN, values the largest finite number) and the tokens behind "

@@ -194,9 +194,8 @@ def check_state(evidence: Evidence) -> Check:
     fault = next(faults(story, begin), None)
     counts = np.array(story.counts, np.int32).reshape(-1, len(rows))
     full = int((counts == num_levels(side.drafter) + 1).sum())
-    return Check(
+    return Check.unless(
         name="state",
-        passed=fault is None,
         tested=(
             f"what {len(rows)} rows guess after each of {len(counts)} cycles with random verdicts "
             f"({full} of {counts.size} accept all guesses, {int((counts == 0).sum())} commit "

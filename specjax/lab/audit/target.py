@@ -206,9 +206,8 @@ def _rounds(
                 f"{was})."
             )
     kinds = ", ".join(dict.fromkeys(evidence.entries))
-    return Check(
+    return Check.unless(
         name=name,
-        passed=first is None,
         tested=(
             f"the states of all layers ({kinds}) in {len(evidence.rounds)} blocks, chains, trees "
             f"and wide ones, of {ROWS} rows of different lengths, {against}: the largest "
@@ -233,9 +232,8 @@ def check_widths(evidence: TargetEvidence) -> Check:
                     f"Fed {way}, the output of {evidence.layer(layer)} at token {t} of row {b} "
                     f"differs by {size:.1e} of its size from that of blocks of {evidence.k + 1}."
                 )
-    return Check(
+    return Check.unless(
         name="widths",
-        passed=first is None,
         tested=(
             f"one text fed in blocks of k + 1 = {evidence.k + 1} tokens, and {'; '.join(ways)}: "
             f"the largest difference is {largest:.1e} of a layer's largest value (allowed: "
@@ -300,9 +298,8 @@ def check_coupling(evidence: TargetEvidence) -> Check:
         accepted += int(np.maximum(np.asarray(state.record.accepted), 0).sum())
         compared += got.size
         first = first or _difference(evidence, plain, who, got, want)
-    return Check(
+    return Check.unless(
         name="coupling",
-        passed=first is None,
         tested=(
             f"{compared} tokens of {len(rows)} texts, at temperature 0 and 1, guessed by "
             f"{' and by '.join(guessing)} ({accepted} guesses accepted), against plain decoding "

@@ -12,7 +12,7 @@ import numpy as np
 from specjax.core import keys
 from specjax.core.keys import row_keys
 from specjax.lab.audit.drafting import rates, statistical
-from specjax.lab.audit.evidence import Evidence
+from specjax.lab.audit.evidence import Evidence, Parting
 from specjax.lab.audit.laws import GROUPS, NEW, VOCAB, TextLaw
 from specjax.lab.audit.report import Check
 from specjax.lab.audit.statistics import Fit, fit, furthest
@@ -112,33 +112,24 @@ def unlikely_token(law: TextLaw, texts: np.ndarray, alpha: float) -> str:
 
 def check_coupling(evidence: Evidence) -> Check:
     """With the rule `coupled` each text is the plain sample of its seed, token for token."""
-    observed, compared, ties, first = evidence.coupled, 0, 0, None
-    noise = _noise(evidence)
+    noise, found, first = _noise(evidence), [], None
     for g, law in enumerate(evidence.laws):
         rows = np.flatnonzero(evidence.groups == g)
-        want, close = plain_texts(law, noise[rows])
-        got = observed.texts[rows]
-        tied = close.cumsum(1) > 0  # from a tie on, another text is as right
-        ties += int(tied.any(1).sum())
-        wrong = (got != want) & ~tied
-        compared += int((~tied & (want < VOCAB)).sum())
-        if first is None and wrong.any():
-            row = int(wrong.any(1).argmax())
-            n = int(wrong[row].argmax())
+        (want, close), got = plain_texts(law, noise[rows]), evidence.coupled.texts[rows]
+        found.append(Parting.of(got, want, close))
+        if first is None and found[-1].first is not None:
+            row, n = found[-1].first
             first = (
                 f"{law.group}, seed {evidence.seeds[rows[row]]}: after {_words(want[row, :n])} the "
                 f"plain sample is {_token(want[row, n])} and the coupled text has "
-                f"{_token(got[row, n])} ({int(wrong.any(1).sum())} of {len(rows)} texts differ)."
+                f"{_token(got[row, n])} ({found[-1].differ} of {len(rows)} texts differ)."
             )
-    return Check(
-        name="coupling",
-        passed=first is None,
-        tested=(
-            f"{compared} tokens of {len(evidence.groups)} texts under the rule coupled against "
-            f"plain sampling with the same seeds, in plain Python ({ties} texts left at a tie)"
-        ),
-        counterexample=first,
+    tokens, ties = sum(p.compared for p in found), sum(p.ties for p in found)
+    told = (
+        f"{tokens} tokens of {len(evidence.groups)} texts under the rule coupled against "
+        f"plain sampling with the same seeds, in plain Python ({ties} texts left at a tie)"
     )
+    return Check.unless(name="coupling", tested=told, counterexample=first)
 
 
 def plain_texts(law: TextLaw, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
