@@ -125,7 +125,13 @@ def generate(
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
     session = open_session(target, drafter, rows, memory, rule=rule, chunk=chunk, details=details)
     watch = StopStrings(target, stops, [row.prompt for row in rows])
-    if stops:
+    _run(session, watch if stops else None, host_loop)
+    return _output(session, watch, rows)
+
+
+def _run(session: Session, watch: StopStrings | None, host_loop: bool) -> None:
+    """Decodes to the end of every row; ``watch`` ends those in which a stop string is completed."""
+    if watch is not None:
         while not session.done.all():
             session.advance(CYCLES_PER_LOOK)
             session.finish(watch.look(session.new_tokens()))
@@ -133,6 +139,10 @@ def generate(
         session.advance_by_host()
     else:
         session.advance()
+
+
+def _output(session: Session, watch: StopStrings, rows: Sequence[Row]) -> Output:
+    """What a session that is done has written, up to stop strings."""
     tokens = session.new_tokens()
     seconds = session.clock.seconds
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +70,35 @@ def save_pretrained(
             token = tokenizer_settings.get(f"{kind}_token")
             if token is not None:
                 ids[f"{kind}_token_id"] = tokenizer.token_to_id(token)
+
+    def write(whole: Path) -> None:
+        _write_json(whole / "config.json", {**settings, **ids})
+        _write_json(whole / "generation_config.json", {"do_sample": False, **ids})
+        save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+        if tokenizer is not None:
+            (whole / "tokenizer.json").write_text(tokenizer.to_str(pretty=True))
+            _write_json(whole / "tokenizer_config.json", tokenizer_settings or {})
+
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for left in directory.glob(f"{_UNFINISHED}*"):  # by an export that was killed
-            shutil.rmtree(left)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as temporary:
-            whole = Path(temporary)
-            _write_json(whole / "config.json", {**settings, **ids})
-            _write_json(whole / "generation_config.json", {"do_sample": False, **ids})
-            save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
-            if tokenizer is not None:
-                (whole / "tokenizer.json").write_text(tokenizer.to_str(pretty=True))
-                _write_json(whole / "tokenizer_config.json", tokenizer_settings or {})
-            sync_files(whole)
-            for path in sorted(whole.iterdir()):
-                path.chmod(0o644)  # safetensors makes its files private
-                os.replace(path, directory / path.name)
-            sync_directory(directory)
+        _replace_files(directory, write)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{directory}: cannot be written: {reason}.") from error
+
+
+def _replace_files(directory: Path, write: Callable[[Path], None]) -> None:
+    """Puts the files that ``write`` makes in another directory into this one, each when whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob(f"{_UNFINISHED}*"):  # by an export that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as temporary:
+        whole = Path(temporary)
+        write(whole)
+        sync_files(whole)
+        for path in sorted(whole.iterdir()):
+            path.chmod(0o644)  # safetensors makes its files private
+            os.replace(path, directory / path.name)
+        sync_directory(directory)
 
 
 def hf_tensors(net: nnx.Module, dtype: jnp.dtype) -> dict[str, np.ndarray]:

@@ -129,23 +129,7 @@ def read_decoder_config(
             )
     if not windows:
         _refuse_windows(raw)
-    heads = raw["num_attention_heads"]
-    kv_heads = raw.get("num_key_value_heads") or heads
-    if heads % kv_heads:
-        raise ValueError(
-            f"config.json: num_key_value_heads={kv_heads} does not divide "
-            f"num_attention_heads={heads}."
-        )
-    head_dim = raw.get("head_dim") or _HEAD_DIM.get(raw.get("model_type", ""))
-    if head_dim is None:
-        if raw["hidden_size"] % heads:
-            raise ValueError(
-                f"config.json: num_attention_heads={heads} does not divide "
-                f"hidden_size={raw['hidden_size']} and head_dim is not given."
-            )
-        head_dim = raw["hidden_size"] // heads
-    if head_dim % 2:
-        raise ValueError(f"config.json: head_dim={head_dim} must be even for rotary embedding.")
+    heads, kv_heads, head_dim = _heads(raw)
     return DecoderConfig(
         model_type=str(raw["model_type"]),
         vocab_size=raw["vocab_size"],
@@ -163,6 +147,28 @@ def read_decoder_config(
         mlp_bias=bool(raw.get("mlp_bias")),
         windows=_sliding(raw) if windows else (),
     )
+
+
+def _heads(raw: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Query heads, key/value heads, and their width. Raises ValueError if they do not fit."""
+    heads = raw["num_attention_heads"]
+    kv_heads = raw.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise ValueError(
+            f"config.json: num_key_value_heads={kv_heads} does not divide "
+            f"num_attention_heads={heads}."
+        )
+    head_dim = raw.get("head_dim") or _HEAD_DIM.get(raw.get("model_type", ""))
+    if head_dim is None:
+        if raw["hidden_size"] % heads:
+            raise ValueError(
+                f"config.json: num_attention_heads={heads} does not divide "
+                f"hidden_size={raw['hidden_size']} and head_dim is not given."
+            )
+        head_dim = raw["hidden_size"] // heads
+    if head_dim % 2:
+        raise ValueError(f"config.json: head_dim={head_dim} must be even for rotary embedding.")
+    return heads, kv_heads, head_dim
 
 
 def _sliding(raw: Mapping[str, Any]) -> tuple[int | None, ...]:

@@ -147,12 +147,7 @@ def fit(
       report: called with every record that is logged.
       say: told in a line where the run goes on, and of damaged checkpoints.
 
-    Returns:
-      The state after the last step. ``workdir/metrics.jsonl`` has a record every ``log_every``
-      steps: step, loss and the objective's other sums (over their weight, since the last one), lr,
-      tokens_per_s (of training alone: without compiling, evaluation and saving), and every
-      ``eval_every`` steps and at the end what ``evaluate`` returns; before them one of step 0,
-      with what it returns for the fresh state.
+    Returns the state after the last step; what ``workdir/metrics.jsonl`` then has, `_Course` says.
 
     Raises:
       Stopped: after a first Ctrl-C or SIGTERM, with the state saved.
@@ -160,60 +155,107 @@ def fit(
       SaveFailed: if a checkpoint or a record cannot be written.
       Foreign: if there is a whole checkpoint of another model.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", say)
-    restored = checkpoints.restore(state)
-    state, step, resumed = restored.state, restored.step, restored.data is not None
-    interval = Interval(None)
-    if resumed:
-        data.set_state(restored.data["position"])
-        interval = Interval(restored.data["interval"])
-        done = "it is finished" if step == schedule.steps else f"going on to {schedule.steps}"
-        say(f"{workdir} holds step {step}, saved {restored.saved}; {done}")
-    elif (workdir / "metrics.jsonl").exists() and hosts.is_first():
-        say(f"{workdir} holds no whole checkpoint: training begins anew")
-    log = MetricsLog(workdir / "metrics.jsonl", step if resumed else -1, say)
-
-    def save() -> None:
-        begin = interval.clock.seconds
-        log.sync()
-        checkpoints.save(state, {"position": data.get_state(), "interval": interval.state()})
-        interval.clock.leave_out(interval.clock.seconds - begin)
-
-    def note(record: Record) -> None:
-        log.write(record)
-        report(record)
-
+    course = _Course(
+        state, data, schedule, workdir, tokens_per_step, learning_rate, evaluate, report, say
+    )
+    del state  # what it holds is another one from now on
     try:
         with Stopping() as stopping:
-            if not resumed:
-                note({"step": 0, **evaluate(state)})
-                interval = Interval(None)
+            course.begin()
             while True:
-                if stopping.wanted(step):
-                    save()
-                    raise Stopped(
-                        f"step {step} of {schedule.steps} is saved; the same command goes on",
-                        stopping.signum or 0,
-                    )
-                if schedule.logs(step) and not interval.empty:
-                    record = {"step": step, **interval.means(tokens_per_step)}
-                    record["lr"] = float(learning_rate(step - 1))
-                    check_finite(record)
-                    if schedule.evaluates(step):
-                        record |= evaluate(state)
-                    note(record)
-                    interval = Interval(None)
-                if step and schedule.saves(step):
-                    save()
-                if step == schedule.steps:
-                    return state
-                begin = interval.clock.seconds
-                state, sums = step_fn(state, next(data), target)
-                interval.clock.leave_out_compiling(begin)
-                interval.add(sums)
-                step += 1
+                if stopping.wanted(course.step):
+                    course.save()
+                    done = f"step {course.step} of {schedule.steps} is saved"
+                    raise Stopped(f"{done}; the same command goes on", stopping.signum or 0)
+                course.look()
+                if course.step == schedule.steps:
+                    return course.state
+                course.advance(step_fn, target)
     finally:
-        checkpoints.close()
+        course.checkpoints.close()
+
+
+class _Course:
+    """Where a run stands, and its records.
+
+    There is one every ``log_every`` steps: step, loss and the objective's other sums (over their
+    weight, since the last one), lr, tokens_per_s (of training alone: without compiling, evaluation
+    and saving), and every ``eval_every`` steps and at the end what ``evaluate`` returns; before
+    them one of step 0, with what it returns for the fresh state.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        data: Data,
+        schedule: Schedule,
+        workdir: Path,
+        tokens_per_step: int,
+        learning_rate: Callable[[int], Any],
+        evaluate: Callable[[TrainState], Record],
+        report: Callable[[Record], None],
+        say: Callable[[str], None],
+    ):
+        """Arguments as for `fit`: goes on from the newest whole checkpoint, if there is one."""
+        self._data, self._schedule, self._tokens = data, schedule, tokens_per_step
+        self._rate, self._evaluate, self._report = learning_rate, evaluate, report
+        self.checkpoints = Checkpoints(workdir / "checkpoints", say)
+        restored = self.checkpoints.restore(state)
+        self.state, self.step = restored.state, restored.step
+        self._resumed, self._interval = restored.data is not None, Interval(None)
+        if restored.data is not None:
+            data.set_state(restored.data["position"])
+            self._interval = Interval(restored.data["interval"])
+            finished = self.step == schedule.steps
+            done = "it is finished" if finished else f"going on to {schedule.steps}"
+            say(f"{workdir} holds step {self.step}, saved {restored.saved}; {done}")
+        elif (workdir / "metrics.jsonl").exists() and hosts.is_first():
+            say(f"{workdir} holds no whole checkpoint: training begins anew")
+        after = self.step if self._resumed else -1
+        self._log = MetricsLog(workdir / "metrics.jsonl", after, say)
+
+    def begin(self) -> None:
+        """The record of the fresh state, where it is one."""
+        if not self._resumed:
+            self._note({"step": 0, **self._evaluate(self.state)})
+            self._interval = Interval(None)
+
+    def save(self) -> None:
+        clock = self._interval.clock
+        begin = clock.seconds
+        self._log.sync()
+        where = {"position": self._data.get_state(), "interval": self._interval.state()}
+        self.checkpoints.save(self.state, where)
+        clock.leave_out(clock.seconds - begin)
+
+    def look(self) -> None:
+        """Logs and saves, where it is time to."""
+        step, schedule = self.step, self._schedule
+        if schedule.logs(step) and not self._interval.empty:
+            record = {"step": step, **self._interval.means(self._tokens)}
+            record["lr"] = float(self._rate(step - 1))
+            check_finite(record)
+            if schedule.evaluates(step):
+                record |= self._evaluate(self.state)
+            self._note(record)
+            self._interval = Interval(None)
+        if step and schedule.saves(step):
+            self.save()
+
+    def advance(
+        self, step_fn: Callable[[TrainState, Any, Any], tuple[TrainState, Sums]], target: Any
+    ) -> None:
+        """One step."""
+        clock = self._interval.clock
+        begin = clock.seconds
+        self.state, sums = step_fn(self.state, next(self._data), target)
+        clock.leave_out_compiling(begin)
+        self._interval.add(sums)
+        self.step += 1
+
+    def _note(self, record: Record) -> None:
+        self._log.write(record)
+        self._report(record)
 
 
 def check_finite(record: Record) -> None:

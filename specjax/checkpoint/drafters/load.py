@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from specjax.checkpoint.assemble import assemble_module, check_layers, on_mesh
 from specjax.checkpoint.drafters import plain
 from specjax.checkpoint.drafters.recognise import recognise
-from specjax.checkpoint.drafters.source import PICKLES, read_source
+from specjax.checkpoint.drafters.source import PICKLES, Plan, read_source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.load import Model, download, load, locate, read_dtype
 from specjax.core import own, sharding
@@ -22,6 +22,7 @@ from specjax.core.types import KINDS
 from specjax.drafters.lm import LM
 from specjax.drafters.registry import class_of
 from specjax.drafters.spec import Spec, ask
+from specjax.models.frozen import Frozen
 
 
 def load_drafter(
@@ -58,88 +59,116 @@ def load_drafter(
         supported (which is named), or if it belongs to another target.
       ValueError: if ``num_draft`` or ``kind`` do not suit it.
     """
-    name, wanted = str(path_or_repo), read_dtype(dtype)
+    asked = _Asked(num_draft, kind, read_dtype(dtype) or target.dtype, replicate)
+    name = str(path_or_repo)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")
     if isinstance(mesh, str):
         mesh = sharding.parse_mesh(mesh)
-    mesh = target.mesh if mesh is None else mesh
-    if mesh != target.mesh:
+    if mesh not in (None, target.mesh):
         raise CheckpointError(
             f"{name}: asked for on other devices than {target.name}; leave mesh out."
         )
     try:
-        name, cls = _own_class(name)
-        path, is_repository = locate(name)
-        if path.is_file():
-            return _language_model(name, target, num_draft, kind, wanted, revision, replicate)
-        if is_repository:
-            path = download(name, revision, otherwise=PICKLES)
-        elif revision is not None:
-            raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
-        source = read_source(path)
-        form = recognise(source, () if cls is None else ask(cls, "formats")().read)
-        if form is None:
-            # What was downloaded is loaded from where it lies.
-            lies = str(path) if is_repository else name
-            return _language_model(lies, target, num_draft, kind, wanted, None, replicate)
-        source = source.as_format(form.name)
-        if form is plain.FORMAT:
-            plan = plain.read(source, target, cls)
-        else:
-            plan = form.read(source, target)
-        config = plan.config
-        if hasattr(config, "backbone"):
-            check_layers(config.backbone, plan.tensors, source.where)
-            backbone = on_mesh(config.backbone, mesh, source.where, replicate)
-            config = dataclasses.replace(config, backbone=backbone)
-        net = assemble_module(
-            lambda: plan.network(config, dtype=wanted or target.dtype, rngs=nnx.Rngs(0)),
-            plan.tensors,
-            called=plan.called,
-            dtype=wanted or target.dtype,
-            mesh=mesh,
-            where=source.where,
-            replicate=replicate,
-        )
+        found = _read(name, target, asked, revision)
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
     except CheckpointError:
         raise
     except ValueError as error:  # of reading files
         raise CheckpointError(str(error)) from None
-    ids = None if plan.target_ids is None else jnp.asarray(plan.target_ids)
-    if ids is not None and mesh is not None:
-        ids = jax.device_put(ids, sharding.named(mesh, (None,)))
+    if isinstance(found, _Found):
+        found = found.make(target, asked)
+        found.bind(target, kind or KINDS[0])
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """Arguments of `load_drafter`."""
+
+    num_draft: int | None
+    kind: str | None
+    dtype: Any
+    replicate: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What a checkpoint holds, assembled."""
+
+    plan: Plan
+    net: Frozen
+    label: str
+    where: str
+    cls: Any  # that it must be of; None: of any
+
+    def make(self, target: Model, asked: _Asked) -> Spec:
+        """The spec. Raises ValueError if what was asked for does not suit it."""
+        plan = self.plan
+        ids = None if plan.target_ids is None else jnp.asarray(plan.target_ids)
+        if ids is not None and target.mesh is not None:
+            ids = jax.device_put(ids, sharding.named(target.mesh, (None,)))
+        num_draft = plan.num_draft if asked.num_draft is None else asked.num_draft
+        spec: Spec = plan.make(self.net, ids, num_draft, asked.kind, self.label)
+        if self.cls is not None and not isinstance(spec, self.cls):
+            raise CheckpointError(
+                f"{self.where}: holds a {type(spec).__name__}, which is not {self.cls.__name__}."
+            )
+        return spec
+
+
+def _read(name: str, target: Model, asked: _Asked, revision: str | None) -> _Found | Spec:
+    """What is at ``name``: a drafter's network, or a language model as a spec."""
+    name, cls = _own_class(name)
+    path, is_repository = locate(name)
+    if path.is_file():
+        return _language_model(name, target, asked, revision)
+    if is_repository:
+        path = download(name, revision, otherwise=PICKLES)
+    elif revision is not None:
+        raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
+    source = read_source(path)
+    form = recognise(source, () if cls is None else ask(cls, "formats")().read)
+    if form is None:
+        # What was downloaded is loaded from where it lies.
+        return _language_model(str(path) if is_repository else name, target, asked, None)
+    source = source.as_format(form.name)
+    is_plain = form is plain.FORMAT
+    plan = plain.read(source, target, cls) if is_plain else form.read(source, target)
+    net = _assemble(plan, source.where, target, asked)
     label = name if is_repository else path.resolve().name
-    num_draft = plan.num_draft if num_draft is None else num_draft
-    spec = plan.make(net, ids, num_draft, kind, f"{label} ({form.name})")
-    if cls is not None and not isinstance(spec, cls):
-        raise CheckpointError(
-            f"{source.where}: holds a {type(spec).__name__}, which is not {cls.__name__}."
-        )
-    spec.bind(target, kind or KINDS[0])
-    return spec
+    return _Found(plan, net, f"{label} ({form.name})", source.where, cls)
 
 
-def _language_model(
-    name: str,
-    target: Model,
-    num_draft: int | None,
-    kind: str | None,
-    dtype: Any,
-    revision: str | None,
-    replicate: bool,
-) -> Spec:
+def _assemble(plan: Plan, where: str, target: Model, asked: _Asked) -> Frozen:
+    """The network, on the target's devices."""
+    config = plan.config
+    if hasattr(config, "backbone"):
+        check_layers(config.backbone, plan.tensors, where)
+        backbone = on_mesh(config.backbone, target.mesh, where, asked.replicate)
+        config = dataclasses.replace(config, backbone=backbone)
+    return assemble_module(
+        lambda: plan.network(config, dtype=asked.dtype, rngs=nnx.Rngs(0)),
+        plan.tensors,
+        called=plan.called,
+        dtype=asked.dtype,
+        mesh=target.mesh,
+        where=where,
+        replicate=asked.replicate,
+    )
+
+
+def _language_model(name: str, target: Model, asked: _Asked, revision: str | None) -> Spec:
     model = load(
         name,
         mesh=target.mesh,
-        dtype=dtype or target.dtype,
+        dtype=asked.dtype,
         revision=revision,
-        replicate=replicate and target.mesh is not None,
+        replicate=asked.replicate and target.mesh is not None,
     )
-    spec = LM(model, 5 if num_draft is None else num_draft, kind)
-    spec.bind(target, kind or KINDS[0])
+    spec = LM(model, 5 if asked.num_draft is None else asked.num_draft, asked.kind)
+    spec.bind(target, asked.kind or KINDS[0])
     return spec
 
 

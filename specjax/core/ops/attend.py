@@ -71,11 +71,8 @@ def one_softmax(
 
     new = scores(jax.lax.optimization_barrier(parts) if apart else parts, k, visible)
     top = new.max(-1, keepdims=True)
-    sink = None
-    if sinks is not None:  # one more score of each query head, which carries no value
-        sink = jnp.repeat(sinks.astype(jnp.float32).reshape(1, groups, repeats), num_tokens, axis=2)
-        sink = sink[..., None]  # [1, G, R * T, 1]
-        top = jnp.maximum(top, sink)
+    sink = None if sinks is None else _sink(sinks, groups, num_tokens)
+    top = top if sink is None else jnp.maximum(top, sink)
     if cached is None:
         new = jnp.exp(new - top)
         total = new.sum(-1, keepdims=True)
@@ -95,6 +92,12 @@ def one_softmax(
         # would copy the cache.)
         out = (_weighted(old, cached_v) + _weighted(new, v)) / total
     return out.reshape(rows, heads, num_tokens, v.shape[-1]).astype(dtype)
+
+
+def _sink(sinks: Array, groups: int, num_tokens: int) -> Array:
+    """One more score of each query head, which carries no value: [1, G, R * T, 1]."""
+    heads = sinks.astype(jnp.float32).reshape(1, groups, -1)
+    return jnp.repeat(heads, num_tokens, axis=2)[..., None]
 
 
 def _weighted(weights: Array, values: Array) -> Array:

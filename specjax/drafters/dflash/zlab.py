@@ -41,12 +41,7 @@ def read_config(source: Source, target: Target, *, shifted: bool = False) -> DFl
       CheckpointError: on what is unsupported, or does not fit ``target``.
     """
     where, keys = source.where, Keys(source.raw, source.where, BLOCK)
-    for feature in ("attention_sink_bias", "attention_value_scale", "gating"):
-        keys.only(feature, False)
-    keys.only("projector_type", "dflash", "dflash2", "dspark")
-    keys.only("markov_head_type", "vanilla")
-    keys.only("attention_mode", "gqa")
-    keys.number("confidence_head_alpha", None)  # a weight of the training loss
+    _refuse_unsupported(keys)
     backbone = fit.read_backbone(source.raw, where, windows=True)
     ids = keys.integers("target_layer_ids")
     if ids is None:
@@ -90,6 +85,15 @@ def read_config(source: Source, target: Target, *, shifted: bool = False) -> DFl
     )
     keys.finish(*BACKBONE)
     return config
+
+
+def _refuse_unsupported(keys: Keys) -> None:
+    for feature in ("attention_sink_bias", "attention_value_scale", "gating"):
+        keys.only(feature, False)
+    keys.only("projector_type", "dflash", "dflash2", "dspark")
+    keys.only("markov_head_type", "vanilla")
+    keys.only("attention_mode", "gqa")
+    keys.number("confidence_head_alpha", None)  # a weight of the training loss
 
 
 def read_attention(keys: Keys, layers: int) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:

@@ -158,19 +158,22 @@ def check_verdicts(evidence: Evidence) -> Check:
     words = ""
     if found is not None:
         where, cell = found
-        number, token = divmod(cell, VOCAB)
-        guess = kinds[where, 1:].tolist()
-        guessed = f" where the first guess is {guess[0]}" if guess else ""
-        ending = "" if hidden[number] else f" and then token {token}"
-        words = (
-            f"{GROUPS[kinds[where, 0]]}{guessed}: {number} accepted{ending} "
-            f"{rates(counts[where], means[where], cell, 'the rule says')}."
-        )
+        says = rates(counts[where], means[where], cell, "the rule says")
+        words = f"{_met(kinds[where], cell, hidden)} {says}."
     tested = (
         f"{result.samples} verdicts on {len(often)} different proposals of the first cycle against "
         f"the law of {rule.name} given the guesses"
     )
     return statistical("verdicts", evidence.alpha, result, tested, words)
+
+
+def _met(kind: np.ndarray, cell: int, hidden: np.ndarray) -> str:
+    """A verdict in words: of a group and its first guess, ``cell`` = accepted guesses and token."""
+    number, token = divmod(cell, VOCAB)
+    guess = kind[1:].tolist()
+    guessed = f" where the first guess is {guess[0]}" if guess else ""
+    ending = "" if hidden[number] else f" and then token {token}"
+    return f"{GROUPS[kind[0]]}{guessed}: {number} accepted{ending}"
 
 
 def rates(got: np.ndarray, want: np.ndarray, cell: int, says: str) -> str:

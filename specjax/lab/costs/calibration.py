@@ -84,25 +84,17 @@ def calibrate(
     ks, slots = choose_ks(target, spec, ks), sorted({bucket(c) for c in contexts})
     check_fits(target, spec, ks, slots, temperature, rule)
     begin, cells = time.perf_counter(), [(b, s) for s in slots for b in sorted(set(batches))]
+    late = lambda: time.perf_counter() - begin > max_seconds
     found: list[Costs] = []
     for i, (batch, context) in enumerate(cells):
-        if found and time.perf_counter() - begin > max_seconds:
+        if found and late():
             progress(i / len(cells), "out of time: the larger batches and contexts are left out")
             break
         say = _within(progress, i, len(cells), f"batch {batch}, {context} slots: ")
-        cell = Cell(
-            target,
-            spec,
-            ks,
-            batch=batch,
-            slots=context,
-            cycles=cycles,
-            temperature=temperature,
-            rule=rule,
-            say=say,
-        )
+        sizes: dict[str, Any] = {"batch": batch, "slots": context, "cycles": cycles}
+        cell = Cell(target, spec, ks, **sizes, temperature=temperature, rule=rule, say=say)
         for j in range(repeats):
-            if j and time.perf_counter() - begin > max_seconds:
+            if j and late():
                 break
             say(_COMPILING + (1 - _COMPILING) * j / repeats, f"round {j + 1} of {repeats}")
             cell.round()

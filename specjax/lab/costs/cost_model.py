@@ -41,20 +41,7 @@ def predict(
       ValueError: on a curve that is none, or a k whose survival or costs were not measured.
     """
     survival = check_survival(survival)
-    if ks is None:
-        first, last = min(costs.ks, default=1), max(costs.ks, default=0)
-        ks = range(first, min(len(survival), last) + 1)
-    ks = tuple(ks)
-    if not ks:
-        raise ValueError("No k to predict for: neither survival nor costs cover any.")
-    for k in ks:
-        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
-            raise ValueError(f"k={k!r}: must be a whole number of guesses, at least 0.")
-    if max(ks) > len(survival):
-        raise ValueError(
-            f"k={max(ks)}, but survival is known for {len(survival)} guesses: measure it with "
-            "more, or extend it on purpose (cost_model.hold_last_conditional)."
-        )
+    ks = _check_ks(ks, survival, costs)
     if alpha is None:
         alpha = survival[0] if survival else 0.0
     if not 0 <= alpha <= 1:
@@ -80,6 +67,24 @@ def predict(
         best_k=_best(ks, speedup),
         single_alpha_best_k=_best(ks, single),
     )
+
+
+def _check_ks(ks: Sequence[int] | None, survival: Sequence[float], costs: Costs) -> tuple[int, ...]:
+    """The numbers of guesses, None: all that were measured. Raises ValueError on what is none."""
+    if ks is None:
+        first, last = min(costs.ks, default=1), max(costs.ks, default=0)
+        ks = range(first, min(len(survival), last) + 1)
+    if not ks:
+        raise ValueError("No k to predict for: neither survival nor costs cover any.")
+    for k in ks:
+        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+            raise ValueError(f"k={k!r}: must be a whole number of guesses, at least 0.")
+    if max(ks) > len(survival):
+        raise ValueError(
+            f"k={max(ks)}, but survival is known for {len(survival)} guesses: measure it with "
+            "more, or extend it on purpose (cost_model.hold_last_conditional)."
+        )
+    return tuple(ks)
 
 
 def _best(ks: Sequence[int], speedup: Sequence[float]) -> int:

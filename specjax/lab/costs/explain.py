@@ -134,51 +134,24 @@ def explain(
     if k < 1 or not figures.accept_hist or tau is None:
         raise ValueError("The run holds no cycles with guesses, so no speculation to explain.")
     survival = survival_of(figures.accept_hist, k)
-    ks = [j for j in range(1, k + 1) if j in costs.draft or _between(costs, j)]
-    if k not in ks:
-        raise ValueError(
-            f"The run has k={k}, and costs were measured for k = {', '.join(map(str, costs.ks))}: "
-            "calibrate with it."
-        )
-    prediction = predict(survival, costs, ks, alpha=figures.alpha_hat)
+    prediction = predict(survival, costs, _ks(costs, k), alpha=figures.alpha_hat)
     # What was cut off at a text's end counts neither here nor there.
     predicted = tau / costs.total(k)
-    draft, verify, rest = costs.draft_at(k), costs.verify_at(k), costs.rest_at(k)
-    cost = costs.total(k)
-    if speedup is not None:
-        cost = tau / speedup
-    elif figures.step_ms is not None:
-        cost = figures.step_ms / 1e3 / costs.plain_s
-        speedup = tau / cost
-    now = tau / cost
-    overhead = cost - draft - verify
+    if speedup is None and figures.step_ms is not None:
+        speedup = tau / (figures.step_ms / 1e3 / costs.plain_s)
+    now = predicted if speedup is None else speedup
     situation = _Situation(
         figures=figures,
         costs=costs,
         k=k,
         tau=tau,
         survival=survival,
-        draft=draft,
-        verify=verify,
-        overhead=overhead,
-        rest=rest,
+        cost=tau / now,
         device=device,
         experts=experts,
         single=single,
         family=parse_family(family, costs.drafter),
     )
-    # Where a cycle was measured to take less than its parts apart, each part did.
-    scale = cost / (draft + verify + max(overhead, 0.0))
-    perfect = {
-        DRAFT: (draft, 0.0, tau / (cost - scale * draft)),
-        ACCEPTANCE: (tau, k + 1.0, (k + 1) / cost),
-        VERIFICATION: (verify, 1.0, tau / (cost - scale * max(verify - 1, 0.0))),
-        OVERHEAD: (overhead, 0.0, tau / (cost - max(overhead, 0.0))),
-    }
-    limits = [
-        Limit(name, value, ideal, then, then / now, *_SAYS[name](situation, then, prediction))
-        for name, (value, ideal, then) in perfect.items()
-    ]
     return Explanation(
         k=k,
         batch=costs.batch,
@@ -186,11 +159,41 @@ def explain(
         speedup=now,
         predicted=predicted,
         measured_over_predicted=None if speedup is None else now / predicted,
-        cost=cost,
-        limits=tuple(sorted(limits, key=lambda x: -x.gain)),
+        cost=situation.cost,
+        limits=_limits(situation, prediction),
         prediction=prediction,
         hints=tuple(_hints(situation, now, predicted, speedup is not None, prediction)),
     )
+
+
+def _ks(costs: Costs, k: int) -> list[int]:
+    """The numbers of guesses up to k that costs tell of. Raises ValueError if k is none."""
+    ks = [j for j in range(1, k + 1) if j in costs.draft or _between(costs, j)]
+    if k not in ks:
+        raise ValueError(
+            f"The run has k={k}, and costs were measured for k = {', '.join(map(str, costs.ks))}: "
+            "calibrate with it."
+        )
+    return ks
+
+
+def _limits(s: _Situation, prediction: Prediction) -> tuple[Limit, ...]:
+    """What each factor would bring, were it ideal; those that bring most first."""
+    cost, overhead = s.cost, max(s.overhead, 0.0)
+    now = s.tau / cost
+    # Where a cycle was measured to take less than its parts apart, each part did.
+    scale = cost / (s.draft + s.verify + overhead)
+    perfect = {
+        DRAFT: (s.draft, 0.0, s.tau / (cost - scale * s.draft)),
+        ACCEPTANCE: (s.tau, s.k + 1.0, (s.k + 1) / cost),
+        VERIFICATION: (s.verify, 1.0, s.tau / (cost - scale * max(s.verify - 1, 0.0))),
+        OVERHEAD: (s.overhead, 0.0, s.tau / (cost - overhead)),
+    }
+    found = [
+        Limit(name, value, ideal, then, then / now, *_SAYS[name](s, then, prediction))
+        for name, (value, ideal, then) in perfect.items()
+    ]
+    return tuple(sorted(found, key=lambda x: -x.gain))
 
 
 def _between(costs: Costs, k: int) -> bool:
@@ -206,14 +209,29 @@ class _Situation:
     k: int
     tau: float
     survival: list[float]
-    draft: float
-    verify: float
-    overhead: float  # beyond draft and verification, the calibrated rest included
-    rest: float  # calibrated
+    cost: float  # of a cycle, as measured where there is a time
     device: str
     experts: int | None
     single: Costs | None
     family: Family
+
+    @property
+    def draft(self) -> float:
+        return self.costs.draft_at(self.k)
+
+    @property
+    def verify(self) -> float:
+        return self.costs.verify_at(self.k)
+
+    @property
+    def rest(self) -> float:
+        """Calibrated."""
+        return self.costs.rest_at(self.k)
+
+    @property
+    def overhead(self) -> float:
+        """Beyond draft and verification, the calibrated rest included."""
+        return self.cost - self.draft - self.verify
 
     @property
     def calls(self) -> int:
