@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from experiments.benchmarking.transformers_reference import reference_outputs
+
+from specjax.checkpoint.reference import reference_outputs
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 96,
