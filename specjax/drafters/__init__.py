@@ -14,6 +14,7 @@ from specjax.drafters.eagle3 import Eagle3
 from specjax.drafters.early_exit import EarlyExit
 from specjax.drafters.lm import LM, LMDrafter
 from specjax.drafters.medusa import Medusa, MedusaTree
+from specjax.drafters.mtp import MTP
 from specjax.drafters.ngram import NGram
 from specjax.drafters.none import NoDraft
 from specjax.drafters.registry import DRAFTERS, Entry, register_drafter
@@ -22,6 +23,7 @@ from specjax.drafters.spec import Spec
 __all__ = [
     "DRAFTERS",
     "LM",
+    "MTP",
     "Context",
     "DFlash",
     "DFlash2",
@@ -49,6 +51,7 @@ register_drafter("medusa_tree", MedusaTree)
 register_drafter("dflash2", DFlash2)
 register_drafter("dspark", DSpark)
 register_drafter("early_exit", EarlyExit)
+register_drafter("mtp", MTP)
 register_drafter("ngram", NGram)
 
 

@@ -29,6 +29,14 @@ class Entry:
         return bool(ask(self.thing, "needs_model") or self.lacking())
 
     @property
+    def of_target(self) -> Callable[[Any, str | None, int | None], Any] | None:
+        """(target, checkpoint or None, K) -> the one in the target's own files, or in others.
+
+        None: the kind does not lie in a target's files.
+        """
+        return getattr(self.thing, "of_target", None) if inspect.isclass(self.thing) else None
+
+    @property
     def summary(self) -> str:
         """On one line."""
         return str(ask(self.thing, "summary"))

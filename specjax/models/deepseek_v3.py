@@ -91,13 +91,28 @@ class DeepseekV3(Decoder):
         return LlamaLayer(config, attention=attention, mlp=mlp, **kwargs)
 
     @classmethod
-    def place_of(cls, config: Any, path: str) -> str | Place:
+    def place_of(cls, config: Any, path: str, root: str = "model") -> str | Place:
         path = path.replace(".mlp.router.", ".mlp.gate.")
         path = path.replace(".mlp.shared.", ".mlp.shared_experts.")
         if ".mlp.experts." in path:
-            group, _, matrix = f"model.{path}".rpartition(".")
+            group, _, matrix = f"{root}.{path}".rpartition(".")
             return place_of_experts(group, config.mixture.num, matrix)
-        return super().place_of(config, path)
+        return super().place_of(config, path, root)
+
+    nextn_key = "num_nextn_predict_layers"
+
+    @classmethod
+    def place_of_nextn(cls, config: Any, path: str) -> str | Place:
+        first, _, rest = path.partition(".")
+        if first == "layer":
+            return cls.place_of(config, f"layers.{config.num_layers}.{rest}")
+        name = "shared_head.norm" if first == "norm" else first
+        return f"model.layers.{config.num_layers}.{name}.{rest}"
+
+    @staticmethod
+    def nextn_tensors(config: Any) -> tuple[str, str]:
+        root = rf"model\.layers\.{config.num_layers}\."
+        return root + ".*", root + r"(embed_tokens|shared_head\.head)\..*"
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DeepseekConfig:

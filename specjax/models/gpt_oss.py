@@ -66,11 +66,11 @@ class GptOss(Decoder):
         return LlamaLayer(config, attention=attention, mlp=mlp, norm=norm, dtype=dtype, rngs=rngs)
 
     @classmethod
-    def place_of(cls, config: Any, path: str) -> str | Place:
+    def place_of(cls, config: Any, path: str, root: str = "model") -> str | Place:
         """Gate and up are every second row of one tensor; matrices of experts are [in, out]."""
-        group, _, name = f"model.{path}".rpartition(".")
+        group, _, name = f"{root}.{path}".rpartition(".")
         if not group.endswith(".experts"):
-            return super().place_of(config, path)
+            return super().place_of(config, path, root)
         matrix, _, bias = name.partition("_bias")
         bias = "_bias" if name.endswith("_bias") else ""
         if matrix == "down_proj":

@@ -123,7 +123,14 @@ class Qwen35(Decoder):
         return Qwen35Layer(config, index, dtype=dtype, rngs=rngs)
 
     @classmethod
-    def place_of(cls, config: Any, path: str) -> str | Place:
+    def make_nextn_layer(
+        cls, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> nnx.Module:
+        assert isinstance(config, Qwen35Config)
+        return cls.make_layer(config, config.full_layers[-1], dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def place_of(cls, config: Any, path: str, root: str = "model") -> str | Place:
         names = {
             ".mlp.router.": ".mlp.gate.",
             ".mlp.shared.": ".mlp.shared_expert.",
@@ -132,9 +139,9 @@ class Qwen35(Decoder):
         for ours, theirs in names.items():
             path = path.replace(ours, theirs)
         if ".experts." in path:
-            group, _, matrix = f"model.{path}".rpartition(".")
+            group, _, matrix = f"{root}.{path}".rpartition(".")
             return place_of_experts(group, config.mixture.num, matrix, fused_first=True)
-        return super().place_of(config, path)
+        return super().place_of(config, path, root)
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> Qwen35Config:

@@ -46,12 +46,12 @@ class Qwen3Moe(Decoder):
         return Qwen3Layer(config, window=config.window(index), mlp=mlp, dtype=dtype, rngs=rngs)
 
     @classmethod
-    def place_of(cls, config: Any, path: str) -> str | Place:
-        name = f"model.{path}".replace(".mlp.router.", ".mlp.gate.")
+    def place_of(cls, config: Any, path: str, root: str = "model") -> str | Place:
+        name = f"{root}.{path}".replace(".mlp.router.", ".mlp.gate.")
         if ".experts." in path:
             group, _, matrix = name.rpartition(".")
             return place_of_experts(group, config.mixture.num, matrix)
-        return super().place_of(config, name.removeprefix("model."))
+        return super().place_of(config, name.removeprefix(f"{root}."), root)
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> MixtureConfig:

@@ -50,6 +50,8 @@ class Named:
         entry = self.entry
         if self.name == "none" and self.num_draft is not None:
             raise ValueError(f"num_draft={self.num_draft}: the drafter none guesses nothing.")
+        if entry is not None and entry.of_target is not None:
+            return self
         needs = entry is None or entry.needs_model
         may = entry is not None and ask(entry.thing, "may_load")
         if not needs and not may and self.checkpoint is not None:
@@ -95,6 +97,9 @@ class Named:
 
     def _load(self, target: Model, dtype: Any) -> Spec:
         said, entry = self.complete(target.name), self.entry
+        if entry is not None and entry.of_target is not None:
+            spec: Spec = entry.of_target(target, said.checkpoint, said.num_draft)
+            return spec
         if said.checkpoint is None:
             assert entry is not None
             return entry.build(target, said.num_draft)

@@ -1,17 +1,7 @@
-"""Training EAGLE-3 by training-time test (Li et al. 2025, arXiv:2503.01840).
+"""Training EAGLE-3 by training-time test (Li et al. 2025, arXiv:2503.01840): `pair_objective`.
 
-Every position of a text drafts at once, as it would at inference. Column t is the draft with token
-t pending: step 0 reads the pairs up to (f_{t-1}, x_t), and each further step what the one before
-fed back, paired with the text's own next token (the guess, had it been right):
-
-    step j, column t    reads (s^j_t, x_{t+j}) at position t - 1 + j, guesses x_{t+1+j}
-    s^0_t = g_{t-1},    s^{j+1}_t = what step j fed back
-    sees                the pairs of step 0 in the columns up to t, and steps 1..j of its own column
-
-Those last ones are a diagonal: their scores are elementwise products, and no [J T, J T] mask is
-ever made. The loss of step j is a divergence from the target's law behind token t + j, on the
-draft's vocabulary, where the target's likeliest token is in it; it is weighted with ``decay ** j``.
-Logits of teacher and student over the vocabulary exist for one chunk of positions at a time.
+What a step sees of its own column is a diagonal: those scores are elementwise products, and no
+[J T, J T] mask is ever made.
 """
 
 from __future__ import annotations
@@ -27,103 +17,23 @@ from specjax.core.ops import attend
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.core.view import causal
-from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
+from specjax.drafters.eagle3.net import Eagle3Net
+from specjax.drafters.pair_objective import PairObjective, ahead
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import Look
-from specjax.train import losses
 from specjax.train.objectives.base import Batch
-from specjax.train.state import Params, Skeleton
-
-Sums = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Eagle3Objective:
-    """See the module. A draft's own embedding is not trained.
+class Eagle3Objective(PairObjective):
+    """See `PairObjective`."""
 
-    The sum of all steps is divided by the number of positions that count at step 0.
-    """
+    def fuse(self, net: Eagle3Net, features: Array) -> Array:
+        return net.fuse(features)
 
-    skeleton: Skeleton
-    config: Eagle3Config
-    compute_dtype: Any = jnp.bfloat16
-    target_ids: Array | None = None  # [V_draft], where the vocabulary is reduced
-    num_draft: int = 7  # J, steps
-    decay: float = 0.8
-    divergence: str = "forward_kl"  # a key of `losses.DIVERGENCES`
-    chunk: int = 128  # positions of a row whose logits exist at once
-
-    def __post_init__(self) -> None:
-        if self.num_draft < 1 or self.chunk < 1:
-            raise ValueError(f"num_draft={self.num_draft}, chunk={self.chunk}: must be positive.")
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"decay={self.decay} is not in (0, 1].")
-        if self.divergence not in losses.DIVERGENCES:
-            known = ", ".join(losses.DIVERGENCES)
-            raise ValueError(f"divergence={self.divergence!r} is unknown ({known}).")
-
-    def __call__(
-        self, params: Params, batch: Batch, target: Frozen, key: Array
-    ) -> tuple[Array, Array, Sums]:
-        """See `Objective`. Nothing is random."""
-        del key
-        net = self.skeleton.module(params, self.compute_dtype)
-        final, fused = self._features(net, batch, target)
-        states = self.unroll(net, batch, fused, target)
-        steps, width = self.num_draft, batch.tokens.shape[1]
-        place = jnp.arange(width)[None, :]
-        # Column 0 has no feature: it drafts only from prompts of one token.
-        labelled = batch.supervised & (place < batch.length[:, None])
-        counted = jnp.stack([ahead(labelled, 1 + j) & (place > 0) for j in range(steps)])
-        size = min(self.chunk, width)
-        chunks = (cut(states, size), cut(counted, size), jnp.arange(-(-width // size)))
-        padded = jnp.pad(final, ((0, 0), (0, size + steps), (0, 0)))
-        kind, allowed = losses.DIVERGENCES[self.divergence], self._allowed()
-
-        @jax.checkpoint
-        def one_step(h: Array, teacher: Array) -> tuple[Array, Array, Array]:
-            """[B, C, D] and logits [B, C, V] -> loss, usable, agreement, each [B, C]."""
-            logits = net.head(h)
-            best = teacher.argmax(-1)
-            usable = jnp.ones_like(best, jnp.bool_) if allowed is None else allowed[best]
-            return kind(teacher, logits, self.target_ids), usable, self._named(logits) == best
-
-        @jax.checkpoint
-        def one_chunk(h: Array, counted: Array, index: Array) -> Any:
-            rows = jax.lax.dynamic_slice_in_dim(padded, index * size, size + steps - 1, axis=1)
-            teacher = jax.lax.stop_gradient(target.head(rows))
-
-            def step(_: None, xs: tuple[Array, Array]) -> tuple[None, Any]:
-                h, j = xs
-                here = jax.lax.dynamic_slice_in_dim(teacher, j, size, axis=1)
-                return None, one_step(h, here)
-
-            _, (loss, usable, agree) = jax.lax.scan(step, None, (h, jnp.arange(steps)))
-            counted = counted & usable  # [J, B, C]
-            scale = self.decay ** jnp.arange(steps, dtype=jnp.float32)
-            total = (jnp.where(counted, loss, 0.0).sum((1, 2)) * scale).sum()
-            right = (counted & agree).astype(jnp.float32)
-            sums = {"accuracy": right[0].sum(), "accepted": jnp.cumprod(right, axis=0).sum()}
-            return total, counted[0].astype(jnp.float32).sum(), sums
-
-        def add(total: Any, chunk: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, one_chunk(*chunk)), None
-
-        zero = jnp.zeros((), jnp.float32)
-        start = (zero, zero, {"accuracy": zero, "accepted": zero})
-        return jax.lax.scan(add, start, chunks)[0]
-
-    def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
-        """See `Objective`."""
-        net = self.skeleton.module(params, self.compute_dtype)
-        _, fused = self._features(net, batch, target)
-        width = batch.tokens.shape[1]
-        chunks = cut(self.unroll(net, batch, fused, target), min(self.chunk, width))
-        named = jax.lax.map(lambda h: self._named(net.head(h)), chunks)  # [n, J, B, C]
-        guesses = named.transpose(2, 0, 3, 1).reshape(len(batch.tokens), -1, self.num_draft)
-        labels = [ahead(batch.tokens, 1 + j) for j in range(self.num_draft)]
-        found: Array = guesses[:, :width] == jnp.stack(labels, axis=-1)
-        return found
+    def head(self, net: Eagle3Net, target: Frozen, normed: Array) -> Array:
+        del target
+        return net.head(normed)
 
     def unroll(self, net: Eagle3Net, batch: Batch, fused: Array, target: Frozen) -> Array:
         """The normed states of every step and column, [J, B, T, D].
@@ -157,38 +67,6 @@ class Eagle3Objective:
             x, normed, block = step(x, ahead(tokens, j), jnp.int32(j), past)
             states, past = [*states, normed], (*past, block)
         return jnp.stack(states)
-
-    def _features(self, net: Eagle3Net, batch: Batch, target: Frozen) -> tuple[Array, Array]:
-        """The target's final states and the fused features, [B, T, D_target] and [B, T, D]."""
-        tokens = constrain(batch.tokens, "batch", None)
-        out = target(tokens, taps=self.config.taps)
-        assert out.features is not None
-        return jax.lax.stop_gradient(out.hidden), net.fuse(jax.lax.stop_gradient(out.features))
-
-    def _named(self, logits: Array) -> Array:
-        """The target's id of the likeliest draft token."""
-        guess = logits.argmax(-1).astype(jnp.int32)
-        return guess if self.target_ids is None else self.target_ids[guess]
-
-    def _allowed(self) -> Array | None:
-        """[V] bool: which tokens the draft can guess; None: all."""
-        if self.target_ids is None:
-            return None
-        return (
-            jnp.zeros((self.config.backbone.vocab_size,), jnp.bool_).at[self.target_ids].set(True)
-        )
-
-
-def ahead(x: Array, by: int) -> Array:
-    """``x`` [B, T] with what comes ``by`` later in place t; zeros behind the end."""
-    return jnp.pad(x, ((0, 0), (0, by)))[:, by:]
-
-
-def cut(x: Array, size: int) -> Array:
-    """[J, B, T, ...] -> [n, J, B, size, ...], padded."""
-    steps, rows, width, *rest = x.shape
-    x = jnp.pad(x, [(0, 0), (0, 0), (0, -width % size)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(x.reshape(steps, rows, -1, size, *rest), 2, 0)
 
 
 def looking_at(visible: Array) -> Look:

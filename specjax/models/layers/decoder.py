@@ -84,10 +84,40 @@ class Decoder(Placed):
         return ()
 
     @classmethod
-    def place_of(cls, config: Any, path: str) -> str | Place:
+    def place_of(cls, config: Any, path: str, root: str = "model") -> str | Place:
         """Where the parameter ``path``, "layers.3.norm.weight", lies in a checkpoint."""
         del config
-        return path if path.startswith("lm_head.") else f"model.{path}"
+        return path if path.startswith("lm_head.") else f"{root}.{path}"
+
+    # A head for further tokens, MTP (`drafters.mtp`): one layer of the family behind the others.
+    nextn_key: ClassVar[str] = "mtp_num_hidden_layers"  # how configs say how many there are
+
+    @classmethod
+    def make_nextn_layer(
+        cls, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ) -> nnx.Module:
+        """Its layer: by default one like the last."""
+        return cls.make_layer(config, config.num_layers - 1, dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def place_of_nextn(cls, config: Any, path: str) -> str | Place:
+        """Where its parameter lies: of ``enorm``, ``hnorm``, ``eh_proj``, ``norm``, ``layer``."""
+        names = {
+            "enorm": "pre_fc_norm_embedding",
+            "hnorm": "pre_fc_norm_hidden",
+            "eh_proj": "fc",
+            "norm": "norm",
+        }
+        first, _, rest = path.partition(".")
+        if first == "layer":
+            return cls.place_of(config, f"layers.0.{rest}", "mtp")
+        return f"mtp.{names[first]}.{rest}"
+
+    @staticmethod
+    def nextn_tensors(config: Any) -> tuple[str, str]:
+        """Regular expressions: its tensors, and those among them that the target has as well."""
+        del config
+        return r"mtp\..*", r"mtp\.(embed_tokens|lm_head)\..*"
 
     @staticmethod
     def used_share(config: Any, weight: str) -> float:

@@ -1,0 +1,143 @@
+"""MTP as a drafter: the target's head for further tokens, run K times (`drafters.pairs`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from specjax.core.cache import Block, Cache
+from specjax.core.types import Array, one_line, pytree, static
+from specjax.core.view import View
+from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
+from specjax.drafters.drawing import draw
+from specjax.drafters.mtp.kind import MTPKind
+from specjax.drafters.mtp.net import MTPConfig, MTPNet
+from specjax.drafters.pairs import PairDrafting
+from specjax.drafters.spec import Outline, Sizes
+from specjax.models.frozen import Frozen
+from specjax.models.target import Target
+from specjax.models.vocabulary import Vocabulary
+from specjax.sampling import Counts
+
+RECYCLED = ("normed", "raw")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MTP(MTPKind):
+    """A head for further tokens, before it is bound to its target.
+
+    Attributes:
+      net: of an `MTPNet`.
+      num_draft: K, guesses a cycle: how often the one head is run.
+      kind: how they are drawn, see `drafters.drawing`; None: what suits the request.
+      name: for messages.
+    """
+
+    net: Frozen
+    num_draft: int = 3
+    kind: str | None = None
+    name: str = "mtp"
+
+    summary = "the target's own head for further tokens, or one trained for it"
+    __repr__ = one_line
+
+    def bind(self, target: Target, kind: str) -> MTPDrafter:
+        """The drafter for ``target``; ``kind`` is what to use where the user did not say.
+
+        Raises:
+          ValueError: if the two do not fit.
+        """
+        config: MTPConfig = self.net.config
+        check_num_draft(self.num_draft)
+        check_kind(self.kind)
+        if config.recycle not in RECYCLED:
+            raise ValueError(f"recycle={config.recycle!r}: must be one of {', '.join(RECYCLED)}.")
+        check_fits(
+            self.name,
+            target,
+            vocab_size=config.backbone.vocab_size,
+            target_hidden_size=config.backbone.hidden_size,
+            taps=config.taps,
+        )
+        return MTPDrafter(self.net, target.net.vocabulary, self.num_draft, self.kind or kind)
+
+    @classmethod
+    def fresh(
+        cls,
+        target: Target,
+        *,
+        num_draft: int,
+        seed: int = 0,
+        kind: str | None = None,
+        **sizes: Any,
+    ) -> MTP:
+        """One that begins close to the target's last layer of the kind that the head has.
+
+        Its projection passes the target's state on, and little of the embedding. ``sizes`` may say
+        ``recycle``, see `MTPConfig`.
+
+        Raises:
+          ValueError: if the target's family is none that is registered.
+        """
+        config = fresh_config(target.config, **sizes)
+        net = MTPNet(config, dtype=target.dtype, rngs=nnx.Rngs(seed))
+        width = target.config.hidden_size
+        weight = net.eh_proj.weight
+        passed = jnp.eye(width, dtype=weight[...].dtype)
+        weight[...] = jnp.concatenate([0.1 * weight[...][:, :width], passed], axis=1)
+        shapes = lambda layer: jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(layer)))
+        theirs = [x for x in target.net.module.layers if shapes(x) == shapes(net.layer)]
+        if theirs:
+            nnx.update(net.layer, jax.tree.map(jnp.copy, nnx.state(theirs[-1])))
+        return cls(Frozen.of(net), num_draft, kind)
+
+    @classmethod
+    def outline(cls, target: Any, sizes: Sizes) -> Outline:
+        """The one layer that is published."""
+        del sizes
+        return Outline(MTPNet, fresh_config(target))
+
+
+def fresh_config(target: Any, *, recycle: str = "normed") -> MTPConfig:
+    """For a target of that config, by itself on its devices."""
+    if recycle not in RECYCLED:
+        raise ValueError(f"sizes.recycle={recycle!r}: must be one of {', '.join(RECYCLED)}.")
+    return MTPConfig(dataclasses.replace(target, kv_repeat=1), recycle)
+
+
+@pytree
+class MTPDrafter(PairDrafting):
+    """The cycle's side of `MTP`."""
+
+    net: Any  # models.Frozen of an MTPNet
+    vocabulary: Vocabulary  # the target's own tables
+    num_draft: int = static()
+    kind: str = static()
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        found: tuple[int, ...] = self.net.config.taps
+        return found
+
+    def feature_shape(self) -> tuple[int, jnp.dtype]:
+        return self.net.config.backbone.hidden_size, self.net.module.dtype
+
+    def fuse(self, features: Array | None) -> Array:
+        assert features is not None
+        return features.astype(self.net.module.dtype)
+
+    def read(
+        self, x: Array, tokens: Array, cache: Cache, view: View, before: Block | None = None
+    ) -> tuple[Array, Array, Block]:
+        embedded = self.vocabulary.embed(tokens)
+        found: tuple[Array, Array, Block] = self.net.module(x, embedded, cache, view, before)
+        return found
+
+    def draw(
+        self, normed: Array, index: Array, counts: Counts | None, context: Context
+    ) -> tuple[Array, Array | None]:
+        return draw(self.vocabulary.head(normed[:, 0]), self.kind, index, counts, context)

@@ -1,0 +1,69 @@
+"""What a head for further tokens says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from specjax.checkpoint.drafters.format import Formats
+from specjax.core.types import Array
+from specjax.drafters.misreadings import trial
+from specjax.drafters.mtp.net import MTPConfig, MTPNet
+from specjax.drafters.spec import Misreading, Spec
+from specjax.models.frozen import Frozen
+from specjax.models.target import Target
+
+if TYPE_CHECKING:
+    from specjax.drafters.mtp.objective import MTPObjective
+
+
+class MTPKind(Spec):
+    """A spec with an `MTPNet`."""
+
+    nested: ClassVar[bool] = True
+    may_load: ClassVar[bool] = True
+    net_class = MTPNet
+    net: Frozen
+
+    @classmethod
+    def of_target(cls, target: Any, checkpoint: str | None, num_draft: int | None) -> Any:
+        """The one that lies in the target's own files, or in those of ``checkpoint``.
+
+        Raises:
+          CheckpointError: if there is none.
+        """
+        from specjax.checkpoint.drafters.nextn import load_nextn
+
+        return load_nextn(target, checkpoint, num_draft)
+
+    @classmethod
+    def objective(cls) -> type[MTPObjective]:
+        from specjax.drafters.mtp.objective import MTPObjective
+
+        return MTPObjective
+
+    @classmethod
+    def formats(cls) -> Formats:
+        from specjax.drafters.mtp.formats import FORMATS
+
+        return FORMATS
+
+    def passes(self, num_draft: int) -> int:
+        return num_draft
+
+    def tokens_fed(self, num_draft: int) -> int:
+        return num_draft
+
+    def outputs(self, target: Target, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
+        from specjax.drafters.mtp.parity import outputs
+
+        return outputs(target, self, golden)
+
+    def misreadings(self, target: Target) -> Iterable[Misreading]:
+        config: MTPConfig = self.net.config
+        other = "raw" if config.recycle == "normed" else "normed"
+        means = f"the head was trained with recycle={other}: say so (mtp's field recycle)"
+        yield Misreading(
+            f"What is fed back: the {config.recycle} state",
+            (trial(f"recycle={other}", means, self, recycle=other),),
+        )
