@@ -117,7 +117,8 @@ def test_stale_slots_are_never_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_state_is_that_of_a_fresh_prefill(name: str) -> None:
-    checks.fresh_state(name)
+    # A random head for further tokens is fed its own normed states, thrice: each sharpens the last.
+    checks.fresh_state(name, law=1e-3 if name == "mtp" else 2e-4)
 
 
 @pytest.mark.parametrize("name", DRAFTERS)

@@ -20,7 +20,7 @@ from specjax.checkpoint.errors import CheckpointError, some
 from specjax.core import sharding
 from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen
-from specjax.models.places import Place, Whole
+from specjax.models.places import Place, as_place
 
 DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))  # that a network computes in
 _STORED = (*DTYPES, np.dtype(np.float16), np.dtype(np.float64))  # that are cast to those
@@ -122,11 +122,6 @@ def place_of(family: Any, config: Any, path: str) -> str | Place:
     """What a family says of a parameter; of one that says nothing, `tensor_name`."""
     said = getattr(family, "place_of", None)
     return tensor_name(path) if said is None else said(config, path)
-
-
-def as_place(place: str | Place) -> Place:
-    """A tensor's name as a place."""
-    return Whole(place) if isinstance(place, str) else place
 
 
 def _own_dtype(parameter: nnx.Param, dtype: np.dtype) -> np.dtype:

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from specjax.checkpoint.assemble import as_place, place_of
+from specjax.checkpoint.assemble import place_of
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core import hosts
 from specjax.core.files import sync_directory, sync_files
-from specjax.models.places import Piece, put_together
+from specjax.models.places import Piece, as_place, put_together
 
 _UNFINISHED = ".export-"
 

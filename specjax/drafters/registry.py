@@ -29,12 +29,9 @@ class Entry:
         return bool(ask(self.thing, "needs_model") or self.lacking())
 
     @property
-    def of_target(self) -> Callable[[Any, str | None, int | None], Any] | None:
-        """(target, checkpoint or None, K) -> the one in the target's own files, or in others.
-
-        None: the kind does not lie in a target's files.
-        """
-        return getattr(self.thing, "of_target", None) if inspect.isclass(self.thing) else None
+    def in_target(self) -> bool:
+        """Whether it lies in the files of its target, so that none need be named."""
+        return bool(inspect.isclass(self.thing) and ask(self.thing, "in_target"))
 
     @property
     def summary(self) -> str:

@@ -77,6 +77,8 @@ class Spec(abc.ABC):
     demo: ClassVar[str | None] = None
     # Whether a checkpoint may be named of one that is also made from nothing.
     may_load: ClassVar[bool] = False
+    # Whether it lies in the files of its target; what `formats` reads first then reads those.
+    in_target: ClassVar[bool] = False
     # Where its guesses come from; None: from a trained network if it has a ``net``, else its own.
     family: ClassVar[Family | None] = None
     # Whether its first k guesses are those of the same drafter with num_draft=k.

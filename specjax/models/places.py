@@ -214,6 +214,11 @@ class FirstOf:
         return str(self.places[0])
 
 
+def as_place(place: str | Place) -> Place:
+    """A tensor's name as a place."""
+    return Whole(place) if isinstance(place, str) else place
+
+
 def put_together(pieces: Iterator[Piece]) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint, from what its parameters write.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specjax.checkpoint.drafters.load import load_drafter
+from specjax.checkpoint.drafters.nextn import load_from_target
 from specjax.checkpoint.load import Model
 from specjax.core import own
 from specjax.core.family import Family
@@ -50,7 +51,7 @@ class Named:
         entry = self.entry
         if self.name == "none" and self.num_draft is not None:
             raise ValueError(f"num_draft={self.num_draft}: the drafter none guesses nothing.")
-        if entry is not None and entry.of_target is not None:
+        if entry is not None and entry.in_target:
             return self
         needs = entry is None or entry.needs_model
         may = entry is not None and ask(entry.thing, "may_load")
@@ -97,9 +98,8 @@ class Named:
 
     def _load(self, target: Model, dtype: Any) -> Spec:
         said, entry = self.complete(target.name), self.entry
-        if entry is not None and entry.of_target is not None:
-            spec: Spec = entry.of_target(target, said.checkpoint, said.num_draft)
-            return spec
+        if entry is not None and entry.in_target:
+            return load_from_target(entry.thing, target, said.checkpoint, said.num_draft)
         if said.checkpoint is None:
             assert entry is not None
             return entry.build(target, said.num_draft)

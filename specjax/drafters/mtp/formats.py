@@ -1,16 +1,49 @@
-"""A head for further tokens in files of its own, as those of its target would hold it."""
+"""A head for further tokens in the files of its target, or in files of its own like them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from specjax.checkpoint.assemble import as_place
 from specjax.checkpoint.drafters.format import Format, Formats
 from specjax.checkpoint.drafters.layouts import Layout, Tensors
-from specjax.checkpoint.drafters.nextn import RECYCLE, holds_only_a_head, plan
-from specjax.checkpoint.drafters.source import Source
-from specjax.models.places import put_together
+from specjax.checkpoint.drafters.source import Plan, Source
+from specjax.checkpoint.errors import CheckpointError
+from specjax.core.tensors import Tensor
+from specjax.drafters.mtp.drafter import MTP
+from specjax.drafters.mtp.net import MTPConfig, MTPNet
+from specjax.models.places import as_place, put_together
 from specjax.models.target import Target
+
+RECYCLE = "mtp_recycle"  # a key of our own in config.json: what is fed back
+
+
+def read(source: Source, target: Target) -> Plan:
+    """How the head is put together. Raises CheckpointError if there is none."""
+    family, config = type(target.net.module), target.config
+    pattern, also = family.nextn_tensors(config)
+    tensors = {n: t for n, t in source.tensors.items() if re.fullmatch(pattern, n)}
+    if not tensors:
+        raise CheckpointError(
+            f"{source.where}: holds no head for further tokens (no tensors {pattern}); train one "
+            "(configs/train_mtp.py), or use another drafter."
+        )
+    count = source.raw.get(family.nextn_key) or 1
+    if count > 1:
+        raise CheckpointError(
+            f"{source.where}: {count} heads for further tokens, one for each, are not supported: "
+            "only one that is run again and again."
+        )
+    kept = {n: t for n, t in tensors.items() if not re.fullmatch(also, n)}
+    recycle = source.raw.get(RECYCLE) or "normed"
+    return Plan(
+        MTPConfig(config, recycle),
+        MTPNet,
+        kept,
+        lambda path: family.place_of_nextn(config, path),
+        lambda net, ids, num_draft, kind, name: MTP(net, num_draft or 3, kind, name),
+    )
 
 
 def read_config(source: Source, target: Target | None) -> Any:
@@ -34,7 +67,13 @@ def write(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
     return Layout({**family.write_config(config), **more}, put_together(pieces))
 
 
+def holds_only_a_head(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a directory has a head and none of the layers that it stands behind."""
+    head = any(name.startswith("mtp.") or ".eh_proj." in name for name in tensors)
+    return head and not any(name.startswith("model.layers.0.") for name in tensors)
+
+
 FORMATS = Formats(
-    read=(Format("MTP", plan, read_config, looks=lambda s: holds_only_a_head(s.tensors)),),
+    read=(Format("MTP", read, read_config, looks=lambda s: holds_only_a_head(s.tensors)),),
     write={"mtp": write},
 )

@@ -21,20 +21,9 @@ class MTPKind(Spec):
     """A spec with an `MTPNet`."""
 
     nested: ClassVar[bool] = True
-    may_load: ClassVar[bool] = True
+    in_target: ClassVar[bool] = True
     net_class = MTPNet
     net: Frozen
-
-    @classmethod
-    def of_target(cls, target: Any, checkpoint: str | None, num_draft: int | None) -> Any:
-        """The one that lies in the target's own files, or in those of ``checkpoint``.
-
-        Raises:
-          CheckpointError: if there is none.
-        """
-        from specjax.checkpoint.drafters.nextn import load_nextn
-
-        return load_nextn(target, checkpoint, num_draft)
 
     @classmethod
     def objective(cls) -> type[MTPObjective]:
