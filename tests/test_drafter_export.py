@@ -93,6 +93,7 @@ CASES: dict[str, tuple[Make, tuple[str, ...]]] = {
         lambda t: drafters.Eagle3.fresh(t, num_draft=3, fc_norm=True, norm_output=True, layers=2),
         ("speculators",),
     ),
+    "mtp": (lambda t: drafters.MTP.fresh(t, num_draft=3, recycle="raw"), ("mtp",)),
     "medusa": (lambda t: drafters.Medusa.fresh(t, num_draft=2), ("medusa",)),
     "lm": (lambda t: drafters.LM(tiny.draft(VOCAB), 3), ("hf",)),
 }

@@ -196,7 +196,7 @@ class Forced(Eagle3Drafter):
 
     text: Array = None  # type: ignore[assignment]  # [B, T]
 
-    def _draw(
+    def draw(
         self, normed: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
         place = context.length[:, None] + index

@@ -84,6 +84,7 @@ KINDS: dict[str, tuple[dict, dict, dict]] = {
     "dflash": ({"layers": 1, "num_taps": 2}, {"anchors": 8, "chunk": 8}, {}),
     "eagle3": ({"layers": 1}, {"chunk": 32}, {}),
     "medusa": ({"layers": 1}, {"chunk": 32}, {}),
+    "mtp": ({}, {"chunk": 32}, {}),
 }
 
 

@@ -5,6 +5,7 @@ Where only a config is read, the target may be None: then nothing is compared wi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,8 @@ def read_backbone(raw: Mapping[str, Any], where: str, *, windows: bool = False) 
     """The draft's own sizes, as `read_decoder_config` reads them, with errors that say where."""
     sizes = {"model_type": "qwen3", **raw, "tie_word_embeddings": False}
     try:
-        return read_decoder_config(sizes, windows=windows)
+        # A draft's windows are its network's own business.
+        return dataclasses.replace(read_decoder_config(sizes, windows=windows), windows=())
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
 
