@@ -8,42 +8,26 @@ They print as the scripts do, and end no process: what cannot be used is a Value
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from specjax.jobs.auditing import audit
-    from specjax.jobs.benchmarking import benchmark
-    from specjax.jobs.benchmarks import benchmark_device, benchmark_peer, benchmark_training
-    from specjax.jobs.chatting import chat
-    from specjax.jobs.comparing import parity
-    from specjax.jobs.compiling import compile_report
-    from specjax.jobs.diagnosing import diagnose
-    from specjax.jobs.drafter_training import train_drafter
-    from specjax.jobs.exporting import export
-    from specjax.jobs.generating import generate
-    from specjax.jobs.lm_training import train_lm
-    from specjax.jobs.passages import heldout_prompts
-    from specjax.jobs.predicting import predict_check
-    from specjax.jobs.regenerating import regenerate
-    from specjax.jobs.reporting import report
+from specjax import lab
 
-__all__ = [
-    "audit",
-    "benchmark",
-    "benchmark_device",
-    "benchmark_peer",
-    "benchmark_training",
-    "chat",
-    "compile_report",
-    "diagnose",
-    "export",
-    "generate",
-    "heldout_prompts",
-    "parity",
-    "predict_check",
-    "regenerate",
-    "report",
-    "train_drafter",
-    "train_lm",
-]
+if TYPE_CHECKING:
+    from specjax.jobs.auditing import audit as audit
+    from specjax.jobs.benchmarking import benchmark as benchmark
+    from specjax.jobs.benchmarks import benchmark_device as benchmark_device
+    from specjax.jobs.benchmarks import benchmark_peer as benchmark_peer
+    from specjax.jobs.benchmarks import benchmark_training as benchmark_training
+    from specjax.jobs.chatting import chat as chat
+    from specjax.jobs.comparing import parity as parity
+    from specjax.jobs.compiling import compile_report as compile_report
+    from specjax.jobs.diagnosing import diagnose as diagnose
+    from specjax.jobs.drafter_training import train_drafter as train_drafter
+    from specjax.jobs.exporting import export as export
+    from specjax.jobs.generating import generate as generate
+    from specjax.jobs.lm_training import train_lm as train_lm
+    from specjax.jobs.passages import heldout_prompts as heldout_prompts
+    from specjax.jobs.predicting import predict_check as predict_check
+    from specjax.jobs.regenerating import regenerate as regenerate
+    from specjax.jobs.reporting import report as report
 
 _PLACES = {
     "audit": "auditing",
@@ -69,8 +53,11 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"specjax.jobs.{name}: {lab.told(error)}") from None
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return list(_PLACES)
