@@ -55,7 +55,7 @@ def flags_of(name: str) -> set[str]:
 
 @contextmanager
 def _flags(*line: str) -> Iterator[None]:
-    """Flags that are defined within it are gone behind it; ``sys.argv`` is the line."""
+    """Flags that scripts define within it are gone behind it; ``sys.argv`` is the line."""
     before = set(flags.FLAGS)
     # Config flags look for their overrides in sys.argv.
     with flagsaver.flagsaver(), mock.patch.object(sys, "argv", list(line)):
@@ -64,5 +64,7 @@ def _flags(*line: str) -> Iterator[None]:
             yield
         finally:
             for name in set(flags.FLAGS) - before:
-                delattr(flags.FLAGS, name)
+                place = flags.FLAGS.find_module_defining_flag(name)
+                if name.startswith("config.") or place.startswith("specjax."):  # no library's
+                    delattr(flags.FLAGS, name)
             flags.FLAGS.mark_as_parsed()
