@@ -13,7 +13,7 @@ import pytest
 import tiny
 import tiny_families
 from flax import nnx
-from test_audit import run
+from test_audit_report import run
 
 import specjax
 from specjax.core.cache import full, recurrent, ring
