@@ -88,12 +88,61 @@ def test_replay_is_the_loop(name: str, k: int) -> None:
     assert mine.tpot_ms is None and ours.texts[1].prompt_tokens == loop.texts[1].prompt_tokens
 
 
+def prompt_lookup(trace: Trace, k: int, *, max_ngram: int = 3, min_ngram: int = 1) -> Trace:
+    """The cycles of the drafter "ngram" over the texts of ``trace``, greedily written.
+
+    Args:
+      trace: of any drafter or none, with its texts.
+      k: guesses a cycle.
+      max_ngram: the longest match that is looked for.
+      min_ngram: the shortest that counts.
+
+    Raises:
+      ValueError: in one line, if ``trace`` does not tell its prompts or the sizes make no sense.
+    """
+    if k < 1 or not 1 <= min_ngram <= max_ngram:
+        raise ValueError(
+            f"k={k}, min_ngram={min_ngram}, max_ngram={max_ngram}: must satisfy k >= 1 and "
+            "1 <= min_ngram <= max_ngram."
+        )
+    if len(trace.texts) != len(trace.rows):
+        raise ValueError("This trace does not tell its prompts, which prompt lookup reads.")
+    known = trace.about.recording
+    beyond = [()] * len(trace.rows) if known is None else known.beyond
+    rows = []
+    for row, text, after in zip(trace.rows, trace.texts, beyond, strict=True):
+        length = len(text.prompt_tokens)
+        tokens = np.asarray([*text.prompt_tokens, *replay._text(row)], np.int64)
+
+        def propose(at: int, tokens: np.ndarray = tokens, length: int = length) -> tuple[int, ...]:
+            return look_up(tokens[: length + at], k, max_ngram, min_ngram)
+
+        rows.append(replay.walk(length, replay._text(row), after, propose))
+    return replay._result(trace, rows, k, "ngram")
+
+
+def look_up(tokens: np.ndarray, k: int, max_ngram: int, min_ngram: int) -> tuple[int, ...]:
+    """The guesses of prompt lookup (`specjax.drafters.ngram`) behind ``tokens`` [L].
+
+    The latest earlier place of the longest suffix, of at most ``max_ngram`` tokens, that has one;
+    its continuation, repeated with the distance where it runs into the end. () for none.
+    """
+    length = len(tokens)
+    for n in range(min(max_ngram, length - 1), min_ngram - 1, -1):
+        windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
+        places = np.flatnonzero((windows == tokens[-n:]).all(axis=1))
+        if places.size:
+            behind = int(places[-1]) + n
+            return tuple(int(tokens[behind + i % (length - behind)]) for i in range(k))
+    return ()
+
+
 @pytest.mark.parametrize("k", [1, 5])
 def test_prompt_lookup_is_the_loop(k: int) -> None:
     loop = looped("ngram", k)
-    assert replay.prompt_lookup(recorded("lm"), k).rows == loop.rows and loop.tau > 1
+    assert prompt_lookup(recorded("lm"), k).rows == loop.rows and loop.tau > 1
     # A text alone does not tell how many guesses would have been accepted behind its end.
-    for ours, theirs in zip(replay.prompt_lookup(looped("none", 0), k).rows, loop.rows):
+    for ours, theirs in zip(prompt_lookup(looped("none", 0), k).rows, loop.rows):
         assert ours[:-1] == theirs[:-1]
         inside = min(theirs[-1].accepted, theirs[-1].committed)
         assert ours[-1] == dataclasses.replace(theirs[-1], accepted=inside)
@@ -107,7 +156,7 @@ def test_look_up_is_the_drafter(k: int, most: int, least: int) -> None:
     drafter = NGram(k, max_ngram=most, min_ngram=least)
     guesses = jax.jit(jax.vmap(drafter.guess))(jnp.asarray(texts), jnp.asarray(lengths))
     for text, length, guess in zip(texts, lengths, np.asarray(guesses)):
-        found = replay.look_up(text[:length], k, most, least)
+        found = look_up(text[:length], k, most, least)
         assert found == tuple(t for t in guess.tolist() if t >= 0)
 
 
@@ -141,7 +190,7 @@ def test_a_file_of_a_recording_is_one(tmp_path: Path) -> None:
     trace_file.save(recorded("lm"), tmp_path / "recording.jsonl")
     back = trace_file.load(tmp_path / "recording.jsonl")
     assert replay.replay(back, 2).rows == replay.replay(recorded("lm"), 2).rows
-    assert replay.prompt_lookup(back, 2).rows == replay.prompt_lookup(recorded("lm"), 2).rows
+    assert prompt_lookup(back, 2).rows == prompt_lookup(recorded("lm"), 2).rows
 
 
 def test_bad_input() -> None:
@@ -156,10 +205,10 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="no recording"):
         replay.replay(looped("none", 0), 1)
     with pytest.raises(ValueError, match="does not tell its prompts"):
-        replay.prompt_lookup(Trace(good.rows), 2)
+        prompt_lookup(Trace(good.rows), 2)
     for sizes in ({"k": 0}, {"k": 2, "max_ngram": 1, "min_ngram": 2}, {"k": 2, "min_ngram": 0}):
         with pytest.raises(ValueError, match="must satisfy"):
-            replay.prompt_lookup(good, **sizes)
+            prompt_lookup(good, **sizes)
     with pytest.raises(ValueError, match="nothing to record"):
         recorder.record(target(), spec("none", 0), [[1]])
     with pytest.raises(ValueError, match="batch=0"):

@@ -126,15 +126,6 @@ def barrier(name: str, timeout: float = PATIENCE) -> None:
         client.wait_at_barrier(_key(name), int(timeout * 1000))
 
 
-def check_joined() -> None:
-    """Raises ValueError where JAX sees other processes that this one cannot talk to."""
-    if _client() is None and jax.process_count() > 1:
-        raise ValueError(
-            f"JAX sees {jax.process_count()} processes, but they were not started together; give "
-            "--coordinator=auto, or call jax.distributed.initialize() first."
-        )
-
-
 def message_of(error: BaseException) -> str:
     """What an error says, in one line."""
     if isinstance(error, OSError) and error.filename:

@@ -1,9 +1,9 @@
-"""Speculation on a recorded greedy text: any k, any stopping rule, prompt lookup; no model.
+"""Speculation on a recorded greedy text: any k, any stopping rule; no model.
 
 What the target says at temperature 0 does not depend on what was guessed. So a text that it wrote
 and the guesses of a drafter at *every* position of it decide each cycle of each k: from a
 *recording* (a trace in which every cycle commits one token, `specjax.lab.bench.recorder`) `replay`
-walks the cycles that the loop would run. Prompt lookup needs the text alone.
+walks the cycles that the loop would run.
 
 Exact, up to the arithmetic of passes of other widths, for cycles, committed tokens and tau, where
 the first k guesses do not depend on how many are made: a language model, EAGLE-3, Medusa, prompt
@@ -42,7 +42,7 @@ def replay(recording: Trace, k: int, *, stop: Stop | None = None) -> Trace:
     if details is None or any(c.committed != 1 for c in recording):
         raise ValueError(
             "This trace is no recording: it has no guesses at every position; record it first "
-            "(specjax.lab.bench.recorder), or replay prompt lookup, which needs none."
+            "(specjax.lab.bench.recorder)."
         )
     if k != 0 and k not in details.exact_k:
         raise ValueError(
@@ -60,39 +60,6 @@ def replay(recording: Trace, k: int, *, stop: Stop | None = None) -> Trace:
 
         rows.append(walk(row[0].position if row else 0, _text(row), beyond, propose))
     return _result(recording, rows, k, about.drafter or "")
-
-
-def prompt_lookup(trace: Trace, k: int, *, max_ngram: int = 3, min_ngram: int = 1) -> Trace:
-    """The cycles of the drafter "ngram" over the texts of ``trace``, greedily written.
-
-    Args:
-      trace: of any drafter or none, with its texts.
-      k: guesses a cycle.
-      max_ngram: the longest match that is looked for.
-      min_ngram: the shortest that counts.
-
-    Raises:
-      ValueError: in one line, if ``trace`` does not tell its prompts or the sizes make no sense.
-    """
-    if k < 1 or not 1 <= min_ngram <= max_ngram:
-        raise ValueError(
-            f"k={k}, min_ngram={min_ngram}, max_ngram={max_ngram}: must satisfy k >= 1 and "
-            "1 <= min_ngram <= max_ngram."
-        )
-    if len(trace.texts) != len(trace.rows):
-        raise ValueError("This trace does not tell its prompts, which prompt lookup reads.")
-    known = trace.about.recording
-    beyond = [()] * len(trace.rows) if known is None else known.beyond
-    rows = []
-    for row, text, after in zip(trace.rows, trace.texts, beyond, strict=True):
-        length = len(text.prompt_tokens)
-        tokens = np.asarray([*text.prompt_tokens, *_text(row)], np.int64)
-
-        def propose(at: int, tokens: np.ndarray = tokens, length: int = length) -> tuple[int, ...]:
-            return look_up(tokens[: length + at], k, max_ngram, min_ngram)
-
-        rows.append(walk(length, _text(row), after, propose))
-    return _result(trace, rows, k, "ngram")
 
 
 def walk(
@@ -138,22 +105,6 @@ def steps(begin: int, end: int, accepts: Callable[[int], int]) -> Iterator[tuple
         count = min(accepted + 1, end - at)
         yield at, accepted, count
         at += count
-
-
-def look_up(tokens: np.ndarray, k: int, max_ngram: int, min_ngram: int) -> tuple[int, ...]:
-    """The guesses of prompt lookup (`specjax.drafters.ngram`) behind ``tokens`` [L].
-
-    The latest earlier place of the longest suffix, of at most ``max_ngram`` tokens, that has one;
-    its continuation, repeated with the distance where it runs into the end. () for none.
-    """
-    length = len(tokens)
-    for n in range(min(max_ngram, length - 1), min_ngram - 1, -1):
-        windows = np.lib.stride_tricks.sliding_window_view(tokens[:-1], n)
-        places = np.flatnonzero((windows == tokens[-n:]).all(axis=1))
-        if places.size:
-            behind = int(places[-1]) + n
-            return tuple(int(tokens[behind + i % (length - behind)]) for i in range(k))
-    return ()
 
 
 def confident(least: float) -> Stop:

@@ -222,16 +222,10 @@ def explain_pair(
         repeats=repeats,
         progress=lambda share, what: progress(0.4 + 0.6 * share, what),
     )
-    costs = [known.at(batch=b, context=longest, drafter=name_of(spec)) for b in (batch, 1)]
-    found = explain(
-        metrics.figures(trace),
-        costs[0],
-        speedup=speedup,
-        device=known.machine.device,
-        single=costs[1],
-        family=family_of(spec),
-    )
+    costs, single = (known.at(batch=b, context=longest, drafter=name_of(spec)) for b in (batch, 1))
     about = trace.about
+    told: dict[str, Any] = {"device": known.machine.device, "family": family_of(spec)}
+    found = explain(metrics.figures(trace), costs, speedup=speedup, single=single, **told)
     return marked(found, about.lossless, about.rule or ""), known
 
 

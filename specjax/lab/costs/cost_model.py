@@ -140,36 +140,3 @@ def hold_last_conditional(survival: Sequence[float], num_draft: int) -> list[flo
 def geometric_tau(alpha: float, k: int) -> float:
     """Tokens per target pass if every guess is accepted with ``alpha``, independently."""
     return k + 1.0 if alpha == 1 else (1 - alpha ** (k + 1)) / (1 - alpha)
-
-
-def geometric_best_k(alpha: float, c: float, v: float = 1.0) -> float:
-    """The k, a real number, with the largest (1 - alpha^(k+1)) / ((1 - alpha) (k c + v)).
-
-    The derivative vanishes at k + 1 = (A + W(-exp(-A))) / ln(alpha), A = 1 + (v/c - 1) |ln alpha|,
-    W the lower branch of Lambert's function. With u = -W that is u - ln(u) = A, and k + 1 =
-    ln(u) / |ln alpha|, which neither overflows nor underflows.
-
-    Args:
-      alpha: between 0 and 1, both excluded.
-      c: cost of a draft pass, in plain steps, above 0.
-      v: cost of verifying, in plain steps, the same for every k.
-
-    Returns:
-      At least 0; 0 where the first guess does not pay.
-
-    Raises:
-      ValueError: on arguments outside of that.
-    """
-    if not 0 < alpha < 1 or not 0 < c < math.inf or not 0 < v < math.inf:
-        raise ValueError(f"alpha={alpha!r}, c={c!r}, v={v!r}: need 0 < alpha < 1, c > 0, v > 0.")
-    rate = -math.log(alpha)
-    a = 1 + (v / c - 1) * rate
-    if a <= 1:
-        return 0.0
-    u = a + 2 * math.log(a) + 2  # above the solution, from where Newton falls monotonically
-    for _ in range(100):
-        step = (u - math.log(u) - a) / (1 - 1 / u)
-        u -= step
-        if abs(step) <= 1e-14 * u:
-            break
-    return max(math.log(u) / rate - 1, 0.0)

@@ -6,17 +6,13 @@ target's own tokens. Taking the marks away gives the text exactly.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
 from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
 
-from specjax.lab.view.palette import MEANING as PAGE_MEANING
-from specjax.lab.view.palette import REJECTED
-from specjax.lab.view.tokens import PICTURES, text_of, tokens
-from specjax.trace.metrics import figures, select
+from specjax.lab.view.tokens import PICTURES, text_of
 from specjax.trace.trace import ACCEPTED, BONUS, CORRECTION, Trace
 
 Span = tuple[str, str]  # text, label
@@ -25,16 +21,13 @@ STYLES = {
     ACCEPTED: Style(color="green"),
     CORRECTION: Style(color="bright_blue", bold=True, underline=True),
     BONUS: Style(color="bright_blue", bold=True, italic=True),
-    REJECTED: Style(color="red", strike=True, dim=True),
 }
 # Pairs that program text hardly ever holds.
 MARKS = {ACCEPTED: ("", ""), CORRECTION: ("«", "»"), BONUS: ("⟦", "⟧")}
-STRUCK = ("~~", "~~")  # around rejected guesses, which are no part of the text
 MEANING = {
     ACCEPTED: "accepted draft token",
     CORRECTION: "correction",
     BONUS: "bonus token",
-    REJECTED: PAGE_MEANING[REJECTED],
 }
 
 
@@ -80,15 +73,14 @@ class Painter:
         """One span as it is written."""
         text = self._safe(text)
         if not self.colour:
-            return mark(text, *MARKS.get(label, STRUCK))
+            return mark(text, *MARKS[label])
         if label != ACCEPTED and text.startswith("\n"):
             text = "↵" + text  # a line break has no colour of its own
         return STYLES[label].render(text, color_system=ColorSystem.STANDARD)
 
-    def legend(self, *, rejected: bool = False) -> str:
+    def legend(self) -> str:
         """What the looks mean, in one line."""
-        labels = (ACCEPTED, CORRECTION, BONUS) + (REJECTED,) * rejected
-        parts = [self.paint(MEANING[label], label) for label in labels]
+        parts = [self.paint(meaning, label) for label, meaning in MEANING.items()]
         return "legend: " + ", ".join(parts)
 
     def _safe(self, text: str) -> str:
@@ -102,47 +94,3 @@ def mark(text: str, begin: str, end: str) -> str:
         return begin + end + text
     start = text.index(body)
     return text[:start] + begin + body + end + text[start + len(body) :]
-
-
-def show_text(
-    trace: Trace, console: Console | None = None, *, row: int | None = None, rejected: bool = False
-) -> None:
-    """The terminal's twin of `specjax.show`.
-
-    Args:
-      trace: whose text is written.
-      console: where to; None: standard output.
-      row: the row to show; None: all.
-      rejected: whether rejected guesses are shown, struck through, before the token that took
-        their place.
-
-    Raises:
-      ValueError: if there is no such row.
-    """
-    painter = Painter(console or Console(highlight=False))
-    painter.write_line(painter.legend(rejected=rejected))
-    for r in range(len(trace.rows)) if row is None else (row,):
-        spans: list[Span] = []
-        for label, group in itertools.groupby(
-            tokens(trace, r, rejected=rejected), key=lambda t: t.label
-        ):
-            texts = [t.text for t in group]
-            spans += (
-                [(_one_line("".join(texts)), label)]
-                if label == REJECTED
-                else [(text, label) for text in texts]
-            )
-        painter.write_plain(text_of(trace, r).prompt)
-        painter.write((text, label) for text, label in spans if text)
-        painter.write_line("\n")
-    found = figures(trace if row is None else select(trace, [row]))
-    if found.tau is not None:
-        painter.write_line(
-            f"tau {found.tau:.2f}: committed tokens per target pass, the target's own included "
-            f"({found.tokens} tokens, {found.cycles} passes)"
-        )
-
-
-def _one_line(text: str) -> str:
-    """Rejected guesses break no line."""
-    return " ".join(text.split()) or "␣"
