@@ -82,22 +82,8 @@ def slow_figures(trace: Trace) -> dict[str, Any]:
             reach = math.prod(min(1.0, c.detail.p[j] / c.detail.q[j]) for j in range(i))
             over += reach * min(1.0, c.detail.p[i] / c.detail.q[i])
             under += reach
-    together: dict[tuple[int, int], list[Cycle]] = defaultdict(list)
-    for b, row in enumerate(trace.rows):
-        for j, c in enumerate(row):
-            together[b // BATCH, j].append(c)
-    fewest = [min(c.committed for c in group) for group in together.values()]
-    steps = [1000 * (group[0].end - group[0].begin) for group in together.values()]
-    tpot, first, later, spent = [], [], [], 0.0
-    for row, text in zip(trace.rows, trace.texts):
-        if row:
-            tokens, seconds = sum(c.committed for c in row), row[-1].end - text.prefilled
-            tpot.append(1000 * seconds / tokens)
-            spent += seconds
-            first.append(1000 * row[0].end)
-            if len(row) > 1:
-                later.append((tokens - 1, row[-1].end - row[0].end))
-    out = {
+    fewest = [min(c.committed for c in group) for group in together(trace)]
+    return {
         "tau": share(n, len(cycles)),
         "tau_macro": share(sum(taus), len(taus)),
         "tau_uncut": share(len(cycles) + a, len(cycles)),
@@ -110,14 +96,40 @@ def slow_figures(trace: Trace) -> dict[str, Any]:
         "accept_hist": histogram,
         "waste": share(k - a, n),
         "verify_use": share(n, k + len(cycles)),
-        "tps_decode": share(sum(t for t, _ in later), sum(s for _, s in later)),
-        "tpot_ms": share(1000 * spent, n),
-        "step_ms": share(sum(steps), len(steps)),
-        "ttft_ms": share(sum(first), len(first)),
         "tokens": n,
         "cycles": len(cycles),
         "requests": len(trace.rows),
         "num_draft": MOST,
+        **slow_times(trace),
+    }
+
+
+def together(trace: Trace) -> list[list[Cycle]]:
+    """The cycles that the rows of one batch ran at the same time."""
+    found: dict[tuple[int, int], list[Cycle]] = defaultdict(list)
+    for b, row in enumerate(trace.rows):
+        for j, c in enumerate(row):
+            found[b // BATCH, j].append(c)
+    return list(found.values())
+
+
+def slow_times(trace: Trace) -> dict[str, Any]:
+    """Those of the clock, with their quantiles."""
+    steps = [1000 * (group[0].end - group[0].begin) for group in together(trace)]
+    tpot, first, later, spent = [], [], [], 0.0
+    for row, text in zip(trace.rows, trace.texts):
+        if row:
+            tokens, seconds = sum(c.committed for c in row), row[-1].end - text.prefilled
+            tpot.append(1000 * seconds / tokens)
+            spent += seconds
+            first.append(1000 * row[0].end)
+            if len(row) > 1:
+                later.append((tokens - 1, row[-1].end - row[0].end))
+    out = {
+        "tps_decode": share(sum(t for t, _ in later), sum(s for _, s in later)),
+        "tpot_ms": share(1000 * spent, sum(c.committed for row in trace.rows for c in row)),
+        "step_ms": share(sum(steps), len(steps)),
+        "ttft_ms": share(sum(first), len(first)),
     }
     for key, values in (("tpot_ms", tpot), ("step_ms", steps), ("ttft_ms", first)):
         for name, part in (("_p50", 0.5), ("_p95", 0.95)):
