@@ -23,8 +23,6 @@ from specjax.train.drafter import Trainee
 from specjax.train.objectives.base import Batch
 from specjax.train.replay import replay
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-5", "qwen3-5-moe"])
 def test_a_head_gives_what_its_authors_code_does(name: str, shared: Path) -> None:
