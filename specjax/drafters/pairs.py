@@ -53,11 +53,12 @@ class PairDrafting:
     net: Any  # models.Frozen
     num_draft: int
 
-    # --- what a subclass writes ------------------------------------------------------------
+    @property
+    def taps(self) -> tuple[int, ...]:
+        found: tuple[int, ...] = self.net.config.taps
+        return found
 
-    def feature_shape(self) -> tuple[int, jnp.dtype]:
-        """The width and type of a feature that waits."""
-        raise NotImplementedError
+    # --- what a subclass writes ------------------------------------------------------------
 
     def fuse(self, features: Array | None) -> Array:
         """Tapped states [B, T, F] -> features of pairs [B, T, D]."""
@@ -82,8 +83,8 @@ class PairDrafting:
     # --- the cycle ---------------------------------------------------------------------------
 
     def init(self, rows: int, slots: int) -> Pairs:
-        width, dtype = self.feature_shape()
-        features = jnp.zeros((rows, self.num_draft + 1, width), dtype)
+        shape = (rows, self.num_draft + 1, self.net.config.backbone.hidden_size)
+        features = jnp.zeros(shape, self.net.module.dtype)
         return keep(self.net.init_cache(rows, slots), features, jnp.zeros((rows,), jnp.int32))
 
     def prefill(self, state: Pairs, tokens: Array, count: Array, features: Array | None) -> Pairs:

@@ -120,14 +120,6 @@ class Eagle3Drafter(PairDrafting):
     num_draft: int = static()
     kind: str = static()
 
-    @property
-    def taps(self) -> tuple[int, ...]:
-        found: tuple[int, ...] = self.net.config.taps
-        return found
-
-    def feature_shape(self) -> tuple[int, jnp.dtype]:
-        return self.net.config.backbone.hidden_size, self.net.module.dtype
-
     def fuse(self, features: Array | None) -> Array:
         assert features is not None
         found: Array = self.net.module.fuse(features)
