@@ -33,7 +33,8 @@ def define(kind: type, script: str) -> None:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if field.name == "config":
-            define_config(needed=default_of(field) is dataclasses.MISSING)
+            needed = default_of(field) is dataclasses.MISSING
+            define_config(told=field.metadata["help"], needed=needed)
         elif not field.metadata["config"]:
             _define(field, hints[field.name])
     if any(field.metadata["config"] for field in dataclasses.fields(kind)):
@@ -71,15 +72,19 @@ def _define(field: dataclasses.Field[Any], hint: Any) -> None:
         flags.mark_flag_as_required(field.name)
 
 
-def define_config(default: Path | None = None, *, needed: bool = False) -> None:
+def define_config(
+    default: Path | None = None,
+    *,
+    told: str = "A copy of the one in configs/, changed.",
+    needed: bool = False,
+) -> None:
     """The flag --config, a file or, with a ``default``, changes to that."""
-    told = "A file of configs/. " if default is None else "A copy of the one in configs/, changed. "
     with one_line_errors():
         overrides.check(sys.argv, default)
     config_flags.DEFINE_config_file(
         "config",
         None if default is None else str(default),
-        f"{told}Override its fields with --config.field=value.",
+        f"{told} Override its fields with --config.field=value.",
         lock_config=False,
         accept_new_attributes=True,  # `overrides.check` says where
     )

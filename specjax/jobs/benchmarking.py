@@ -30,7 +30,9 @@ from specjax.lab.view.tables import table
 class Options:
     """What is measured, or shown again."""
 
-    config: Any = option(None, "A file of configs/, or a mapping with fields of `Config`.")
+    config: Any = option(
+        None, "A file of configs/, or one that returns config_of(Config, ...) as those do."
+    )
     workdir: str | None = option(None, "Where the results go, or are.")
     report_only: bool = option(
         False, "Makes tables, figures and page anew, from what --workdir holds."

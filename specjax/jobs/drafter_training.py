@@ -45,7 +45,9 @@ from specjax.train.step import make_step
 class Options:
     """What is trained, and where it goes."""
 
-    config: Any = option(help="A file of configs/, or a DrafterConfig.")
+    config: Any = option(
+        help="A file of configs/, or one that returns config_of(DrafterConfig, ...) as those do."
+    )
     workdir: str = option(help="Checkpoints, metrics.jsonl, trace.jsonl, run.json.", directory=True)
     export_dir: str | None = option(None, "Where the trained drafter is written.")
     export_only: bool = option(False, "Export the newest checkpoint as it is.")

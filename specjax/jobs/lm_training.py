@@ -38,7 +38,9 @@ from specjax.train.step import make_step
 class Options:
     """What is trained, and where it goes."""
 
-    config: Any = option(help="A file of configs/, or an LMConfig.")
+    config: Any = option(
+        help="A file of configs/, or one that returns config_of(LMConfig, ...) as those do."
+    )
     workdir: str = option(help="Checkpoints, metrics.jsonl, tokenizer, run.json.", directory=True)
     export_dir: str | None = option(None, "Where the trained model is written.", directory=True)
     export_only: bool = option(False, "Export the newest checkpoint as it is.")
