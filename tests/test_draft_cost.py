@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from specjax.checkpoint.load import Model
 from specjax.drafters import DFlash, Eagle3, dflash, eagle3
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.eagle3.net import Eagle3Net
-from specjax.lab.bench import training_cost
+from specjax.lab.bench import device, training_cost
 from specjax.lab.costs import account
 from specjax.models import FAMILIES, Frozen
 from specjax.train.state import Skeleton
@@ -77,3 +78,22 @@ def test_arithmetic_of_training(target: Any) -> None:
     want = 2 * (passes + 3 * (context + drafter) + 2 * head)
     found = account.training_flops(objective, masters, target.net, 1, 3072)
     assert found == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: device.Options(shape="nano"), "shape=nano: must be one of"),
+        (lambda: device.Options(shape="tiny", num_draft=("4", "x")), "num_draft=4,x: must be posi"),
+        (lambda: device.Options(shape="tiny", tau=("0.5",)), "tau: must be numbers of at least 1"),
+        (lambda: device.Options(shape="tiny", num_draft=(200,), slots=256), "slots=256: too few"),
+        (lambda: device.Options(shape="tiny", anchors=9, seq_len=8), "anchors=9: more than"),
+        (lambda: device.Options(shape="llama-3.1-8b"), "on a CPU: try the script with"),
+        (lambda: training_cost.Options(anchors=(9,), seq_len=8), "anchors=9: more than the 8"),
+        (lambda: training_cost.Options(vocab=()), "vocab=: must be positive integers"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as info:
+        make()
+    assert "\n" not in str(info.value)
