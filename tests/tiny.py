@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 import specjax
 from specjax import drafters
 from specjax.checkpoint import assemble
+from specjax.checkpoint.export import hf_tensors
 from specjax.core.tensors import Tensor
 from specjax.lab.audit import targets
 from specjax.models import FAMILIES
@@ -27,10 +27,8 @@ fresh = targets.random_drafter
 def placed(model: specjax.Model, mesh: Mesh, *, replicate: bool = False) -> specjax.Model:
     """The same model on a mesh, put there as a checkpoint would be."""
     tensors = {
-        assemble.tensor_name(".".join(map(str, path))): Tensor(
-            p.shape, np.dtype(p.dtype), lambda p=p: np.asarray(p[...])
-        )
-        for path, p in nnx.to_flat_state(model.net.params)
+        name: Tensor(value.shape, value.dtype, lambda value=value: value)
+        for name, value in hf_tensors(model.net.module, jnp.dtype(model.dtype)).items()
     }
     net = assemble.assemble(
         FAMILIES[model.config.model_type],

@@ -1,0 +1,51 @@
+"""Mixtures of experts on meshes: the same sums and the same text as on one device."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import specjax
+from specjax.checkpoint import CheckpointError
+from specjax.core.ops import Stack, experts
+from specjax.core.sharding import make_mesh, parse_mesh, use_mesh
+from specjax.drafters import LM
+
+MESHES = ({"experts": 8}, {"model": 4, "experts": 2}, {"data": 2, "experts": 4}, {"model": 8})
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 24])
+def test_sums_are_those_of_one_device(tokens: int) -> None:
+    """Also where fewer tokens than devices are fed."""
+    rng = np.random.default_rng(tokens)
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    stack = Stack(drawn(8, 16, 12), drawn(8, 16, 12), drawn(8, 12, 16), drawn(8, 16), drawn(8, 16))
+    x = drawn(2, tokens, 12)
+    weights, chosen = jax.lax.top_k(drawn(2, tokens, 8), 3)
+    want = experts(x, chosen, weights, stack)
+    for sizes in MESHES:
+        with use_mesh(make_mesh(**sizes)):
+            got = jax.jit(experts)(x, chosen, weights, stack)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4, err_msg=str(sizes))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_5_moe"])
+def test_text_is_that_of_one_device(family: str) -> None:
+    target, prompts = tiny.model(family, vocab=32), tiny.prompts(4, 32)
+    warm = {"temperature": [0.0, 0.8] * 2, "max_new_tokens": 12, "rule": "coupled"}
+    want = specjax.generate(target, None, prompts, **warm).tokens
+    split = tiny.placed(target, parse_mesh("data:2,model:2,experts:2"))
+    experts = split.net.params["layers"][1]["mlp"]["experts"]["up_proj"][...]
+    assert experts.addressable_shards[0].data.size == experts.size // 4
+    draft = tiny.placed(tiny.near(target), split.mesh)
+    assert specjax.generate(split, LM(draft, 2), prompts, **warm).tokens == want
+
+
+def test_experts_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"mesh axis experts, which do not divide 6"):
+        tiny.placed(tiny.model("qwen3_moe"), make_mesh(experts=4))
+    with pytest.raises(CheckpointError, match=r"no experts.*leave the axis experts out"):
+        tiny.placed(tiny.model("qwen3"), make_mesh(experts=4))
