@@ -120,7 +120,7 @@ def _mxfp4(base: str, rest: dict[str, Tensor], said: Mapping[str, Any]) -> dict[
         halves = np.stack([pairs & 15, pairs >> 4], axis=-1)  # [E, out, groups, 16, 2]
         exponent = scales.read()[box].astype(np.int32) - 127
         values = np.ldexp(_FP4[halves], exponent[..., None, None])
-        flat = values.reshape(*values.shape[:2], -1).swapaxes(1, 2)
+        flat = values.reshape(*values.shape[:2], 32 * (last - first)).swapaxes(1, 2)
         found: np.ndarray = flat[:, _within(inside, 32 * first)]
         return found
 
