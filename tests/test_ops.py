@@ -64,6 +64,10 @@ def arguments(name: str) -> Iterator[tuple[Any, ...]]:
     if name == "attend":
         yield from (attention(1, False), attention(1, True), attention(2, True))
         yield attention(1, True, tokens=1)
+    if name == "per head":
+        for dtype in FLOATS:
+            x, w = drawn(0, 2, 3, 4, 5, dtype=dtype), drawn(1, 3, 5, 6, dtype=dtype)
+            yield from ((x, w, False), (x, w.swapaxes(1, 2), True))
     if name == "experts":
         for tokens in (1, 3, 40):  # few read each expert once, many their own rows
             chosen = np.argsort(np.random.default_rng(5).normal(size=(tokens, 6)))[:, :2]

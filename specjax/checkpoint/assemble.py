@@ -23,7 +23,7 @@ from specjax.models import DecoderConfig, Frozen
 from specjax.models.places import Place, as_place
 
 DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))  # that a network computes in
-_STORED = (*DTYPES, np.dtype(np.float16), np.dtype(np.float64))  # that are cast to those
+STORED = (*DTYPES, np.dtype(np.float16), np.dtype(np.float64))  # that are cast to those
 _CHUNK = 1 << 22  # elements examined at a time, so that the check needs no second tensor
 
 
@@ -162,7 +162,7 @@ def bind(
     ]
     if wrong:
         raise CheckpointError(f"{where}: {len(wrong)} tensors of the wrong shape: {some(wrong)}.")
-    odd = [f"{p} ({t.dtype})" for p, t in zip(places, bound) if t.dtype not in _STORED]
+    odd = [f"{p} ({t.dtype})" for p, t in zip(places, bound) if t.dtype not in STORED]
     if odd:
         raise CheckpointError(
             f"{where}: {len(odd)} tensors stored in an unsupported dtype: {some(odd)}; use weights "

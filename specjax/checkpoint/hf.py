@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from specjax.checkpoint.assemble import DTYPES, assemble
+from specjax.checkpoint.assemble import DTYPES, STORED, assemble
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.packed import unpacked
 from specjax.checkpoint.safetensors_reader import read_directory
@@ -88,8 +89,9 @@ def load_network(
         message = str(error).removeprefix("config.json: ")
         raise CheckpointError(f"{directory / 'config.json'}: {message}") from error
     skipped = cls.skipped(config) if hasattr(cls, "skipped") else ()
-    tensors = unpacked(text_tensors(read_directory(directory), skipped), raw, str(directory))
-    dtype = _choose_dtype(directory, raw, tensors) if dtype is None else dtype
+    stored = text_tensors(read_directory(directory), skipped)
+    dtype = _choose_dtype(directory, raw, stored) if dtype is None else dtype
+    tensors = unpacked(stored, raw, str(directory))
     config = _settle_head(config, tensors)
     if config.tie_word_embeddings:
         tensors.pop(_HEAD, None)  # equal to the embedding, as `_settle_head` found
@@ -151,10 +153,14 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def _choose_dtype(
     directory: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> np.dtype:
-    """The checkpoint's own dtype: config.json's, else the one all its tensors have."""
+    """The checkpoint's own dtype: config.json's, else that of most numbers that are not packed."""
     said = raw.get("dtype", raw.get("torch_dtype"))
-    stored = {t.dtype.name for t in tensors.values()}
-    name = str(said).removeprefix("torch.") if said is not None else "/".join(sorted(stored))
+    counts: dict[str, int] = {}
+    for tensor in tensors.values():
+        if tensor.dtype in STORED:
+            counts[tensor.dtype.name] = counts.get(tensor.dtype.name, 0) + math.prod(tensor.shape)
+    most = max(counts, key=lambda name: counts[name], default="unknown")
+    name = str(said).removeprefix("torch.") if said is not None else most
     for dtype in DTYPES:
         if name == dtype.name:
             return dtype

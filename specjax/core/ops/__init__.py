@@ -17,6 +17,7 @@ from specjax.core.ops.linear import (
 )
 from specjax.core.ops.lookup import ROWS, lookup
 from specjax.core.ops.op import Op
+from specjax.core.ops.per_head import PER_HEAD, per_head
 from specjax.core.ops.write import WRITE, waiting_for, write, write_at
 
 OPS = {
@@ -28,6 +29,7 @@ OPS = {
     "attend": ATTEND,
     "write": WRITE,
     "experts": EXPERTS,
+    "per head": PER_HEAD,
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "gated_silu",
     "linear",
     "lookup",
+    "per_head",
     "sum_over_mesh",
     "waiting_for",
     "write",

@@ -21,6 +21,7 @@ from flax import nnx
 
 from specjax.core.cache import Latent, Part
 from specjax.core.cache.block import join
+from specjax.core.ops import per_head
 from specjax.core.types import Array
 from specjax.models.layers.attention import split_heads
 from specjax.models.layers.linear import Linear
@@ -147,12 +148,11 @@ class LatentAttention(Placed):
     def _absorb(self, q: Array) -> Array:
         """[B, N, T, H] -> [B, N, T, C]."""
         w = self._head_rows()
-        padded = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, self.config.value_dim))).astype(w.dtype)
-        out = jnp.einsum("bnth,nhc->bntc", padded, w, preferred_element_type=jnp.float32)
-        return out.astype(q.dtype)
+        padded = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, self.config.value_dim)))
+        return per_head(padded, w, platform=self.platform).astype(q.dtype)
 
     def _values(self, x: Array) -> Array:
         """[B, N, T, C] -> [B, N, T, Hv]."""
         w = self._head_rows()
-        out = jnp.einsum("bntc,nhc->bnth", x.astype(w.dtype), w, preferred_element_type=jnp.float32)
+        out = per_head(x, w, turned=True, platform=self.platform)
         return out[..., self.config.plain_dim :].astype(x.dtype)
