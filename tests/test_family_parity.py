@@ -69,6 +69,21 @@ def test_weights_in_blocks_of_8_bits_are_the_authors(shared: Path) -> None:
     assert np.abs(np.asarray(logits_of(loaded(path).net, ids))[0] - want).max() < 2e-4
 
 
+@pytest.mark.parametrize("name", ("qwen3-moe", "gpt-oss", "kimi-k25", "qwen3-5-moe", "gemma3"))
+def test_in_bfloat16_clear_choices_are_the_same(name: str, shared: Path) -> None:
+    """As it is stored: the likeliest token where it leads by more than rounding moves a logit."""
+    path = directory(name, shared)
+    ids, want = golden(path)["input_ids"][None].astype(np.int32), golden(path)["logits"]
+    model = specjax.load(path)
+    assert model.dtype == jax.numpy.bfloat16
+    got = np.asarray(logits_of(model.net, ids))[0]
+    second, first = np.sort(want, axis=-1)[:, -2:].T
+    clear = first - second > 0.5
+    assert clear.sum() > 10
+    assert (got.argmax(-1) == want.argmax(-1))[clear].mean() > 0.9
+    assert np.abs(got - want).mean() < 0.1
+
+
 def with_config(model: specjax.Model, **changes: Any) -> specjax.Model:
     """The same weights in a module made for another config."""
     config = dataclasses.replace(model.config, **changes)
