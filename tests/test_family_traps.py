@@ -22,6 +22,8 @@ from specjax.checkpoint.packed import unpacked
 from specjax.checkpoint.safetensors_reader import read_directory
 from specjax.core.ops import Stack, attend, experts
 from specjax.core.tensors import Tensor
+from specjax.lab.costs import account
+from specjax.lab.costs.experts import distinct, expected_share
 from specjax.models import family
 from specjax.models.config import flattened
 from specjax.models.layers.experts import Experts, Mixture, Router
@@ -169,6 +171,19 @@ def test_experts_that_nobody_chose_are_not_looked_at() -> None:
         chosen = jnp.broadcast_to(jnp.asarray([0, 2], jnp.int32), (1, tokens, 2))
         args = jnp.ones((1, tokens, 2)), chosen, jnp.full((1, tokens, 2), 0.5)
         np.testing.assert_allclose(experts(*args, nan), experts(*args, stack))
+
+
+def test_what_several_tokens_read_together_is_counted(shared: Path) -> None:
+    """The union of their experts: k of one token, never more than all, as few as a text repeats."""
+    target = specjax.load(shared / "parity" / "qwen3-moe", dtype="float32")
+    one, four, many = distinct(target, [list(range(40))], [1, 4, 40])
+    k, num = target.config.mixture.chosen, target.config.mixture.num
+    assert one == k < four < many <= num
+    assert four <= num * expected_share(k / num, 4) + 1.0
+    weights = [account.weight_bytes(target.net, tokens=n) for n in (1, 4, 1000)]
+    experts = 3 * 4 * num * 32 * 64 * 3  # matrices, bytes, experts of three layers
+    assert weights[2] - weights[0] == pytest.approx(experts * (1 - k / num), rel=0.01)
+    assert weights[0] < weights[1] < weights[2]
 
 
 # Packed weights.

@@ -23,6 +23,7 @@ from specjax.core.cache.base import num_bytes
 from specjax.drafters import NoDraft
 from specjax.drafters.base import Drafter
 from specjax.drafters.spec import Spec, ask
+from specjax.lab.costs.experts import expected_share
 from specjax.lab.records.compiled import Floor
 from specjax.models import Frozen
 
@@ -45,33 +46,33 @@ def _local_size(x: Any) -> int:
     return math.prod(x.shape if place is None else place.shard_shape(x.shape))
 
 
-def read(net: Frozen) -> dict[str, int]:
-    """Elements of each weight that a pass reads on one device, by their paths.
+def read(net: Frozen, tokens: int = 1) -> dict[str, int]:
+    """Elements of each weight that a pass of so many tokens reads on one device, by their paths.
 
     Of an embedding that is not the head as well only rows are read; of the projections of repeated
-    key/value heads, which every device holds whole, its own head's; of experts what one token uses,
-    which is the least: where they differ from token to token, a pass reads more of them.
+    key/value heads, which every device holds whole, its own head's; of experts those that any of
+    the tokens goes to, if each drew for itself (`experts.distinct` counts those of a real text).
     """
     config = getattr(net.config, "backbone", net.config)
     unread = () if getattr(config, "tie_word_embeddings", False) else ("embed_tokens",)
     share = _shares(net)
     return {
-        name: int(_local_size(x) // _sharers(name, config) * share(name))
+        name: int(_local_size(x) // _sharers(name, config) * expected_share(share(name), tokens))
         for name, x in weights(net).items()
         if not name.startswith(unread)
     }
 
 
-def weight_bytes(net: Frozen, times: Callable[[str], int] = lambda name: 1) -> int:
-    """Bytes of weights that passes read; ``times``: how many of them read a weight."""
-    held = weights(net)
-    return sum(n * int(held[name].dtype.itemsize) * times(name) for name, n in read(net).items())
+def weight_bytes(net: Frozen, times: Callable[[str], int] = lambda name: 1, tokens: int = 1) -> int:
+    """Bytes of weights that passes of so many tokens read; ``times``: how many read a weight."""
+    held, found = weights(net), read(net, tokens)
+    return sum(n * int(held[name].dtype.itemsize) * times(name) for name, n in found.items())
 
 
 def products(net: Frozen, times: Callable[[str], int] = lambda name: 1) -> int:
     """Elements of the weights that a token is multiplied with, of those that are read at all."""
     held, share = weights(net), _shares(net)
-    is_product = lambda name: held[name].ndim == 2 or share(name) < 1
+    is_product = lambda name: held[name].ndim == 2 or ".experts." in name or share(name) < 1
     return sum(n for name, n in read(net).items() if times(name) and is_product(name))
 
 
@@ -161,7 +162,7 @@ def cycle(
         flops += pass_flops(part, fed, context, model)
     drafts = serial_passes(spec, num_draft) * held(draft)
     return Floor(
-        weight_bytes=weight_bytes(target.net),
+        weight_bytes=weight_bytes(target.net, tokens=tokens),
         draft_bytes=draft_bytes,
         borrowed_bytes=borrowed,
         cache_bytes=(held(cache) + again_cache) // (data * model) + drafts // own_shards,
