@@ -8,12 +8,13 @@ from typing import Any
 
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
+from specjax.core.options import check_count
 from specjax.drafters import Spec
 from specjax.prompts.ids import Prompts
 from specjax.recording import complete, complete_row
 from specjax.request import prepare
 from specjax.session import Row, Session
-from specjax.session.limits import check_count, check_memory
+from specjax.session.limits import check_memory
 from specjax.session.memory import Memory, open_session
 from specjax.session.requests import check_requests
 from specjax.session.slots import CHUNKS

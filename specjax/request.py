@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specjax.checkpoint.load import Model
+from specjax.core.options import is_integer
 from specjax.prompts.forms import is_array, is_list, read_array, scalar, type_name
 from specjax.prompts.ids import Prompts, prompt_ids
 from specjax.sampling import Options
 from specjax.session import Row
-from specjax.session.limits import is_integer
 from specjax.stopping import read_stops, special_ids
 
 

@@ -95,6 +95,7 @@ MAY_IMPORT = {
         "stopping",
         "checkpoint",
         "sampling",
+        "core",
     ),
     "api": (
         "session",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
@@ -78,13 +79,20 @@ def check_counts(
     """
     for field in fields:
         least, count = field.metadata.get("least"), values[field.name]
-        if not isinstance(least, int) or count is None:
-            continue
-        if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= LARGEST:
-            raise ValueError(
-                f"{prefix}{field.name}={count!r}: must be a whole number, at least {least}, at "
-                f"most {LARGEST}."
-            )
+        if isinstance(least, int) and count is not None:
+            check_count(prefix + field.name, count, least)
+
+
+def check_count(name: str, count: Any, least: int = 1) -> None:
+    """Raises ValueError, in one line, unless it is a whole number from ``least`` to `LARGEST`."""
+    if not is_integer(count) or not least <= count <= LARGEST:
+        raise ValueError(
+            f"{name}={count!r}: must be a whole number, at least {least}, at most {LARGEST}."
+        )
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def whole_numbers(name: str, values: Sequence[int | str]) -> tuple[int, ...]:

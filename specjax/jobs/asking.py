@@ -11,10 +11,9 @@ import specjax
 from specjax import sampling, verify
 from specjax.core.assignments import read_assignments
 from specjax.core.compile_cache import default_directory, use_compile_cache
-from specjax.core.options import again, check, option
+from specjax.core.options import LARGEST, again, check, option
 from specjax.prompts.files import FilePrompt
 from specjax.prompts.ids import conversation_ids, conversation_text
-from specjax.session.limits import LARGEST
 from specjax.session.slots import CHUNKS
 from specjax.verify import RULES
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from specjax import decode
 from specjax.checkpoint.load import Model
@@ -25,20 +23,7 @@ from specjax.core.cache.base import num_bytes
 from specjax.core.sharding import use_mesh
 from specjax.session.slots import MIN_SLOTS, bucket
 
-LARGEST = int(np.iinfo(np.int32).max)  # the device counts in int32
 _known: dict[Any, int] = {}  # bytes of states that were asked for before, by all shapes
-
-
-def is_integer(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises ValueError, in one line, unless it is a whole number from 1 to `LARGEST`."""
-    if not is_integer(value) or not 1 <= value <= LARGEST:
-        raise ValueError(
-            f"{name}={value!r}: must be a whole number, at least 1, at most {LARGEST}."
-        )
 
 
 def check_guesses(target: Model, num_draft: int) -> None:

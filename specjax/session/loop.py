@@ -19,6 +19,7 @@ from specjax.checkpoint.load import Model
 from specjax.core import hosts
 from specjax.core.cache import Mark
 from specjax.core.compiles import Stopwatch
+from specjax.core.options import LARGEST, check_count
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
 from specjax.core.sharding import check_mesh, use_mesh
@@ -27,7 +28,7 @@ from specjax.drafters.base import Drafter, can_cut
 from specjax.drafters.spec import Spec
 from specjax.session import between
 from specjax.session.layout import Layout, Row
-from specjax.session.limits import LARGEST, check_count, check_memory
+from specjax.session.limits import check_memory
 from specjax.session.requests import check_requests
 from specjax.session.slots import CHUNKS, bucket, first_slots, plan_chunks
 from specjax.trace.trace import Call, Trace

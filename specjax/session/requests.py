@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from specjax import verify
 from specjax.checkpoint.load import Model
+from specjax.core.options import is_integer
 from specjax.drafters import checking
 from specjax.drafters.base import Drafter, parents_of
 from specjax.drafters.spec import Spec
 from specjax.sampling import GREEDY_BELOW
 from specjax.session.layout import Row
-from specjax.session.limits import check_guesses, is_integer
+from specjax.session.limits import check_guesses
 
 
 def choose(
