@@ -42,6 +42,11 @@ def placed(model: specjax.Model, mesh: Mesh, *, replicate: bool = False) -> spec
     return dataclasses.replace(model, net=net, mesh=mesh)
 
 
+def with_params(model: specjax.Model, params: Any) -> specjax.Model:
+    """The same model with other weights."""
+    return dataclasses.replace(model, net=dataclasses.replace(model.net, params=params))
+
+
 def draft(vocab: int = 31) -> specjax.Model:
     """A smaller model that has nothing to do with the target."""
     return model("qwen3", seed=7, vocab=vocab, layers=1)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.core import sharding
+from specjax.core.quantised import Quantisation, quantise_in_place
 from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen
 from specjax.models.places import Place, as_place
@@ -36,6 +37,7 @@ def assemble(
     mesh: Mesh | None,
     where: str,
     replicate: bool = False,
+    quantize: Quantisation | None = None,
 ) -> Frozen:
     """The network of ``family`` with these weights.
 
@@ -47,6 +49,7 @@ def assemble(
       mesh: with axes ``data`` and ``model``; None: the default device.
       where: the checkpoint, for messages.
       replicate: put all of the network on every device of the mesh, whatever its sizes.
+      quantize: keep the matrices of layers, which are multiplied, in 8 bits; None: as they are.
 
     Raises:
       CheckpointError: before any tensor is read, on missing, unknown or misshapen tensors and on
@@ -62,6 +65,7 @@ def assemble(
         mesh=mesh,
         where=where,
         replicate=replicate,
+        quantize=quantize,
     )
 
 
@@ -83,6 +87,7 @@ def assemble_module(
     mesh: Mesh | None,
     where: str,
     replicate: bool = False,
+    quantize: Quantisation | None = None,
 ) -> Frozen:
     """The module that ``build`` makes, with these weights; nothing random is ever computed.
 
@@ -91,7 +96,7 @@ def assemble_module(
       tensors: exactly those that its parameters are made of, by their names in the checkpoint.
       called: the tensor, or the place in several, of a parameter, from its path in the module,
         ``layers.3.norm.weight``.
-      dtype, mesh, where, replicate: as in `assemble`.
+      dtype, mesh, where, replicate, quantize: as in `assemble`.
 
     Raises:
       CheckpointError: as `assemble` does; messages use the checkpoint's names.
@@ -107,7 +112,9 @@ def assemble_module(
     placement = [_placement(n, p, mesh, where, replicate) for n, p in zip(places, parameters)]
     loaded = []
     for (path, parameter), name, tensor, placed in zip(flat, places, bound, placement):
-        value = _place(str(name), tensor, _own_dtype(parameter, dtype), placed, where)
+        value: Any = _place(str(name), tensor, _own_dtype(parameter, dtype), placed, where)
+        if quantize is not None and is_quantised(path, parameter):
+            value = quantise_in_place(value, kind=quantize)
         loaded.append((path, parameter.replace(value)))
     params = nnx.from_flat_state(loaded)
     return Frozen(params=params, graphdef=graphdef, config=abstract.config, replicated=replicate)
@@ -122,6 +129,17 @@ def place_of(family: Any, config: Any, path: str) -> str | Place:
     """What a family says of a parameter; of one that says nothing, `tensor_name`."""
     said = getattr(family, "place_of", None)
     return tensor_name(path) if said is None else said(config, path)
+
+
+def is_quantised(path: Sequence[Any], parameter: nnx.Param) -> bool:
+    """Whether a parameter is one of the matrices that may be kept in 8 bits.
+
+    Those of layers and of experts. Routers, norms, tables and what is kept precise stay whole.
+    """
+    if "layers" not in path or parameter.get_metadata().get("precise"):
+        return False
+    ndim = parameter.get_value().ndim
+    return ndim == 3 if "experts" in path else ndim == 2 and "router" not in path
 
 
 def _own_dtype(parameter: nnx.Param, dtype: np.dtype) -> np.dtype:

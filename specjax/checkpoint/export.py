@@ -21,6 +21,7 @@ from specjax.checkpoint.assemble import place_of
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core import hosts
 from specjax.core.files import sync_directory, sync_files
+from specjax.core.quantised import Quantised
 from specjax.models.places import Piece, as_place, put_together
 
 _UNFINISHED = ".export-"
@@ -123,6 +124,8 @@ def named_tensors(state: Any, dtype: Any = None) -> dict[str, np.ndarray]:
     tensors = {}
     for path, parameter in nnx.to_flat_state(state):
         name, value = ".".join(map(str, path)), parameter.get_value()
+        if isinstance(value, Quantised):
+            raise ValueError(f"{name} was rounded to 8 bits as it was loaded; load it whole.")
         kept = dtype is None or parameter.get_metadata().get("precise")
         value = hosts.fetch(value if kept else value.astype(dtype))
         if not np.isfinite(value.astype(np.float32)).all():

@@ -17,6 +17,7 @@ from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.packed import unpacked
 from specjax.checkpoint.safetensors_reader import read_directory
 from specjax.core import files
+from specjax.core.quantised import Quantisation
 from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen, family, schema
 from specjax.models.config import flattened
@@ -65,6 +66,7 @@ def load_network(
     dtype: np.dtype | None,
     replicate: bool = False,
     family_name: str | None = None,
+    quantize: Quantisation | None = None,
 ) -> tuple[Frozen, np.dtype]:
     """Reads the weights of a directory.
 
@@ -75,6 +77,7 @@ def load_network(
       dtype: float32 or bfloat16; None: as the checkpoint says.
       replicate: as in `assemble`.
       family_name: of its class, instead of what ``model_type`` says.
+      quantize: as in `assemble`.
 
     Returns:
       The network and the dtype of its parameters.
@@ -96,7 +99,8 @@ def load_network(
     if config.tie_word_embeddings:
         tensors.pop(_HEAD, None)  # equal to the embedding, as `_settle_head` found
     where = str(directory)
-    net = assemble(cls, config, tensors, dtype=dtype, mesh=mesh, where=where, replicate=replicate)
+    how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
+    net = assemble(cls, config, tensors, dtype=dtype, mesh=mesh, where=where, **how)
     return net, dtype
 
 

@@ -22,6 +22,7 @@ from specjax.checkpoint.llama2c_tokenizer import BOS, EOS, find_llama2c_tokenize
 from specjax.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from specjax.core import own
 from specjax.core.files import is_there
+from specjax.core.quantised import Quantisation, check_quantisation
 from specjax.core.sharding import parse_mesh
 from specjax.models import DecoderConfig, Frozen
 
@@ -48,6 +49,7 @@ class Model:
     name: str
     dtype: np.dtype  # of the weights, float32 or bfloat16
     directory: Path | None = None  # where its files are, those of the chat template among them
+    quantized: str | None = None  # "int8" or "fp8": how the matrices of its layers are kept
 
     def __repr__(self) -> str:
         return f"Model({self.name}: {self.net!r})"
@@ -73,6 +75,7 @@ def load(
     dtype: Any = None,
     revision: str | None = None,
     replicate: bool = False,
+    quantize: Quantisation | None = None,
 ) -> Model:
     """Loads a model and its tokenizer.
 
@@ -87,12 +90,16 @@ def load(
       revision: branch, tag or commit, of a hub repository only.
       replicate: on a mesh, put the whole model on every device instead of splitting it over the
         axis ``model``: for a draft, which is small, and whose heads need not divide the axis.
+      quantize: "int8" or "fp8": the matrices of layers are rounded to 8 bits as they are loaded,
+        a factor a row. The result is another model than the checkpoint's: what is lossless is so
+        for it.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or it is damaged or not supported.
-      ValueError: on an impossible mesh.
+      ValueError: on an impossible mesh, or a way to quantise that there is not.
     """
     name, dtype = str(path_or_repo), read_dtype(dtype)
+    check_quantisation(quantize)
     if isinstance(mesh, str):
         mesh = parse_mesh(mesh)
     try:
@@ -105,12 +112,11 @@ def load(
         if path.is_file():
             if family is not None:
                 raise CheckpointError(f"{path} is a llama2.c file, which has a family of its own.")
-            return _load_file(path, mesh=mesh, dtype=dtype, replicate=replicate)
+            return _load_file(path, mesh=mesh, dtype=dtype, replicate=replicate, quantize=quantize)
         local = not is_repository and not name.startswith("demo:")
         label = path.resolve().name if local else name
-        return _load_directory(
-            path, name=label, mesh=mesh, dtype=dtype, replicate=replicate, family=family
-        )
+        how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
+        return _load_directory(path, name=label, mesh=mesh, dtype=dtype, family=family, **how)
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
     except CheckpointError:
@@ -137,6 +143,7 @@ def _load_directory(
     dtype: np.dtype | None,
     replicate: bool,
     family: str | None = None,
+    quantize: Quantisation | None = None,
 ) -> Model:
     config_path, generation_path = directory / "config.json", directory / "generation_config.json"
     if not is_there(config_path):
@@ -158,13 +165,12 @@ def _load_directory(
 
     stop_ids, bos_ids = ids("eos_token_id"), ids("bos_token_id")
     tokenizer = load_tokenizer(directory)
-    net, dtype = load_network(
-        directory, raw, mesh=mesh, dtype=dtype, replicate=replicate, family_name=family
-    )
+    how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
+    net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype, family_name=family, **how)
     bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
     if tokenizer and generation.get("eos_token_id") in (None, []):
         stop_ids = _with_end_token(directory, stop_ids, tokenizer.eos_id, net.config.vocab_size)
-    return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype, directory)
+    return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype, directory, quantize)
 
 
 def _with_end_token(
@@ -182,7 +188,16 @@ def _with_end_token(
     return (*stop_ids, eos_id)
 
 
-def _load_file(path: Path, *, mesh: Mesh | None, dtype: np.dtype | None, replicate: bool) -> Model:
+def _load_file(
+    path: Path,
+    *,
+    mesh: Mesh | None,
+    dtype: np.dtype | None,
+    replicate: bool,
+    quantize: Quantisation | None,
+) -> Model:
+    if quantize is not None:
+        raise CheckpointError(f"{path}: quantize is for Hugging Face directories; leave it out.")
     dtype = dtype or np.dtype(np.float32)  # what llama2.c stores
     net = load_llama2c(path, mesh=mesh, dtype=dtype, replicate=replicate)
     tokenizer = find_llama2c_tokenizer(path, net.config.vocab_size)

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 from specjax.core.ops.linear import linear
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
+from specjax.core.quantised import Quantised
 from specjax.core.sharding import axis_size, spec
 from specjax.core.types import Array, pytree, static
 
 Mix = Callable[[Array, Array], Array]  # (gate x, up x) [M, I] float32 each -> [M, I]
+Weights = Array | Quantised
 _FEW = 32  # tokens of one pass: a verify pass, or the last piece of a prompt
 
 
@@ -34,9 +36,9 @@ def gated_silu(gate: Array, up: Array) -> Array:
 class Stack:
     """E experts ``down(mix(gate x, up x))``, one behind the other."""
 
-    gate: Array  # [E, I, D]
-    up: Array  # [E, I, D]
-    down: Array  # [E, D, I]
+    gate: Weights  # [E, I, D]
+    up: Weights  # [E, I, D]
+    down: Weights  # [E, D, I]
     gate_bias: Array | None = None  # [E, I]
     up_bias: Array | None = None  # [E, I]
     mix: Mix = static(default=gated_silu)
@@ -51,17 +53,23 @@ class Stack:
         axes: dict[str, tuple[str | None, ...]] = {"down": ("experts", None, "mlp")}
         axes |= dict.fromkeys(("gate", "up"), ("experts", "mlp", None))
         axes |= dict.fromkeys(("gate_bias", "up_bias"), ("experts", "mlp"))
-        there = {name: spec(a) for name, a in axes.items() if getattr(self, name) is not None}
-        return dataclasses.replace(self, **there)  # type: ignore[arg-type]
+
+        def place(held: Weights | None, axes: tuple[str | None, ...]) -> Any:
+            if not isinstance(held, Quantised):
+                return None if held is None else spec(axes)
+            where: Any = {"values": spec(axes), "factors": spec((*axes[:-1], None))}
+            return dataclasses.replace(held, **where)
+
+        there = {name: place(getattr(self, name), a) for name, a in axes.items()}
+        return dataclasses.replace(self, **there)
 
     def of(self, expert: Array, x: Array, platform: Platform | None) -> Array:
         """What one expert, a number [], makes of ``x`` [M, D]: [M, D] float32, without its bias."""
 
-        def product(x: Array, weights: Array, biases: Array | None = None) -> Array:
-            one = lambda w: jax.lax.dynamic_index_in_dim(w, expert, keepdims=False)
-            return linear(
-                x, one(weights), None if biases is None else one(biases), platform=platform
-            )
+        def product(x: Array, weights: Weights, biases: Array | None = None) -> Array:
+            take = lambda w: jax.lax.dynamic_index_in_dim(w, expert, keepdims=False)
+            one, bias = jax.tree.map(take, (weights, biases))
+            return linear(x, one, bias, platform=platform)
 
         gate, up = product(x, self.gate, self.gate_bias), product(x, self.up, self.up_bias)
         return product(self.mix(gate, up).astype(x.dtype), self.down)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform, here
+from specjax.core.quantised import Quantised
 from specjax.core.types import Array
 
 
@@ -53,17 +54,18 @@ def weight_gradient_on_cpu(x: Array, g: Array) -> Array:
     return found
 
 
-def whole_sum(x: Array, w: Array, platform: Platform | None) -> Array:
+def whole_sum(x: Array, w: Array | Quantised, platform: Platform | None) -> Array:
     """``x`` [..., I] times ``w`` [O, I] -> [..., O] float32."""
     return linear(x, w, platform=platform)
 
 
-def rounded_before_the_sum(x: Array, w: Array, platform: Platform | None) -> Array:
+def rounded_before_the_sum(x: Array, w: Array | Quantised, platform: Platform | None) -> Array:
     """What devices add up crosses the mesh in the type of ``x``: half the bytes in bfloat16.
 
     Each still accumulates its own part in float32.
     """
-    del platform
+    if isinstance(w, Quantised):
+        return whole_sum(x, w, platform)
     return jnp.einsum("...i,oi->...o", x.astype(w.dtype), w, preferred_element_type=x.dtype)
 
 
@@ -101,17 +103,21 @@ _product.defvjp(_product_fwd, _product_bwd)
 
 
 def linear(
-    x: Array, w: Array, bias: Array | None = None, *, platform: Platform | None = None
+    x: Array, w: Array | Quantised, bias: Array | None = None, *, platform: Platform | None = None
 ) -> Array:
     """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32 -> [..., O] f32."""
-    y = _product(x.reshape(-1, x.shape[-1]).astype(w.dtype), w, platform)
+    flat = x.reshape(-1, x.shape[-1]).astype(w.dtype)
+    if isinstance(w, Quantised):
+        y = _product(flat, w.values.astype(w.dtype), platform) * w.factors.T
+    else:
+        y = _product(flat, w, platform)
     y = y.reshape(*x.shape[:-1], w.shape[0])
     if bias is None:
         return y
     return y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-def sum_over_mesh(x: Array, w: Array, *, platform: Platform | None = None) -> Array:
+def sum_over_mesh(x: Array, w: Array | Quantised, *, platform: Platform | None = None) -> Array:
     """`linear` where I is split over the devices of a mesh: in float32, or the type of ``x``."""
     y: Array = SUM_OVER_MESH.on(platform)(x, w, platform)
     return y

@@ -20,6 +20,7 @@ from specjax.checkpoint.load import Model
 from specjax.core import sharding
 from specjax.core.cache import caches_in
 from specjax.core.cache.base import num_bytes
+from specjax.core.quantised import Quantised
 from specjax.drafters import NoDraft
 from specjax.drafters.base import Drafter
 from specjax.drafters.spec import Spec, ask
@@ -38,7 +39,12 @@ def weights(net: Frozen) -> dict[str, Any]:
 
 def local_bytes(x: Any) -> int:
     """Bytes of one device's part of an array."""
-    return _local_size(x) * int(x.dtype.itemsize)
+    return _local_size(x) * itemsize(x)
+
+
+def itemsize(x: Any) -> int:
+    """Bytes of one number of an array, or of a matrix in 8 bits."""
+    return int((x.values if isinstance(x, Quantised) else x).dtype.itemsize)
 
 
 def _local_size(x: Any) -> int:
@@ -66,7 +72,7 @@ def read(net: Frozen, tokens: int = 1) -> dict[str, int]:
 def weight_bytes(net: Frozen, times: Callable[[str], int] = lambda name: 1, tokens: int = 1) -> int:
     """Bytes of weights that passes of so many tokens read; ``times``: how many read a weight."""
     held, found = weights(net), read(net, tokens)
-    return sum(n * int(held[name].dtype.itemsize) * times(name) for name, n in found.items())
+    return sum(n * itemsize(held[name]) * times(name) for name, n in found.items())
 
 
 def products(net: Frozen, times: Callable[[str], int] = lambda name: 1) -> int:

@@ -195,7 +195,8 @@ class Experts(Placed):
 
     def __call__(self, x: Array, chosen: Array, weights: Array) -> Array:
         """The weighted sum of the experts ``chosen`` [B, T, k] on ``x`` [B, T, D], float32."""
-        stack = Stack(self.gate_proj[...], self.up_proj[...], self.down_proj[...], mix=self.mix)
+        held: list[Any] = [p.get_value() for p in (self.gate_proj, self.up_proj, self.down_proj)]
+        stack = Stack(held[0], held[1], held[2], mix=self.mix)
         where: dict[str, Any] = {"platform": self.platform, "replicated": self.replicated}
         if not self.mixture.bias:
             return experts(x, chosen, weights, stack, **where)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from specjax.core.ops import linear, sum_over_mesh
 from specjax.core.platform import Platform
+from specjax.core.quantised import Quantised
 from specjax.core.sharding import axis_size
 from specjax.core.types import Array, pytree
 from specjax.models.layers.placed import Placed
@@ -22,7 +23,7 @@ class Adapted:
     `Linear` takes one where it has a plain weight (`Frozen.adapted`), which pays nothing for it.
     """
 
-    weight: Array  # [O, I]
+    weight: Array | Quantised  # [O, I]
     down: Array  # [rank, I]
     up: Array  # [O, rank]
     tokens: Array  # [T] bool: those that take the side path
@@ -60,7 +61,7 @@ class Linear(Placed):
 
     def __call__(self, x: Array) -> Array:
         """[..., in] -> [..., out] in the type of ``x``."""
-        given: Array | Adapted = self.weight.get_value()
+        given: Array | Quantised | Adapted = self.weight.get_value()
         w = given.weight if isinstance(given, Adapted) else given
         if self._adds_over_mesh():
             y = sum_over_mesh(x, w, platform=self.platform)

@@ -1,0 +1,68 @@
+"""Matrices in 8 bits: what they stand for, and that decoding with them is lossless for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import specjax
+from specjax.checkpoint.export import save_pretrained
+from specjax.core.ops import linear
+from specjax.core.quantised import Quantised, quantise
+from specjax.drafters import LM
+from specjax.lab.costs import account
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.mark.parametrize("kind,close", [("int8", 1 / 254), ("fp8", 2**-4)])
+def test_values_are_the_nearest(kind: str, close: float) -> None:
+    """Within half a step of the largest of a row (int8), or of the number itself (fp8)."""
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(6, 40)), jnp.float32).at[2].set(0.0)
+    held = quantise(w, kind)
+    of = jnp.abs(w) if kind == "fp8" else jnp.abs(w).max(-1, keepdims=True)
+    assert (jnp.abs(held[...] - w) <= close * of + 1e-3 * jnp.abs(w).max()).all()
+    assert (held[2] == 0).all() and held.nbytes == 6 * 40 + 4 * 6
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(3, 40)), jnp.float32)
+    np.testing.assert_allclose(linear(x, held), x @ held[...].T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5_moe", "deepseek_v3"])
+def test_text_is_the_quantised_targets_own(family: str, tmp_path: Path) -> None:
+    """That of plain decoding with the same weights, and of a whole model with them written out."""
+    save_pretrained(tiny.model(family).net.module, tmp_path, dtype=jnp.float32)
+    target = specjax.load(tmp_path, dtype="float32", quantize="int8")
+    whole = specjax.load(tmp_path, dtype="float32")
+    kinds = [isinstance(x, Quantised) for x in jax.tree.leaves(target.net.params, is_leaf=_is_one)]
+    assert sum(kinds) > 8 and target.quantized == "int8"
+    assert account.weight_bytes(target.net) < 0.5 * account.weight_bytes(whole.net)
+    prompts, asked = tiny.prompts(4), {"max_new_tokens": 16, "rule": "coupled"}
+    warm = {"temperature": [0.0, 1.0, 0.0, 1.0], **asked}
+    want = specjax.generate(target, None, prompts, **warm).tokens
+    written = jax.tree.map(
+        lambda x: x[...] if isinstance(x, Quantised) else x, target.net.params, is_leaf=_is_one
+    )
+    same = tiny.with_params(whole, written)
+    tokens = jnp.asarray([p + [0] * (12 - len(p)) for p in (q[:12] for q in prompts)])
+    a, b = (tiny.full_logits(m, tokens) for m in (target, same))
+    np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(a).max())
+    out = specjax.generate(target, LM(tiny.near(whole), 3), prompts, **warm)
+    assert out.tokens == want and out.tau > 1.2
+
+
+def _is_one(x: object) -> bool:
+    return isinstance(x, Quantised)
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
+    save_pretrained(tiny.model("qwen3").net.module, tmp_path / "a", dtype=jnp.float32)
+    with pytest.raises(ValueError, match=r"quantize='int3': must be one of int8, fp8"):
+        specjax.load(tmp_path / "a", quantize="int3")  # type: ignore[arg-type]
+    target = specjax.load(tmp_path / "a", quantize="fp8")
+    with pytest.raises(ValueError, match="was rounded to 8 bits as it was loaded; load it whole"):
+        save_pretrained(target.net.module, tmp_path / "b")
