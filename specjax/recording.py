@@ -85,7 +85,7 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         **tree,
         "batch": len(rows),
         "options": options[0] if all(o == options[0] for o in options) else options,
-        "dtype": str(target.dtype),
+        "dtype": target.stored,
         "mesh": None if target.mesh is None else dict(target.mesh.shape),
         "device": machine.device_name(),
         "versions": machine.versions("jax"),

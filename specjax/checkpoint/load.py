@@ -58,6 +58,12 @@ class Model:
     def config(self) -> DecoderConfig:
         return self.net.config
 
+    @property
+    def stored(self) -> str:
+        """How its weights are kept, in words: "bfloat16", "bfloat16, layers in int8"."""
+        kept = "" if self.quantized is None else f", layers in {self.quantized}"
+        return f"{self.dtype}{kept}"
+
     @functools.cached_property
     def chat_template(self) -> ChatTemplate:
         """How it writes conversations. Raises ValueError if it has no template, or a broken one."""

@@ -169,7 +169,7 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
     name = run.job.drafter.called(run.spec)
     report = Report(
         records=records,
-        setup=f"{name} drafting for {target.name}, {target.dtype}, {jax.default_backend()}",
+        setup=f"{name} drafting for {target.name}, {target.stored}, {jax.default_backend()}",
         tokens=sum(len(row) for b in batches for row in b.tokens),
         seconds=sum(b.seconds for b in batches),
         rule=batch.rule,

@@ -44,6 +44,9 @@ class Models:
     dtype: Literal["float32", "bfloat16"] | None = option(
         None, "Default: as the checkpoint is stored."
     )
+    quantize: Literal["int8", "fp8"] | None = option(
+        None, "Round the matrices of the target's layers to 8 bits as they are loaded."
+    )
 
     def chosen(self) -> named.Named:
         """The drafter that is asked for, checked as far as it can be without models.
@@ -82,7 +85,12 @@ class Models:
         Raises:
           ValueError: if it cannot be loaded, or has no tokenizer.
         """
-        target = specjax.load(self.target, mesh=specjax.parse_mesh(self.mesh), dtype=self.dtype)
+        target = specjax.load(
+            self.target,
+            mesh=specjax.parse_mesh(self.mesh),
+            dtype=self.dtype,
+            quantize=self.quantize,
+        )
         if target.tokenizer is None:
             raise ValueError(f"--target={self.target} has no tokenizer, which text needs; add one.")
         return target

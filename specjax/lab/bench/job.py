@@ -53,6 +53,7 @@ class Config:
     )
     target: str = option("demo:target", "What `specjax.load` takes.")
     dtype: str = option("", "Of the target; '': the checkpoint's own.")
+    quantize: str = option("", "int8 or fp8: the matrices of the target's layers in 8 bits.")
     mesh: str = option("", "Devices to shard over, such as data:2,model:4.")
     drafters: tuple[str, ...] = option(
         ("demo:draft:4", "demo:dflash:4", "demo:eagle3:4", "demo:medusa", "ngram:4"),
@@ -134,7 +135,8 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
     variables = assign(config.template_args, "template_args")
     how = Rendering(config.template, config.system, variables, config.turns)
     sets, most = load_sets(config), config.max_prompt_tokens
-    target = load(config.target, dtype=config.dtype or None, mesh=config.mesh or None)
+    how_kept: Any = {"dtype": config.dtype or None, "quantize": config.quantize or None}
+    target = load(config.target, mesh=config.mesh or None, **how_kept)
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer.json, so it reads no prompts.")
     chat = target.chat_template if how.template == "chat" else None
@@ -195,7 +197,7 @@ def describe(
         git=machine.commits(),
         load=machine.load(),
         target=Target.of(target),
-        dtype=str(target.dtype),
+        dtype=target.stored,
         prompts_sha256=prompts_sha256(prompts),
         num_prompts=len(prompts),
         template=how.template,

@@ -34,7 +34,7 @@ class Target:
         c = model.config
         return cls(
             model.name,
-            str(model.dtype),
+            model.stored,
             c.num_layers,
             c.hidden_size,
             c.vocab_size,
