@@ -38,7 +38,7 @@ class DecoderConfig:
     # heads still has one a shard (`for_model_axis`).
     kv_repeat: int = 1
 
-    def window(self, layer: int) -> int | None:
+    def window_of(self, layer: int) -> int | None:
         """What the layer's attention sees; None: everything."""
         return self.windows[layer] if self.windows else None
 

@@ -66,7 +66,7 @@ class GemmaLayer(nnx.Module):
         c = config
         eps = c.rms_norm_eps
         norm = functools.partial(ZeroCentredNorm, c.hidden_size, eps=eps, dtype=dtype, rngs=rngs)
-        window = c.window(index)
+        window = c.window_of(index)
         self.input_layernorm = norm()
         self.self_attn = Attention(
             c,

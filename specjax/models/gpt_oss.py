@@ -57,7 +57,7 @@ class GptOss(Decoder):
         config: DecoderConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> nnx.Module:
         assert isinstance(config, MixtureConfig)
-        window, norm = config.window(index), LateRoundedNorm
+        window, norm = config.window_of(index), LateRoundedNorm
         attention = Attention(
             config, head_norm=False, window=window, sinks=True, dtype=dtype, rngs=rngs
         )

@@ -63,7 +63,7 @@ class Llama(Decoder):
     def make_layer(
         config: DecoderConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> nnx.Module:
-        return LlamaLayer(config, window=config.window(index), dtype=dtype, rngs=rngs)
+        return LlamaLayer(config, window=config.window_of(index), dtype=dtype, rngs=rngs)
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DecoderConfig:

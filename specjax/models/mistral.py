@@ -29,7 +29,7 @@ class Mistral(Llama):
     @classmethod
     def write_config(cls, config: DecoderConfig) -> dict[str, Any]:
         settings = write_decoder_config(config, cls.architecture)
-        return {**settings, "sliding_window": config.window(0)}
+        return {**settings, "sliding_window": config.window_of(0)}
 
 
 @register("ministral")

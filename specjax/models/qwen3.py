@@ -26,7 +26,7 @@ class Qwen3(Decoder):
     def make_layer(
         config: DecoderConfig, index: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> nnx.Module:
-        return Qwen3Layer(config, window=config.window(index), dtype=dtype, rngs=rngs)
+        return Qwen3Layer(config, window=config.window_of(index), dtype=dtype, rngs=rngs)
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DecoderConfig:

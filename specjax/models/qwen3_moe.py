@@ -43,7 +43,7 @@ class Qwen3Moe(Decoder):
         mlp = None
         if config.is_mixture(index):
             mlp = MixtureMLP(config, config.mixture, dtype=dtype, rngs=rngs)
-        return Qwen3Layer(config, window=config.window(index), mlp=mlp, dtype=dtype, rngs=rngs)
+        return Qwen3Layer(config, window=config.window_of(index), mlp=mlp, dtype=dtype, rngs=rngs)
 
     @classmethod
     def place_of(cls, config: Any, path: str, root: str = "model") -> str | Place:
