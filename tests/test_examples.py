@@ -79,7 +79,7 @@ def test_suffix_decoding_guesses_what_most_often_followed() -> None:
 def write_windowed(path: Path, **changes: Any) -> Path:
     write_tiny(path, noise=changes.pop("noise", 0.0))
     raw = json.loads((path / "config.json").read_text())
-    raw |= {"model_type": "mistral", "sliding_window": WINDOW} | changes
+    raw |= {"model_type": "windowed", "sliding_window": WINDOW} | changes
     (path / "config.json").write_text(json.dumps(raw))
     return path
 
