@@ -17,13 +17,15 @@ from conftest import AS_USERS_DO
 from scipy import stats
 
 import specjax
-from specjax import decode, session, verify
+from specjax import api, decode, session, verify
 from specjax.core.cache import Recurrent, caches_in
 from specjax.core.compiles import Compiles
 from specjax.core.keys import row_keys
 from specjax.drafters import LM
 from specjax.lab.compiler.hlo import count_copies
 from specjax.sampling import Options, make_sampling
+from specjax.train.objectives.base import Batch
+from specjax.train.replay import replay
 
 STEPS = 24
 
@@ -275,3 +277,30 @@ def law_of_texts(drafter: Any, rule: str, rows: int = TEXTS) -> None:
     want, got = np.append(want[~rare], want[rare].sum()), np.append(got[~rare], got[rare].sum())
     statistic = ((got - want) ** 2 / want).sum()
     assert statistic < stats.chi2.isf(ALPHA, len(want) - 1), (statistic, len(want) - 1)
+
+
+def predicted_cycles(
+    target: specjax.Model, spec: Any, objective: Any, params: Any, *, new: int = 40
+) -> tuple[np.ndarray, api.Output]:
+    """An objective's `matches` over the target's greedy texts gives every cycle of speculation.
+
+    Returns:
+      [B, T, K] bool, and what was generated.
+    """
+    prompts = tiny.prompts(4)
+    out = specjax.generate(target, spec, prompts, max_new_tokens=new)
+    texts = [p + t for p, t in zip(prompts, out.tokens)]
+    lengths = np.array([len(t) for t in texts])
+    tokens = jnp.asarray([t + [0] * (max(lengths) - len(t)) for t in texts], jnp.int32)
+    batch = Batch(tokens, jnp.ones_like(tokens, jnp.bool_), jnp.asarray(lengths))
+    matches = np.asarray(jax.jit(objective.matches)(params, batch, target.net))
+    guessed = replay(matches, np.array([len(p) for p in prompts]), lengths)
+    assert guessed.committed == 4 * new and guessed.cycles == out.trace.num_cycles
+    return matches, out
+
+
+def accepted_as_predicted(matches: np.ndarray, out: api.Output) -> None:
+    """In every cycle as many guesses as `predicted_cycles` found."""
+    for b, cycles in enumerate(out.trace.rows):
+        for c in cycles:
+            assert c.accepted == np.cumprod(matches[b, c.position - 1])[: c.accepted + 1].sum()

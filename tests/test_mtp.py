@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
+import checks
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,8 +20,6 @@ from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter
 from specjax.drafters import MTP
 from specjax.drafters.misreadings import reread
 from specjax.train.drafter import Trainee
-from specjax.train.objectives.base import Batch
-from specjax.train.replay import replay
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-5", "qwen3-5-moe"])
@@ -66,20 +64,11 @@ def test_a_target_without_a_head_says_so(shared: Path) -> None:
 @pytest.mark.parametrize("family", ["qwen3_5_moe", "deepseek_v3", "mistral"])
 def test_predicted_cycles_are_the_real_ones(family: str) -> None:
     """What training sees is what inference does, whatever the head's layer is."""
-    target, prompts, new = tiny.model(family), tiny.prompts(4), 24
+    target = tiny.model(family)
     spec = tiny.make("mtp", 3, target=target)
-    out = specjax.generate(target, spec, prompts, max_new_tokens=new)
-    texts = [p + t for p, t in zip(prompts, out.tokens)]
-    lengths = np.array([len(t) for t in texts])
-    tokens = jnp.asarray([t + [0] * (max(lengths) - len(t)) for t in texts], jnp.int32)
-    batch = Batch(tokens, jnp.ones_like(tokens, jnp.bool_), jnp.asarray(lengths))
     trainee, params = Trainee.of("mtp", spec, {}, num_draft=3, compute_dtype=jnp.float32)
-    matches = np.asarray(jax.jit(trainee.objective.matches)(params, batch, target.net))
-    guessed = replay(matches, np.array([len(p) for p in prompts]), lengths)
-    assert guessed.committed == 4 * new and guessed.cycles == out.trace.num_cycles
-    for b, cycles in enumerate(out.trace.rows):
-        for c in cycles:
-            assert c.accepted == np.cumprod(matches[b, c.position - 1])[: c.accepted + 1].sum()
+    found = checks.predicted_cycles(target, spec, trainee.objective, params, new=24)
+    checks.accepted_as_predicted(*found)
 
 
 def test_a_fresh_head_begins_as_the_last_layer_of_its_kind() -> None:
