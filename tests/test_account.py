@@ -6,13 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_compile import SETUP
 
+from specjax.core.ops import Stack, experts
+from specjax.core.trips import expected_groups
 from specjax.lab.compiler import cycle as account
 from specjax.lab.compiler import hlo, kernels, report, topology, traffic
 from specjax.lab.compiler.origins import Origins, aliased
-from specjax.lab.records.compiled import Floor, Setup, load_report
+from specjax.lab.records.compiled import Floor, Loops, Setup, load_report
 from specjax.models.shapes import SHAPES
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "compile"
@@ -136,11 +141,33 @@ def test_a_kernel_that_updates_in_place_writes_its_update() -> None:
 
 def test_a_loop_of_unknown_length_runs_as_often_as_is_stated() -> None:
     once, often = hlo.parse(LOOP), hlo.parse(LOOP, trips=5)
-    assert account.num_unknown_loops(often, "cycle") == 1
+    assert account.unknown_loops(often, "cycle") == (Loops(1, 5, expected=False),)
     assert moved(often).read["state"] - moved(once).read["state"] == 4 * CACHE
     one, five = (kernels.count(m, "cycle", Origins(m), account.SCOPES) for m in (once, often))
     assert five.total - one.total == 4 * (2 + 1)  # its body, and its condition
     assert five.in_inner_loops == 5 * (2 + 1)
+
+
+def test_a_mixture_says_how_often_its_loop_is_expected_to_run() -> None:
+    """In a compiled program: 4 tokens draw 5.5 of 8 experts, 64 fall into 16.9 groups of 8."""
+    weights = {name: jnp.ones((8, 16, 32)) for name in ("gate", "up")}
+    stack = Stack(**weights, down=jnp.ones((8, 32, 16)))
+
+    def counted(tokens: int) -> tuple[tuple[Loops, ...], int]:
+        x, chosen = jnp.ones((1, tokens, 32)), jnp.zeros((1, tokens, 2), jnp.int32)
+        run = jax.jit(lambda *args: experts(*args))
+        text = run.lower(x, chosen, jnp.ones((1, tokens, 2)), stack).compile().as_text()
+        module = hlo.parse(text)
+        return account.unknown_loops(module, module.entry), traffic.flops(module, module.entry)
+
+    loops, flops = counted(4)
+    assert loops == (Loops(1, round(8 * (1 - 0.75**4)), expected=True),)
+    assert flops == 5 * 3 * 2 * 4 * 32 * 16
+    draws = np.random.default_rng(0).binomial(64, 0.25, 100_000)
+    assert expected_groups(0.25, 64, 16) == pytest.approx(np.ceil(draws / 16).mean(), rel=0.01)
+    loops, _ = counted(64)
+    assert loops == (Loops(1, round(8 * expected_groups(0.25, 64, 16)), expected=True),)
+    assert expected_groups(1.0, 9, 4) == 3 and expected_groups(0.5, 4, 1) == pytest.approx(2)
 
 
 def test_kernels_and_copies() -> None:

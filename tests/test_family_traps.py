@@ -22,8 +22,9 @@ from specjax.checkpoint.packed import unpacked
 from specjax.checkpoint.safetensors_reader import read_directory
 from specjax.core.ops import Stack, attend, experts
 from specjax.core.tensors import Tensor
+from specjax.core.trips import expected_share
 from specjax.lab.costs import account
-from specjax.lab.costs.experts import distinct, expected_share
+from specjax.lab.costs.experts import distinct
 from specjax.models import family
 from specjax.models.config import flattened
 from specjax.models.layers.experts import Experts, Mixture, Router

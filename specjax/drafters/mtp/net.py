@@ -56,6 +56,12 @@ class MTPNet(Placed):
         self.norm = cls.norm_kind(width, **norm)
         self.config = config
 
+    @staticmethod
+    def used_share(config: MTPConfig, weight: str) -> float:
+        """See `Decoder.used_share`."""
+        share: float = family(config.backbone.model_type).used_share(config.backbone, weight)
+        return share
+
     @property
     def dtype(self) -> jnp.dtype:
         """The type of states and cache."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 
 from specjax.core.cache import Cache
+from specjax.core.trips import stated
 from specjax.lab.compiler import branches, hlo, kernels, traffic
 from specjax.lab.compiler.abstract import Abstract
 from specjax.lab.compiler.origins import Origins, aliased
 from specjax.lab.compiler.programs import Compiled
 from specjax.lab.compiler.topology import Topology
-from specjax.lab.records.compiled import BranchCost, Conditional, CycleCost, Setup
+from specjax.lab.records.compiled import BranchCost, Conditional, CycleCost, Loops, Setup
 
 SCOPES = ("draft", "verify", "accept", "commit")
 
@@ -64,7 +66,8 @@ def cycle(
         },
         conditionals=tuple(_conditional(choice, kind_of) for choice in choices),
         num_instructions=module.num_instructions(body),
-        loops_of_unknown_length=num_unknown_loops(module, body),
+        loops_of_unknown_length=sum(loop.count for loop in unknown_loops(module, body)),
+        loops=unknown_loops(module, body),
         unknown=tuple(unknown(module, body, choices, topology, setup)),
         scopes={s: text.count(f"specjax/{s}") for s in SCOPES},
     )
@@ -124,10 +127,14 @@ def argument_kinds(session: Abstract) -> Callable[[str], str]:
     return kind
 
 
-def num_unknown_loops(module: hlo.Module, name: str) -> int:
-    return sum(
-        i.opcode == "while" and module.trip_count(i) is None for _, i, _ in module.walk(name)
+def unknown_loops(module: hlo.Module, name: str) -> tuple[Loops, ...]:
+    """The loops whose length the program decides when it runs, by how often they were counted."""
+    found = collections.Counter(
+        (module.runs(i), stated(i.op_name) is not None)
+        for _, i, _ in module.walk(name)
+        if i.opcode == "while" and module.trip_count(i) is None
     )
+    return tuple(Loops(count, *how) for how, count in sorted(found.items()))
 
 
 def unknown(
@@ -140,11 +147,13 @@ def unknown(
     """What the account does not know of this program, in words."""
     found = ["No time was measured: these are counts."]
     executed = [i for _, i, _ in module.walk(name)]
-    loops = num_unknown_loops(module, name)
-    if loops:
+    for loops in unknown_loops(module, name):
+        why = (
+            "as is expected if each token draws for itself" if loops.expected else "--config.trips"
+        )
         found.append(
-            f"{loops} loops in the cycle end when the program says so; each was counted"
-            f" {setup.trips} times (--config.trips)."
+            f"{loops.count} loops in the cycle end when the program says so; each was counted"
+            f" {loops.trips} times ({why})."
         )
     if choices:
         found.append(

@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from specjax.core.trips import stated
+
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _COPIES = ("copy", "copy-start", "transpose")
@@ -128,7 +130,7 @@ class Module:
 
     computations: dict[str, Computation]
     entry: str
-    trips: int = 1  # of a loop whose length the program decides when it runs
+    trips: int = 1  # of a loop whose length the program decides when it runs, and does not expect
     # Name of a conditional -> which of its branches runs; every one of those that are not here.
     taken: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -136,15 +138,14 @@ class Module:
         """Every instruction that one run of a computation executes, and how often.
 
         Follows calls, loops and branches, but not into fusions, reducers and comparators, which
-        belong to the instruction that calls them. The body of a loop counts as often as it runs,
-        or ``trips`` times where that is not known; of a conditional the branch that is ``taken``.
+        belong to the instruction that calls them. The body of a loop counts as often as it runs
+        (`runs`); of a conditional the branch that is ``taken``.
         """
         computation = self.computations[name]
         for instruction in computation.instructions.values():
             yield computation, instruction, times
             if instruction.opcode == "while":
-                known = self.trip_count(instruction)
-                trips = self.trips if known is None else known
+                trips = self.runs(instruction)
                 yield from self.walk(instruction.called("body"), times * trips)
                 yield from self.walk(instruction.called("condition"), times * trips)
             elif instruction.opcode in ("call", "conditional", "async-start"):
@@ -181,6 +182,12 @@ class Module:
         if counter.opcode != "get-tuple-element" or bound.opcode != "constant":
             return None
         return int(bound.literal)
+
+    def runs(self, loop: Instruction) -> int:
+        """How often the body of a ``while`` is taken to run: known, expected, or ``trips``."""
+        known = self.trip_count(loop)
+        known = stated(loop.op_name) if known is None else known
+        return self.trips if known is None else known
 
     def num_instructions(self, name: str) -> int:
         return sum(1 for _ in self.walk(name))

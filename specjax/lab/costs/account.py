@@ -21,10 +21,10 @@ from specjax.core import sharding
 from specjax.core.cache import caches_in
 from specjax.core.cache.base import num_bytes
 from specjax.core.quantised import Quantised
+from specjax.core.trips import expected_share
 from specjax.drafters import NoDraft
 from specjax.drafters.base import Drafter
 from specjax.drafters.spec import Spec, ask
-from specjax.lab.costs.experts import expected_share
 from specjax.lab.records.compiled import Floor
 from specjax.models import Frozen
 
@@ -150,15 +150,16 @@ def cycle(
     held = lambda state: sum(c.bytes_read(context) for c in caches_in(state))
     flops = pass_flops(target.net, tokens, context, model)
     fed = rows_here * ask(spec, "tokens_fed")(num_draft)
+    passes = serial_passes(spec, num_draft)
     draft_bytes, borrowed, own_shards = 0, 0, data * model
     net = getattr(drafter, "net", None)
     if net is not None:
         times = lambda name: ask(spec, "weight_reads")(name, num_draft)
-        draft_bytes = weight_bytes(net, times)
+        draft_bytes = weight_bytes(net, times, max(fed // max(passes, 1), 1))
         flops += pass_flops(net, fed, context, 1 if net.replicated else model, times)
         own_shards = data if net.replicated else own_shards
         if hasattr(drafter, "vocabulary") and "lm_head.weight" not in weights(net):
-            borrowed = local_bytes(drafter.vocabulary.output)
+            borrowed = passes * local_bytes(drafter.vocabulary.output)
             flops += 2 * rows_here * num_draft * _local_size(drafter.vocabulary.output)
     part, again = ask(spec, "target_passes")(target, num_draft)
     again_cache = 0
@@ -166,7 +167,7 @@ def cycle(
         borrowed += again * weight_bytes(part)
         again_cache = again * cache.first(part.config.num_layers).bytes_read(context)
         flops += pass_flops(part, fed, context, model)
-    drafts = serial_passes(spec, num_draft) * held(draft)
+    drafts = passes * held(draft)
     return Floor(
         weight_bytes=weight_bytes(target.net, tokens=tokens),
         draft_bytes=draft_bytes,

@@ -20,11 +20,6 @@ from specjax.core.types import Array
 from specjax.models import Frozen
 
 
-def expected_share(share: float, tokens: int) -> float:
-    """Of a weight of which a token uses ``share``, what so many use if each draws for itself."""
-    return 1.0 - (1.0 - share) ** tokens
-
-
 def distinct(target: Model, texts: Sequence[Sequence[int]], widths: Sequence[int]) -> list[float]:
     """The mean number of distinct experts a layer that neighbouring tokens of a text go to.
 

@@ -47,7 +47,9 @@ class Setup:
     temperature: float = setting(0.0, "0 is greedy")
     top_p: float = setting(1.0, "as of experiments.generate")
     rule: str = setting("", "'': the best lossless one")
-    trips: int = setting(1, "taken for loops in the cycle that end when the program says so")
+    trips: int = setting(
+        1, "of loops in the cycle that end when the program says so, and say no expected number"
+    )
     programs: str = setting(
         "all", "run: the loop of cycles alone, not what feeds prompts and grows"
     )
@@ -114,6 +116,15 @@ class Conditional:
     branches: tuple[BranchCost, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Loops:
+    """Loops of a cycle that end when the program says so, counted alike."""
+
+    count: int
+    trips: int  # that each was counted
+    expected: bool  # said by the program, or else taken from --config.trips
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CycleCost:
     """What the body of the loop of cycles costs. Bytes are those of main memory.
@@ -143,6 +154,7 @@ class CycleCost:
     conditionals: tuple[Conditional, ...] = ()
     num_instructions: int
     loops_of_unknown_length: int
+    loops: tuple[Loops, ...] = ()  # the same
     unknown: tuple[str, ...] = ()  # what is not known of the program, in words
     scopes: Mapping[str, int]  # phase -> how often the program's text names it
 
