@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import sys
+import threading
 from collections.abc import Iterator
 from typing import IO, NoReturn
 
@@ -39,6 +41,17 @@ def fail(message: str) -> NoReturn:
     message = " ".join(message.split())
     print(f"error: {message}\n", end="", file=stderr(), flush=True)  # in one piece
     raise Refused(message)
+
+
+def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Where Python must ignore an exception, as in a callback of its collector: not Ctrl-C.
+
+    It is raised again a moment later, when whatever ignored it has returned.
+    """
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 @contextlib.contextmanager

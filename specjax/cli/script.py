@@ -95,6 +95,7 @@ class Script:
 def run(main: Callable[[Sequence[str]], Any], start: Callable[[Sequence[str]], list[str]]) -> None:
     """`app.run`, where ``start`` reads the flags; interrupts and full disks are one line."""
     warnings.formatwarning = one_line_warning
+    sys.unraisablehook = errors.interrupt_again
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # see `experiments/__init__`
         app.run(main, flags_parser=start)
