@@ -256,7 +256,14 @@ def download(repository: str, revision: str | None, otherwise: Sequence[str] = (
             huggingface_hub.snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=["*.json", "*.jinja", "*.safetensors", "tokenizer*", *more],
+                allow_patterns=[
+                    "*.json",
+                    "*.jinja",
+                    "*.safetensors",
+                    "tokenizer*",
+                    "tiktoken*",
+                    *more,
+                ],
                 # Other formats of the same weights, which some repositories carry along.
                 ignore_patterns=["*/*", "consolidated*"],
             )

@@ -1,4 +1,8 @@
-"""Text <-> token ids: what a tokenizer can do, and Hugging Face's kind."""
+"""Text <-> token ids: what a tokenizer can do, and Hugging Face's kind.
+
+A directory without a tokenizer.json may have files of SentencePiece or tiktoken instead, which
+their own libraries read (`checkpoint.sentencepiece_tokenizer`, `checkpoint.tiktoken_tokenizer`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import tokenizers
 
@@ -27,6 +31,7 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer.model",
+    "tiktoken.model",
     "vocab.json",
     "merges.txt",
 )
@@ -64,13 +69,60 @@ class Tokenizer(Protocol):
         ...
 
 
+class FileTokenizer(Tokenizer, Protocol):
+    """One of a directory's own files."""
+
+    eos_id: int | None
+    pad_id: int | None  # only passed on when it is exported
+
+    def save(self, directory: Path) -> None:
+        """Copies the files it was read from. Raises CheckpointError if they are gone."""
+        ...
+
+
+def needed(library: str, path: Path) -> CheckpointError:
+    """That a library which reads a file is not installed."""
+    return CheckpointError(
+        f"{path}: is read by the package {library}, which is not installed: "
+        "pip install 'specjax[tokenizers]'."
+    )
+
+
 def digest(vocabulary: Iterable[tuple[int, str]], merges: object) -> str:
     """SHA-256, in hexadecimal, of an id -> token mapping and the merges."""
     return hashlib.sha256(json.dumps([sorted(vocabulary), merges]).encode()).hexdigest()
 
 
-class HfTokenizer:
+class FromFiles:
+    """What was read from a directory, and can be copied into another."""
+
+    pad_id: int | None = None
+    eos_id: int | None = None
+    source = ""  # the file of the vocabulary
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+
+    def save(self, directory: Path) -> None:
+        """Copies the files it was read from, and with them what only other programs read.
+
+        Raises:
+          CheckpointError: if they are gone.
+        """
+        if not (self._directory / self.source).is_file():
+            raise CheckpointError(
+                f"{self._directory}: the tokenizer that was loaded from there is gone; put it back "
+                "and export again."
+            )
+        for name in FILES:
+            if (self._directory / name).is_file():
+                shutil.copyfile(self._directory / name, directory / name)
+
+
+class HfTokenizer(FromFiles):
     """A tokenizer.json, run by the `tokenizers` library."""
+
+    source = "tokenizer.json"
 
     def __init__(
         self,
@@ -83,7 +135,8 @@ class HfTokenizer:
         eos_id: int | None = None,
     ):
         """``directory`` is where it was read."""
-        self._inner, self._directory = inner, directory
+        super().__init__(directory)
+        self._inner = inner
         self._adds_bos = adds_bos
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self.vocab_size = max(inner.get_vocab().values(), default=-1) + 1
@@ -98,7 +151,7 @@ class HfTokenizer:
         return {i: text for text, i in self._inner.get_vocab().items()}
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        with _in_one_line(f"{self._directory / 'tokenizer.json'} cannot encode a text"):
+        with in_one_line(f"{self._directory / 'tokenizer.json'} cannot encode a text"):
             ids = self._inner.encode(text, add_special_tokens=False).ids
         if not add_bos or not self._adds_bos or self.bos_id is None:
             return ids
@@ -106,27 +159,12 @@ class HfTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         ids = [int(i) for i in ids]
-        with _in_one_line(f"{self._directory / 'tokenizer.json'} cannot decode tokens"):
+        with in_one_line(f"{self._directory / 'tokenizer.json'} cannot decode tokens"):
             return self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def fingerprint(self) -> str:
         vocabulary = [(i, token) for token, i in self._inner.get_vocab().items()]
         return digest(vocabulary, json.loads(self._inner.to_str())["model"].get("merges"))
-
-    def save(self, directory: Path) -> None:
-        """Copies the files it was read from, and with them what only other programs read.
-
-        Raises:
-          CheckpointError: if they are gone.
-        """
-        if not (self._directory / "tokenizer.json").is_file():
-            raise CheckpointError(
-                f"{self._directory}: the tokenizer that was loaded from there is gone; put it back "
-                "and export again."
-            )
-        for name in FILES:
-            if (self._directory / name).is_file():
-                shutil.copyfile(self._directory / name, directory / name)
 
 
 def _byte_tokens(inner: tokenizers.Tokenizer) -> dict[int, int]:
@@ -140,7 +178,7 @@ def _byte_tokens(inner: tokenizers.Tokenizer) -> dict[int, int]:
 
 def _read(path: Path) -> tuple[tokenizers.Tokenizer, int | None]:
     """The tokenizer of a file that works, and the id that it puts in front of a text."""
-    with _silence(), _in_one_line(f"{path}: not a tokenizer that works"):
+    with _silence(), in_one_line(f"{path}: not a tokenizer that works"):
         inner = tokenizers.Tokenizer.from_str(read_text(path))
         # A file may ask for truncation or padding: prompts are never cut silently.
         inner.no_truncation()
@@ -154,7 +192,7 @@ def _read(path: Path) -> tuple[tokenizers.Tokenizer, int | None]:
 
 
 @contextlib.contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
+def in_one_line(what: str) -> Iterator[None]:
     """The library's own errors, panics of its Rust code included, as CheckpointError."""
     try:
         yield
@@ -183,15 +221,32 @@ def _silence() -> Iterator[None]:
         os.close(kept)
 
 
-def load_tokenizer(directory: Path) -> HfTokenizer | None:
-    """The tokenizer of a Hugging Face directory, None if it has no tokenizer.json.
+def load_tokenizer(directory: Path) -> FileTokenizer | None:
+    """The tokenizer of a Hugging Face directory, None if it has none.
+
+    It is in tokenizer.json, else in SentencePiece's tokenizer.model or tiktoken's tiktoken.model.
 
     Raises:
-      CheckpointError: if its files are malformed or name an unknown beginning token.
+      CheckpointError: if its files are malformed or name an unknown beginning token, or the library
+        that reads them is not installed.
     """
-    path = directory / "tokenizer.json"
-    if not is_there(path):
-        return None
+    if is_there(directory / HfTokenizer.source):
+        return _load_json(directory)
+    # Only here: they stand on this file.
+    from specjax.checkpoint.sentencepiece_tokenizer import load_sentencepiece
+    from specjax.checkpoint.tiktoken_tokenizer import load_tiktoken
+
+    return load_tiktoken(directory) or load_sentencepiece(directory)
+
+
+def text_of(settings: Mapping[str, Any], name: str) -> str | None:
+    """The text of a token that tokenizer_config.json names."""
+    token = settings.get(name)
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _load_json(directory: Path) -> HfTokenizer:
+    path = directory / HfTokenizer.source
     inner, first = _read(path)
     settings_path = directory / "tokenizer_config.json"
     if not is_there(settings_path):
@@ -199,15 +254,11 @@ def load_tokenizer(directory: Path) -> HfTokenizer | None:
 
     settings = read_config(settings_path)
 
-    def text_of(name: str) -> str | None:
-        token = settings.get(name)
-        return token.get("content") if isinstance(token, dict) else token
-
     def id_of(name: str) -> int | None:
-        text = text_of(name)
+        text = text_of(settings, name)
         return None if text is None else inner.token_to_id(text)
 
-    token = text_of("bos_token")
+    token = text_of(settings, "bos_token")
     bos_id = None if token is None else inner.token_to_id(token)
     if token is not None and bos_id is None:
         raise CheckpointError(f"{settings_path}: bos_token {token!r} is not in tokenizer.json.")

@@ -152,7 +152,7 @@ def _write_layout(layout: Layout, whole: Path) -> None:
 
 def _write_model(model: Any, whole: Path, dtype: np.dtype) -> None:
     stop, texts = list(model.stop_token_ids), model.tokenizer
-    if texts is not None and not isinstance(texts, tokenizer.HfTokenizer):
+    if texts is not None and not isinstance(texts, tokenizer.FromFiles):
         raise ValueError(f"format='hf' cannot express the tokenizer of {model.name}.")
     ids: dict[str, Any] = {}
     if model.bos_token_id is not None:
