@@ -82,6 +82,9 @@ def test_help_lists_every_flag_and_a_missing_one_is_explained() -> None:
     asked = subprocess.run([*line, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     for flag in ("config", "workdir", "export_dir"):
         assert f"  --{flag}: " in asked.stdout
+    for field in ("kind: Of drafters", "rows=4: ", "data.seq_len=256: ", "eval.prompts=16: "):
+        assert f"\n  {field}" in asked.stdout  # of --config
+    assert asked.returncode == 0
     line.append(f"--config={TRAIN}")
     missing = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert missing.stderr.startswith("error: --workdir is missing: Checkpoints, metrics.jsonl")

@@ -27,4 +27,4 @@ def main(options: benchmarking.Options) -> None:
         benchmarking.run(begun)
 
 
-script = Script("benchmark", __doc__, benchmarking.Options, main)
+script = Script("benchmark", __doc__, benchmarking.Options, main, settings=benchmarking.Config)

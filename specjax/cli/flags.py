@@ -110,6 +110,10 @@ def read(argv: Sequence[str]) -> list[str]:
             rest: list[str] = flags.FLAGS(argv)
         except flags.Error as error:
             raise ValueError(told(error)) from None
+        except SystemExit:
+            if not any(re.match(r"--?(help|\?)", word) for word in argv[1:]):
+                raise
+            raise SystemExit(0) from None  # absl ends with 1 behind --help
         if rest[1:]:
             raise ValueError(f"unexpected argument {rest[1]!r}; flags are written --name=value.")
     return rest

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from absl import app
@@ -29,6 +29,7 @@ class Script:
       options: a dataclass of `specjax.core.options`: what may be given, by flags and by --config.
         A ValueError that it raises ends the script in one line.
       main: what it does with them; it returns the exit status, None is 0.
+      settings: the record that --config holds, where that needs a file; --help lists its fields.
       several: whether it can be run by several processes together.
       survives_sigterm: whether several processes stop by themselves after SIGTERM
         (`train.stopping`).
@@ -38,6 +39,7 @@ class Script:
     about: str | None
     options: type
     main: Callable[[Any], int | None]
+    settings: type | None = None
     several: bool = False
     survives_sigterm: bool = False
 
@@ -82,14 +84,25 @@ class Script:
         if started.startswith("specjax-"):
             ours = f"python -m experiments.{self.name}"
             text = text.replace(ours, started)
-        fields = [
-            f"  {name}={value!r}: {help}"
-            for name, value, help in described(self.options, config=True)
-        ]
+        if self.settings is None:
+            fields = list(_told(described(self.options, config=True)))
+        else:
+            fields = list(_told(described(self.settings)))
         if fields:
-            text += "\nFields of --config, as --config.NAME=VALUE, with their defaults:\n\n"
-            text += "\n".join(fields) + "\n"
+            text += "\nFields of --config, as --config.NAME=VALUE, with their defaults"
+            text += ":" if self.settings is None else "; a file says\nwhat differs from them:"
+            text += "\n\n" + "\n".join(fields) + "\n"
         return text
+
+
+def _told(options: Iterable[tuple[str, Any, str]], prefix: str = "") -> Iterator[str]:
+    """A line an option, and those of a group behind its name."""
+    for name, value, help in options:
+        if dataclasses.is_dataclass(value):
+            yield from _told(described(type(value)), f"{prefix}{name}.")
+        else:
+            default = "" if value is dataclasses.MISSING else f"={value!r}"
+            yield f"  {prefix}{name}{default}: {help}"
 
 
 def run(main: Callable[[Sequence[str]], Any], start: Callable[[Sequence[str]], list[str]]) -> None:

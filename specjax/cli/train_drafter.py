@@ -16,6 +16,7 @@ from specjax.cli.script import Script
 from specjax.cli.training import one_line_ends
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.jobs import drafter_training
+from specjax.train.config import DrafterConfig
 
 
 def main(options: drafter_training.Options) -> None:
@@ -27,5 +28,11 @@ def main(options: drafter_training.Options) -> None:
 
 
 script = Script(
-    "train_drafter", __doc__, drafter_training.Options, main, several=True, survives_sigterm=True
+    "train_drafter",
+    __doc__,
+    drafter_training.Options,
+    main,
+    settings=DrafterConfig,
+    several=True,
+    survives_sigterm=True,
 )

@@ -12,6 +12,7 @@ from specjax.cli.errors import one_line_errors
 from specjax.cli.script import Script
 from specjax.cli.training import one_line_ends
 from specjax.jobs import lm_training
+from specjax.train.config import LMConfig
 
 
 def main(options: lm_training.Options) -> None:
@@ -21,4 +22,12 @@ def main(options: lm_training.Options) -> None:
         lm_training.finish(ready)
 
 
-script = Script("train_lm", __doc__, lm_training.Options, main, several=True, survives_sigterm=True)
+script = Script(
+    "train_lm",
+    __doc__,
+    lm_training.Options,
+    main,
+    settings=LMConfig,
+    several=True,
+    survives_sigterm=True,
+)
