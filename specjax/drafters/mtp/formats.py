@@ -26,8 +26,8 @@ def read(source: Source, target: Target) -> Plan:
     tensors = {n: t for n, t in source.tensors.items() if re.fullmatch(pattern, n)}
     if not tensors:
         raise CheckpointError(
-            f"{source.where}: holds no head for further tokens (no tensors {pattern}); train one "
-            "(configs/train_mtp.py), or use another drafter."
+            f"{source.where}: holds no head for further tokens (no tensors {_glob(pattern)}); "
+            "train one (configs/train_mtp.py), or use another drafter."
         )
     count = source.raw.get(family.nextn_key) or 1
     if count > 1:
@@ -44,6 +44,11 @@ def read(source: Source, target: Target) -> Plan:
         lambda path: family.place_of_nextn(config, path),
         lambda net, ids, num_draft, kind, name: MTP(net, num_draft or 3, kind, name),
     )
+
+
+def _glob(pattern: str) -> str:
+    """A pattern of names as a user would write it."""
+    return pattern.replace(".*", "*").replace("\\.", ".")
 
 
 def read_config(source: Source, target: Target | None) -> Any:
