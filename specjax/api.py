@@ -106,7 +106,7 @@ def generate(
       host_loop: one device call a cycle, to measure what the loop on the device is worth.
       chunk: the most prompt tokens that one prefill pass feeds.
       details: whether the trace also notes the probabilities of guesses and tokens, which costs a
-        softmax a cycle (`trace.Detail`).
+        softmax a cycle (`trace.trace.Detail`).
       memory: what earlier calls left, so that a prompt that goes on with their text is not fed
         again from its first token; see `Memory`.
       template_args: what the target's chat template reads besides the messages of conversations,

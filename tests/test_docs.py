@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -60,6 +61,48 @@ def names() -> Iterator[None]:
     for table, old in zip(tables, before, strict=True):
         table.clear()
         table.update(old)
+
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+ROOMS = ("specjax", "experiments", "configs", "examples", "tools", "tests", "notebooks", "docs")
+
+
+def test_files_that_are_named_exist() -> None:
+    """In pages and, in backquotes, in the code: a path is the end of one of the repository."""
+    sources = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
+    ends = {
+        p.relative_to(ROOT).as_posix().split("/", n)[n] for p in sources for n in range(depth(p))
+    }
+    named = re.compile(r"(?<![\w./])(?:[\w-]+/)+[\w-]+\.(?:py|md|ipynb)\b")
+    asked: dict[str, str] = {}
+    for path in [*PAGES, *(p for p in sources if p.suffix in (".py", ".ipynb"))]:
+        text = path.read_text()
+        if path.suffix == ".py":
+            text = "\n".join(re.findall(r"`[^`\n]+`", text))
+        asked |= dict.fromkeys(named.findall(text), path.name)
+    assert len(asked) > 60
+    # Of others, and stand-ins: capitals are the reader's.
+    given = {"path/to/file.py", "medusa/model/medusa_choices.py"}
+    assert not {
+        n: p for n, p in asked.items() if n not in ends | given and not re.search("[A-Z]", n)
+    }
+
+
+def depth(path: Path) -> int:
+    return len(path.relative_to(ROOT).parts)
+
+
+def test_names_of_modules_exist() -> None:
+    """`specjax.a.b`, wherever a page that is not about the past has it."""
+    named = re.compile(r"(?<![\w./])(?:specjax|experiments|tools|configs)(?:\.[a-z]\w*)+")
+    pages = [page for page in PAGES if page.name != "CHANGELOG.md"]
+    names = {name for page in pages for name in named.findall(page.read_text())}
+    assert len(names) > 30
+    for name in sorted(names):
+        pkgutil.resolve_name(name)
 
 
 @pytest.fixture

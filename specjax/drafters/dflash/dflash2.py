@@ -1,6 +1,6 @@
 """DFlash2 (Inco AI and Z Lab 2026, inco.ai/blog/dflash2): DFlash whose guesses agree.
 
-The network's convolutions are in `models/drafts/dflash_heads.py`. Here is the walk: the likeliest C
+The network's convolutions are in `drafters/dflash/heads.py`. Here is the walk: the likeliest C
 tokens of each slot are kept, and from the anchor on one of them is chosen after the other, by a
 score that also looks at the token before it. Drawn from the softmax of the scores, a guess has a
 law q that is known exactly and is zero off the C candidates.
