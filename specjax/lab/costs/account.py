@@ -78,7 +78,8 @@ def weight_bytes(net: Frozen, times: Callable[[str], int] = lambda name: 1, toke
 def products(net: Frozen, times: Callable[[str], int] = lambda name: 1) -> int:
     """Elements of the weights that a token is multiplied with, of those that are read at all."""
     held, share = weights(net), _shares(net)
-    is_product = lambda name: held[name].ndim == 2 or ".experts." in name or share(name) < 1
+    stacked = lambda name: ".experts." in name and held[name].ndim == 3
+    is_product = lambda name: held[name].ndim == 2 or stacked(name) or share(name) < 1
     return sum(n for name, n in read(net).items() if times(name) and is_product(name))
 
 
