@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
             # 0: the target's, or that of init; fewer than init has: its largest neurons.
             "intermediate_size": 0,
             "mask_token_id": config_dict.placeholder(int),  # None: the last one
-            "from_target": True,  # layers begin as the last ones of the target
+            "from_target": True,  # layers begin as the last, dense, ones of the target
         },
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step

@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             "num_taps": 3,
             "intermediate_size": 0,  # as in train_dflash.py
             "mask_token_id": config_dict.placeholder(int),  # None: the last one
-            "from_target": True,  # layers begin as the last ones of the target
+            "from_target": True,  # layers begin as the last, dense, ones of the target
         },
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step

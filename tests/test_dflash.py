@@ -312,3 +312,8 @@ def test_a_window_allocates_the_window(from_anchor: bool) -> None:
     )
     one = base.Context(jnp.broadcast_to(text, (rows, width)), lengths, keys, sampling, None)
     np.testing.assert_allclose(jax.jit(drafter.states)(state, one), want, atol=2e-5)
+
+
+def test_layers_that_cannot_be_taken_from_a_target_say_so() -> None:
+    with pytest.raises(ValueError, match=r"only where those are dense .*sizes\.from_target=False"):
+        DFlash.fresh(tiny.model("qwen3_moe"), num_draft=2, layers=1, num_taps=1, from_target=True)

@@ -57,7 +57,7 @@ def start_from(net: Frozen, target: Target) -> Frozen:
     if not alike:
         raise ValueError(
             f"A draft can begin as the last layers of {target.name} only where those are dense "
-            "attention and gated MLPs: leave from_target out."
+            "attention and gated MLPs: say from_target=False (--config.sizes.from_target=False)."
         )
     differing = [f for f in same if getattr(ours, f) != getattr(full, f, None)]
     if differing or ours.num_layers > full.num_layers or full.kv_repeat > 1:
