@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 
 import specjax
 from specjax.checkpoint import CheckpointError
+from specjax.checkpoint.assemble import bind
 from specjax.checkpoint.export import save_pretrained
-from specjax.checkpoint.hf import read_config
+from specjax.checkpoint.hf import read_config, text_tensors
 from specjax.checkpoint.packed import unpacked
 from specjax.checkpoint.safetensors_reader import read_directory
 from specjax.core.ops import Stack, attend, experts
@@ -29,6 +30,7 @@ from specjax.models import family
 from specjax.models.config import flattened
 from specjax.models.layers.experts import Experts, Mixture, Router
 from specjax.models.layers.norm import ZeroCentredNorm
+from specjax.models.places import Stacked, Whole
 
 F32 = jnp.dtype(jnp.float32)
 SMALL: dict[str, Any] = {
@@ -236,6 +238,43 @@ def test_what_lacks_its_scale_is_refused(shared: Path) -> None:
     tensors.pop("model.layers.1.mlp.experts.1.up_proj.weight")
     with pytest.raises(CheckpointError, match=r"experts.1.up_proj.weight is missing"):
         unpacked(tensors, raw, "x")
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    names = ("model.norm.weight", "model.language_model.norm.weight")
+    with pytest.raises(CheckpointError, match=f"{names[0]} and {names[1]}"):
+        text_tensors({name: tensor(np.ones(2)) for name in names}, ())
+    with pytest.raises(ValueError, match="text_config"):
+        flattened({"text_config": {"text_config": {"hidden_size": 1}}})
+
+
+def test_scales_of_whole_numbers_are_refused() -> None:
+    for base, end, scale in (("x.weight", "", "_scale_inv"), ("x", "_blocks", "_scales")):
+        pieces = {base + end: np.zeros((2, 4, 1, 16), np.uint8), base + scale: np.ones(1, bool)}
+        with pytest.raises(CheckpointError, match=f"{base}{scale} is bool, not "):
+            unpacked({name: tensor(value) for name, value in pieces.items()}, {}, "here")
+
+
+def test_one_expert_of_whole_numbers_is_refused() -> None:
+    whole = {f"e.{i}": tensor(np.ones(2, np.int32 if i else np.float32)) for i in range(2)}
+    place = Stacked((Whole("e.0"), Whole("e.1")))
+    with pytest.raises(CheckpointError, match=r"e\.1 \(int32\)"):
+        bind([place], [(2, 2)], whole, "here")
+
+
+def test_what_a_config_leaves_out_is_as_its_authors_have_it() -> None:
+    oss = {**SMALL, "model_type": "gpt_oss", **family("gpt_oss").small}
+    assert family("gpt_oss").read_config(oss).rope.scaling.factor == 32.0
+    plain = family("gpt_oss").read_config({**oss, "rope_scaling": {"rope_type": "default"}})
+    assert plain.rope.scaling is None
+    assert family("gpt_oss").read_config(family("gpt_oss").write_config(plain)) == plain
+    small = {**family("qwen3_5_text").small, "rope_parameters": {"rope_theta": 1e4}}
+    qwen = {**SMALL, "model_type": "qwen3_5_text", **small}
+    assert family("qwen3_5_text").read_config(qwen).rope.partial == 0.25
+    for key in ("n_group", "topk_group", "routed_scaling_factor"):
+        raw = {**SMALL, "model_type": "deepseek_v3", **family("deepseek_v3").small, key: None}
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            family("deepseek_v3").read_config(raw)
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "kimi-k25", "deepseek-v3-fp8"])

@@ -180,7 +180,8 @@ def bind(
     ]
     if wrong:
         raise CheckpointError(f"{where}: {len(wrong)} tensors of the wrong shape: {some(wrong)}.")
-    odd = [f"{p} ({t.dtype})" for p, t in zip(places, bound) if t.dtype not in STORED]
+    kinds = {name: tensors[name].dtype for name in wanted}
+    odd = [f"{name} ({dtype})" for name, dtype in kinds.items() if dtype not in STORED]
     if odd:
         raise CheckpointError(
             f"{where}: {len(odd)} tensors stored in an unsupported dtype: {some(odd)}; use weights "

@@ -55,7 +55,10 @@ def read_config(path: Path) -> dict[str, Any]:
         schema.check(raw, str(path))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    return flattened(raw)
+    try:
+        return flattened(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {str(error).removeprefix('config.json: ')}") from None
 
 
 def load_network(
@@ -108,10 +111,18 @@ def text_tensors(tensors: Mapping[str, Tensor], skipped: Sequence[str]) -> dict[
     """Those of the text model, by the names that they have where it stands alone.
 
     ``skipped``: regular expressions of others.
+
+    Raises:
+      CheckpointError: if two tensors would have one name.
     """
     other = re.compile("|".join(f"(?:{pattern})" for pattern in (_SKIPPED, *skipped)))
     kept = {name: t for name, t in tensors.items() if not other.fullmatch(name)}
-    return {name.replace(_WRAPPER, "", 1): tensor for name, tensor in kept.items()}
+    inner: dict[str, str] = {}  # its name alone -> in the file
+    for name in kept:
+        before = inner.setdefault(name.replace(_WRAPPER, "", 1), name)
+        if before != name:
+            raise CheckpointError(f"{before} and {name} are one tensor; remove the wrong one.")
+    return {short: kept[name] for short, name in inner.items()}
 
 
 def token_ids(value: Any, name: str, vocab_size: int) -> tuple[int, ...]:

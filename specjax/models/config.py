@@ -88,6 +88,8 @@ def flattened(raw: Mapping[str, Any]) -> dict[str, Any]:
     text = raw.get("text_config")
     if not isinstance(text, Mapping):
         return dict(raw)
+    if text.get("text_config") is not None:
+        raise ValueError("config.json: text_config holds a text_config of its own; remove one.")
     kept = ("model_type", "architectures", "tie_word_embeddings")
     above = {k: v for k, v in raw.items() if v is not None and (k in kept or text.get(k) is None)}
     return {**text, **above}

@@ -34,6 +34,8 @@ from specjax.models.registry import register
 from specjax.models.rope_config import read_rope
 
 _SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+# Where they are left out, Transformers has those of the published model, and others have 1.
+_ROUTING = ("n_group", "topk_group", "routed_scaling_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,7 @@ class DeepseekV3(Decoder):
 
     @staticmethod
     def read_config(raw: Mapping[str, Any]) -> DeepseekConfig:
-        for key in _SIZES:
+        for key in (*_SIZES, *_ROUTING):
             if raw.get(key) is None:
                 raise ValueError(f"config.json: lacks {key}; add it.")
         for key, known in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
@@ -137,10 +139,10 @@ class DeepseekV3(Decoder):
             "n_routed_experts",
             score="sigmoid",
             renormalised=raw.get("norm_topk_prob") is not False,
-            scale=float(raw.get("routed_scaling_factor") or 1.0),
+            scale=float(raw["routed_scaling_factor"]),
             corrected=True,
-            groups=raw.get("n_group") or 1,
-            kept_groups=raw.get("topk_group") or 1,
+            groups=raw["n_group"],
+            kept_groups=raw["topk_group"],
         )
         latent = LatentConfig(
             base.hidden_size,

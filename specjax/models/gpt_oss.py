@@ -33,6 +33,13 @@ from specjax.models.rope_config import read_rope
 from specjax.models.windows import read_windows
 
 _ALPHA = 1.702
+# What Transformers' class assumes of a config that has none.
+_ROPE: dict[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 
 @functools.cache
@@ -84,6 +91,8 @@ class GptOss(Decoder):
     def read_config(raw: Mapping[str, Any]) -> MixtureConfig:
         layers, window = raw.get("num_hidden_layers") or 0, raw.get("sliding_window", 128)
         kinds = ("sliding_attention", "full_attention")
+        if not raw.get("rope_scaling") and not raw.get("rope_parameters"):
+            raw = {**raw, "rope_scaling": _ROPE}
         said = {
             **raw,
             "layer_types": raw.get("layer_types") or [kinds[i % 2] for i in range(layers)],
@@ -108,6 +117,7 @@ class GptOss(Decoder):
     def write_config(cls, config: DecoderConfig) -> dict[str, Any]:
         assert isinstance(config, MixtureConfig)
         return {
+            "rope_scaling": {"rope_type": "default"},
             **write_decoder_config(config, cls.architecture),
             "num_local_experts": config.mixture.num,
             "num_experts_per_tok": config.mixture.chosen,

@@ -147,7 +147,7 @@ class Qwen35(Decoder):
     def read_config(raw: Mapping[str, Any]) -> Qwen35Config:
         if raw.get("attn_output_gate") is False:
             raise ValueError("config.json: attn_output_gate=false is not supported.")
-        rope = read_rope(raw, 1e7, partial=True, skipped=_IMAGES)
+        rope = read_rope(raw, 1e7, partial=0.25, skipped=_IMAGES)
         layers, kinds = raw.get("num_hidden_layers") or 0, raw.get("layer_types")
         if kinds is None:
             every = raw.get("full_attention_interval") or 4

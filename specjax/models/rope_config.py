@@ -30,13 +30,13 @@ def read_rope(
     raw: Mapping[str, Any],
     default_theta: float = 10000.0,
     *,
-    partial: bool = False,
+    partial: float | None = None,
     skipped: tuple[str, ...] = (),
 ) -> Rope:
     """The rotary embedding of a config whose values are within their bounds (`schema.check`).
 
-    ``partial``: the family may rotate a part of each head. ``skipped`` names keys that do not
-    concern text.
+    ``partial``: the part of each head that the family rotates where a config does not say; None:
+    always all. ``skipped`` names keys that do not concern text.
 
     Raises:
       ValueError: on a kind of scaling that is not implemented, on keys that it does not have or
@@ -44,8 +44,8 @@ def read_rope(
     """
     said = {name: value for name, value in _said(raw).items() if name not in skipped}
     theta = float(said.pop("rope_theta", default_theta))
-    part = float(said.pop("partial_rotary_factor", 1))
-    if part != 1 and not partial:
+    part = float(said.pop("partial_rotary_factor", partial or 1))
+    if part != 1 and partial is None:
         raise ValueError(f"config.json: partial_rotary_factor={part} is not supported, only 1.")
     return dataclasses.replace(_scaled(raw, said, theta), partial=part)
 

@@ -30,6 +30,20 @@ _FORMATS: dict[str, _Read] = {
     "_scale_inv": scaled.read_inverse,
     ".weight_scale": scaled.read,
 }
+_FACTORS, _WORDS = ("float32", "bfloat16", "float16"), ("int32", "uint32")
+# What the pieces are stored as, by how their names end.
+_PIECES: dict[str, tuple[str, ...]] = {
+    ".weight_packed": _WORDS,
+    ".weight_shape": ("int64", *_WORDS),
+    ".weight_scale": _FACTORS,
+    "_scale_inv": _FACTORS,
+    ".qweight": _WORDS,
+    ".qzeros": _WORDS,
+    ".scales": _FACTORS,
+    ".g_idx": ("int64", *_WORDS),
+    "_blocks": ("uint8",),
+    "_scales": ("uint8",),
+}
 _ACTIVATIONS = re.compile(r".*[._](input|output|q|k|v|activation)_(scale|zero_point)(_inv)?")
 
 
@@ -56,7 +70,9 @@ def unpacked(
     for ending, read in _FORMATS.items():
         for name in [name for name in rest if name.endswith(ending)]:
             try:
-                found = read(name.removesuffix(ending), rest, said)
+                base = name.removesuffix(ending)
+                _check_types(base, rest)
+                found = read(base, rest, said)
             except KeyError as error:
                 raise CheckpointError(
                     f"{where}: {name} is packed, but {error.args[0]} is missing; fetch the "
@@ -74,3 +90,11 @@ def unpacked(
             "checkpoint again."
         )
     return {**rest, **made}
+
+
+def _check_types(base: str, rest: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if a piece of what is packed holds numbers of another kind."""
+    for ending, kinds in _PIECES.items():
+        piece = rest.get(base + ending)
+        if piece is not None and piece.dtype.name not in kinds:
+            raise ValueError(f"{base}{ending} is {piece.dtype}, not {' or '.join(kinds)}.")
