@@ -7,10 +7,15 @@ their checks (`specjax.cli`), and the keywords of a function (`keywords`).
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import numbers
+import os
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 _NEEDED: Any = object()
@@ -121,13 +126,14 @@ def keywords(record: Callable[P, S]) -> Callable[[Callable[[S], R]], Keyworded[P
     """Makes of a function of a record one that takes the record's fields as keywords.
 
     Its signature and docstring list them, with their defaults and help texts. As ``of`` it has the
-    function that takes a record.
+    function that takes a record. It raises ValueError, in one line, on a keyword that is none, on a
+    value of another type, and where the directory of a file that it would write is missing.
     """
 
     def wrap(function: Callable[[S], R]) -> Keyworded[P, S, R]:
         @functools.wraps(function)
         def call(*args: P.args, **options: P.kwargs) -> R:
-            return function(record(*args, **options))
+            return function(cast(Any, record)(**typed(cast(type, record), args, options)))
 
         takes = inspect.signature(record)
         returned = inspect.signature(function).return_annotation
@@ -140,6 +146,68 @@ def keywords(record: Callable[P, S]) -> Callable[[Callable[[S], R]], Keyworded[P
         return cast(Keyworded[P, S, R], made)
 
     return wrap
+
+
+def typed(record: type, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that keywords give, as a command line would. Raises ValueError, in one line."""
+    fields = {field.name: field for field in dataclasses.fields(record)}
+    try:
+        options = {**inspect.signature(record).bind_partial(*args).arguments, **options}
+    except TypeError:
+        raise ValueError(f"Options are given by name, such as {next(iter(fields))}=..") from None
+    for name in options.keys() - fields.keys():
+        near = difflib.get_close_matches(name, fields, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(fields)}."
+        raise ValueError(f"{name}: no such option{hint}")
+    none = dataclasses.MISSING
+    missing = [n for n, f in fields.items() if n not in options and default_of(f) is none]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing: {fields[missing[0]].metadata.get('help', '')}")
+    hints, found = typing.get_type_hints(record), dict[str, Any]()
+    for name, value in options.items():
+        value = _as_given(value, hints[name])
+        if not fits(value, hints[name]):
+            told = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+            raise ValueError(f"{name}={value!r}: must be {str(told).replace('typing.', '')}.")
+        file = fields[name].metadata.get("place") == "file"
+        if (
+            file
+            and isinstance(value, str)
+            and value
+            and not Path(value).expanduser().parent.is_dir()
+        ):
+            raise ValueError(
+                f"--{name}={value} lies in no existing directory; name a file in an existing "
+                "directory."
+            )
+        found[name] = value
+    return found
+
+
+def _as_given(value: Any, hint: Any) -> Any:
+    """A path as a text, a list as a tuple; a text where several may be given, as the only one."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    several = any(typing.get_origin(kind) is tuple for kind in (hint, *typing.get_args(hint)))
+    if several and isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether an option of that type may have the value; a whole number is a float as well."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, kind) for kind in inner)
+    if origin is typing.Literal:
+        return type(value) is str and value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(v, inner[0]) for v in value)
+    if hint is int:
+        return is_integer(value)
+    if hint is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
 def described(record: Any, *, config: bool | None = None) -> Iterator[tuple[str, Any, str]]:

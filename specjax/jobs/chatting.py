@@ -16,7 +16,7 @@ from specjax import verify
 from specjax.checkpoint.drafters.named import Named, parse
 from specjax.core.family import Family
 from specjax.core.files import write_atomically
-from specjax.core.options import again, option
+from specjax.core.options import again, option, typed
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import with_num_draft
 from specjax.jobs.asking import Law
@@ -192,7 +192,7 @@ def chat(lines: Iterable[str] | None = None, **options: Any) -> list[dict[str, s
     Raises:
       ValueError: in one line, before the first answer, on what cannot be used.
     """
-    talk = begin(Options(**options))
+    talk = begin(Options(**typed(Options, (), options)))
     talk.greet()
     converse(talk, read_lines(talk) if lines is None else iter(lines))
     return talk.messages
