@@ -55,5 +55,5 @@ def test_lists_texts_and_paths_are_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", dir(jobs))
 def test_every_job_names_what_it_does_not_know(name: str) -> None:
-    with pytest.raises(ValueError, match="^nothing: no such option"):
+    with pytest.raises(ValueError, match=r"^nothing: no such option"):
         getattr(jobs, name)(nothing=1)

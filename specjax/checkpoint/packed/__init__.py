@@ -30,7 +30,7 @@ _FORMATS: dict[str, _Read] = {
     "_scale_inv": scaled.read_inverse,
     ".weight_scale": scaled.read,
 }
-_FACTORS, _WORDS = ("float32", "bfloat16", "float16"), ("int32", "uint32")
+_FACTORS, _WORDS = ("float32", "bfloat16", "float16", "float64"), ("int32", "uint32")
 # What the pieces are stored as, by how their names end.
 _PIECES: dict[str, tuple[str, ...]] = {
     ".weight_packed": _WORDS,
