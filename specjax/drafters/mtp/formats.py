@@ -42,7 +42,7 @@ def read(source: Source, target: Target) -> Plan:
         MTPNet,
         kept,
         lambda path: family.place_of_nextn(config, path),
-        lambda net, ids, num_draft, kind, name: MTP(net, num_draft or 3, kind, name),
+        lambda net, ids, k, kind, name: MTP(net, 3 if k is None else k, kind, name),
     )
 
 
