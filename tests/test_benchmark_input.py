@@ -312,7 +312,8 @@ def test_documents_that_cannot_be_made(tmp_path: Path, line: str, message: str) 
         render(f"# A\n{line}\n", stored(tmp_path))
 
 
-def test_the_benchmarks_page_is_made_of_its_template() -> None:
+@pytest.mark.parametrize("page", ["benchmarks", "targets"])
+def test_a_page_is_made_of_its_template(page: str) -> None:
     """Edit docs/benchmarks.in.md, then run python -m experiments.benchmark_docs."""
-    made = document(ROOT / "docs" / "benchmarks.in.md", ROOT / "docs" / "results")
-    assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == made
+    made = document(ROOT / "docs" / f"{page}.in.md", ROOT / "docs" / "results")
+    assert (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") == made

@@ -18,8 +18,10 @@ from scripts import invoke, script, start
 from specjax.core.program import Program, compiler_options
 from specjax.core.sharding import mesh_sizes
 from specjax.jobs import compiling
+from specjax.lab.bench import depths
 from specjax.lab.compiler import cycle as account
 from specjax.lab.compiler import hlo, report, topology, traffic
+from specjax.lab.compiler.depth import at_depth, of_report
 from specjax.lab.records import codec
 from specjax.lab.records.compiled import Collective, Setup, read_report
 from specjax.models.shapes import SHAPES
@@ -285,6 +287,31 @@ def settings_of(*arguments: str) -> tuple[Setup, list[str]]:
     return compiling.settled(found[0], 1)
 
 
+def test_a_few_layers_tell_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Held against a report on all of them; stored ones of another program are refused."""
+    here = dataclasses.replace(topology.find("local"), hbm_bytes=None)
+    one, two, four = (
+        report.make(dataclasses.replace(SETUP, drafter="none", layers=layers), here, None)
+        for layers in (1, 2, 4)
+    )
+    told, whole = at_depth(one, two, 4), of_report(four, 4)
+    for name in ("floor", "held", "flops", "cache_copies", "collectives"):
+        assert getattr(told, name) == getattr(whole, name), name
+    assert told.bytes == pytest.approx(whole.bytes, rel=0.02)
+    assert whole.bytes > 1.3 * two.cycle.bytes
+    for name, made in (("a_1", one), ("a_2", two)):
+        codec.write_file(tmp_path / f"{name}.json", made)
+    files = (f"--read={tmp_path}/a_2.json", f"--fewer={tmp_path}/a_1.json")
+    assert "all layers, on one device" in invoke(script("compile"), capsys, "compile", *files)[1]
+    (row,) = depths.rows(tmp_path)
+    assert row["layers"] == "1, 2 of 2" and row["floor"] == f"{two.cycle.floor.bytes / 1e6:,.0f}"
+    assert "--config.layers=LAYERS" in depths.programs(tmp_path)[0].command
+    with pytest.raises(ValueError, match=r"different programs: setup\.rows is 2 and 3"):
+        at_depth(one, dataclasses.replace(two, setup=dataclasses.replace(two.setup, rows=3)), 4)
+    with pytest.raises(ValueError, match="2 and 1 layers were compiled"):
+        at_depth(two, one, 4)
+
+
 @pytest.mark.parametrize("drafter", ["none", "dflash", "eagle3"])
 def test_every_shape_and_every_directory_fits_the_defaults(drafter: str, tmp_path: Path) -> None:
     """Nothing is compiled: what would be is laid out."""
@@ -318,7 +345,7 @@ def test_the_examples_of_the_script_are_right() -> None:
     module = script("compile")
     told = module.about.replace("\\\n", " ")
     examples = re.findall(r"python -m experiments\.compile(.*)", told)
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples[:2]:
         given = [a for a in example.split() if a.startswith("--config.")]
         setup, _ = settings_of(*given)

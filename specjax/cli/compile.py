@@ -9,6 +9,7 @@ against what it cannot do without, and copies of caches, of which there should b
   python -m experiments.compile --topology=local --config.target=DIR --config.layers=2
   python -m experiments.compile --topology=h100:1 --config.drafter=eagle3 --config.num_draft=5
   python -m experiments.compile --read=after.json --compare=before.json
+  python -m experiments.compile --read=8.json --fewer=6.json   # reports on 8 and on 6 layers
 
 DIR holds a config.json; its weights are not read. Defaults that are too large for the target are
 taken smaller, with a word.

@@ -16,11 +16,12 @@ from specjax.lab.compiler import report as reports
 from specjax.lab.compiler import topology as topologies
 from specjax.lab.compiler.abstract import check
 from specjax.lab.compiler.comparison import compare
+from specjax.lab.compiler.depth import at_depth
 from specjax.lab.compiler.programs import Compiled
-from specjax.lab.compiler.target import shrink
+from specjax.lab.compiler.target import depth_of, shrink
 from specjax.lab.records import codec
 from specjax.lab.records.compiled import CompileReport, Setup, load_report
-from specjax.lab.view.compiled import show, show_comparison
+from specjax.lab.view.compiled import show, show_comparison, show_depth
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class Options(Setup):
     mesh: str = option("", "Its devices, such as data:1,model:8.")
     output: str | None = option(None, "A .json file for the report.", file="")
     read: str | None = option(None, "Shows a stored report; nothing is compiled.")
+    fewer: str | None = option(
+        None, "A report of the same on fewer layers: what all layers of the target cost is told."
+    )
     compare: str | None = option(None, "A report that the figures are put beside.")
     hlo_dir: str | None = option(None, "The optimised programs go there.", directory=True)
 
@@ -56,7 +60,11 @@ def compile_report(options: Options) -> CompileReport:
         if options.output is not None:
             codec.write_file(Path(options.output), found)
     figures = None if before is None else compare(before, found)
+    fewer = _stored(options, "fewer")
+    whole = None if fewer is None else at_depth(fewer, found, depth_of(found.setup.target))
     show(console, found)
+    if whole is not None:
+        show_depth(console, {**vars(whole), "bytes / floor": whole.over_floor})
     if figures is not None:
         show_comparison(console, [(f.name, f.before, f.after) for f in figures])
     return found

@@ -125,3 +125,19 @@ def test_several(name: str, mesh: str) -> None:
     cycle = cycle_of(name, mesh, "dflash")
     assert cycle.cache_copies == cycle.cache_joins == 0
     assert cycle.collectives["all-reduce"].count <= 2 * 3 + 2
+
+
+@pytest.mark.parametrize("name,mesh,data,model", [("h100:1", "", 1, 1), ("v5e:2x4", MESH, 2, 4)])
+def test_a_mixture(name: str, mesh: str, data: int, model: int) -> None:
+    """Of two layers' experts those are read that are expected to be drawn, and none is copied."""
+    devices, texts = found(name), dict[str, str]()
+    sizes = {"target": "gpt-oss-20b", "drafter": "none", "dtype": "bfloat16", "rows": 2}
+    setup, sizes = dataclasses.replace(SETUP, **sizes), mesh_sizes(mesh)
+    made = report.make(setup, devices, devices.mesh(**sizes), hlo_text=texts.__setitem__)
+    (loops,), trips = made.cycle.loops, round(32 * (1 - (1 - 4 / 32) ** (2 // data)))
+    assert (loops.count, loops.trips, loops.expected) == (2, trips, True)
+    for shape in ((32, 2880, 2880 // model), (32, 2880 // model, 2880)):
+        assert hlo.count_copies(texts["run"], shape) == (0, 0)
+    experts = 2 * trips * 3 * 2880 * 2880 // model * 2
+    rest = made.cycle.bytes_read["weights"] - experts  # the head, and two layers' attention
+    assert 0 <= rest < 1.1 * (201088 + 2 * 9216) * 2880 // model * 2

@@ -5,6 +5,9 @@
     {{ predictions("NAME") }}                       measured and predicted speedups side by side
     {{ rows("FILE.json", "PATH", "a,b:.2f") }}      columns of a list of objects in any JSON file
     {{ value("FILE.json", "PATH", ".2f") }}         one value
+    {{ depths("FOLDER") }}                          compile reports on some layers, for all of them
+    {{ checked_depths("FOLDER") }}                  the same over reports on all layers
+    {{ commands("FOLDER") }}                        what makes those reports
 
 PATH is names and indices with dots between them ("." is the whole file); a format is one of
 Python's ``format``.
@@ -22,6 +25,7 @@ import jinja2
 
 from specjax.core.files import write_atomically
 from specjax.core.options import keywords, option
+from specjax.lab.bench import depths
 from specjax.lab.bench.outputs import remarks
 from specjax.lab.records import codec
 from specjax.lab.records.case import Case
@@ -112,6 +116,19 @@ class Results:
         """One value of a JSON file."""
         return _show(_at(self._read(file), path), form)
 
+    def depths(self, folder: str) -> str:
+        """What whole targets would cost, of reports on some of their layers."""
+        return _table(list(depths.rows(self.folder / folder)))
+
+    def checked_depths(self, folder: str) -> str:
+        """The same over what reports on whole targets say."""
+        return _table(list(depths.checked(self.folder / folder)))
+
+    def commands(self, folder: str) -> str:
+        """What makes the reports of a folder, indented as code."""
+        found = (program.command for program in depths.programs(self.folder / folder))
+        return "\n".join(f"    {line}" for line in dict.fromkeys(found))
+
     def _chosen(self, name: str, wanted: Mapping[str, Any]) -> tuple[Run, list[Case]]:
         """A run and those of its cases that the filters leave."""
         if not (self.folder / name / "metrics.json").exists():
@@ -140,7 +157,7 @@ def render(template: str, folder: Path) -> str:
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     found = Results(folder)
-    names = ("results", "predictions", "rows", "value")
+    names = [name for name in vars(Results) if not name.startswith("_") and name != "folder"]
     try:
         made = environment.from_string(template)
         return made.render({name: getattr(found, name) for name in names})
@@ -150,6 +167,11 @@ def render(template: str, folder: Path) -> str:
         lines = traceback.extract_tb(error.__traceback__)
         number = [x.lineno for x in lines if x.filename == "<template>"][-1]
         raise ValueError(f"template, line {number}: {error}") from None
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """All columns of rows."""
+    return _markdown(rows, [(name, "") for name in (rows[0] if rows else {})])
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> str:

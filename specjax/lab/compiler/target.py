@@ -39,6 +39,11 @@ def read_target(name: str, layers: int, field: str = "target") -> dict[str, Any]
     return raw
 
 
+def depth_of(name: str) -> int:
+    """How many layers a target has. Raises ValueError as `read_target`."""
+    return int(plain_config(name, 0).num_layers)
+
+
 def _read(name: str, field: str) -> dict[str, Any]:
     path = Path(name).expanduser()
     if name.startswith("demo:"):

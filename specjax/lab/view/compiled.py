@@ -113,3 +113,9 @@ def show_comparison(console: Console, figures: Sequence[tuple[str, float, float]
         change = f"{after / before - 1:+.2%}" if before else ""
         word = "" if after == before else f"{'WORSE' if after > before else 'less'} {change}"
         console.print(f"| {name} | {before:.4g} | {after:.4g} | {word.strip()} |")
+
+
+def show_depth(console: Console, figures: Mapping[str, float]) -> None:
+    """Prints what the layers that were not compiled add, figures by their names."""
+    rows = [(name.replace("_", " "), f"{figure:,.4g}") for name, figure in figures.items()]
+    console.print(table(("all layers, on one device", ""), rows))
