@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
@@ -124,6 +125,26 @@ def test_rendering_is_that_of_transformers():
         [{"role": "user", "content": "é"}]
     ) == ('[\n {\n  "content":"\\u00e9",\n  "role":"user"\n }\n]')
     assert len(template("{{ strftime_now('%d %b %Y') }}").render(ASKED)) == 11
+
+
+def test_a_day_in_a_macro():
+    """As harmony's template writes it, into a system message of its own."""
+    source = (
+        "{%- macro build_system_message() -%}"
+        '{{- "Current date: " + strftime_now("%Y-%m-%d") + "\\n\\n" }}'
+        "{%- endmacro -%}"
+        '{{- "<|start|>system<|message|>" }}{{- build_system_message() }}{{- "<|end|>" }}'
+        '{%- for m in messages %}{{- "<|start|>" + m.role + "<|message|>" + m.content }}'
+        '{{- "<|end|>" }}{%- endfor %}'
+        '{%- if add_generation_prompt %}{{- "<|start|>assistant" }}{%- endif -%}'
+    )
+    harmony = template(source)
+    assert harmony.dated and not template("{{ messages[0].content }}").dated
+    day = datetime.datetime(2025, 6, 28)
+    assert harmony.on(day).render(ASKED, prompt=True) == (
+        "<|start|>system<|message|>Current date: 2025-06-28\n\n<|end|>"
+        "<|start|>user<|message|>hi<|end|><|start|>assistant"
+    )
 
 
 def test_rendering_equals_transformers_where_it_is_installed(shared):

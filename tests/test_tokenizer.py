@@ -16,8 +16,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 import specjax
 from specjax.checkpoint import CheckpointError
+from specjax.checkpoint.hf import read_config
 from specjax.checkpoint.llama2c_tokenizer import Llama2cTokenizer, load_llama2c_tokenizer
-from specjax.checkpoint.load import EndTokenWarning
+from specjax.checkpoint.load import EndTokenWarning, special_ids
 from specjax.checkpoint.tokenizer import HfTokenizer, load_tokenizer
 
 TEXT = 'Lily said "hé", 日本語 🙂 and\nleft.'
@@ -171,3 +172,36 @@ def test_the_tokenizers_own_end_token(
     assert [w.category for w in caught] == [EndTokenWarning] * bool(said)
     if said:
         assert re.search(said, str(caught[0].message))
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "stops"),
+    [
+        # gpt-oss: 200007 ends a message, behind which the answer follows, and no text.
+        (
+            {"vocab_size": 201088, "eos_token_id": 200002},
+            {"eos_token_id": [200002, 199999, 200012]},
+            (200002, 199999, 200012),
+        ),
+        (
+            {"text_config": {"vocab_size": 163840, "eos_token_id": 163585}},
+            {"eos_token_id": [163586, 163585]},
+            (163586, 163585),
+        ),
+        ({"text_config": {"vocab_size": 163840, "eos_token_id": 163585}}, None, (163585,)),
+        ({"text_config": {"vocab_size": 99, "eos_token_id": [4, 5]}}, {"top_k": 1}, (4, 5)),
+    ],
+)
+def test_stops_of_families(
+    tmp_path: Path, config: Any, generation: Any, stops: tuple[int, ...]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    raw = read_config(tmp_path / "config.json")
+    found, said = special_ids(tmp_path, raw, "eos_token_id")
+    assert found == stops and said == ("eos_token_id" in (generation or {}))
+    wrong = json.dumps({"eos_token_id": 999999})
+    (tmp_path / "generation_config.json").write_text(wrong)
+    with pytest.raises(CheckpointError, match="eos_token_id=999999 is not a token"):
+        special_ids(tmp_path, raw, "eos_token_id")

@@ -178,7 +178,7 @@ def test_kimis_own_ids(tmp_path: Path) -> None:
     tokenizer = load_tiktoken(with_ranks(tmp_path / "m", ranks, added_tokens_decoder=decoder))
     assert tokenizer is not None and tokenizer.vocab_size == 163840
     assert {i: t for t, i in tokenizer.special_tokens.items() if i in KIMI} == KIMI
-    assert tokenizer.encode("<|im_middle|>") == [163601]
+    assert tokenizer.encode("<|im_middle|>") == [163601] and tokenizer.ends == (163586, 163585)
     decoder["163587"], decoder["163588"] = decoder["163588"], decoder["163587"]
     (tmp_path / "m" / "tokenizer_config.json").write_text(
         json.dumps({"added_tokens_decoder": decoder})

@@ -7,6 +7,7 @@ where they belong. On a mesh each device gets its slice of the file and nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from specjax.checkpoint import memory
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.core import sharding
 from specjax.core.quantised import Quantisation, quantise_in_place
@@ -109,9 +111,16 @@ def assemble_module(
     places = [as_place(called(".".join(map(str, path)))).among(tensors) for path, _ in flat]
     parameters = [parameter for _, parameter in flat]
     bound = bind(places, [p.get_value().shape for p in parameters], tensors, where)
-    placement = [_placement(n, p, mesh, where, replicate) for n, p in zip(places, parameters)]
+    placements = [placement(n, p, mesh, where, replicate) for n, p in zip(places, parameters)]
+    how = (dtype, quantize)
+    shards = [
+        shape if placed is None else placed.shard_shape(shape)
+        for shape, placed in zip((p.get_value().shape for p in parameters), placements)
+    ]
+    need = sum(held(path, p, shard, *how) for (path, p), shard in zip(flat, shards))
+    memory.check_fits(need, mesh, where)
     loaded = []
-    for (path, parameter), name, tensor, placed in zip(flat, places, bound, placement):
+    for (path, parameter), name, tensor, placed in zip(flat, places, bound, placements):
         value: Any = _place(str(name), tensor, _own_dtype(parameter, dtype), placed, where)
         if quantize is not None and is_quantised(path, parameter):
             value = quantise_in_place(value, kind=quantize)
@@ -140,6 +149,19 @@ def is_quantised(path: Sequence[Any], parameter: nnx.Param) -> bool:
         return False
     ndim = parameter.get_value().ndim
     return ndim == 3 if "experts" in path else ndim == 2 and "router" not in path
+
+
+def held(
+    path: Sequence[Any],
+    parameter: nnx.Param,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    quantize: Quantisation | None,
+) -> int:
+    """Bytes of a parameter, or of a device's share of it, which has that shape."""
+    if quantize is not None and is_quantised(path, parameter):
+        return math.prod(shape) + math.prod(shape[:-1]) * np.dtype(np.float32).itemsize
+    return math.prod(shape) * _own_dtype(parameter, dtype).itemsize
 
 
 def _own_dtype(parameter: nnx.Param, dtype: np.dtype) -> np.dtype:
@@ -222,8 +244,8 @@ def on_mesh(config: DecoderConfig, mesh: Mesh | None, where: str, replicate: boo
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def _placement(
-    name: Place, parameter: nnx.Param, mesh: Mesh | None, where: str, replicate: bool
+def placement(
+    name: Place | str, parameter: nnx.Param, mesh: Mesh | None, where: str, replicate: bool
 ) -> NamedSharding | None:
     """Where a parameter lives, after its logical axes."""
     if mesh is None:

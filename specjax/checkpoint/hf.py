@@ -88,6 +88,43 @@ def load_network(
     Raises:
       CheckpointError: on an unsupported config and on damaged, missing or unknown tensors.
     """
+    found = read_layout(directory, raw, dtype=dtype, family_name=family_name)
+    net = assemble(
+        found.family,
+        found.config,
+        found.tensors,
+        dtype=found.dtype,
+        mesh=mesh,
+        where=str(directory),
+        replicate=replicate,
+        quantize=quantize,
+    )
+    return net, found.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What a directory holds, its tensors not read."""
+
+    family: Any  # the class of the network
+    config: DecoderConfig
+    stored: dict[str, Tensor]  # as in the files
+    tensors: dict[str, Tensor]  # those of the network, unpacked
+    dtype: np.dtype  # of its parameters
+
+
+def read_layout(
+    directory: Path,
+    raw: Mapping[str, Any],
+    *,
+    dtype: np.dtype | None,
+    family_name: str | None = None,
+) -> Layout:
+    """The network of a directory, from its config and headers; arguments as of `load_network`.
+
+    Raises:
+      CheckpointError: on an unsupported config and on what cannot be unpacked.
+    """
     try:
         cls = family(family_name or raw.get("model_type"))
         config: DecoderConfig = cls.read_config(raw)
@@ -101,10 +138,7 @@ def load_network(
     config = _settle_head(config, tensors)
     if config.tie_word_embeddings:
         tensors.pop(_HEAD, None)  # equal to the embedding, as `_settle_head` found
-    where = str(directory)
-    how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
-    net = assemble(cls, config, tensors, dtype=dtype, mesh=mesh, where=where, **how)
-    return net, dtype
+    return Layout(cls, config, stored, tensors, dtype)
 
 
 def text_tensors(tensors: Mapping[str, Tensor], skipped: Sequence[str]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,7 @@ def _load_directory(
     family: str | None = None,
     quantize: Quantisation | None = None,
 ) -> Model:
-    config_path, generation_path = directory / "config.json", directory / "generation_config.json"
+    config_path = directory / "config.json"
     if not is_there(config_path):
         what = "is empty" if not any(directory.iterdir()) else "has no config.json"
         raise CheckpointError(
@@ -159,24 +159,37 @@ def _load_directory(
             "*.safetensors)."
         )
     raw = read_config(config_path)
-    generation = read_config(generation_path) if is_there(generation_path) else {}
-    vocab_size = raw.get("vocab_size")
-
-    def ids(key: str) -> tuple[int, ...]:
-        said = generation.get(key) is not None
-        source, path = (generation, generation_path) if said else (raw, config_path)
-        # A missing vocab_size is reported with the rest of the config, below.
-        bound = vocab_size if isinstance(vocab_size, int) else 2**31
-        return token_ids(source.get(key), f"{path}: {key}", bound)
-
-    stop_ids, bos_ids = ids("eos_token_id"), ids("bos_token_id")
+    stop_ids, said = special_ids(directory, raw, "eos_token_id")
+    bos_ids, _ = special_ids(directory, raw, "bos_token_id")
     tokenizer = load_tokenizer(directory)
     how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
     net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype, family_name=family, **how)
     bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
-    if tokenizer and generation.get("eos_token_id") in (None, []):
+    if tokenizer:
+        stop_ids = tuple(dict.fromkeys((*stop_ids, *tokenizer.ends)))
+    if tokenizer and not said:
         stop_ids = _with_end_token(directory, stop_ids, tokenizer.eos_id, net.config.vocab_size)
     return Model(net, tokenizer, stop_ids, bos_id, mesh, name, dtype, directory, quantize)
+
+
+def special_ids(directory: Path, raw: Mapping[str, Any], key: str) -> tuple[tuple[int, ...], bool]:
+    """The tokens that generation_config.json gives under ``key``, else ``raw``, the config.json.
+
+    Returns:
+      Them, and whether generation_config.json names any.
+
+    Raises:
+      CheckpointError: if they are no tokens of the model.
+    """
+    path, vocab_size = directory / "generation_config.json", raw.get("vocab_size")
+    generation = read_config(path) if is_there(path) else {}
+    source: Mapping[str, Any] = generation
+    if generation.get(key) is None:
+        source, path = raw, directory / "config.json"
+    # A missing vocab_size is reported with the rest of the config, later.
+    bound = vocab_size if isinstance(vocab_size, int) else 2**31
+    found = token_ids(source.get(key), f"{path}: {key}", bound)
+    return found, generation.get(key) not in (None, [])
 
 
 def _with_end_token(

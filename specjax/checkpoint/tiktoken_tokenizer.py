@@ -152,6 +152,8 @@ def load_tiktoken(directory: Path) -> TiktokenTokenizer | None:
         if text is not None and text not in beside:
             raise CheckpointError(f"{settings_path}: {name}_token {text!r} is no special token.")
         setattr(tokenizer, f"{name}_id", None if text is None else beside[text])
+    if first == _KIMI_SIZE:  # its models end turns by either, and its files name one of them
+        tokenizer.ends = (_KIMI["<|im_end|>"], _KIMI["[EOS]"])
     tokenizer.adds_bos = bool(settings.get("add_bos_token"))
     return tokenizer
 

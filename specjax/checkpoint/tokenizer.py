@@ -74,6 +74,7 @@ class FileTokenizer(Tokenizer, Protocol):
 
     eos_id: int | None
     pad_id: int | None  # only passed on when it is exported
+    ends: tuple[int, ...]  # that end a text, whatever the model's own files say
 
     def save(self, directory: Path) -> None:
         """Copies the files it was read from. Raises CheckpointError if they are gone."""
@@ -98,6 +99,7 @@ class FromFiles:
 
     pad_id: int | None = None
     eos_id: int | None = None
+    ends: tuple[int, ...] = ()  # that end a text, whatever the model's own files say
     source = ""  # the file of the vocabulary
 
     def __init__(self, directory: Path):

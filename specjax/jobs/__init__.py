@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from specjax.jobs.generating import generate as generate
     from specjax.jobs.lm_training import train_lm as train_lm
     from specjax.jobs.passages import heldout_prompts as heldout_prompts
+    from specjax.jobs.planning import plan as plan
     from specjax.jobs.predicting import predict_check as predict_check
     from specjax.jobs.regenerating import regenerate as regenerate
     from specjax.jobs.reporting import report as report
@@ -42,6 +43,7 @@ _PLACES = {
     "generate": "generating",
     "heldout_prompts": "passages",
     "parity": "comparing",
+    "plan": "planning",
     "predict_check": "predicting",
     "regenerate": "regenerating",
     "report": "reporting",

@@ -1,0 +1,127 @@
+"""What a checkpoint will need in memory, from its config and the headers of its files alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh
+
+from specjax.checkpoint.assemble import check_layers, held, on_mesh, placement
+from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.hf import read_config, read_layout
+from specjax.core import sharding
+from specjax.core.files import is_there
+from specjax.core.quantised import Quantisation
+
+# Parts, and what the names of their parameters and tensors hold; the first that does.
+_PARTS = {
+    "head": ("lm_head",),
+    "embedding": ("embed_tokens",),
+    "experts": ("experts",),
+    "attention": ("attn",),
+}
+OTHERS = "MLPs, norms, routers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Of a network; bytes."""
+
+    name: str
+    stored: int  # in the files
+    packed: int  # of those, in tensors that are unpacked as they are read
+    whole: int  # in memory, of all of it
+    device: int  # on each device of the mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The weights of a checkpoint on a mesh. Caches and activations come on top."""
+
+    parts: tuple[Part, ...]
+    dtype: np.dtype
+
+    def total(self, what: str) -> int:
+        """Of a field of all parts, such as "device"."""
+        return sum(getattr(part, what) for part in self.parts)
+
+
+def plan(
+    directory: Path,
+    sizes: Mapping[str, int],
+    *,
+    dtype: np.dtype | None = None,
+    quantize: Quantisation | None = None,
+    family_name: str | None = None,
+) -> Plan:
+    """Reads no weights, and needs none of the devices.
+
+    Args:
+      directory: a Hugging Face directory.
+      sizes: of the mesh's axes, as `sharding.mesh_sizes` gives them.
+      dtype, quantize, family_name: as for `load_network`.
+
+    Raises:
+      CheckpointError: on a checkpoint that would be refused for its config or names of tensors, and
+        on sizes that the mesh does not divide.
+    """
+    if not is_there(directory / "config.json"):
+        raise CheckpointError(f"{directory}: has no config.json, and plans are of directories.")
+    raw = read_config(directory / "config.json")
+    found = read_layout(directory, raw, dtype=dtype, family_name=family_name)
+    check_layers(found.config, found.tensors, str(directory))
+    mesh = _mesh(sizes)
+    config = on_mesh(found.config, mesh, str(directory), replicate=False)
+    abstract = nnx.eval_shape(lambda: found.family(config, dtype=found.dtype, rngs=nnx.Rngs(0)))
+    whole: dict[str, int] = {}
+    device: dict[str, int] = {}
+    for path, parameter in nnx.to_flat_state(nnx.state(abstract)):
+        shape: tuple[int, ...] = parameter.get_value().shape
+        name = ".".join(map(str, path))
+        placed = placement(name, parameter, mesh, str(directory), replicate=False)
+        share = shape if placed is None else placed.shard_shape(shape)
+        part = _part(name)
+        for into, of in ((whole, shape), (device, share)):
+            size = held(path, parameter, of, found.dtype, quantize)
+            into[part] = into.get(part, 0) + size
+    stored, packed = (
+        _stored(found.stored),
+        _stored({n: t for n, t in found.stored.items() if found.tensors.get(n) is not t}),
+    )
+    names = [name for name in (*_PARTS, OTHERS) if name in whole]
+    return Plan(
+        tuple(
+            Part(name, stored.get(name, 0), packed.get(name, 0), whole[name], device[name])
+            for name in sorted(names, key=lambda name: -whole[name])
+        ),
+        found.dtype,
+    )
+
+
+def _mesh(sizes: Mapping[str, int]) -> Any:
+    """A mesh of no devices; None where one is enough."""
+    kept = {axis: sizes.get(axis, 1) for axis in sharding.AXES}
+    if math.prod(kept.values()) == 1:
+        return None
+    if kept["experts"] == 1:
+        del kept["experts"]
+    return AbstractMesh(tuple(kept.values()), tuple(kept))
+
+
+def _part(name: str) -> str:
+    return next((part for part, said in _PARTS.items() if any(s in name for s in said)), OTHERS)
+
+
+def _stored(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of the files, by part."""
+    found: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        found[_part(name)] = found.get(_part(name), 0) + size
+    return found
