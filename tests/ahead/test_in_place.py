@@ -44,10 +44,12 @@ def found(name: str) -> topology.Topology:
         pytest.skip(str(error))
 
 
-def cycle_of(name: str, mesh: str, drafter: str, model: str = "tiny") -> CycleCost:
+def cycle_of(
+    name: str, mesh: str, drafter: str, model: str = "tiny", *, rows: int = 8
+) -> CycleCost:
     """The account of a small model's cycle."""
     devices = found(name)
-    sizes = {"dtype": "bfloat16", "rows": 8, "target": model, "draft_model": model}
+    sizes = {"dtype": "bfloat16", "rows": rows, "target": model, "draft_model": model}
     setup = dataclasses.replace(SETUP, drafter=drafter, **sizes)
     made = report.make(setup, devices, devices.mesh(**mesh_sizes(mesh)))
     assert made.cycle.loops_of_unknown_length == 0
@@ -125,6 +127,13 @@ def test_several(name: str, mesh: str) -> None:
     cycle = cycle_of(name, mesh, "dflash")
     assert cycle.cache_copies == cycle.cache_joins == 0
     assert cycle.collectives["all-reduce"].count <= 2 * 3 + 2
+
+
+@pytest.mark.parametrize("drafter", ["none", "eagle3"])
+def test_a_lone_row_gathers_no_table(drafter: str) -> None:
+    """The embedding of 2048 rows lies on two devices; one row of it is looked up."""
+    cycle = cycle_of("h100:2", "model:2", drafter, rows=1)
+    assert sum(found.bytes for found in cycle.collectives.values()) < 2048 * 128 * 2 / 4
 
 
 @pytest.mark.parametrize("name,mesh,data,model", [("h100:1", "", 1, 1), ("v5e:2x4", MESH, 2, 4)])

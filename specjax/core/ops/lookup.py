@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from specjax.core.ops.linear import activation_dtype
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
+from specjax.core.sharding import axis_size
 from specjax.core.types import Array
 
 
@@ -41,7 +42,16 @@ def _converted_rows_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, No
 
 _converted_rows.defvjp(_converted_rows_fwd, _converted_rows_bwd)
 
-ROWS = Op(rows, {"cpu": rows_on_cpu})
+
+def rows_on_gpu(table: Array, tokens: Array, dtype: jnp.dtype) -> Array:
+    if tokens.ndim == 0 or tokens.size != 1 or axis_size("model") == 1:
+        return rows(table, tokens, dtype)
+    # The compiler makes a slice of a lone row's lookup, and for a slice of a table that is split
+    # over a mesh it gathers all of it on every device, in every pass.
+    return rows(table, jnp.concatenate([tokens, tokens]), dtype)[: tokens.shape[0]]
+
+
+ROWS = Op(rows, {"cpu": rows_on_cpu, "gpu": rows_on_gpu})
 
 
 def lookup(table: Array, tokens: Array, *, platform: Platform | None = None) -> Array:
