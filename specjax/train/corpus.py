@@ -193,6 +193,7 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
         raise SystemExit("usage: python -m specjax.train.corpus MANIFEST.json")
     manifest = make_manifest()
+    Path(argv[1]).parent.mkdir(parents=True, exist_ok=True)
     Path(argv[1]).write_text(json.dumps(manifest, indent=1) + "\n")
     counts = f"{len(manifest['train'])} training and {len(manifest['heldout'])} held-out files"
     print(f"{argv[1]}: {counts} of Python {manifest['python']}, hash {corpus_hash(manifest)}")
