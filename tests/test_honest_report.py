@@ -303,6 +303,9 @@ def test_what_tests_make_by_hand_has_the_fields_of_a_real_run(run: Store, tmp_pa
     made = json.loads(
         (made_traces.result_directory(tmp_path / "made") / "metrics.json").read_text()
     )
+    # What an earlier test of this process has registered stands in it by its file.
+    versions = real["run"]["versions"]
+    real["run"]["versions"] = {k: v for k, v in versions.items() if not k.endswith(".py")}
     assert shape(made) == shape(real)
     assert shape(made["cases"]) == shape(real["cases"])
 

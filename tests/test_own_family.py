@@ -123,7 +123,8 @@ def test_a_family_is_one_file(tmp_path: Path) -> None:
     out = specjax.generate(target, spec, [[1, 2, 3]], max_new_tokens=12)
     assert out.tokens == specjax.generate(target, None, [[1, 2, 3]], max_new_tokens=12).tokens
     complain(
-        lambda: fresh(target, **sizes, intermediate_size=24, from_target=True), "leave from_target"
+        lambda: fresh(target, **sizes, intermediate_size=24, from_target=True),
+        "say from_target=False",
     )
     complain(lambda: specjax.drafters.Eagle3.fresh(target, num_draft=2), "intermediate_size")
     complain(lambda: narrowed(target.net, 8), "narrowed")
