@@ -208,6 +208,21 @@ def test_an_awq_word_holds_its_columns_in_an_order_of_its_own() -> None:
     assert found[:, 0].tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
+def test_a_last_group_that_is_shorter_is_as_the_config_says() -> None:
+    """40 inputs in groups of 16: 16, 16 and 8, not three alike; other sizes are refused."""
+    scales = np.repeat(np.array([[1.0], [2.0]], np.float16), 8, axis=1)
+    tensors = {
+        "x.qweight": tensor(np.full((5, 8), 0x99999999, np.uint32).view(np.int32)),
+        "x.qzeros": tensor(np.full((3, 1), 0x88888888, np.uint32).view(np.int32)),
+        "x.scales": tensor(np.concatenate([scales, scales[:1]])),
+    }
+    said = {"quant_method": "gptq", "bits": 4, "sym": True, "group_size": 16}
+    found = unpacked(tensors, {"quantization_config": said}, "x")["x.weight"].values()
+    assert found[0].tolist() == [1.0] * 16 + [2.0] * 16 + [1.0] * 8
+    with pytest.raises(CheckpointError, match=r"40 inputs do not fall into 3 groups.*=32"):
+        unpacked(tensors, {"quantization_config": {**said, "group_size": 32}}, "x")
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_of_gptq_are_stored_less_one(symmetric: bool) -> None:
     """But of a symmetric file, whatever is stored; and less nothing in its second version."""

@@ -48,7 +48,7 @@ def read(base: str, rest: dict[str, Tensor], said: Mapping[str, Any]) -> dict[st
             f"{list(packed.shape)} does not fit scales {list(scales.shape)} and zeros "
             f"{list(zeros.shape)}."
         )
-    group = numbers(slice(0, size, 1)) // -(-size // groups)
+    group = numbers(slice(0, size, 1)) // _group_size(size, groups, said)
     if by_input and order is not None:
         group = order.values()
         if group.shape != (size,) or group.min() < 0 or group.max() >= groups:
@@ -64,6 +64,19 @@ def read(base: str, rest: dict[str, Tensor], said: Mapping[str, Any]) -> dict[st
         return found
 
     return {f"{base}.weight": Made((out, size), make).as_tensor(FLOAT)}
+
+
+def _group_size(size: int, groups: int, said: Mapping[str, Any]) -> int:
+    """Inputs a group: equal ones, or those that the config says where the last is shorter."""
+    if size % groups == 0:
+        return size // groups
+    width = said.get("group_size", said.get("q_group_size"))
+    if type(width) is not int or width < 1 or -(-size // width) != groups:
+        raise ValueError(
+            f"{size} inputs do not fall into {groups} groups of quantization_config.group_size="
+            f"{width!r}."
+        )
+    return width
 
 
 def _gptq_numbers(packed: Tensor, bits: int, rows: slice, columns: slice) -> np.ndarray:
