@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 import tiny
@@ -16,9 +17,9 @@ from flax import nnx
 from test_audit_report import run
 
 import specjax
-from specjax.core.cache import full, recurrent, ring
+from specjax.core.cache import full, latent, recurrent, ring
 from specjax.core.types import Array
-from specjax.lab.audit import TARGET_CHECKS, audit, targets
+from specjax.lab.audit import TARGET_CHECKS, audit, passes, targets
 
 Patch = pytest.MonkeyPatch
 
@@ -105,6 +106,76 @@ def test_a_faulty_entry_is_found(fault: Callable[[Patch], None], monkeypatch: Pa
     report = audit(target=target, checks=[check])
     assert not report.passed and "FAULTY: the target tiny" in report.verdict
     assert re.search(words, str(report.failed[0].counterexample)), report.failed[0].counterexample
+
+
+# --- planted in what each entry commits: the passes that read are right ---------------------------
+
+
+def ring_one_slot_off(self: Any, part: Any, length: Array, count: Array) -> Any:
+    return COMMITS[ring.Ring](self, part, length + 1, count)
+
+
+def ring_wraps_one_early(self: Any, part: Any, length: Array, count: Array) -> Any:
+    """Its last slot is never written."""
+    shorter = dataclasses.replace(self, keys=self.keys[:, :, :-1], values=self.values[:, :, :-1])
+    short = COMMITS[ring.Ring](shorter, part, length, count)
+    put = lambda new, old: jnp.concatenate([new, old[:, :, -1:]], axis=2)
+    keys, values = put(short.keys, self.keys), put(short.values, self.values)
+    return dataclasses.replace(self, keys=keys, values=values)
+
+
+def state_of_the_last_place(self: Any, part: Any, length: Array, count: Array) -> Any:
+    """As if the whole block had been accepted."""
+    whole = jnp.where(count > 0, part[1].shape[2], 0).astype(count.dtype)
+    return COMMITS[recurrent.Recurrent](self, part, length, whole)
+
+
+def convolution_of_the_last_place(self: Any, part: Any, length: Array, count: Array) -> Any:
+    """The matrix is of what was accepted, the inputs before it of the whole block."""
+    right = COMMITS[recurrent.Recurrent](self, part, length, count)
+    wrong = state_of_the_last_place(self, part, length, count)
+    return dataclasses.replace(right, window=wrong.window)
+
+
+def rotary_keys_stay(self: Any, part: Any, length: Array, count: Array) -> Any:
+    right = COMMITS[latent.Latent](self, part, length, count)
+    return dataclasses.replace(right, keys=self.keys)
+
+
+def rotary_keys_one_place_early(self: Any, part: Any, length: Array, count: Array) -> Any:
+    """Beside the compressed vectors of the tokens before theirs."""
+    early = COMMITS[latent.Latent](self, part, jnp.maximum(length - 1, 0), count)
+    right = COMMITS[latent.Latent](self, part, length, count)
+    return dataclasses.replace(right, keys=early.keys)
+
+
+COMMITS: dict[type, Any] = {
+    cls: cls.commit for cls in (recurrent.Recurrent, ring.Ring, latent.Latent)
+}
+WRONG_COMMITS: dict[Callable[..., Any], type] = {
+    ring_one_slot_off: ring.Ring,
+    ring_wraps_one_early: ring.Ring,
+    state_of_the_last_place: recurrent.Recurrent,
+    convolution_of_the_last_place: recurrent.Recurrent,
+    rotary_keys_stay: latent.Latent,
+    rotary_keys_one_place_early: latent.Latent,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_COMMITS, ids=lambda w: w.__name__)
+def test_a_wrong_commit_is_found_in_its_layer(
+    wrong: Callable[..., Any], monkeypatch: Patch
+) -> None:
+    """Of the target that passes above; only what commits is compiled anew."""
+    cls = WRONG_COMMITS[wrong]
+    monkeypatch.setattr(cls, "commit", wrong)
+    anew = jax.jit(lambda cache, block, count, path: cache.commit(block, count, path))
+    monkeypatch.setattr(passes, "commit", anew)
+    report = audit(target=tiny_families.model("mixed"), checks=["entries"])
+    assert not report.passed
+    place = list(COMMITS).index(cls)  # of its layer
+    found = str(report.failed[0].counterexample)
+    assert f"layer {place} ({cls.__name__})" in found, found
 
 
 class Widthwise(tiny_families.Tiny):

@@ -226,7 +226,7 @@ def on_mesh(config: DecoderConfig, mesh: Mesh | None, where: str, replicate: boo
             f"The mesh has axes {', '.join(mesh.axis_names)} but lacks {some(absent)}; make it "
             "with specjax.core.sharding.make_mesh."
         )
-    if not replicate and "experts" in mesh.axis_names and not hasattr(config, "mixture"):
+    if not replicate and "experts" in mesh.axis_names and not getattr(config, "has_mixture", False):
         raise CheckpointError(
             f"{where}: this model has no experts that could be split over "
             f"{mesh.shape['experts']} devices; leave the axis experts out of the mesh."

@@ -112,6 +112,7 @@ def run_cases(
 ) -> None:
     others = machine.Others()
     measure.measure(prepared, store, report)
+    measure.count_experts(prepared, store, report)
     run = store.read_run()
     run = dataclasses.replace(run, others=run.others + others.cores())
     store.write_run(run)

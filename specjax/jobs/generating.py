@@ -20,6 +20,7 @@ from specjax.drafters.family import family_of
 from specjax.jobs.interrupts import Interrupt
 from specjax.jobs.texts import Job, Options, Run, begin
 from specjax.jobs.writing import Batch, generate_batch, open_console, stream_batch
+from specjax.lab.costs.experts import can_count, count, has_experts
 from specjax.lab.costs.speed import compare, first_difference
 from specjax.lab.diagnosis import WARN_BELOW
 from specjax.lab.view.summary import Report, summary
@@ -199,6 +200,8 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
     report.comparable = certain and report.lossless
     report.difference = first_difference(batch.tokens, theirs.tokens)
     report.exact = target.dtype == "float32"
+    if has_experts(target) and batch.trace is not None and can_count(batch.trace):
+        report.experts = count(target, batch.trace)
     return report
 
 

@@ -92,6 +92,9 @@ def _show(console: Console, found: Check, within: float) -> None:
     )
     largest = f"from the curve of k = {found.rows[-1].k}"
     console.print(table((*header, largest, "by one alpha"), rows, words=0))
+    for r in found.rows:
+        if r.experts is not None:
+            console.print(f"k = {r.k}: distinct experts {r.experts.text}", soft_wrap=True)
     costs = found.costs
     apart = max(abs(a - 1) for a in costs.additivity.values())
     console.print(

@@ -52,6 +52,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "cycles": ("passes", "target passes of rows that were not done"),
     "requests": ("", "rows"),
     "num_draft": ("guesses", "k: the most guesses of a cycle"),
+    "experts": ("experts", "distinct ones a layer that a pass reads, of a target with such"),
+    "experts_expected": ("experts", "the same if each token drew for itself"),
     "speedup": ("ratio", "tpot of plain decoding / tpot, pooled over the same prompts"),
     "speedup_interval": ("ratio", "95 % bootstrap interval of speedup over requests"),
     "speedup_gmean": ("ratio", "geometric mean over requests of each one's ratio"),

@@ -25,6 +25,7 @@ from specjax.lab.bench.store import Store
 from specjax.lab.bench.synthetic import Forced
 from specjax.lab.costs import calibration
 from specjax.lab.costs.adaptive import is_adaptive
+from specjax.lab.costs.experts import can_count, count, has_experts
 from specjax.lab.costs.turns import order
 from specjax.lab.records import costs as known_costs
 from specjax.lab.records.case import PLAIN
@@ -220,6 +221,17 @@ def finish(store: Store, case: Case, num_batches: int, repeats: int) -> None:
         same = sorted((r for r in records if r.batch == index), key=lambda r: r.seconds)
         chosen.append(store.part(case.name, index, same[(len(same) - 1) // 2].repeat))
     store.complete(case.name, Trace.join(chosen))
+
+
+def count_experts(job: Job, store: Store, report: Report = lambda *_: None) -> None:
+    """Keeps how many experts each case's passes read, of a target with such; untimed."""
+    cases = [case for group in job.groups for case in group.cases]
+    missing = [c for c in cases if store.experts(c.name) is None] * has_experts(job.target)
+    for i, case in enumerate(missing):
+        report(f"experts of {case.name}", i, len(missing))
+        trace = store.trace(case.name)
+        if can_count(trace):
+            store.write_experts(case.name, count(job.target, trace))
 
 
 def calibrate(

@@ -62,8 +62,21 @@ def remarks(run: Run, cases: Sequence[Case]) -> list[str]:
     name = "" if run.target is None else run.target.name
     return [
         *marks.lines(marks.marks(run, cases)),
+        *_experts(cases),
         f"{name} in {run.dtype} on {run.device}; {prompts}, template {run.template}{thinking}, "
         f"SHA-256 {(run.prompts_sha256 or '')[:16]}.",
+    ]
+
+
+def _experts(cases: Sequence[Case]) -> list[str]:
+    """What each case's passes read, where the target has experts."""
+    read = [(case.name, case.experts) for case in cases if case.experts is not None]
+    if not read:
+        return []
+    each = (f"{name} {u.distinct[-1]:.1f} ({u.expected[-1]:.1f})" for name, u in read)
+    return [
+        f"Distinct experts a layer and pass, of {read[0][1].num} (in brackets: if tokens chose "
+        f"independently): {', '.join(each)}."
     ]
 
 

@@ -29,10 +29,12 @@ from specjax.lab.costs.calibration import (
     choose_ks,
 )
 from specjax.lab.costs.cost_model import predict, survival_of
+from specjax.lab.costs.experts import can_count, count, has_experts
 from specjax.lab.costs.explain import Explanation, explain, marked
 from specjax.lab.records.checked import Check, Checked
 from specjax.lab.records.costs import Calibration, Costs
 from specjax.lab.records.costs import load as load_costs
+from specjax.lab.records.experts import Union
 from specjax.lab.records.prediction import Forecast
 from specjax.lab.view import grid
 from specjax.lab.view.grid import Cell as Text
@@ -127,10 +129,12 @@ class PredictionCheck:
         costs = self._cell.costs()
         figures = {k: metrics.figures(trace) for k, trace in self._traces.items()}
         curves = {k: survival_of(f.accept_hist, k) for k, f in figures.items()}
-        largest = predict(curves[self._ks[-1]], costs, self._ks)
+        read = {k: _experts(self._target, trace) for k, trace in self._traces.items()}
+        of = {k: costs.reading(None if u is None else u.by_guesses) for k, u in read.items()}
+        largest = predict(curves[self._ks[-1]], of[self._ks[-1]], self._ks)
         rows = []
         for i, k in enumerate(self._ks):
-            found = predict(curves[k], costs, [k], alpha=figures[k].alpha_hat)
+            found = predict(curves[k], of[k], [k], alpha=figures[k].alpha_hat)
             speedup = statistics.median(self._ratios[k])
             rows.append(
                 Checked(
@@ -141,6 +145,7 @@ class PredictionCheck:
                     ratio=speedup / found.speedup[0],
                     from_largest=largest.speedup[i],
                     single_alpha=found.single_alpha_speedup[0],
+                    experts=read[k],
                 )
             )
         return Check(tuple(rows), costs, self._rounds)
@@ -225,8 +230,14 @@ def explain_pair(
     costs, single = (known.at(batch=b, context=longest, drafter=name_of(spec)) for b in (batch, 1))
     about = trace.about
     told: dict[str, Any] = {"device": known.machine.device, "family": family_of(spec)}
+    told["experts"] = _experts(target, trace)
     found = explain(metrics.figures(trace), costs, speedup=speedup, single=single, **told)
     return marked(found, about.lossless, about.rule or ""), known
+
+
+def _experts(target: Model, trace: Trace) -> Union | None:
+    """What its passes read, of a target with experts."""
+    return count(target, trace) if has_experts(target) and can_count(trace) else None
 
 
 def forecast(costs: str | Path, curves: Sequence[Curve]) -> list[Forecast]:

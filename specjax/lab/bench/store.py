@@ -6,6 +6,7 @@ answers.jsonl                what the target said between the turns of conversat
 cases/NAME/results.jsonl     a line for each batch of prompts and repeat
 cases/NAME/parts/            their traces, until the case is complete
 cases/NAME/trace.jsonl       then: one trace of all prompts
+cases/NAME/experts.json      of a mixture: how many experts a pass read
 costs.json                   the calibration
 metrics.json, results.*, figures/, report.html: made of the above by `bench.summary`
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from specjax.core.files import write_atomically
 from specjax.lab.records import codec
+from specjax.lab.records.experts import Union
 from specjax.lab.records.run import FIXED, VERSION, Difference, Measurement, Run, Warmup, read_run
 from specjax.prompts.rendering import Prompt
 from specjax.runs import lines, places
@@ -133,6 +135,14 @@ class Store:
 
     def write_differences(self, name: str, found: Sequence[Difference]) -> None:
         codec.write_file(self.case(name) / "differences.json", found)
+
+    def experts(self, name: str) -> Union | None:
+        """What a case's passes read; None: the target has no experts, or it was not counted."""
+        path = self.case(name) / "experts.json"
+        return codec.from_json(Union, codec.read_file(path), str(path)) if path.exists() else None
+
+    def write_experts(self, name: str, union: Union) -> None:
+        codec.write_file(self.case(name) / "experts.json", union)
 
     def part(self, name: str, batch: int, repeat: int) -> Trace:
         return trace_file.load(self._part(name, batch, repeat))

@@ -64,6 +64,7 @@ def _case(store: Store, planned: Planned, costs: Calibration | None) -> Case:
         compare=None if plain is None else _compare(store, name, trace, plain),
         per_category=by_category(trace, plain),
         wall=wall(results, store.results(planned.plain)),
+        experts=store.experts(name),
     )
     if plain is None or costs is None:
         return case
@@ -118,7 +119,9 @@ def predicted(costs: Calibration, case: Case, trace: Trace) -> Predicted | None:
         return None
     slots = min(max(mean_slots(trace, k), min(c.context for c in fit)), max(c.context for c in fit))
     at = costs_at(fit, batch=case.batch, context=slots)
-    return predict_case(case.metrics, at, k, case.speedup) if k in at.verify else None
+    if k not in at.verify:
+        return None
+    return predict_case(case.metrics, at, k, case.speedup, case.experts)
 
 
 def mean_slots(trace: Trace, k: int) -> int:

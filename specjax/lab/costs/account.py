@@ -75,6 +75,14 @@ def weight_bytes(net: Frozen, times: Callable[[str], int] = lambda name: 1, toke
     return sum(n * itemsize(held[name]) * times(name) for name, n in found.items())
 
 
+def expert_bytes(net: Frozen) -> tuple[float, float]:
+    """Bytes on one device that every pass reads, and those of one expert in every layer."""
+    held, share, num = weights(net), _shares(net), net.config.mixture.num
+    whole = {name: _local_size(x) * itemsize(x) for name, x in held.items() if share(name) < 1}
+    one = sum(whole.values()) / num
+    return weight_bytes(net) - sum(share(name) * n for name, n in whole.items()), one
+
+
 def products(net: Frozen, times: Callable[[str], int] = lambda name: 1) -> int:
     """Elements of the weights that a token is multiplied with, of those that are read at all."""
     held, share = weights(net), _shares(net)

@@ -8,10 +8,11 @@ rest, which whole cycles tell, and `Costs.additivity` says how well the parts ad
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from specjax.checkpoint.drafters.named import as_spec
@@ -25,9 +26,11 @@ from specjax.drafters.family import family_of
 from specjax.drafters.spec import name_of, with_num_draft
 from specjax.lab.costs import account
 from specjax.lab.costs.adaptive import check_one_width
+from specjax.lab.costs.experts import has_experts
 from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
 from specjax.lab.costs.rounds import Sample, Timers, summarise, take
 from specjax.lab.records.costs import Calibration, Costs
+from specjax.lab.records.experts import Reads
 from specjax.lab.records.run import Target
 from specjax.sampling import Options
 from specjax.session import Row
@@ -125,6 +128,8 @@ class Cell:
     ):
         """Compiles everything, and runs it once. Arguments as for `calibrate`."""
         self._batch, self._slots, self._temperature = batch, slots, temperature
+        self._target, self._cycles = target, cycles
+        self._programs: dict[int, tuple[CycleProgram, CycleProgram | None]] = {}
         self._calls: list[float] = []
         self._timers: dict[int, Timers] = {}
         self._samples: dict[int, list[Sample]] = {k: [] for k in ks}
@@ -146,6 +151,7 @@ class Cell:
                 serial = account.serial_passes(spec, whole.num_draft)
                 self._draft_calls[k] = max(serial, 1)
             silent = CycleProgram(target, Silent(k, kind, parents=parents), rule=chosen, **common)
+            self._programs[k] = silent, whole
             self._rule = silent.rule.name
             count = min(cycles, silent.most_cycles)
             # Plain steps are short: over as few as these they would still be warming the caches up,
@@ -174,7 +180,7 @@ class Cell:
 
     def costs(self) -> Costs:
         """The costs by the rounds so far."""
-        return summarise(
+        costs = summarise(
             self._samples,
             batch=self._batch,
             context=self._slots,
@@ -184,6 +190,27 @@ class Cell:
             rule=self._rule,
             temperature=self._temperature,
         )
+        return with_reads(costs, self._reads()) if has_experts(self._target) else costs
+
+    def _reads(self) -> tuple[Reads, dict[int, float]]:
+        """What verification alone read, by k, and what whole cycles did."""
+        read = lambda program: program.union(self._cycles).distinct[-1]
+        silent = {k: read(program) for k, (program, _) in self._programs.items()}
+        whole = {k: read(program) for k, (_, program) in self._programs.items() if program}
+        reads = Reads(*account.expert_bytes(self._target.net), {0: read(self._plain), **silent})
+        return reads, whole
+
+
+def with_reads(costs: Costs, found: tuple[Reads, Mapping[int, float]]) -> Costs:
+    """Of a target with experts: whole cycles as if they had read what verification alone did.
+
+    Their guesses are others, so that verification in them read other experts.
+    """
+    reads, whole = found
+    more = {k: costs.verify[k] * (1 - reads.ratio(k, n)) for k, n in whole.items()}
+    cycle = {k: c + more.get(k, 0.0) for k, c in costs.cycle.items()}
+    rest = statistics.median(c - costs.draft[k] - costs.verify[k] for k, c in cycle.items())
+    return dataclasses.replace(costs, cycle=cycle, rest=rest, reads=reads)
 
 
 def timed(program: CycleProgram | DraftProgram, cycles: int) -> Callable[[], float]:

@@ -15,6 +15,7 @@ from specjax.lab.costs.advice import TAU_NEAR_1, against_draft, against_rejectio
 from specjax.lab.costs.cost_model import hold_last_conditional, predict, survival_of
 from specjax.lab.records.case import lossy
 from specjax.lab.records.costs import Costs
+from specjax.lab.records.experts import Union
 from specjax.lab.records.prediction import NEGATIVE_OVERHEAD, Prediction
 from specjax.trace.metrics import Figures
 
@@ -110,7 +111,7 @@ def explain(
     *,
     speedup: float | None = None,
     device: str = "",
-    experts: int | None = None,
+    experts: Union | None = None,
     single: Costs | None = None,
     family: str | None = None,
 ) -> Explanation:
@@ -122,7 +123,7 @@ def explain(
       speedup: measured over plain decoding; None: from ``step_ms`` and the calibrated plain step,
         where there is a time at all.
       device: as in a trace's setup, "cpu cpu" or "gpu NVIDIA H100"; "": unknown.
-      experts: of a mixture-of-experts target; None: dense or unknown.
+      experts: that its passes read, of a mixture-of-experts target; None: dense or unknown.
       single: costs at batch 1, to tell what the batch does to verification.
       family: of the drafter, one of `Family`, which decides what can be advised; None: by the name
         that the costs have for it.
@@ -133,6 +134,7 @@ def explain(
     k, tau = figures.num_draft, figures.tau
     if k < 1 or not figures.accept_hist or tau is None:
         raise ValueError("The run holds no cycles with guesses, so no speculation to explain.")
+    costs = costs.reading(None if experts is None else experts.by_guesses)
     survival = survival_of(figures.accept_hist, k)
     prediction = predict(survival, costs, _ks(costs, k), alpha=figures.alpha_hat)
     # What was cut off at a text's end counts neither here nor there.
@@ -211,7 +213,7 @@ class _Situation:
     survival: list[float]
     cost: float  # of a cycle, as measured where there is a time
     device: str
-    experts: int | None
+    experts: Union | None
     single: Costs | None
     family: Family
 
@@ -275,7 +277,9 @@ def _says_verification(s: _Situation, then: float, best: Prediction) -> tuple[st
     if best.best_k not in (0, s.k):
         advice.append(f"k = {best.best_k}, for which {best.best_speedup:.2f} is predicted")
     if s.experts is not None or _grows_like_experts(s):
-        told = "a mixture of experts, if it is one," if s.experts is None else "so many experts"
+        told = "a mixture of experts, if it is one,"
+        if s.experts is not None:
+            told = f"experts, of which this run read {s.experts.text},"
         why += (
             f"It grows from the first guess on (v(1) = {s.costs.verify_at(_first(s)):.2f}) at "
             f"batch {batch}, where a dense target's weights are read once whatever k is: with "

@@ -62,6 +62,7 @@ def _explain_case(case: Case, known: Calibration, device: str) -> Explanation:
         device=device,
         single=_at_batch_1(fit, context),
         family=case.family,
+        experts=case.experts,
     )
     return marked(found, case.lossless, case.rule)
 

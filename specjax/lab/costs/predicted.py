@@ -6,18 +6,28 @@ import math
 
 from specjax.lab.costs.cost_model import predict, survival_of
 from specjax.lab.records.costs import Costs
+from specjax.lab.records.experts import Union
 from specjax.lab.records.prediction import Predicted
 from specjax.trace.metrics import Figures
 
 
-def predict_case(figures: Figures, costs: Costs, k: int, measured: float | None) -> Predicted:
+def predict_case(
+    figures: Figures,
+    costs: Costs,
+    k: int,
+    measured: float | None,
+    experts: Union | None = None,
+) -> Predicted:
     """From the figures of a case, costs that know ``k``, and the measured speedup, if any.
+
+    ``experts`` are those that its passes read, where the target has such.
 
     Raises:
       ValueError: where the costs do not cover ``k``, or nothing was decoded.
     """
     if figures.tau is None:
         raise ValueError("No cycles, so there is nothing to predict.")
+    costs = costs.reading(None if experts is None else experts.by_guesses)
     survival = survival_of(figures.accept_hist, k)
     ks = range(min(costs.ks), k + 1)
     curve = predict(survival, costs, ks, alpha=figures.alpha_hat)

@@ -2,7 +2,8 @@
 
 Cycles have static shapes: their time depends neither on what is accepted nor on what the caches
 hold. So nothing is prefilled here, and a text of a few tokens stands for any that needs as many
-slots.
+slots. Only which experts a mixture reads depends on the tokens: there they differ, and what they
+read is told (`CycleProgram.union`).
 
     CycleProgram(target, Silent(num_draft=8), slots=1024).seconds(cycles=100)    verifies 8 guesses
 """
@@ -22,16 +23,19 @@ import numpy as np
 
 from specjax import decode
 from specjax.checkpoint.load import Model
-from specjax.core import trees
+from specjax.core import hosts, trees
 from specjax.core.record import put
 from specjax.core.sharding import use_mesh
 from specjax.core.types import Array, Kept, Parents, Proposal, pytree, static
-from specjax.drafters.base import Bound, Context
+from specjax.drafters.base import Bound, Context, parents_of
 from specjax.drafters.spec import Spec
+from specjax.lab.costs.experts import count, has_experts
 from specjax.lab.records.compiled import Memory, Seconds
+from specjax.lab.records.experts import Union
 from specjax.models.target import Target
 from specjax.sampling import Options
 from specjax.session import Row, Session
+from specjax.trace.trace import Text, Trace
 from specjax.verify import Rule
 
 PROMPT_TOKENS = 16  # where cycles begin unless a prompt is given
@@ -49,12 +53,15 @@ class Silent(Spec):
     kind: str = static(default="one_hot")
     vocab_size: int = static(default=0)
     parents: Parents | None = static(default=None)  # of the tree it stands for
+    # Guesses something, wrong mostly: of a target with experts a pass costs what its tokens read.
+    varied: bool = static(default=False)
 
     taps = ()
 
     def bind(self, target: Target, kind: str) -> Silent:
         del kind
-        return dataclasses.replace(self, vocab_size=target.config.vocab_size)
+        size, varied = target.config.vocab_size, has_experts(target)
+        return dataclasses.replace(self, vocab_size=size, varied=varied)
 
     def init(self, rows: int, slots: int) -> Proposal:
         """What it proposes: part of the state, so that the compiler cannot know it."""
@@ -63,7 +70,10 @@ class Silent(Spec):
         q = None
         if self.kind == "sampled":
             q = jnp.full((*shape, self.vocab_size), 1 / self.vocab_size, jnp.float32)
-        return Proposal(jnp.full(shape, -1, jnp.int32), q, self.parents)
+        tokens = jnp.full(shape, -1, jnp.int32)
+        if self.varied:
+            tokens = jnp.asarray(scattered(rows, self.num_draft, self.vocab_size, seed=1))
+        return Proposal(tokens, q, self.parents)
 
     def prefill(self, draft: Any, tokens: Array, count: Array, features: Array | None) -> Any:
         del tokens, count, features
@@ -80,6 +90,12 @@ class Silent(Spec):
     def grow(self, draft: Any, slots: int) -> Any:
         del slots
         return draft
+
+
+def scattered(rows: int, count: int, vocab_size: int, *, seed: int = 0) -> np.ndarray:
+    """Tokens [rows, count] int32 with nothing in common, the same ones every time."""
+    rng = np.random.default_rng([seed, rows, count])
+    return rng.integers(0, vocab_size, (rows, count)).astype(np.int32)
 
 
 def stage(program: Any, *args: Any) -> tuple[Seconds, Any]:
@@ -110,7 +126,7 @@ class CycleProgram:
         self,
         target: Model,
         drafter: Spec,
-        prompt: Sequence[int] = (0,) * PROMPT_TOKENS,
+        prompt: Sequence[int] | None = None,
         *,
         slots: int,
         batch: int = 1,
@@ -123,7 +139,8 @@ class CycleProgram:
         Args:
           target: a `specjax.Model`.
           drafter: a spec from `specjax.drafters`, or `Silent`.
-          prompt: token ids, of every row; cycles begin behind them.
+          prompt: token ids, of every row; cycles begin behind them. None: `PROMPT_TOKENS` of any;
+            rows differ where the target has experts.
           slots: length of the buffers, which a cycle's cost depends on.
           batch: rows.
           host_loop: one device call a cycle, with the host looking in between.
@@ -133,7 +150,7 @@ class CycleProgram:
         Raises:
           ValueError: if target and drafter do not fit.
         """
-        self._start = len(prompt)
+        self._start = PROMPT_TOKENS if prompt is None else len(prompt)
         limit = min(slots, target.config.max_position_embeddings)
         session = one_token_session(target, drafter, batch, limit, temperature, rule)
         self._target, self._host_loop = target, host_loop
@@ -149,7 +166,10 @@ class CycleProgram:
         self._request, self._done = session.request, session.state.done
         rows = len(session.prompt_lengths)
         tokens = np.zeros((rows, slots), np.int32)
-        tokens[:, : self._start] = np.asarray(prompt)[None, :]
+        if prompt is not None:
+            tokens[:, : self._start] = np.asarray(prompt)[None, :]
+        elif has_experts(target):
+            tokens[:, : self._start] = scattered(rows, self._start, target.config.vocab_size)
         self._tokens = tokens
         del session
         program = decode.cycle_program if host_loop else decode.run_program
@@ -201,6 +221,25 @@ class CycleProgram:
         if int(state.num_cycles) != cycles:
             raise RuntimeError(f"{int(state.num_cycles)} cycles ran instead of {cycles}")
         return seconds
+
+    def union(self, cycles: int) -> Union:
+        """The experts that the passes of so many cycles read (`experts.count`)."""
+        cycles = min(cycles, self.most_cycles)
+        with use_mesh(self._target.mesh):
+            state = self._fresh()
+            args = (self._target.net, self.drafter, self._request)
+            if self._host_loop:
+                for _ in range(cycles):
+                    state = self.compiled(*args, state)
+            else:
+                state = self.compiled(*args, state, jnp.int32(cycles))
+            record, tokens = hosts.fetch((state.record, state.tokens))
+        rows, parents = len(tokens), parents_of(self.drafter)
+        setup: dict[str, Any] = {"num_draft": self.num_draft, "batch": rows}
+        setup |= {} if parents is None else {"parents": list(parents)}
+        texts = tuple(Text(tuple(row[: self._start].tolist())) for row in tokens)
+        cycled = Trace.from_device(record, tokens, rows)
+        return count(self._target, dataclasses.replace(cycled, texts=texts, setup=setup), fed=False)
 
 
 class DraftProgram:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specjax.lab.records.codec import absent, from_json, to_json
+from specjax.lab.records.experts import Union
 from specjax.lab.records.prediction import Predicted
 from specjax.trace import metrics as of_trace
 from specjax.trace.bootstrap import Interval
@@ -103,6 +104,7 @@ class Case(Planned):
     predicted: Predicted | None = None
     per_category: Mapping[str, Category] | None = absent()
     wall: Wall | None = absent()
+    experts: Union | None = absent()  # that its passes read, of a target with such
 
     @property
     def is_plain(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from specjax.core.machine import Machine
+from specjax.lab.records.codec import absent
 from specjax.lab.records.costs import Costs
+from specjax.lab.records.experts import Union
 from specjax.lab.records.run import Target
 
 
@@ -20,6 +22,7 @@ class Checked:
     ratio: float  # measured over predicted
     from_largest: float  # predicted from the curve of the largest k, cut off at k
     single_alpha: float  # by the single-alpha formula, with the alpha of this k
+    experts: Union | None = absent()  # that its passes read, of a target with such
 
 
 @dataclasses.dataclass(frozen=True)

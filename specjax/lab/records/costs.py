@@ -10,6 +10,8 @@ from pathlib import Path
 from specjax.core.machine import Machine
 from specjax.lab.records import codec
 from specjax.lab.records.case import Case
+from specjax.lab.records.codec import absent
+from specjax.lab.records.experts import Reads
 from specjax.lab.records.run import Target
 from specjax.session.slots import bucket
 
@@ -36,6 +38,7 @@ class Costs:
       drafter: its name; "" for none, where ``draft`` is 0.
       rule: the verification rule of the measured cycles.
       temperature: of the measured cycles.
+      reads: what these passes read, of a target with experts; None: every pass reads the same.
     """
 
     batch: int
@@ -51,6 +54,7 @@ class Costs:
     drafter: str = ""
     rule: str = ""
     temperature: float = 0.0
+    reads: Reads | None = absent()
 
     def __post_init__(self) -> None:
         numbers = {"plain_s": self.plain_s, "rest": self.rest}
@@ -106,6 +110,36 @@ class Costs:
     def total(self, k: int) -> float:
         """A cycle of k guesses in plain steps; 1 for k = 0, which is plain decoding."""
         return 1.0 if k == 0 else self.draft_at(k) + self.verify_at(k) + self.rest_at(k)
+
+    def reading(self, distinct: Mapping[int, float] | None) -> Costs:
+        """The same of passes that read other experts: a pass costs what it reads.
+
+        Args:
+          distinct: k -> experts a layer of a pass over k guesses, 0: of a plain step
+            (`experts.Union.by_guesses`); None: those of the calibration. Of a k that it lacks, what
+            was measured stands.
+        """
+        reads = self.reads
+        if reads is None or not distinct:
+            return self
+        known = distinct.keys() & reads.distinct.keys()
+        grown = {k: reads.ratio(k, distinct[k]) for k in known}
+        plain = grown.get(0, 1.0)
+        more = {k: v * (grown.get(k, 1.0) - 1) for k, v in self.verify.items()}
+
+        def steps(table: Mapping[int, float], also: bool) -> dict[int, float]:
+            return {k: (v + (more.get(k, 0.0) if also else 0.0)) / plain for k, v in table.items()}
+
+        read = {**reads.distinct, **{k: distinct[k] for k in known}}
+        return dataclasses.replace(
+            self,
+            plain_s=plain * self.plain_s,
+            verify=steps(self.verify, True),
+            draft=steps(self.draft, False),
+            cycle=steps(self.cycle, True),
+            rest=self.rest / plain,
+            reads=dataclasses.replace(reads, distinct=read),
+        )
 
 
 def interpolate(table: Mapping[int, float], at: int, what: str, axis: str) -> float:
@@ -180,8 +214,14 @@ def _blend(ends: Sequence[Costs], places: Sequence[int], at: int) -> Costs:
     def table(a: Mapping[int, float], b: Mapping[int, float]) -> dict[int, float]:
         return {k: mix(a[k], b[k]) for k in sorted(a.keys() & b.keys())}
 
+    reads = low.reads
+    if reads is not None and high.reads is not None:
+        a, b = reads.distinct, high.reads.distinct
+        between = {k: (1 - share) * a[k] + share * b[k] for k in sorted(a.keys() & b.keys())}
+        reads = dataclasses.replace(reads, distinct=between)
     return dataclasses.replace(
         low,
+        reads=reads,
         plain_s=plain_s,
         verify=table(low.verify, high.verify),
         draft=table(low.draft, high.draft),

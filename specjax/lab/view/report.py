@@ -133,7 +133,12 @@ def _why(result: Result) -> dict[str, Any] | None:
     device = result.run.device
     try:
         told = explain(
-            best.metrics, costs, speedup=best.speedup, device=device, family=best.family
+            best.metrics,
+            costs,
+            speedup=best.speedup,
+            device=device,
+            family=best.family,
+            experts=best.experts,
         ).text
     except ValueError as error:  # not all that it needs was calibrated
         return {"missing": str(error)}

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from specjax.lab.costs.speed import Speed
+from specjax.lab.records.experts import Union
 from specjax.lab.records.run import Run
 from specjax.lab.view import marks
 from specjax.trace.trace import Cycle
@@ -54,6 +55,7 @@ class Report:
     comparable: bool = False  # whether the text should equal that of plain decoding
     difference: tuple[int, int] | None = None
     exact: bool = True  # float32
+    experts: Union | None = None  # that a pass read, of a target with such
     load: Sequence[float] = ()  # processes that wanted a core before; of others
     others: Sequence[float] = ()  # cores that others kept busy meanwhile
 
@@ -83,6 +85,8 @@ def summary(console: Console, report: Report) -> None:
     elif report.seconds:
         rate = report.tokens / report.seconds
         rows.append(("speed", f"{rate:.1f} tokens/s, compiling not counted; plain not measured"))
+    if report.experts is not None:
+        rows.append(("experts", report.experts.text))
     if report.setup:
         rows.append(("setup", report.setup + (f", rule {report.rule}" if report.rule else "")))
     if report.speed is not None or report.seconds:

@@ -155,6 +155,9 @@ def _csv(cases: Cases) -> str:
             _spread(record, "predicted_" if key == "predicted" else "", found[key] or {})
         known = {k: v for k, v in found["intervals"].items() if v is not None}
         _spread(record, "interval_", known)
+        if case.experts is not None:
+            record["experts"] = case.experts.distinct[-1]
+            record["experts_expected"] = case.experts.expected[-1]
         record["marks"] = marks.words(case)
         records.append({k: escape.csv_cell(v) for k, v in record.items()})
     buffer = io.StringIO()

@@ -92,6 +92,11 @@ class MixtureConfig(DecoderConfig):
         """Whether the layer has experts."""
         return layer not in self.dense_layers
 
+    @property
+    def has_mixture(self) -> bool:
+        """Whether some layer has experts."""
+        return any(self.is_mixture(layer) for layer in range(self.num_layers))
+
     def for_model_axis(self, size: int) -> Self:
         if self.mixture.width % size or (self.shared_width or size) % size:
             raise ValueError(
