@@ -9,6 +9,7 @@ from typing import Any
 
 from specjax.checkpoint.load import Model
 from specjax.core.options import is_integer
+from specjax.core.seeds import check_seed, seed_of
 from specjax.prompts.forms import is_array, is_list, read_array, scalar, type_name
 from specjax.prompts.ids import Prompts, prompt_ids
 from specjax.sampling import Options
@@ -39,7 +40,8 @@ def prepare(
         columns["logit_bias"] = [read_bias(bias) for bias in columns["logit_bias"]]
     seeds = spread("seed", seed, num)
     if is_integer(first := scalar(seed)):
-        seeds = [(int(first) + i) % 2**32 if first >= 0 else first for i in range(num)]
+        check_seed(first)
+        seeds = [seed_of(int(first), i) for i in range(num)]
     limits = spread("max_new_tokens", max_new_tokens, num)
     if stop_token_ids is None:
         stop_ids: list[Any] = [target.stop_token_ids] * num

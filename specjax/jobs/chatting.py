@@ -17,6 +17,7 @@ from specjax.checkpoint.drafters.named import Named, parse
 from specjax.core.family import Family
 from specjax.core.files import write_atomically
 from specjax.core.options import again, option, typed
+from specjax.core.seeds import seed_of
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import with_num_draft
 from specjax.jobs.asking import Law
@@ -99,7 +100,7 @@ class Chat:
                         f"reads {longest} at most: /reset begins a new one."
                     )
                 request = {**self.request, "max_new_tokens": min(most, room)}
-                seed = (self.options.seed + self.turns) % 2**32
+                seed = seed_of(self.options.seed, self.turns)
                 pieces = specjax.stream(
                     self.target, self.spec, [ids], seed=seed, memory=self.memory, **request
                 )

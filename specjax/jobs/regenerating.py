@@ -14,6 +14,7 @@ from specjax import sampling
 from specjax.core import hosts, own
 from specjax.core.assignments import assign
 from specjax.core.options import again, check, keywords, option
+from specjax.core.seeds import seed_of
 from specjax.prompts.ids import conversation_ids
 from specjax.runs.results import ResultFile
 from specjax.train.data.jsonl import objects, read_messages, token_row
@@ -112,7 +113,7 @@ def finish(run: Run) -> Path:
         batch = prompts[written : written + options.batch]
         # A short last batch is filled up, so that it is not another program.
         rows = batch + [batch[-1]] * (options.batch - len(batch))
-        seeds = [(options.seed + written + i) % 2**32 for i in range(len(rows))]
+        seeds = [seed_of(options.seed, written + i) for i in range(len(rows))]
         made = specjax.generate(run.target, None, rows, seed=seeds, **options.request())
         for i, prompt in enumerate(batch):
             run.results.append(

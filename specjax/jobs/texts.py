@@ -14,6 +14,7 @@ import specjax
 from specjax.checkpoint.drafters.named import Named
 from specjax.core import hosts, own
 from specjax.core.options import option
+from specjax.core.seeds import seed_of
 from specjax.jobs.asking import Asked, Law
 from specjax.jobs.models import Models
 from specjax.prompts.files import FilePrompt, read_prompts
@@ -130,7 +131,7 @@ class Run:
 
     def arguments(self, rows: range) -> dict[str, Any]:
         """Those for the prompts in ``rows``, whose seeds do not depend on the batch."""
-        seeds = [(self.job.options.seed + i) % 2**32 for i in rows]
+        seeds = [seed_of(self.job.options.seed, i) for i in rows]
         return {"prompts": [self.prompts[i] for i in rows], "seed": seeds, **self.job.request}
 
 

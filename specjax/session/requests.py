@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from specjax import verify
 from specjax.checkpoint.load import Model
 from specjax.core.options import is_integer
+from specjax.core.seeds import check_seed
 from specjax.drafters import checking
 from specjax.drafters.base import Drafter, parents_of
 from specjax.drafters.spec import Spec
@@ -92,6 +93,5 @@ def check_row(target: Model, row: Row, index: int) -> None:
                 f"stop_token_ids holds {token!r}, but the vocabulary has ids 0 to {vocab - 1}; "
                 "remove it."
             )
-    if not is_integer(row.seed) or not 0 <= row.seed < 2**32:
-        raise ValueError(f"seed={row.seed!r}: must be an integer from 0 to 2**32 - 1.")
+    check_seed(row.seed)
     row.options.check(vocab, row.max_new_tokens)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from specjax.core import own
 from specjax.core.assignments import assign
 from specjax.core.options import option
+from specjax.core.seeds import check_seed
 from specjax.train.data.jsonl import Reading
 from specjax.train.objectives import trained_kinds
 from specjax.train.optimizer import OPTIMIZERS
@@ -68,6 +69,7 @@ class RunConfig:
         for field in (*positive, "log_every", "eval_every", "checkpoint_every"):
             if getattr(self, field) <= 0:
                 raise ValueError(f"--config.{field}={getattr(self, field)} must be positive.")
+        check_seed(self.seed, "--config.seed")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"--config.optimizer={self.optimizer}: known: {', '.join(OPTIMIZERS)}")
         if not 0 <= self.warmup_steps < self.steps:

@@ -13,6 +13,7 @@ import numpy as np
 
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
+from specjax.core.seeds import check_seed
 from specjax.drafters.base import check_num_draft
 from specjax.drafters.checking import name_of
 from specjax.drafters.spec import Spec
@@ -224,8 +225,7 @@ def _check_numbers(texts: int, alpha: float, seed: int) -> None:
         raise ValueError(f"texts={texts!r}: must be a whole number, at least {MIN_TEXTS}.")
     if not isinstance(alpha, numbers.Real) or not 0 < alpha <= 0.05:
         raise ValueError(f"alpha={alpha!r}: must be above 0 and at most 0.05.")
-    if not _whole(seed) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}: must be an integer from 0 to 2**32 - 1.")
+    check_seed(seed)
 
 
 def _names(checks: Sequence[str] | None, known: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 from specjax import api
 from specjax.checkpoint.load import Model
 from specjax.core.compiles import Compiles
+from specjax.core.seeds import seed_of
 from specjax.drafters.checking import bind
 from specjax.lab.bench.exactness import differences
 from specjax.lab.bench.job import Job
@@ -58,7 +59,7 @@ class Batch:
     def seeds(self, seed: int) -> list[int]:
         """The seeds: seed + i for prompt i of the set, whatever the batch size."""
         last = len(self.prompts) - 1
-        return [(seed + self.first + min(i, last)) % 2**32 for i in range(self.size)]
+        return [seed_of(seed, self.first + min(i, last)) for i in range(self.size)]
 
 
 def batches_of(prompts: Sequence[Prompt], size: int) -> list[Batch]:
