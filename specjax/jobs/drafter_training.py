@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +138,11 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
             f"{target.config.max_position_embeddings} positions."
         )
     day = hosts.from_first("day", lambda: loop.began_on(workdir))
-    sources = read_sources(config, target, datetime.datetime.fromisoformat(day))
-    spec = start(config, target, sources)
+    # What cannot be trained is refused before files are read, where the drafter needs none of them.
+    read = functools.cache(
+        lambda: read_sources(config, target, datetime.datetime.fromisoformat(day))
+    )
+    spec = start(config, target, read)
     trainee, params = Trainee.of(
         config.kind,
         spec,
@@ -148,6 +153,7 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
     bind(spec, target, "one_hot")
     check_objective(trainee.objective, params, target.net, config.rows, config.data.seq_len)
     format = export_format(config, spec, target)
+    sources = read()
     data = Batches(
         sources.train,
         micro=config.rows,
@@ -238,8 +244,8 @@ def read_sources(config: DrafterConfig, target: specjax.Model, day: datetime.dat
     return sources
 
 
-def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any:
-    """The drafter to begin with: loaded, or with random weights."""
+def start(config: DrafterConfig, target: specjax.Model, read: Callable[[], Sources]) -> Any:
+    """The drafter to begin with: loaded, or with random weights; ``read`` reads the data."""
     sizes = dict(config.sizes)
     if config.init:
         kind = class_of(config.kind)
@@ -261,7 +267,7 @@ def start(config: DrafterConfig, target: specjax.Model, sources: Sources) -> Any
     fresh_takes = inspect.signature(kind.fresh).parameters if hasattr(kind, "fresh") else {}
     if "draft_vocab_size" in sizes and "target_ids" in fresh_takes:
         rows = sizes.pop("draft_vocab_size")
-        sizes["target_ids"], share = frequent_tokens(sources.train, rows, target.config.vocab_size)
+        sizes["target_ids"], share = frequent_tokens(read().train, rows, target.config.vocab_size)
         print(f"draft vocabulary: {rows} tokens, {share:.1%} of what is trained on", flush=True)
     return fresh(config.kind, target, sizes, num_draft=config.num_draft, seed=config.seed)
 
