@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict, config_dict
 
-from specjax.cli.configs import config_of
+from specjax.cli.configs import config_of, variant_of
 from specjax.train.config import DrafterConfig
 
 
-def get_config() -> ConfigDict:
-    return config_of(
+def get_config(variant: str = "") -> ConfigDict:
+    config = config_of(
         DrafterConfig,
         kind="dflash",
         num_draft=7,
@@ -47,3 +47,4 @@ def get_config() -> ConfigDict:
         steps=2000,
         export_format="zlab",
     )
+    return variant_of(config, variant)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from specjax.cli.configs import config_of
+from specjax.cli.configs import config_of, variant_of
 from specjax.train.config import DrafterConfig
 
 
-def get_config() -> ConfigDict:
-    return config_of(
+def get_config(variant: str = "") -> ConfigDict:
+    config = config_of(
         DrafterConfig,
         kind="lm",
         num_draft=5,
@@ -50,3 +50,4 @@ def get_config() -> ConfigDict:
         steps=900,
         accumulate=2,
     )
+    return variant_of(config, variant)

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict, config_dict
 
-from specjax.cli.configs import config_of
+from specjax.cli.configs import config_of, variant_of
 from specjax.train.config import DrafterConfig
 
 
-def get_config() -> ConfigDict:
-    return config_of(
+def get_config(variant: str = "") -> ConfigDict:
+    config = config_of(
         DrafterConfig,
         kind="dspark",
         num_draft=7,
@@ -46,3 +46,4 @@ def get_config() -> ConfigDict:
         steps=2000,
         export_format="plain",
     )
+    return variant_of(config, variant)

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from specjax.cli.configs import config_of
+from specjax.cli.configs import config_of, variant_of
 from specjax.train.config import LMConfig
 
 
 def get_config(variant: str = "target") -> ConfigDict:
-    if variant not in ("target", "continued", "draft"):
-        raise ValueError(f"configs/train_lm.py:{variant}: known: target, continued, draft.")
+    if variant not in ("target", "continued", "draft", "quick"):
+        raise ValueError(f"there is no variant {variant!r}: target, continued, draft and quick.")
     config = config_of(
         LMConfig,
         model={
@@ -64,4 +64,4 @@ def get_config(variant: str = "target") -> ConfigDict:
             peak_lr=4e-3,
             steps=900,
         )
-    return config
+    return variant_of(config, "quick" if variant == "quick" else "")

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from specjax.cli.configs import config_of
+from specjax.cli.configs import config_of, variant_of
 from specjax.train.config import DrafterConfig
 
 
-def get_config() -> ConfigDict:
-    return config_of(
+def get_config(variant: str = "") -> ConfigDict:
+    config = config_of(
         DrafterConfig,
         kind="medusa",
         num_draft=2,
@@ -28,3 +28,4 @@ def get_config() -> ConfigDict:
         steps=1000,
         export_format="medusa",
     )
+    return variant_of(config, variant)

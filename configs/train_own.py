@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from specjax.cli.configs import config_of
+from specjax.cli.configs import config_of, variant_of
 from specjax.train.config import DrafterConfig
 
 
-def get_config() -> ConfigDict:
-    return config_of(
+def get_config(variant: str = "") -> ConfigDict:
+    config = config_of(
         DrafterConfig,
         kind="",  # FILE.py:NAME, or a name that --import registers
         num_draft=4,
@@ -26,3 +26,4 @@ def get_config() -> ConfigDict:
         steps=1000,
         export_format="plain",
     )
+    return variant_of(config, variant)

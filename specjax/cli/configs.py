@@ -43,6 +43,32 @@ def config_of(kind: type, /, **own: Any) -> ConfigDict:
     return made
 
 
+# A run of training that only shows that all of it works: a few steps, of little.
+_QUICK = {
+    "steps": 4,
+    "warmup_steps": 1,
+    "rows": 2,
+    "accumulate": 1,
+    "log_every": 2,
+    "eval_every": 4,
+    "checkpoint_every": 2,
+    "eval": {"rows": 4, "prompts": 2, "max_new_tokens": 16},
+}
+
+
+def variant_of(config: ConfigDict, variant: str) -> ConfigDict:
+    """A config of training as it is, or as ``FILE.py:quick``: a first run of a few steps.
+
+    Raises:
+      ValueError: in one line, on a variant that there is not.
+    """
+    if variant not in ("", "quick"):
+        raise ValueError(f"there is no variant {variant!r}, only quick.")
+    if variant == "quick":
+        config.update({name: _QUICK[name] for name in _QUICK if name in config})
+    return config
+
+
 def plain(hint: Any) -> Any:
     """A type without None."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
