@@ -24,8 +24,11 @@ DEFAULTS = Path(__file__).with_name("defaults.py")
 RECORDS: dict[str, type] = {}  # of scripts whose --config has defaults
 
 
-def define(kind: type, script: str) -> None:
+def define(kind: type, script: str, settings: type | None = None) -> None:
     """Defines what a command line may give of a record of options.
+
+    ``settings`` is the record of a --config that is a file. Where that has a default for everything
+    no file is needed.
 
     A config that has defaults is read as the flag is defined, with what the command line overrides
     of it: the script ends here, in one line, where that is wrong.
@@ -33,14 +36,27 @@ def define(kind: type, script: str) -> None:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if field.name == "config":
+            default = None
+            if settings is not None and _complete(settings) and any(overrides.overrides(sys.argv)):
+                default = _defaults(script, settings)
             needed = default_of(field) is dataclasses.MISSING
-            define_config(told=field.metadata["help"], needed=needed)
+            define_config(default, told=field.metadata["help"], needed=needed)
         elif not field.metadata["config"]:
             _define(field, hints[field.name])
     if any(field.metadata["config"] for field in dataclasses.fields(kind)):
-        RECORDS[script] = kind
-        define_config(DEFAULTS.with_name(f"{DEFAULTS.name}:{script}"))
+        define_config(_defaults(script, kind))
     define_import()
+
+
+def _complete(kind: type) -> bool:
+    """Whether all options of a record have defaults."""
+    return all(default_of(field) is not dataclasses.MISSING for field in dataclasses.fields(kind))
+
+
+def _defaults(script: str, kind: type) -> Path:
+    """The config of a script's defaults, as --config names it."""
+    RECORDS[script] = kind
+    return DEFAULTS.with_name(f"{DEFAULTS.name}:{script}")
 
 
 def define_import() -> None:

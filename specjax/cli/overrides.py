@@ -40,14 +40,15 @@ class Override:
 
 def check(argv: Sequence[str], default: str | Path | None = None) -> None:
     """Raises ValueError, in one line, on an override that names no field or is of another type."""
-    given, file = list(overrides(argv)), named_file(argv) or default
-    if not given and file is default:
+    given, named = list(overrides(argv)), named_file(argv)
+    if not given and named is None:
         return
+    file = named or default
     if file is None:
         raise ValueError(f"{given[0]} goes with --config, such as --config=configs/NAME.py.")
     config = load(str(file))
     for override in given:
-        check_one(override, config, str(file))
+        check_one(override, config, named or "the default config")
 
 
 def overrides(argv: Sequence[str]) -> Iterator[Override]:

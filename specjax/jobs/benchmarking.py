@@ -31,7 +31,9 @@ class Options:
     """What is measured, or shown again."""
 
     config: Any = option(
-        None, "A file of configs/, or one that returns config_of(Config, ...) as those do."
+        None,
+        "A file of configs/, or one that returns config_of(Config, ...) as those do; none: the "
+        "defaults.",
     )
     workdir: str | None = option(None, "Where the results go, or are.")
     report_only: bool = option(
@@ -79,9 +81,7 @@ def begin(options: Options) -> Begun | None:
         store.take()
         finish(store)
         return None
-    if options.config is None:
-        raise ValueError("What to measure? Set --config, such as configs/benchmark.py.")
-    settings = dict(options.config)
+    settings = dataclasses.asdict(Config()) if options.config is None else dict(options.config)
     config = read_config(settings)
     if config.mode == "predict":
         predict(store, config)
