@@ -7,9 +7,17 @@ out.text, out.tau, out.trace
 """
 
 import importlib
+import os
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
-from specjax.trace.trace import Cycle, Trace
+# An installed script's imports, as in `experiments/__init__`: until `cli.script` takes over.
+_COMMAND, _CTRL_C = os.path.basename((*sys.argv, "")[0]), signal.getsignal(signal.SIGINT)
+if _COMMAND.startswith("specjax-") and _CTRL_C is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+from specjax.trace.trace import Cycle, Trace  # noqa: E402 - behind the lines above
 
 if TYPE_CHECKING:
     from specjax import drafters, extend, verify

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from scripts import invoke, script
 from tiny_checkpoint import write_tiny
 
 import specjax
-from specjax.cli import errors
 from specjax.core import machine
 from specjax.lab.costs.speed import first_difference
 from specjax.lab.view.text import MARKS, Painter
@@ -358,16 +356,3 @@ def test_help_and_start_as_a_module() -> None:
     words = "target drafter draft num_draft rule temperature top_p prompt prompt_file"
     for flag in f"{words} output max_new_tokens seed mesh dtype stream config".split():
         assert f"--{flag}:" in done.stdout or f"--[no]{flag}:" in done.stdout, flag
-
-
-def test_ctrl_c_is_not_lost_in_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python ignores, as in a finaliser or the collector's callbacks, comes again."""
-    monkeypatch.setattr(sys, "unraisablehook", errors.interrupt_again)
-
-    class Pressed:
-        def __del__(self) -> None:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        Pressed()
-        time.sleep(5)

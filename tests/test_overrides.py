@@ -55,6 +55,17 @@ def test_what_is_refused(file: str | None, argument: str, message: str) -> None:
     assert "\n" not in str(error.value) and not str(error.value).endswith("?.")
 
 
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs").glob("train_*.py")), ids=lambda f: f.stem
+)
+def test_every_training_has_a_first_look_of_few_steps(file: Path) -> None:
+    whole, quick = overrides.load(str(file)), overrides.load(f"{file}:quick")
+    assert (quick.steps, quick.rows, quick.accumulate) == (4, 2, 1) and whole.steps >= 600
+    assert quick.to_dict().keys() == whole.to_dict().keys()
+    with pytest.raises(ValueError, match="there is no variant 'quik'"):
+        overrides.load(f"{file}:quik")
+
+
 def test_what_is_taken() -> None:
     taken = ["--config.repeats=2", "--config.repeats", "2", "--config.stop", "--noconfig.stop"]
     taken += ["--config.batches[0]=4", "--config.stop=FALSE", "--config.drafters=('a','b')"]
@@ -67,7 +78,7 @@ def test_what_is_taken() -> None:
     overrides.check(["script"])
 
 
-@pytest.mark.parametrize("name", ["compile", "generate", "chat", "regenerate"])
+@pytest.mark.parametrize("name", ["benchmark", "compile", "generate", "chat", "regenerate"])
 def test_scripts_end_in_one_line(name: str) -> None:
     """With and without a default config; it is read as the flag is defined."""
     line = [sys.executable, "-m", f"experiments.{name}", "--config.compilation_cach=x"]

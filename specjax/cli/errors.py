@@ -13,6 +13,7 @@ from typing import IO, NoReturn
 from specjax import lab
 
 _stderr: IO[str] | None = None  # where errors go when nothing else is printed
+_interrupted = False  # whether Ctrl-C was pressed, and not meant for what a script then did
 # What a file system says when it takes no more.
 NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -37,10 +38,27 @@ def keep_stderr() -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Says what was wrong and exits."""
+    """Says what was wrong and exits. Raises KeyboardInterrupt if it was only a Ctrl-C.
+
+    Extensions make errors of their own of one that comes while they run.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt
     message = " ".join(message.split())
     print(f"error: {message}\n", end="", file=stderr(), flush=True)  # in one piece
     raise Refused(message)
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """What Ctrl-C does, and is known to have done."""
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def interrupted() -> bool:
+    """Whether an exception that ends the script may be what became of a Ctrl-C."""
+    return _interrupted
 
 
 def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
@@ -59,6 +77,8 @@ def one_line_errors() -> Iterator[None]:
     """Around the reading of input only: elsewhere an exception is a bug and keeps its traceback."""
     try:
         yield
+    except BrokenPipeError:  # of what reads the output
+        raise
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
     except ValueError as error:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app
 
@@ -70,7 +71,7 @@ class Script:
     def define(self) -> None:
         """Defines its flags."""
         processes.define_flags()
-        flags.define(self.options, self.name)
+        flags.define(self.options, self.name, self.settings)
 
     def _main(self) -> int | None:
         with one_line_errors():
@@ -80,10 +81,8 @@ class Script:
     def help(self) -> str:
         """The text before the flags: with the fields of --config, and named as it was started."""
         text = self.about or ""
-        started = processes.called(sys.argv[0])
-        if started.startswith("specjax-"):
-            ours = f"python -m experiments.{self.name}"
-            text = text.replace(ours, started)
+        if processes.called(sys.argv[0]).startswith("specjax-"):
+            text = _as_installed(text)
         if self.settings is None:
             fields = list(_told(described(self.options, config=True)))
         else:
@@ -93,6 +92,15 @@ class Script:
             text += ":" if self.settings is None else "; a file says\nwhat differs from them:"
             text += "\n\n" + "\n".join(fields) + "\n"
         return text
+
+
+def _as_installed(text: str) -> str:
+    """The names of scripts in a text as the commands of an installation are called."""
+    return re.sub(
+        r"(?:python -m )?\bexperiments\.([a-z]\w*)",
+        lambda found: f"specjax-{found[1].replace('_', '-')}",
+        text,
+    )
 
 
 def _told(options: Iterable[tuple[str, Any, str]], prefix: str = "") -> Iterator[str]:
@@ -110,7 +118,7 @@ def run(main: Callable[[Sequence[str]], Any], start: Callable[[Sequence[str]], l
     warnings.formatwarning = one_line_warning
     sys.unraisablehook = errors.interrupt_again
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # see `experiments/__init__`
+        signal.signal(signal.SIGINT, errors.interrupt)  # see `experiments/__init__`
         app.run(main, flags_parser=start)
     except SystemExit as end:
         if launch.joined():
@@ -118,17 +126,23 @@ def run(main: Callable[[Sequence[str]], Any], start: Callable[[Sequence[str]], l
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but taking Python down
         raise
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        # JAX may crash when Python is torn down under a program of its own that still runs.
-        launch.fail("interrupted", 130)
+        _end_interrupted()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if launch.joined():
             launch.fail("its output is not read any more", 1)
         sys.exit(1)
     except Exception as error:
+        if errors.interrupted():
+            _end_interrupted()
         _fail_all(error)
         raise
+
+
+def _end_interrupted() -> NoReturn:
+    print("interrupted", file=sys.stderr, flush=True)
+    # JAX may crash when Python is torn down under a program of its own that still runs.
+    launch.fail("interrupted", 130)
 
 
 def _fail_all(error: Exception) -> None:
