@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -27,12 +28,23 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # `experiments` is run from the checkout, never installed
 
+# Matrices are run whole by tests/long: see `thinned`.
+WHOLE = bool(os.environ.get("SPECJAX_WHOLE_MATRICES"))
+
 # multidevice: run by test_multidevice in a process of its own; the others by pytest -n 0 tests/NAME
 collect_ignore = ["multidevice", "long", "parity"]
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def thinned(names: Iterable[str], *siblings: str) -> list[str]:
+    """The names without those that differ little from others that stay; in tests/long all of them.
+
+    What is registered anew is always there.
+    """
+    return [name for name in names if WHOLE or name not in siblings]
 
 
 @pytest.fixture(scope="session")

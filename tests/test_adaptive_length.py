@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from conftest import AS_USERS_DO
+from conftest import AS_USERS_DO, thinned
 
 import specjax
 from specjax import decode, session, verify
@@ -120,7 +120,7 @@ def test_the_state_is_that_of_a_fresh_prefill() -> None:
     assert all_right >= 2, all_right
 
 
-@pytest.mark.parametrize("name", ["lm", "dspark"])
+@pytest.mark.parametrize("name", thinned(["lm", "dspark"], "dspark"))
 def test_no_branch_copies_a_cache(name: str) -> None:
     """One program with a pass of each width in it; what is fixed has no branch."""
     target = tiny.model()
