@@ -83,6 +83,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "over the limit": ({"max_new_tokens": 256}, ("max_new_tokens=256", "limit of 256", "shorten")),
     "negative seed": ({"seed": -1}, ("seed=-1", "from 0 to")),
     "huge seed": ({"seed": [2**32]}, ("seed=4294967296", "from 0 to")),
+    "huge first seed": ({"seed": 2**32}, ("seed=4294967296", "from 0 to")),
     "fractional seed": ({"seed": 0.5}, ("seed=0.5", "integer")),
     "list of the wrong length": (
         {"top_p": [0.5, 0.6]},
