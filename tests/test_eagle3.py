@@ -17,6 +17,7 @@ import tiny
 from flax import nnx
 from safetensors.flax import load_file
 
+import specjax
 from specjax.core.types import Array, Kept, Proposal, pytree
 from specjax.core.view import View
 from specjax.drafters.base import Context
@@ -25,7 +26,6 @@ from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.drafters.eagle3.objective import Eagle3Objective
 from specjax.models import Frozen
 from specjax.models.config import DecoderConfig, read_rope
-from specjax.models.layers.attention import looking_back
 from specjax.models.layers.rope import Rope
 from specjax.sampling import Counts, Options, make_sampling
 from specjax.train.objectives.base import Batch
@@ -96,16 +96,14 @@ def test_the_authors_draft(shared: Path) -> None:
     def run(net: Frozen, taps: Array) -> Any:
         net = net.module
         g, cache = net.fuse(taps), net.init_cache(1, 32)
-        look = looking_back(cache, View.chain(num))
-        state, normed, block = net(g, table[tokens], jnp.arange(num)[None], look)
+        state, normed, block = net(g, table[tokens], cache, View.chain(num))
         cache = cache.commit(block, jnp.full((1,), num))
 
-        def step(carry: Any, i: Array) -> Any:
+        def step(carry: Any, _: Array) -> Any:
             state, normed, cache = carry
             logits = net.head(normed)[:, -1]
             token = target_ids[logits.argmax(-1)]
-            look = looking_back(cache, View.chain(1))
-            state, normed, block = net(state, table[token[:, None]], (num + i)[None, None], look)
+            state, normed, block = net(state, table[token[:, None]], cache, View.chain(1))
             return (state, normed, cache.commit(block, jnp.ones((1,), jnp.int32))), (token, logits)
 
         _, chain = jax.lax.scan(step, (state[:, -1:], normed[:, -1:], cache), jnp.arange(5))
@@ -166,13 +164,18 @@ VARIANTS = {
         "fc_norm": True,
         "norm_output": True,
     },
+    "latent": {"latent": True, "norm_output": True},
 }
+
+
+def target_of(variant: str) -> specjax.Model:
+    return tiny.model("deepseek_v3" if variant == "latent" else "llama")
 
 
 @functools.cache
 def spec_of(variant: str, num_draft: int = K) -> Eagle3:
     """A draft of the tiny target whose norms are not all ones."""
-    spec = Eagle3.fresh(tiny.model(), num_draft=num_draft, seed=1, **VARIANTS[variant])
+    spec = Eagle3.fresh(target_of(variant), num_draft=num_draft, seed=1, **VARIANTS[variant])
     rng = np.random.default_rng(2)
     params = jax.tree.map(
         lambda x: x * jnp.asarray(rng.uniform(0.7, 1.3, x.shape), x.dtype), spec.net.params
@@ -202,8 +205,8 @@ class Forced(Eagle3Drafter):
         return jnp.take_along_axis(self.text, place, axis=1)[:, 0], normed[:, 0]
 
 
-def forced(spec: Eagle3, text: Array) -> Forced:
-    bound = spec.bind(tiny.model(), "one_hot")
+def forced(spec: Eagle3, text: Array, target: specjax.Model) -> Forced:
+    bound = spec.bind(target, "one_hot")
     return Forced(
         net=bound.net,
         vocabulary=bound.vocabulary,
@@ -247,7 +250,7 @@ def cycle(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_graph_is_inference_graph(variant: str) -> None:
     """Every state of every step and position, and again after updates of random counts."""
-    target, width = tiny.model(), 20
+    target, width = target_of(variant), 20
     spec = spec_of(variant)
     objective, params = objective_of(spec)
     rng = np.random.default_rng(5)
@@ -265,7 +268,7 @@ def test_training_graph_is_inference_graph(variant: str) -> None:
     want, features = train(params)  # [T, K, D]
     length = jnp.arange(1, width - K + 1)
     rows = len(length)
-    drafter = forced(spec, jnp.broadcast_to(text, (rows, width)))
+    drafter = forced(spec, jnp.broadcast_to(text, (rows, width)), target)
     features = jnp.broadcast_to(features, (rows, *features.shape[1:]))
 
     def prefilled(length: Array) -> Any:

@@ -16,13 +16,17 @@ Logits of teacher and student over the vocabulary exist for one chunk of positio
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from specjax.core.cache import Block, Cache
+from specjax.core.cache.block import join
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
+from specjax.core.view import View, causal
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.objectives.base import Batch
@@ -131,15 +135,62 @@ class PairObjective:
         """States [.., D] -> logits over the draft's vocabulary, float32."""
         raise NotImplementedError
 
+    def read(
+        self,
+        net: Any,
+        target: Frozen,
+        step: int,
+        x: Array,
+        tokens: Array,
+        *seen: Any,  # cache, view, block before
+    ) -> tuple[Array, Array, Block]:
+        """One pass of step ``step`` over pairs: as `PairDrafting.read`."""
+        raise NotImplementedError
+
+    def heads(self, net: Any) -> int:
+        """How many networks guess a step each, the last one all further steps."""
+        del net
+        return 1
+
+    def seen(
+        self, net: Any, rows: int, width: int, past: tuple[Block, ...]
+    ) -> tuple[Cache, View, Block | None]:
+        """What a step sees of ``past``, the steps of the same network before it.
+
+        As a layer may be of any kind, they are one growing block: each query sees those of the
+        first step up to its own, and of the later ones its column.
+        """
+        place, size = jnp.arange(width), len(past)
+        first, later = standins(width)
+        column = jnp.eye(width, dtype=bool)[None]
+        visible = jnp.concatenate([later, *[column] * size], axis=-1) if past else first
+        depth = jnp.concatenate([place[None] - 1 + i for i in range(size + 1)], axis=1)
+        before = functools.reduce(join, past) if past else None
+        return net.init_cache(rows, 0), View(depth, visible), before
+
+    # ---------------------------------------------------------------------------------------
+
     def unroll(self, net: Any, batch: Batch, fused: Array, target: Frozen) -> Array:
         """The normed states of every step and column, [J, B, T, D].
 
         Args:
           fused: [B, T, D], the feature of every token.
         """
-        raise NotImplementedError
+        tokens = constrain(batch.tokens, "batch", None)
+        rows, width = tokens.shape
+        x = jnp.pad(fused, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
-    # ---------------------------------------------------------------------------------------
+        @functools.partial(jax.checkpoint, static_argnums=0)
+        def step(j: int, x: Array, tokens: Array, *seen: Any) -> Any:
+            return self.read(net, target, j, x, tokens, *seen)
+
+        states: list[Array] = []
+        past: tuple[Block, ...] = ()
+        for j in range(self.num_draft):
+            x, normed, new = step(j, x, ahead(tokens, j), *self.seen(net, rows, width, past))
+            past = (*past, new) if j + 1 >= self.heads(net) else ()
+            states.append(normed)
+        return jnp.stack(states)
 
     def _features(self, net: Any, batch: Batch, target: Frozen) -> tuple[Array, Array]:
         """The target's final states and the fused features, [B, T, D_target] and [B, T, D]."""
@@ -162,6 +213,16 @@ class PairObjective:
         return (
             jnp.zeros((self.config.backbone.vocab_size,), jnp.bool_).at[self.target_ids].set(True)
         )
+
+
+def standins(width: int) -> tuple[Array, Array]:
+    """[1, T, T] bool twice: what the columns see of the first step, in it and in later ones.
+
+    The zeros that stand in for a feature in column 0 are seen by themselves alone.
+    """
+    standin = (jnp.arange(width) == 0)[None, None, :]
+    itself = (jnp.arange(width) == 0)[None, :, None]
+    return causal(width) & (~standin | itself), causal(width) & ~standin
 
 
 def ahead(x: Array, by: int) -> Array:

@@ -92,8 +92,13 @@ def _yarn(said: dict[str, Any]) -> YarnScaling:
             RopeWarning,
             stacklevel=2,
         )
-    _ascending({"beta_slow": 1.0, "beta_fast": 32.0, **said}, "beta_slow", "beta_fast")
-    return YarnScaling(**said)
+    found = YarnScaling(**said)
+    if found.beta_fast < found.beta_slow:  # equal they are in Kimi-K2: a ramp of one dimension
+        raise ValueError(
+            f"config.json: beta_fast={found.beta_fast} of the RoPE scaling must be at least "
+            f"beta_slow={found.beta_slow}."
+        )
+    return found
 
 
 def _ascending(said: Mapping[str, Any], low: str, high: str) -> None:

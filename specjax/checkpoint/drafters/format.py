@@ -23,6 +23,7 @@ class Format:
     speculators: tuple[str, ...] = ()  # values of speculators_model_type
     architectures: tuple[str, ...] = ()  # of config.json
     looks: Callable[[Source], bool] = lambda source: False  # by keys and names of tensors
+    latent: bool = False  # whether its layers may have latent attention
 
 
 @dataclasses.dataclass(frozen=True)

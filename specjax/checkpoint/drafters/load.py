@@ -17,6 +17,7 @@ from specjax.checkpoint.drafters.recognise import recognise
 from specjax.checkpoint.drafters.source import PICKLES, Plan, read_source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.load import Model, download, load, locate, read_dtype
+from specjax.checkpoint.packed import unpacked
 from specjax.core import own, sharding
 from specjax.core.types import KINDS
 from specjax.drafters.lm import LM
@@ -134,6 +135,8 @@ def _read(name: str, target: Model, asked: _Asked, revision: str | None) -> _Fou
         # What was downloaded is loaded from where it lies.
         return _language_model(str(path) if is_repository else name, target, asked, None)
     source = source.as_format(form.name)
+    packed = unpacked(source.tensors, source.raw, source.where)
+    source = dataclasses.replace(source, tensors=packed)
     is_plain = form is plain.FORMAT
     plan = plain.read(source, target, cls) if is_plain else form.read(source, target)
     net = _assemble(plan, source.where, target, asked)

@@ -21,26 +21,29 @@ from specjax.models.target import Target
 
 _REFUSED_ARCHITECTURES = {
     "DominoDraftModel": "a Domino drafter (a recurrent network over the block)",
-    "Eagle3DeepseekV2ForCausalLM": "an EAGLE-3 drafter with multi-head latent attention (MLA)",
-    "Eagle3DeepseekV3ForCausalLM": "an EAGLE-3 drafter with multi-head latent attention (MLA)",
     "EagleLlamaForCausalLM": "an EAGLE-1/2 drafter",
     "LlamaForCausalLMEagle": "an EAGLE-1/2 drafter",
     "PEagleDraftModel": "a P-EAGLE drafter",
+    **dict.fromkeys(
+        ("GptOssForCausalLMEagle3", "Qwen3MoEForCausalLMEagle3", "Qwen3MoeForCausalLMEagle3"),
+        "an EAGLE-3 drafter with a mixture of experts",
+    ),
+    **dict.fromkeys(
+        ("K3DSparkModel", "KimiK3DSpark5MLADraftModel"),
+        "a DSpark drafter with multi-head latent attention (MLA)",
+    ),
 }
 # Tensors, by how their names begin, that only an unsupported method has.
 _REFUSED_TENSORS = {
     "mask_hidden": "a P-EAGLE drafter",
     "prefix_gru.": "a Domino drafter (a recurrent network over the block)",
 }
+# Parts of a drafter's own layers.
 _REFUSED_PARTS = {
-    "self_attn.kv_a_proj_with_mqa": "multi-head latent attention (MLA)",
-    "self_attn.kv_b_proj": "multi-head latent attention (MLA)",
     "self_attn.sinks": "attention sinks",
     "self_attn.attention_sink_bias": "attention sinks",
     "self_attn.g_proj": "gated attention (Laguna)",
-    "weight_packed": "quantised weights",
-    "weight_scale": "quantised weights",
-    "qweight": "quantised weights",
+    "mlp.experts.": "a mixture of experts",
 }
 
 
@@ -61,6 +64,28 @@ def recognise(source: Source, more: tuple[Format, ...] = ()) -> Format | None:
     if plain.KEY in raw:
         return plain.FORMAT
     _refuse(source)
+    found = _found(source, formats)
+    if found is not None:
+        _refuse_parts(source, found)
+        return found
+    if "fc.weight" in source.tensors:
+        raise CheckpointError(
+            f"{source.where}: an EAGLE-1/2 drafter by its tensors (fc and no midlayer), which is "
+            "not supported; use an EAGLE-3 drafter."
+        )
+    if raw.get("model_type") in FAMILIES:
+        return None
+    known = ", ".join(f.name for f in formats)
+    raise CheckpointError(
+        f"{source.where}: neither a drafter in a known format ({known}) nor a language model of a "
+        f"supported family: architectures={raw.get('architectures')!r}, "
+        f"model_type={raw.get('model_type')!r}."
+    )
+
+
+def _found(source: Source, formats: tuple[Format, ...]) -> Format | None:
+    """The first format that it is in."""
+    raw = source.raw
     if "speculators_model_type" in raw:
         kind = raw["speculators_model_type"]
         found = next((f for f in formats if kind in f.speculators), None)
@@ -78,22 +103,7 @@ def recognise(source: Source, more: tuple[Format, ...] = ()) -> Format | None:
         lambda f: any(name in f.architectures for name in named),
         lambda f: f.looks(source),
     )
-    for test in tests:
-        if found := next(filter(test, formats), None):
-            return found
-    if "fc.weight" in source.tensors:
-        raise CheckpointError(
-            f"{source.where}: an EAGLE-1/2 drafter by its tensors (fc and no midlayer), which is "
-            "not supported; use an EAGLE-3 drafter."
-        )
-    if raw.get("model_type") in FAMILIES:
-        return None
-    known = ", ".join(f.name for f in formats)
-    raise CheckpointError(
-        f"{source.where}: neither a drafter in a known format ({known}) nor a language model of a "
-        f"supported family: architectures={raw.get('architectures')!r}, "
-        f"model_type={raw.get('model_type')!r}."
-    )
+    return next((f for test in tests for f in formats if test(f)), None)
 
 
 def read_config(
@@ -137,14 +147,23 @@ def _refuse(source: Source) -> None:
     for start, what in _REFUSED_TENSORS.items():
         if any(name.startswith(start) for name in names):
             found = found or what
+    if found is not None:
+        raise CheckpointError(f"{source.where}: {found}, which is not supported.")
+
+
+def _refuse_parts(source: Source, form: Format) -> None:
+    """What a format might hold and none of its networks has; a language model may have it."""
+    raw, found = source.raw, None
     for part, what in _REFUSED_PARTS.items():
-        hit = next((n for n in names if part in n), None)
+        hit = next((n for n in source.tensors if part in n), None)
         if hit is not None:
             found = found or f"a model with {what} (tensor {hit})"
-    if raw.get("quantization_config") or raw.get("compression_config"):
-        found = found or "quantised (quantization_config); use full weights"
-    mode = (raw.get("dflash_config") or raw).get("attention_mode")
-    if mode == "mla" or raw.get("kv_lora_rank"):
-        found = found or "a drafter with multi-head latent attention (MLA)"
+    block = raw.get("dflash_config") or raw
+    latent = next((n for n in source.tensors if "self_attn.kv_b_proj" in n), None)
+    if block.get("attention_mode") == "mla" or (
+        (latent or raw.get("kv_lora_rank")) and not form.latent
+    ):
+        said = f" (tensor {latent})" if latent else ""
+        found = found or f"a {form.name} drafter with multi-head latent attention (MLA){said}"
     if found is not None:
         raise CheckpointError(f"{source.where}: {found}, which is not supported.")

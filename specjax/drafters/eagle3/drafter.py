@@ -23,7 +23,7 @@ from specjax.drafters.pairs import PairDrafting
 from specjax.drafters.spec import Outline, Sizes
 from specjax.models.config import DecoderConfig, dense_like
 from specjax.models.frozen import Frozen
-from specjax.models.layers.attention import looking_back
+from specjax.models.layers.latent import LatentConfig
 from specjax.models.target import Target
 from specjax.models.vocabulary import Vocabulary
 from specjax.sampling import Counts
@@ -66,9 +66,11 @@ class Eagle3(Eagle3Kind):
             taps=config.taps,
         )
         check_target_ids(self.name, self.target_ids, config)
-        if not config.own_embedding and config.backbone.hidden_size != target.config.hidden_size:
+        own = config.own_embedding and config.own_head
+        if not own and config.backbone.hidden_size != target.config.hidden_size:
+            what = "head" if config.own_embedding else "embedding"
             raise ValueError(
-                f"{self.name} has width {config.backbone.hidden_size} and no embedding of its own, "
+                f"{self.name} has width {config.backbone.hidden_size} and no {what} of its own, "
                 f"but that of {target.name} has width {target.config.hidden_size}."
             )
         vocabulary = target.net.vocabulary
@@ -93,6 +95,8 @@ class Eagle3(Eagle3Kind):
         config = fresh_config(target.config, draft_vocab_size=rows, **sizes)
         check_target_ids("eagle3", ids, config)
         net = Eagle3Net(config, dtype=target.dtype, rngs=nnx.Rngs(seed))
+        if not config.own_head:
+            return cls(Frozen.of(net), num_draft, kind, ids)
         head = target.net.vocabulary.output
         net.lm_head.weight[...] = (head if ids is None else head[ids]).astype(target.dtype)
         return cls(Frozen.of(net), num_draft, kind, ids)
@@ -131,16 +135,13 @@ class Eagle3Drafter(PairDrafting):
         own = self.net.config.own_embedding
         net = self.net.module
         embedded = net.embed_tokens(tokens) if own else self.vocabulary.embed(tokens)
-        positions = view.positions(cache.length)
-        found: tuple[Array, Array, tuple[tuple[Array, ...], ...]] = net(
-            x, embedded, positions, looking_back(cache, view, before)
-        )
+        found: tuple[Array, Array, Block] = net(x, embedded, cache, view, before)
         return found
 
     def draw(
         self, normed: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
-        logits = self.net.module.head(normed[:, 0])
+        logits = self.net.module.head(normed[:, 0], self.vocabulary)
         logits = onto_target(logits, self.target_ids, self.vocabulary.output.shape[0])
         return draw(logits, self.kind, index, counts, context)
 
@@ -180,6 +181,7 @@ def fresh_config(
     num_heads: int | None = None,
     num_kv_heads: int | None = None,
     head_dim: int | None = None,
+    latent: LatentConfig | bool = False,
     **variant: bool,
 ) -> Eagle3Config:
     """A config of the target's own width, whose embedding it borrows.
@@ -190,8 +192,17 @@ def fresh_config(
       layers: of the draft.
       taps: indices into hidden_states; None: `default_taps`.
       intermediate_size, num_heads, num_kv_heads, head_dim: by default the target's.
+      latent: sizes of latent attention; True: the target's; False: it has grouped queries.
       **variant: further fields of `Eagle3Config`.
+
+    Raises:
+      ValueError: naming a size that the target has not.
     """
+    theirs = latent if isinstance(latent, LatentConfig) else getattr(target, "latent", None)
+    if latent and theirs is None:
+        raise ValueError(
+            f"sizes.latent: a {target.model_type} model has no latent attention to take sizes from."
+        )
     backbone = dense_like(
         target,
         "llama",
@@ -206,5 +217,6 @@ def fresh_config(
         taps=tuple(taps) if taps else default_taps(target.num_layers),
         target_hidden_size=target.hidden_size,
         draft_vocab_size=draft_vocab_size,
+        latent=dataclasses.replace(theirs, eps=target.rms_norm_eps) if latent and theirs else None,
         **variant,
     )

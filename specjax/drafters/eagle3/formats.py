@@ -2,8 +2,9 @@
 
 The original code takes no layer ids from the config: it taps hidden_states[2], [L / 2] and
 [L - 3]. SpecForge and others list *outputs* of layers in ``eagle_config``, so that id l is
-hidden_states[l + 1]; speculators' list at the top counts hidden_states itself. The rotary base is
-10000 unless the file says otherwise, whatever the target's is.
+hidden_states[l + 1]; speculators' list at the top counts hidden_states itself, and so does the
+nested one that TorchSpec writes for vLLM. The rotary base is 10000 unless the file says otherwise,
+whatever the target's is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from specjax.checkpoint.drafters.format import Format, Formats
 from specjax.checkpoint.drafters.keys import BACKBONE, Keys
 from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
-from specjax.drafters.eagle3 import layouts
+from specjax.drafters.eagle3 import latent, layouts
 from specjax.drafters.eagle3.drafter import Eagle3
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.models.target import Target
@@ -58,7 +59,9 @@ def read_config(source: Source, target: Target) -> Eagle3Config:
     for name, value in _ONLY.items():
         keys.only(name, value)
     keys.integer("parallel_draft_heads_num_layers", 1, least=0)  # of the heads that there are not
-    backbone = fit.read_backbone({**source.raw, "model_type": "llama"}, where)
+    is_latent = latent.has_latent(source)
+    raw = latent.said(source) if is_latent else source.raw
+    backbone = fit.read_backbone({**raw, "model_type": "llama"}, where)
     nested, top = keys.block.get(_IDS), source.raw.get(_IDS)
     keys.read.add(_IDS)  # the two places count differently, and are compared here
     if nested is not None and top is not None and [i + 1 for i in nested] != list(top):
@@ -73,7 +76,14 @@ def read_config(source: Source, target: Target) -> Eagle3Config:
     elif ids is None:
         ids, shift = default_taps(target.config.num_layers), 0
     else:
-        shift = 1 if nested is not None else 0
+        shift = 1 if nested is not None and not _counts_states(source) else 0
+        _check_states(source, target, ids, shift)
+    said = keys.integer("num_aux_hidden_states", len(ids) or 3)
+    if said != (len(ids) or 3):
+        raise CheckpointError(
+            f"{where}: num_aux_hidden_states={said}, but {len(ids) or 3} layers are tapped; "
+            "correct one of them."
+        )
     rows = keys.integer("draft_vocab_size", backbone.vocab_size)
     width = keys.integer("target_hidden_size", _width(target, backbone.hidden_size))
     fit.check_layers(where, target, keys.get("num_target_layers"))
@@ -82,13 +92,48 @@ def read_config(source: Source, target: Target) -> Eagle3Config:
         taps=fit.read_taps(where, target, ids, _IDS, shift) if ids else (),
         target_hidden_size=width,
         draft_vocab_size=rows,
-        norm_before_residual=bool(keys.flag("norm_before_residual")),
-        norm_before_fc=bool(keys.flag("norm_before_fc")),
-        fc_norm=bool(keys.flag("fc_norm")),
-        norm_output=bool(keys.flag("norm_output")),
+        latent=latent.read(keys, backbone) if is_latent else None,
+        **_norms(keys),
     )
-    keys.finish(*BACKBONE)
+    keys.finish(*BACKBONE, *(latent.KEYS if is_latent else ()))
     return config
+
+
+def _norms(keys: Keys) -> dict[str, Any]:
+    """Where the draft has norms that the original has not.
+
+    Raises:
+      CheckpointError: if it norms the taps twice.
+    """
+    found = {
+        "norm_before_residual": bool(keys.flag("norm_before_residual")),
+        "norm_before_fc": bool(keys.flag("norm_before_fc")),
+        "fc_norm": bool(keys.flag("fc_norm") or keys.flag("use_aux_norm")),  # its older name
+        "norm_output": bool(keys.flag("norm_output")),
+    }
+    if found["norm_before_fc"] and found["fc_norm"]:
+        raise CheckpointError(
+            f"{keys.where}: norm_before_fc (one norm of all taps) and fc_norm (one of each) "
+            "exclude each other; remove the one whose weights it has not."
+        )
+    return found
+
+
+def _counts_states(source: Source) -> bool:
+    """Whether the nested ids are hidden_states: TorchSpec's export for vLLM adds 1 to them."""
+    for_vllm = any(name.startswith("layers.0.") for name in source.tensors)
+    kimi = source.raw.get("model_type") == "kimi_k2"
+    return bool(for_vllm and kimi and "_torchspec_version" in source.raw)
+
+
+def _check_states(source: Source, target: Target, ids: tuple[int, ...], shift: int) -> None:
+    """Refuses ids that mean what no target hands out (gpt-oss-120b-Eagle3-v3 has such)."""
+    if shift and target is not None and max(ids) == target.config.num_layers:
+        raise CheckpointError(
+            f"{source.where}: {_IDS} holds {max(ids)}, the output of all {max(ids)} layers of "
+            f"{target.name} before the final norm, which is not supported: only outputs of layers "
+            "before the last can be tapped."
+        )
 
 
 def _width(target: Target, otherwise: int) -> int:
@@ -125,10 +170,7 @@ def read_speculators_config(source: Source, target: Target) -> Eagle3Config:
         taps=fit.read_taps(where, target, ids, _IDS, 0) if ids else (),
         target_hidden_size=keys.integer("target_hidden_size", width),
         draft_vocab_size=keys.integer("draft_vocab_size", 32000),
-        norm_before_residual=bool(keys.flag("norm_before_residual")),
-        norm_before_fc=bool(keys.flag("norm_before_fc")),
-        fc_norm=bool(keys.flag("fc_norm")),
-        norm_output=bool(keys.flag("norm_output")),
+        **_norms(keys),
     )
     keys.flag("embed_requires_grad")
     keys.finish(*speculators.INERT, strict=True)
@@ -146,8 +188,8 @@ def plan(
     """Checks sizes, settles the tables and says how to put it together."""
     backbone, head = config.backbone, tensors.get(fit.HEAD)
     if head is None:
-        raise CheckpointError(f"{source.where}: no {fit.HEAD}; an EAGLE-3 drafter has its own.")
-    if source.raw.get("draft_vocab_size") is None and "speculators_config" not in source.raw:
+        config = _with_targets_head(source, config, tensors)
+    elif source.raw.get("draft_vocab_size") is None and "speculators_config" not in source.raw:
         config = dataclasses.replace(config, draft_vocab_size=head.shape[0])
     fit.check_sizes(
         source,
@@ -160,7 +202,7 @@ def plan(
         source, tensors, rows=config.draft_vocab_size, vocab_size=target.config.vocab_size
     )
     own_embedding, _ = fit.settle_tables(
-        source, target, tensors, width=backbone.hidden_size, own_head=True
+        source, target, tensors, width=backbone.hidden_size, own_head=config.own_head
     )
     config = dataclasses.replace(config, own_embedding=own_embedding)
     middle = any(name.startswith("midlayer.") for name in tensors)
@@ -174,11 +216,28 @@ def plan(
     return Plan(config, Eagle3Net, tensors, called, make, ids, num_draft)
 
 
+def _with_targets_head(
+    source: Source, config: Eagle3Config, tensors: dict[str, Any]
+) -> Eagle3Config:
+    """Without a head of its own it guesses with the target's, whatever its config says of one.
+
+    Raises:
+      CheckpointError: if it names tokens that such a head's rows would be of.
+    """
+    if "d2t" in tensors:
+        raise CheckpointError(
+            f"{source.where}: d2t names {tensors['d2t'].shape[0]} tokens, but there is no "
+            f"{fit.HEAD} with a row for each; fetch it again."
+        )
+    return dataclasses.replace(config, own_head=False, draft_vocab_size=config.backbone.vocab_size)
+
+
 # One layer that fuses an embedding and a state, whatever the architecture is called.
 _FUSING = (
     "midlayer.hidden_norm.weight",
     "layers.0.hidden_norm.weight",
     "midlayer.self_attn.q_proj.weight",
+    "midlayer.self_attn.kv_b_proj.weight",
 )
 FORMATS = Formats(
     read=(
@@ -186,8 +245,12 @@ FORMATS = Formats(
             "EAGLE-3",
             read,
             read_config,
-            architectures=("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"),
+            architectures=(
+                *("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM"),
+                *latent.ARCHITECTURES,
+            ),
             looks=lambda source: any(name in source.tensors for name in _FUSING),
+            latent=True,
         ),
         Format(
             "speculators EAGLE-3",

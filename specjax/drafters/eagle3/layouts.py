@@ -15,6 +15,7 @@ from specjax.checkpoint.drafters.layouts import (
     vocabulary_maps,
 )
 from specjax.core import hosts
+from specjax.drafters.eagle3 import latent
 from specjax.drafters.eagle3.net import Eagle3Config
 from specjax.models.rope_config import write_rope_scaling
 from specjax.models.target import Target
@@ -23,6 +24,8 @@ from specjax.models.target import Target
 def safeailab(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
     """That of SafeAILab/EAGLE, SpecForge and SGLang: one layer, called ``midlayer``.
 
+    With latent attention it is what vLLM and SGLang read for Kimi, norms of EAGLE-3.1 included.
+
     SafeAILab's own code always taps hidden_states 2, L/2 and L-3 of an L-layer target. SpecForge
     and SGLang also read a list, nested in ``eagle_config``, whose id l is hidden_states[l + 1].
     """
@@ -30,7 +33,8 @@ def safeailab(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Lay
     c: Eagle3Config = spec.net.config
     no = refuser("safeailab", spec)
     no(c.backbone.num_layers != 1, "more than one layer")
-    no(c.norm_before_residual or c.norm_before_fc or c.fc_norm or c.norm_output, "further norms")
+    more = c.norm_before_residual or c.norm_before_fc
+    no(more or (c.latent is None and (c.fc_norm or c.norm_output)), "further norms")
     no(c.backbone.attention_bias or c.backbone.mlp_bias, "biases")
     no(len(c.taps) != 3, "other than three taps")
     no(0 in c.taps, "a tap of the embedding")
@@ -46,6 +50,10 @@ def safeailab(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Lay
             "use_aux_hidden_state": True,
         },
     }
+    if c.latent is not None:
+        del config["head_dim"]
+        config |= latent.write(c.latent) | {"fc_norm": c.fc_norm, "norm_output": c.norm_output}
+    tensors = {**tensors, **_head(spec, target)}
     renamed = {name.replace("layers.0.", "midlayer.", 1): x for name, x in tensors.items()}
     # SpecForge wants the maps of a whole vocabulary, too; others do not mind them.
     vocab = c.backbone.vocab_size
@@ -62,7 +70,9 @@ def speculators(spec: Any, tensors: Tensors, target: Target, verifier: str) -> L
     if not c.own_embedding:
         table = hosts.fetch(target.net.vocabulary.embedding)
         tensors = {**tensors, "embed_tokens.weight": np.ascontiguousarray(table)}
+    tensors = {**tensors, **_head(spec, target)}
     no = refuser("speculators", spec)
+    no(c.latent is not None, "latent attention")
     no(c.target_hidden_size != c.backbone.hidden_size, "a width other than the target's")
     config = {
         "architectures": ["Eagle3DraftModel"],
@@ -80,6 +90,13 @@ def speculators(spec: Any, tensors: Tensors, target: Target, verifier: str) -> L
         },
     }
     return Layout(config, {**tensors, **_maps(spec)})
+
+
+def _head(spec: Any, target: Target) -> Tensors:
+    """The target's head, for readers that want one in the file."""
+    if spec.net.config.own_head:
+        return {}
+    return {"lm_head.weight": np.ascontiguousarray(hosts.fetch(target.net.vocabulary.output))}
 
 
 def _maps(spec: Any) -> Tensors:

@@ -10,31 +10,33 @@ first, its own output in their place once the guesses are ahead of the target.
     logits = W_head norm(x'')                            over the draft's vocabulary
     fed back: x'', or norm(x'') (3.1)
 
-What a query sees is the caller's: one function of the queries, keys and values of a layer
-(`Look`). Decoding looks back at a cache, training at the first step of the whole text and along the
-steps of its own column; everything else is the same code.
+Attention is grouped-query attention, or latent attention as DeepSeek-V3 has it (Kimi's drafts, in
+the layout of vLLM's and SGLang's ``Eagle3DeepseekV2ForCausalLM``): the entries of the cache are of
+its kind. Decoding looks back at a cache, training at earlier steps of the same columns; everything
+else is the same code.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from specjax.core.cache import Block, Cache, Full, Part, empty
+from specjax.core.cache import Block, Cache, Part, empty
 from specjax.core.ops import activation_dtype, linear
 from specjax.core.types import Array
+from specjax.core.view import View
 from specjax.models.config import DecoderConfig
-from specjax.models.layers.attention import MLP, Attention, Look, split_heads
+from specjax.models.layers.attention import MLP, Attention
 from specjax.models.layers.decoder import Embed
+from specjax.models.layers.latent import LatentAttention, LatentConfig
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
-from specjax.models.layers.rope import Rotation, rotation
+from specjax.models.layers.reading import Reading
+from specjax.models.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Eagle3Config:
     fc_norm: bool = False  # 3.1: a norm for each tap
     norm_output: bool = False  # 3.1: the normed state is fed back
     own_embedding: bool = False
+    own_head: bool = True  # else the target's
+    latent: LatentConfig | None = None  # of latent attention; None: grouped queries
 
 
 class Eagle3Layer(nnx.Module):
@@ -62,36 +66,29 @@ class Eagle3Layer(nnx.Module):
         if first:
             self.hidden_norm = RMSNorm(c.hidden_size, **norm)
         wide = 2 * c.hidden_size if first else c.hidden_size
-        self.self_attn = Attention(c, head_norm=False, in_features=wide, dtype=dtype, rngs=rngs)
+        fed: dict[str, Any] = {"in_features": wide, "dtype": dtype, "rngs": rngs}
+        self.self_attn: Any
+        if config.latent is None:
+            self.self_attn = Attention(c, head_norm=False, **fed)
+        else:
+            self.self_attn = LatentAttention(config.latent, **fed)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, **norm)
         self.mlp = MLP(c, dtype=dtype, rngs=rngs)
         self.first, self.norm_before_residual = first, config.norm_before_residual
 
     def __call__(
-        self, x: Array, embedded: Array, rotate: Rotation, look: Callable[..., Array]
+        self, x: Array, embedded: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:
-        """States and embeddings [B, T, D] -> states; keys and values [B, G, T, H].
-
-        ``look`` is a `Look` of this layer.
-        """
+        """States and embeddings [B, T, D] -> states, and what ``entry`` must commit."""
         if self.first:
             normed = self.hidden_norm(x)
             fed = jnp.concatenate([self.input_layernorm(embedded), normed], axis=-1)
             x = normed if self.norm_before_residual else x
         else:
             fed = self.input_layernorm(x)
-        attn, config = self.self_attn, self.self_attn.config
-        q = rotate(split_heads(attn.q_proj(fed), config.num_heads))
-        k = rotate(split_heads(attn.k_proj(fed), config.num_kv_heads))
-        v = split_heads(attn.v_proj(fed), config.num_kv_heads)
-        if config.kv_repeat > 1:
-            k, v = (jnp.repeat(y, config.kv_repeat, axis=1) for y in (k, v))
-        q = attn.constrain(q, "batch", "heads", None, None)
-        k = attn.constrain(k, "batch", "kv_heads", None, None)
-        v = attn.constrain(v, "batch", "kv_heads", None, None)
-        mixed = look(q, k, v).swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        x = x + attn.o_proj(mixed)
-        return x + self.mlp(self.post_attention_layernorm(x)), (k, v)
+        mixed, part = self.self_attn(fed, entry, before, reading)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), part
 
 
 class Eagle3Net(Placed):
@@ -112,9 +109,9 @@ class Eagle3Net(Placed):
             [Eagle3Layer(config, first=i == 0, dtype=dtype, rngs=rngs) for i in range(c.num_layers)]
         )
         self.norm = RMSNorm(c.hidden_size, **norm)
-        self.lm_head = Linear(
-            c.hidden_size, config.draft_vocab_size, axes=("vocab", None), dtype=dtype, rngs=rngs
-        )
+        if config.own_head:
+            rows = config.draft_vocab_size
+            self.lm_head = Linear(c.hidden_size, rows, axes=("vocab", None), dtype=dtype, rngs=rngs)
         if config.own_embedding:
             self.embed_tokens = Embed(c, dtype=dtype, rngs=rngs)
 
@@ -135,39 +132,40 @@ class Eagle3Net(Placed):
         return self.constrain(self.fc(features), "batch", None, None)
 
     def __call__(
-        self, x: Array, embedded: Array, positions: Array, look: Look
+        self, x: Array, embedded: Array, cache: Cache, view: View, before: Block | None = None
     ) -> tuple[Array, Array, Block]:
-        """One pass over T pairs.
+        """One pass over T pairs behind the cache, and behind those of the block ``before`` them.
 
         Args:
           x: [B, T, D], fused features or states that were fed back.
           embedded: [B, T, D], the tokens after them.
-          positions: [B, T] int32, those of the features.
-          look: what the queries see.
+          cache: of pairs.
+          view: where the pairs stand, and what they see of the block.
 
         Returns:
-          The states to feed back [B, T, D], those for the head [B, T, D], keys and values.
+          The states to feed back [B, T, D], those for the head [B, T, D], what to commit.
         """
-        c = self.config.backbone
-        rotate = rotation(c.rope, positions, c.head_dim)
+        reading = Reading(cache.length, view)
         embedded = self.constrain(embedded.astype(x.dtype), "batch", None, None)
         block: list[Part] = []
         for i, layer in enumerate(self.layers):
-            x, part = layer(x, embedded, rotate, functools.partial(look, i))
+            fed = None if before is None else before[i]
+            x, part = layer(x, embedded, cache.layers[i], fed, reading)
             x = self.constrain(x, "batch", None, None)
             block = [*block, part]
         normed = self.norm(x)
         fed_back = normed if self.config.norm_output else x
         return fed_back, normed, tuple(block)
 
-    def head(self, normed: Array) -> Array:
-        """[..., D] -> logits [..., V_draft] float32."""
+    def head(self, normed: Array, vocabulary: Vocabulary | None = None) -> Array:
+        """[..., D] -> logits [..., V_draft] float32; of the target where it has no head."""
+        if not self.config.own_head:
+            assert vocabulary is not None
+            return vocabulary.head(normed)
         logits = linear(normed, self.lm_head.weight[...], platform=self.platform)
         return self.constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of pairs, in the type of the activations."""
-        c = self.config.backbone
-        sizes = (rows, slots, c.num_kv_heads * c.kv_repeat, c.head_dim, self.dtype)
-        axis = self.axis("kv_heads")
-        return empty(tuple(Full.empty(*sizes, axis=axis) for _ in self.layers), rows)
+        layers: list[Any] = list(self.layers)
+        return empty(tuple(x.self_attn.init_entry(rows, slots, self.dtype) for x in layers), rows)

@@ -1,7 +1,7 @@
 """Training EAGLE-3 by training-time test (Li et al. 2025, arXiv:2503.01840): `pair_objective`.
 
-What a step sees of its own column is a diagonal: those scores are elementwise products, and no
-[J T, J T] mask is ever made.
+What a step sees of its own column is a diagonal: with grouped queries those scores are elementwise
+products, and no [J T, J T] mask is ever made.
 """
 
 from __future__ import annotations
@@ -12,16 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.cache import Block
-from specjax.core.ops import attend
-from specjax.core.sharding import constrain
-from specjax.core.types import Array
-from specjax.core.view import causal
+from specjax.core.cache import Block, Cache, Part
+from specjax.core.types import Array, pytree
+from specjax.core.view import View
 from specjax.drafters.eagle3.net import Eagle3Net
-from specjax.drafters.pair_objective import PairObjective, ahead
+from specjax.drafters.pair_objective import PairObjective, standins
 from specjax.models.frozen import Frozen
-from specjax.models.layers.attention import Look
-from specjax.train.objectives.base import Batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,71 +28,64 @@ class Eagle3Objective(PairObjective):
         return net.fuse(features)
 
     def head(self, net: Eagle3Net, target: Frozen, normed: Array) -> Array:
-        del target
-        return net.head(normed)
+        return net.head(normed, target.vocabulary)
 
-    def unroll(self, net: Eagle3Net, batch: Batch, fused: Array, target: Frozen) -> Array:
-        """The normed states of every step and column, [J, B, T, D].
+    def read(
+        self, net: Eagle3Net, target: Frozen, step: int, x: Array, tokens: Array, *seen: Any
+    ) -> tuple[Array, Array, Block]:
+        del step
+        if net.config.own_embedding:
+            embedded = jax.lax.stop_gradient(net.embed_tokens(tokens))
+        else:
+            embedded = target.vocabulary.embed(tokens)
+        return net(x, embedded, *seen)
 
-        Args:
-          fused: [B, T, D], g of every token.
-        """
-        tokens = constrain(batch.tokens, "batch", None)
-        rows, width = tokens.shape
-        positions = jnp.broadcast_to(jnp.arange(width)[None, :], (rows, width)) - 1
-        # The zeros that stand in for a feature in column 0 are seen by themselves alone.
-        standin = (jnp.arange(width) == 0)[None, None, :]
-        visible = causal(width)
-        x = jnp.pad(fused, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-
-        @jax.checkpoint
-        def step(x: Array, tokens: Array, j: Array, past: tuple[Block, ...]) -> Any:
-            if net.config.own_embedding:
-                embedded = jax.lax.stop_gradient(net.embed_tokens(tokens))
-            else:
-                embedded = target.vocabulary.embed(tokens)
-            if past:
-                look = looking_along(past[0], past[1:], visible & ~standin)
-            else:
-                look = looking_at(visible & (~standin | (jnp.arange(width) == 0)[None, :, None]))
-            return net(x, embedded, positions + j, look)
-
-        states: list[Array] = []
-        past: tuple[Block, ...] = ()
-        for j in range(self.num_draft):
-            x, normed, block = step(x, ahead(tokens, j), jnp.int32(j), past)
-            states, past = [*states, normed], (*past, block)
-        return jnp.stack(states)
+    def seen(
+        self, net: Eagle3Net, rows: int, width: int, past: tuple[Block, ...]
+    ) -> tuple[Cache, View, Block | None]:
+        if not past or net.config.latent is not None:
+            return super().seen(net, rows, width, past)
+        parts = zip(*past, strict=True)
+        columns = tuple(Columns(first, tuple(own)) for first, *own in parts)
+        depth = jnp.arange(width)[None] - 1 + len(past)
+        view = View(depth, standins(width)[1])
+        return Cache(columns, jnp.zeros((rows,), jnp.int32)), view, None
 
 
-def looking_at(visible: Array) -> Look:
-    """Queries see the tokens of the pass itself, by ``visible`` [1, T, T]."""
-    return lambda layer, q, k, v: attend(q, k, v, visible, None)
+@pytree
+class Columns:
+    """An entry of grouped keys and values: a pass over the text, and those behind it."""
 
+    first: Part  # of the pass that is seen by the view
+    own: tuple[Part, ...]  # of later passes, each seen by its own column alone
 
-def looking_along(first: Block, own: tuple[Block, ...], visible: Array) -> Look:
-    """Queries see the pass ``first`` by ``visible`` [1, T, T], and their column of each later one.
-
-    ``own`` are the passes between the first and this one.
-    """
-
-    def look(layer: int, q: Array, k: Array, v: Array) -> Array:
+    def attend(
+        self,
+        q: Array,
+        new: Part,
+        length: Array,
+        view: View,
+        *,
+        scale: float | None = None,
+        sinks: Array | None = None,
+    ) -> Array:
+        """As `Full.attend`; the pass ``new`` is the last of those seen by their columns."""
+        del length
+        assert scale is None and sinks is None
         rows, heads, width, size = q.shape
-        groups = k.shape[1]
+        groups = new[0].shape[1]
         q = q.reshape(rows, groups, heads // groups, width, size)
-        column_k = jnp.stack([*(block[layer][0] for block in own), k], axis=2)  # [B, G, J, T, H]
-        column_v = jnp.stack([*(block[layer][1] for block in own), v], axis=2)
+        column_k = jnp.stack([*(k for k, _ in self.own), new[0]], axis=2)  # [B, G, J, T, H]
+        column_v = jnp.stack([*(v for _, v in self.own), new[1]], axis=2)
         dots = lambda form, k: jnp.einsum(form, q, k, preferred_element_type=jnp.float32)
-        scores = dots("bgrth,bgsh->bgrts", first[layer][0])
-        scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
+        scores = dots("bgrth,bgsh->bgrts", self.first[0])
+        scores = jnp.where(view.visible[:, None, None], scores, -jnp.inf)
         scores = jnp.concatenate([scores, dots("bgrth,bgjth->bgrtj", column_k)], axis=-1)
-        weights = jax.nn.softmax(scores * jnp.float32(size**-0.5)).astype(v.dtype)
+        weights = jax.nn.softmax(scores * jnp.float32(size**-0.5)).astype(column_v.dtype)
         weigh = lambda form, w, v: jnp.einsum(form, w, v, preferred_element_type=jnp.float32)
-        out = weigh("bgrts,bgsh->bgrth", weights[..., :width], first[layer][1])
+        out = weigh("bgrts,bgsh->bgrth", weights[..., :width], self.first[1])
         out = out + weigh("bgrtj,bgjth->bgrth", weights[..., width:], column_v)
         return out.reshape(rows, heads, width, size).astype(q.dtype)
-
-    return look
 
 
 OBJECTIVE = Eagle3Objective

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.core.ops import attend
+from specjax.core.cache.block import join
 from specjax.core.types import Array
-from specjax.core.view import causal
+from specjax.core.view import View, causal
 from specjax.drafters.eagle3.net import Eagle3Config
 from specjax.drafters.tapped import tapped
 from specjax.models.frozen import Frozen
@@ -58,25 +58,19 @@ def _steps(
     """
     module, length = net.module, taps.shape[0]
     fused = module.fuse(taps[None])
-    x, logits, first = fused, [], None
-    keys: list[list[Array]] = [[] for _ in module.layers]
-    values: list[list[Array]] = [[] for _ in module.layers]
-    diagonal = jnp.eye(length, dtype=bool)[None]
+    x, logits, first, before = fused, [], None, None
+    place, cache = jnp.arange(length)[None], net.init_cache(1, 0)
     for step in range(steps):
-        visible = jnp.concatenate([causal(length), *[diagonal] * step], axis=-1)
-
-        def look(layer: int, q: Array, k: Array, v: Array, visible: Array = visible) -> Array:
-            keys[layer].append(k)
-            values[layer].append(v)
-            k, v = (jnp.concatenate(parts[layer], axis=2) for parts in (keys, values))
-            return attend(q, k, v, visible, None)
-
+        visible = jnp.concatenate(
+            [causal(length), *[jnp.eye(length, dtype=bool)[None]] * step], axis=-1
+        )
+        view = View(jnp.concatenate([place + i for i in range(step + 1)], axis=1), visible)
         tokens = ids[1 + step : 1 + step + length]
         tokens = jnp.pad(tokens, (0, length - len(tokens)))  # behind the text, as the reference
-        positions = (step + jnp.arange(length))[None]
-        x, normed, _ = module(x, _embed(net, vocabulary, tokens[None]), positions, look)
+        x, normed, block = module(x, _embed(net, vocabulary, tokens[None]), cache, view, before)
+        before = join(before, block)
         first = x if first is None else first
-        logits.append(module.head(normed)[0])
+        logits.append(module.head(normed, vocabulary)[0])
     assert first is not None
     return fused[0], first[0], jnp.stack(logits)
 
@@ -103,14 +97,9 @@ def _causal(
     net: Frozen, vocabulary: Vocabulary, x: Array, tokens: Array, place: Array
 ) -> tuple[Array, Array]:
     """One causal pass over pairs: the state [D] and the logits [V_draft] at ``place``."""
-
-    def look(layer: int, q: Array, k: Array, v: Array) -> Array:
-        return attend(q, k, v, causal(x.shape[0]), None)
-
-    positions = jnp.arange(x.shape[0])[None]
-    embedded = _embed(net, vocabulary, tokens[None])
-    states, normed, _ = net.module(x[None], embedded, positions, look)
-    return states[0, place], net.module.head(normed)[0, place]
+    embedded, cache = _embed(net, vocabulary, tokens[None]), net.init_cache(1, 0)
+    states, normed, _ = net.module(x[None], embedded, cache, View.chain(x.shape[0]))
+    return states[0, place], net.module.head(normed, vocabulary)[0, place]
 
 
 def _embed(net: Frozen, vocabulary: Vocabulary, tokens: Array) -> Array:

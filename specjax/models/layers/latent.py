@@ -30,8 +30,6 @@ from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
 from specjax.models.layers.rope import Rope, YarnScaling, halved
 
-_EPS = 1e-6  # of the two norms inside, whatever the config says of the others
-
 
 @dataclasses.dataclass(frozen=True)
 class LatentConfig:
@@ -46,6 +44,7 @@ class LatentConfig:
     value_dim: int
     rope: Rope
     bias: bool = False
+    eps: float = 1e-6  # of the two norms inside, in DeepSeek's code whatever the others have
 
     @property
     def scale(self) -> float:
@@ -66,13 +65,15 @@ class LatentConfig:
 class LatentAttention(Placed):
     """Attributes are named as the checkpoints' tensors: ``self_attn.kv_b_proj.weight``.
 
-    ``written`` says which form is used; None: the one with fewer multiplications.
+    ``in_features`` is the width of the input where it is not the model's. ``written`` says which
+    form is used; None: the one with fewer multiplications.
     """
 
     def __init__(
         self,
         config: LatentConfig,
         *,
+        in_features: int | None = None,
         written: bool | None = None,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -80,19 +81,20 @@ class LatentAttention(Placed):
         c = config
         kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         narrow: dict[str, Any] = {"axes": (None, None), "bias": c.bias, **kwargs}
-        wide, width = c.num_heads * (c.plain_dim + c.rotary_dim), c.hidden_size
+        wide = c.num_heads * (c.plain_dim + c.rotary_dim)
+        width = c.hidden_size if in_features is None else in_features
         if c.query_rank is None:
             self.q_proj = Linear(width, wide, axes=("heads", None), **kwargs)
         else:
             self.q_a_proj = Linear(width, c.query_rank, **narrow)
-            self.q_a_layernorm = RMSNorm(c.query_rank, eps=_EPS, **kwargs)
+            self.q_a_layernorm = RMSNorm(c.query_rank, eps=c.eps, **kwargs)
             self.q_b_proj = Linear(c.query_rank, wide, axes=("heads", None), **kwargs)
         self.kv_a_proj_with_mqa = Linear(width, c.rank + c.rotary_dim, **narrow)
-        self.kv_a_layernorm = RMSNorm(c.rank, eps=_EPS, **kwargs)
+        self.kv_a_layernorm = RMSNorm(c.rank, eps=c.eps, **kwargs)
         rows = c.num_heads * (c.plain_dim + c.value_dim)
         self.kv_b_proj = Linear(c.rank, rows, axes=("heads", None), **kwargs)
         inner = c.num_heads * c.value_dim
-        self.o_proj = Linear(inner, width, axes=(None, "heads"), bias=c.bias, **kwargs)
+        self.o_proj = Linear(inner, c.hidden_size, axes=(None, "heads"), bias=c.bias, **kwargs)
         self.config = c
         self.written = written
 
