@@ -6,7 +6,9 @@ what was not committed, or forgets what was.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from pathlib import Path
 
 import checks
 import jax
@@ -17,6 +19,7 @@ from checks import STEPS
 
 import specjax
 from specjax import drafters
+from specjax.checkpoint.drafters.named import as_spec
 from specjax.drafters import LM
 from specjax.models import FAMILIES
 
@@ -69,6 +72,26 @@ def test_text_is_the_targets_own_of_every_family(family: str) -> None:
     assert same_as_plain(target, drafters.make("ngram", num_draft=3)) > 1.0
     assert 1.2 < same_as_plain(target, LM(tiny.near(target), 3)) < 4.0
     assert same_as_plain(target, tiny.make("dflash", 3, target=target)) >= 1.0
+
+
+@functools.cache
+def published_hybrid(path: Path) -> specjax.Model:
+    return specjax.load(path, dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["ngram", "lm", "dflash", "mtp", "medusa_tree"])
+def test_text_of_a_published_hybrid_is_its_own(name: str, shared: Path) -> None:
+    """Qwen3.5 with the memory that its authors' code keeps: gated delta rules and attention."""
+    target = published_hybrid(shared / "parity" / "qwen3-5")
+    entries = [type(e).__name__ for e in target.net.init_cache(1, 8).layers]
+    assert {"Recurrent", "Full"} == set(entries)
+    first = dataclasses.replace(target, net=target.net.first(2))  # recurrent itself
+    made = {"mtp": lambda: as_spec("mtp:3", target), "lm": lambda: LM(first, 3)}
+    spec = made.get(name, lambda: tiny.make(name, 3, target=target))()
+    out = specjax.generate(target, spec, tiny.prompts(4), max_new_tokens=STEPS, **WARM)
+    assert out.tokens == plain_texts(target)
+    assert sum(len(c.proposed) for c in out.trace) > 20
+    assert out.tau > 1.05 or name not in ("lm", "mtp")  # the others know nothing of it
 
 
 def test_state_is_that_of_a_fresh_prefill() -> None:
