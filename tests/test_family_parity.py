@@ -17,7 +17,11 @@ import numpy as np
 import pytest
 
 import specjax
+from specjax.checkpoint.load import num_packed
 from specjax.checkpoint.parity import Tolerances, compare_target
+from specjax.checkpoint.plan import plan
+from specjax.core.quantised import num_bytes
+from specjax.lab.costs import account
 from specjax.models.layers.norm import RMSNorm
 
 HERE = Path(__file__).parent / "data" / "families"
@@ -67,6 +71,23 @@ def test_weights_in_blocks_of_8_bits_are_the_authors(shared: Path) -> None:
     path = shared / "parity" / "deepseek-v3-fp8"
     ids, want = golden(path)["input_ids"][None].astype(np.int32), golden(path)["logits"]
     assert np.abs(np.asarray(logits_of(loaded(path).net, ids))[0] - want).max() < 2e-4
+
+
+@pytest.mark.parametrize("name,num", (("gpt-oss", 12), ("kimi-k25", 6), ("deepseek-v3-fp8", 24)))
+def test_packed_weights_are_the_authors(name: str, num: int, shared: Path) -> None:
+    """Kept as they are stored: outputs of the weights written out."""
+    path = shared / "parity" / name
+    ids, want = golden(path)["input_ids"][None].astype(np.int32), golden(path)["logits"]
+    held, whole = specjax.load(path, dtype="float32", weights="packed"), loaded(path)
+    assert num_packed(held.net) == num and f"{num} matrices" in held.stored
+    a, b = (np.asarray(logits_of(m.net, ids))[0] for m in (held, whole))
+    np.testing.assert_allclose(a, want, atol=2e-4)
+    np.testing.assert_allclose(a, b, atol=2e-5)
+    assert account.weight_bytes(held.net) < 0.8 * account.weight_bytes(whole.net)
+    made = plan(path, {}, dtype=np.dtype(np.float32), packed=True)
+    assert made.total("device") == sum(
+        num_bytes(x.shape, x.dtype) for x in jax.tree.leaves(held.net.params)
+    )
 
 
 @pytest.mark.parametrize("name", ("qwen3-moe", "gpt-oss", "kimi-k25", "qwen3-5-moe", "gemma3"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import specjax
 from specjax import decode, drafters, session
 from specjax.core.ops import OPS, Stack, attend
 from specjax.core.platform import Platform
+from specjax.core.quantised import Quantised
 from specjax.session import requests
 from specjax.session.layout import Layout
 
@@ -58,6 +60,15 @@ def arguments(name: str) -> Iterator[tuple[Any, ...]]:
                 yield {"product": (x, w), "weight gradient": (x, g)}.get(name, (x, w, None))
         if name == "lookup":
             yield drawn(0, 9, 4, dtype=dtype), jnp.asarray([[3, 8, 3]]), jnp.dtype(jnp.float32)
+    if name == "grouped product":
+        rng = np.random.default_rng(1)
+        whole = lambda *shape: jnp.asarray(rng.integers(-8, 8, shape), jnp.int8)
+        for dtype, rows in itertools.product(FLOATS, (1, 3, 20)):
+            x = drawn(0, rows, 64, dtype=dtype) / 16
+            values, factors = whole(6, 64), jnp.abs(drawn(2, 6, 2)) / 8
+            yield x, Quantised(values.astype(jnp.int4), factors, dtype, whole(6, 2)), None
+            exponents = factors.astype(jnp.float8_e8m0fnu)
+            yield x, Quantised(values.astype(jnp.float4_e2m1fn), exponents, dtype), None
     if name == "argmax":
         yield (jnp.asarray(np.round(drawn(0, 4, 3, 50))),)  # of several largest the first
         yield (jnp.full((2, 7), -jnp.inf),)

@@ -11,10 +11,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from specjax.checkpoint import kept
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.packed import unpacked
 from specjax.checkpoint.safetensors_reader import read_headers
+from specjax.core.ops import linear
+from specjax.core.platform import Platform
 from specjax.core.tensors import Tensor
+from specjax.models.places import Whole
 
 HERE = Path(__file__).parent / "data" / "packed"
 CONFIGS: dict[str, Any] = json.loads((HERE / "configs.json").read_text())
@@ -53,6 +57,29 @@ def test_bit_for_bit(name: str) -> None:
     )
     for box in boxes:
         np.testing.assert_array_equal(weight.read()[box], plain[box])
+
+
+# Groups that are not neighbours, and those that leave a shorter one, are written out.
+WRITTEN_OUT = {"gptq-8", "gptq-ordered", "int4-ordered", "int4-ordered-zeros", "fp8-block"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_kept_stands_for_the_same(name: str) -> None:
+    """Bit for bit in float32, and in products as each platform writes them."""
+    tensors, plain = stored(name)
+    tensors = unpacked(tensors, {"quantization_config": CONFIGS[name]}, "here")
+    form = kept.bind(Whole("layer.weight"), tensors, plain.shape)
+    assert (form is None) == (name in WRITTEN_OUT)
+    if form is None:
+        return
+    read = lambda tensor, dtype, placed: jnp.asarray(np.array(tensor.read()[()], dtype))
+    held = form.load(read, np.dtype(np.float32), None)
+    assert held.shape == plain.shape and held.nbytes == form.num_bytes(None)
+    np.testing.assert_array_equal(held[...], plain)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, plain.shape[1])), jnp.float32)
+    for on in ("cpu", "gpu", "tpu"):
+        got = linear(x, held, platform=Platform(on))
+        np.testing.assert_allclose(got, x @ plain.T, rtol=1e-5, atol=1e-5)
 
 
 def test_symmetric_zeros_are_in_the_middle_whatever_is_stored() -> None:

@@ -12,6 +12,7 @@ import tiny
 
 import specjax
 from specjax.checkpoint.export import save_pretrained
+from specjax.checkpoint.packed import mxfp4
 from specjax.core.ops import linear
 from specjax.core.quantised import Quantised, quantise
 from specjax.drafters import LM
@@ -59,10 +60,30 @@ def _is_one(x: object) -> bool:
     return isinstance(x, Quantised)
 
 
+def test_packed_experts_never_expand(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while they are loaded; the text is lossless for them, in the cycle that drafts."""
+    monkeypatch.setattr(mxfp4, "_VALUES", None)  # what writing them out looks up
+    target = specjax.load(shared / "parity" / "gpt-oss", weights="packed", dtype="float32")
+    prompts, asked = [[5, 6, 7, 5, 6], [9, 8, 9]], {"max_new_tokens": 12, "rule": "coupled"}
+    warm = {"temperature": [0.0, 1.0], **asked}
+    want = specjax.generate(target, None, prompts, **warm).tokens
+    assert specjax.generate(target, "ngram:3", prompts, **warm).tokens == want
+    with pytest.raises(TypeError):
+        specjax.load(shared / "parity" / "gpt-oss", weights="float32")
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     save_pretrained(tiny.model("qwen3").net.module, tmp_path / "a", dtype=jnp.float32)
     with pytest.raises(ValueError, match=r"quantize='int3': must be one of int8, fp8"):
         specjax.load(tmp_path / "a", quantize="int3")  # type: ignore[arg-type]
+    for how, words in {
+        ("weights", "int3"): "weights='int3': must be one of packed, bfloat16, float32",
+        ("weights", "packed"): "weights=packed, but no matrix there is packed",
+        ("weights", "packed", "quantize", "int8"): "weights=packed and quantize=int8 exclude",
+        ("weights", "bfloat16", "dtype", "float32"): "weights=bfloat16 and dtype=float32 differ",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            specjax.load(tmp_path / "a", **dict(zip(how[::2], how[1::2])))  # type: ignore[arg-type]
     target = specjax.load(tmp_path / "a", quantize="fp8")
-    with pytest.raises(ValueError, match="was rounded to 8 bits as it was loaded; load it whole"):
+    with pytest.raises(ValueError, match="is kept in 4 or 8 bits; load it without quantize"):
         save_pretrained(target.net.module, tmp_path / "b")

@@ -7,6 +7,7 @@ where they belong. On a mesh each device gets its slice of the file and nothing 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from specjax.checkpoint import memory
+from specjax.checkpoint import kept, memory
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.core import sharding
 from specjax.core.quantised import Quantisation, quantise_in_place
@@ -40,6 +41,7 @@ def assemble(
     where: str,
     replicate: bool = False,
     quantize: Quantisation | None = None,
+    packed: bool = False,
 ) -> Frozen:
     """The network of ``family`` with these weights.
 
@@ -52,6 +54,7 @@ def assemble(
       where: the checkpoint, for messages.
       replicate: put all of the network on every device of the mesh, whatever its sizes.
       quantize: keep the matrices of layers, which are multiplied, in 8 bits; None: as they are.
+      packed: leave those of them that the checkpoint packs as they are packed, where they can be.
 
     Raises:
       CheckpointError: before any tensor is read, on missing, unknown or misshapen tensors and on
@@ -68,6 +71,7 @@ def assemble(
         where=where,
         replicate=replicate,
         quantize=quantize,
+        packed=packed,
     )
 
 
@@ -90,6 +94,7 @@ def assemble_module(
     where: str,
     replicate: bool = False,
     quantize: Quantisation | None = None,
+    packed: bool = False,
 ) -> Frozen:
     """The module that ``build`` makes, with these weights; nothing random is ever computed.
 
@@ -98,7 +103,7 @@ def assemble_module(
       tensors: exactly those that its parameters are made of, by their names in the checkpoint.
       called: the tensor, or the place in several, of a parameter, from its path in the module,
         ``layers.3.norm.weight``.
-      dtype, mesh, where, replicate, quantize: as in `assemble`.
+      dtype, mesh, where, replicate, quantize, packed: as in `assemble`.
 
     Raises:
       CheckpointError: as `assemble` does; messages use the checkpoint's names.
@@ -112,16 +117,24 @@ def assemble_module(
     parameters = [parameter for _, parameter in flat]
     bound = bind(places, [p.get_value().shape for p in parameters], tensors, where)
     placements = [placement(n, p, mesh, where, replicate) for n, p in zip(places, parameters)]
-    how = (dtype, quantize)
-    shards = [
-        shape if placed is None else placed.shard_shape(shape)
-        for shape, placed in zip((p.get_value().shape for p in parameters), placements)
+    forms = [
+        keep(path, p, place, tensors, placed) if packed and quantize is None else None
+        for (path, p), place, placed in zip(flat, places, placements)
     ]
-    need = sum(held(path, p, shard, *how) for (path, p), shard in zip(flat, shards))
+    need = sum(
+        held(path, p, placed, dtype, quantize, form)
+        for (path, p), placed, form in zip(flat, placements, forms)
+    )
     memory.check_fits(need, mesh, where)
     loaded = []
-    for (path, parameter), name, tensor, placed in zip(flat, places, bound, placements):
-        value: Any = _place(str(name), tensor, _own_dtype(parameter, dtype), placed, where)
+    found = zip(flat, places, bound, placements, forms, strict=True)
+    for (path, parameter), name, tensor, placed, form in found:
+        put = functools.partial(_place, str(name), where=where)
+        own = _own_dtype(parameter, dtype)
+        if form is not None:
+            value: Any = form.load(put, own, placed)
+        else:
+            value = put(tensor, own, placed)
         if quantize is not None and is_quantised(path, parameter):
             value = quantise_in_place(value, kind=quantize)
         loaded.append((path, parameter.replace(value)))
@@ -151,14 +164,33 @@ def is_quantised(path: Sequence[Any], parameter: nnx.Param) -> bool:
     return ndim == 3 if "experts" in path else ndim == 2 and "router" not in path
 
 
+def keep(
+    path: Sequence[Any],
+    parameter: nnx.Param,
+    place: Place,
+    tensors: Mapping[str, Tensor],
+    placed: Any,
+) -> kept.Kept | None:
+    """A parameter as it is packed; None where it is not, or devices would share a group."""
+    if not is_quantised(path, parameter):
+        return None
+    form = kept.bind(place, tensors, parameter.get_value().shape)
+    return form if form is not None and form.fits(placed) else None
+
+
 def held(
     path: Sequence[Any],
     parameter: nnx.Param,
-    shape: tuple[int, ...],
+    placed: Any,
     dtype: np.dtype,
     quantize: Quantisation | None,
+    form: kept.Kept | None = None,
 ) -> int:
-    """Bytes of a parameter, or of a device's share of it, which has that shape."""
+    """Bytes of a device's share of a parameter; ``form``: how it is packed, if it stays so."""
+    whole: tuple[int, ...] = parameter.get_value().shape
+    shape = whole if placed is None else placed.shard_shape(whole)
+    if form is not None:
+        return form.num_bytes(placed)
     if quantize is not None and is_quantised(path, parameter):
         return math.prod(shape) + math.prod(shape[:-1]) * np.dtype(np.float32).itemsize
     return math.prod(shape) * _own_dtype(parameter, dtype).itemsize
@@ -296,6 +328,8 @@ def _place(
 
 def _finite(array: np.ndarray) -> bool:
     """No NaN or infinity: their exponent bits, and only theirs, are all ones."""
+    if array.dtype.itemsize == 1:
+        return kept.finite(array)
     bits, exponent = (
         (array.view(np.uint32), np.uint32(0x7F800000))
         if array.dtype == np.float32

@@ -125,7 +125,10 @@ def named_tensors(state: Any, dtype: Any = None) -> dict[str, np.ndarray]:
     for path, parameter in nnx.to_flat_state(state):
         name, value = ".".join(map(str, path)), parameter.get_value()
         if isinstance(value, Quantised):
-            raise ValueError(f"{name} was rounded to 8 bits as it was loaded; load it whole.")
+            raise ValueError(
+                f"{name} is kept in 4 or 8 bits; load it without quantize, and with "
+                "weights=bfloat16."
+            )
         kept = dtype is None or parameter.get_metadata().get("precise")
         value = hosts.fetch(value if kept else value.astype(dtype))
         if not np.isfinite(value.astype(np.float32)).all():

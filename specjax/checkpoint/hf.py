@@ -70,6 +70,7 @@ def load_network(
     replicate: bool = False,
     family_name: str | None = None,
     quantize: Quantisation | None = None,
+    packed: bool = False,
 ) -> tuple[Frozen, np.dtype]:
     """Reads the weights of a directory.
 
@@ -80,7 +81,7 @@ def load_network(
       dtype: float32 or bfloat16; None: as the checkpoint says.
       replicate: as in `assemble`.
       family_name: of its class, instead of what ``model_type`` says.
-      quantize: as in `assemble`.
+      quantize, packed: as in `assemble`.
 
     Returns:
       The network and the dtype of its parameters.
@@ -98,6 +99,7 @@ def load_network(
         where=str(directory),
         replicate=replicate,
         quantize=quantize,
+        packed=packed,
     )
     return net, found.dtype
 

@@ -8,8 +8,9 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -22,7 +23,8 @@ from specjax.checkpoint.llama2c_tokenizer import BOS, EOS, find_llama2c_tokenize
 from specjax.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from specjax.core import own
 from specjax.core.files import is_there
-from specjax.core.quantised import Quantisation, check_quantisation
+from specjax.core.platform import here
+from specjax.core.quantised import Quantisation, Quantised, check_quantisation
 from specjax.core.sharding import parse_mesh
 from specjax.models import DecoderConfig, Frozen
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from specjax.checkpoint.chat import ChatTemplate
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
+Weights = Literal["packed", "bfloat16", "float32"]
+WEIGHTS = get_args(Weights)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -61,8 +65,10 @@ class Model:
     @property
     def stored(self) -> str:
         """How its weights are kept, in words: "bfloat16", "bfloat16, layers in int8"."""
-        kept = "" if self.quantized is None else f", layers in {self.quantized}"
-        return f"{self.dtype}{kept}"
+        if self.quantized is not None:
+            return f"{self.dtype}, layers in {self.quantized}"
+        packed = num_packed(self.net)
+        return f"{self.dtype}, {packed} matrices as they are packed" if packed else f"{self.dtype}"
 
     @functools.cached_property
     def chat_template(self) -> ChatTemplate:
@@ -82,6 +88,7 @@ def load(
     revision: str | None = None,
     replicate: bool = False,
     quantize: Quantisation | None = None,
+    weights: Weights | None = None,
 ) -> Model:
     """Loads a model and its tokenizer.
 
@@ -99,6 +106,9 @@ def load(
       quantize: "int8" or "fp8": the matrices of layers are rounded to 8 bits as they are loaded,
         a factor a row. The result is another model than the checkpoint's: what is lossless is so
         for it.
+      weights: of a checkpoint in 4 or 8 bits. "packed": matrices stay as they are stored, and are
+        unpacked inside the products; "bfloat16" or "float32": they are written out in it as they
+        are read. None: packed on GPUs, where less is read, written out elsewhere.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or it is damaged or not supported.
@@ -108,6 +118,7 @@ def load(
     check_quantisation(quantize)
     if isinstance(mesh, str):
         mesh = parse_mesh(mesh)
+    dtype, packed = settle_weights(weights, dtype, quantize, _platform(mesh))
     try:
         family, name = own_family(name)
         path, is_repository = locate(name)
@@ -118,17 +129,52 @@ def load(
         if path.is_file():
             if family is not None:
                 raise CheckpointError(f"{path} is a llama2.c file, which has a family of its own.")
+            if weights == "packed":
+                raise CheckpointError(f"{path}: weights=packed, but llama2.c packs none.")
             return _load_file(path, mesh=mesh, dtype=dtype, replicate=replicate, quantize=quantize)
         local = not is_repository and not name.startswith("demo:")
         label = path.resolve().name if local else name
-        how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
-        return _load_directory(path, name=label, mesh=mesh, dtype=dtype, family=family, **how)
+        how: dict[str, Any] = {"replicate": replicate, "quantize": quantize, "packed": packed}
+        model = _load_directory(path, name=label, mesh=mesh, dtype=dtype, family=family, **how)
+        if weights == "packed" and not num_packed(model.net):
+            raise CheckpointError(
+                f"{name}: weights=packed, but no matrix there is packed in a way that can be kept; "
+                "leave it out."
+            )
+        return model
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
     except CheckpointError:
         raise
     except ValueError as error:  # of reading files
         raise CheckpointError(str(error)) from None
+
+
+def settle_weights(
+    weights: str | None, dtype: np.dtype | None, quantize: str | None, platform: str
+) -> tuple[np.dtype | None, bool]:
+    """The dtype, and whether packed matrices stay packed. Raises ValueError."""
+    if weights is None:
+        return dtype, quantize is None and platform == "gpu"
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r}: must be one of {', '.join(WEIGHTS)}.")
+    if weights == "packed":
+        if quantize is not None:
+            raise ValueError(f"weights=packed and quantize={quantize} exclude each other.")
+        return dtype, True
+    if dtype not in (None, jnp.dtype(weights)):
+        raise ValueError(f"weights={weights} and dtype={dtype} differ; leave one out.")
+    return jnp.dtype(weights), False
+
+
+def _platform(mesh: Mesh | None) -> str:
+    return here().name if mesh is None else str(mesh.devices.flat[0].platform)
+
+
+def num_packed(net: Frozen) -> int:
+    """How many matrices are kept in 4 or 8 bits."""
+    leaves = jax.tree.leaves(net.params, is_leaf=lambda x: isinstance(x, Quantised))
+    return sum(isinstance(x, Quantised) for x in leaves)
 
 
 def own_family(name: str) -> tuple[str | None, str]:
@@ -150,6 +196,7 @@ def _load_directory(
     replicate: bool,
     family: str | None = None,
     quantize: Quantisation | None = None,
+    packed: bool = False,
 ) -> Model:
     config_path = directory / "config.json"
     if not is_there(config_path):
@@ -162,7 +209,7 @@ def _load_directory(
     stop_ids, said = special_ids(directory, raw, "eos_token_id")
     bos_ids, _ = special_ids(directory, raw, "bos_token_id")
     tokenizer = load_tokenizer(directory)
-    how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
+    how: dict[str, Any] = {"replicate": replicate, "quantize": quantize, "packed": packed}
     net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype, family_name=family, **how)
     bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
     if tokenizer:

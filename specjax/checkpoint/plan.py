@@ -12,12 +12,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from specjax.checkpoint.assemble import check_layers, held, on_mesh, placement
+from specjax.checkpoint.assemble import check_layers, held, keep, on_mesh, place_of, placement
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import read_config, read_layout
 from specjax.core import sharding
 from specjax.core.files import is_there
 from specjax.core.quantised import Quantisation
+from specjax.models.places import as_place
 
 # Parts, and what the names of their parameters and tensors hold; the first that does.
 _PARTS = {
@@ -58,6 +59,7 @@ def plan(
     *,
     dtype: np.dtype | None = None,
     quantize: Quantisation | None = None,
+    packed: bool = False,
     family_name: str | None = None,
 ) -> Plan:
     """Reads no weights, and needs none of the devices.
@@ -65,7 +67,7 @@ def plan(
     Args:
       directory: a Hugging Face directory.
       sizes: of the mesh's axes, as `sharding.mesh_sizes` gives them.
-      dtype, quantize, family_name: as for `load_network`.
+      dtype, quantize, packed, family_name: as for `load_network`.
 
     Raises:
       CheckpointError: on a checkpoint that would be refused for its config or names of tensors, and
@@ -82,22 +84,25 @@ def plan(
     whole: dict[str, int] = {}
     device: dict[str, int] = {}
     for path, parameter in nnx.to_flat_state(nnx.state(abstract)):
-        shape: tuple[int, ...] = parameter.get_value().shape
         name = ".".join(map(str, path))
         placed = placement(name, parameter, mesh, str(directory), replicate=False)
-        share = shape if placed is None else placed.shard_shape(shape)
+        form = None
+        if packed and quantize is None:
+            place = as_place(place_of(found.family, config, name)).among(found.tensors)
+            there = all(n in found.tensors for n in place.names)
+            form = keep(path, parameter, place, found.tensors, placed) if there else None
         part = _part(name)
-        for into, of in ((whole, shape), (device, share)):
-            size = held(path, parameter, of, found.dtype, quantize)
+        for into, at in ((whole, None), (device, placed)):
+            size = held(path, parameter, at, found.dtype, quantize, form)
             into[part] = into.get(part, 0) + size
-    stored, packed = (
+    stored, in_bits = (
         _stored(found.stored),
         _stored({n: t for n, t in found.stored.items() if found.tensors.get(n) is not t}),
     )
     names = [name for name in (*_PARTS, OTHERS) if name in whole]
     return Plan(
         tuple(
-            Part(name, stored.get(name, 0), packed.get(name, 0), whole[name], device[name])
+            Part(name, stored.get(name, 0), in_bits.get(name, 0), whole[name], device[name])
             for name in sorted(names, key=lambda name: -whole[name])
         ),
         found.dtype,

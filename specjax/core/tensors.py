@@ -27,10 +27,24 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], Readable]  # a read-only view of the file, or what makes the values
+    pieces: Pieces | None = None  # what a packed one may be kept as; None: it is plain
 
     def values(self) -> np.ndarray:
         """All of it."""
         return np.asarray(self.read()[()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """The arrays of a `core.quantised.Quantised`, each of the same axes as the tensor.
+
+    Along ``axis`` neighbours share a factor.
+    """
+
+    values: Tensor
+    factors: Tensor
+    zeros: Tensor | None = None
+    axis: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,5 +59,5 @@ class Made:
         bounds = (s.indices(n) for s, n in zip((*index, *rest), self.shape, strict=True))
         return self.make(tuple(slice(*b) for b in bounds))
 
-    def as_tensor(self, dtype: np.dtype) -> Tensor:
-        return Tensor(self.shape, dtype, lambda: self)
+    def as_tensor(self, dtype: np.dtype, pieces: Pieces | None = None) -> Tensor:
+        return Tensor(self.shape, dtype, lambda: self, pieces)

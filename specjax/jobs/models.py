@@ -47,6 +47,11 @@ class Models:
     quantize: Literal["int8", "fp8"] | None = option(
         None, "Round the matrices of the target's layers to 8 bits as they are loaded."
     )
+    weights: Literal["packed", "bfloat16", "float32"] | None = option(
+        None,
+        "Of a checkpoint in 4 or 8 bits: packed as they are, or written out. Default: packed on "
+        "GPUs.",
+    )
 
     def chosen(self) -> named.Named:
         """The drafter that is asked for, checked as far as it can be without models.
@@ -90,6 +95,7 @@ class Models:
             mesh=specjax.parse_mesh(self.mesh),
             dtype=self.dtype,
             quantize=self.quantize,
+            weights=self.weights,
         )
         if target.tokenizer is None:
             raise ValueError(f"--target={self.target} has no tokenizer, which text needs; add one.")

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 from specjax.checkpoint import memory
-from specjax.checkpoint.load import download, locate, own_family, read_dtype
+from specjax.checkpoint.load import (
+    download,
+    locate,
+    own_family,
+    read_dtype,
+    settle_weights,
+)
 from specjax.checkpoint.plan import Plan
 from specjax.checkpoint.plan import plan as make_plan
 from specjax.core.options import keywords, option
+from specjax.core.platform import here
 from specjax.core.sharding import mesh_sizes
 
 
@@ -26,6 +33,11 @@ class Options:
     quantize: Literal["int8", "fp8"] | None = option(
         None, "Round the matrices of layers to 8 bits as they are loaded."
     )
+    weights: Literal["packed", "bfloat16", "float32"] | None = option(
+        None,
+        "Of a checkpoint in 4 or 8 bits: packed as they are, or written out. Default: packed on "
+        "GPUs.",
+    )
 
 
 @keywords(Options)
@@ -35,6 +47,9 @@ def plan(options: Options) -> Plan:
     Raises:
       ValueError: in one line, on a checkpoint or a mesh that cannot be used.
     """
+    dtype, packed = settle_weights(
+        options.weights, read_dtype(options.dtype), options.quantize, here().name
+    )
     family, name = own_family(options.target)
     path, is_repository = locate(name)
     if is_repository:
@@ -42,8 +57,9 @@ def plan(options: Options) -> Plan:
     return make_plan(
         Path(path),
         mesh_sizes(options.mesh),
-        dtype=read_dtype(options.dtype),
+        dtype=dtype,
         quantize=options.quantize,
+        packed=packed,
         family_name=family,
     )
 

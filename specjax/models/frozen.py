@@ -12,6 +12,7 @@ from flax import nnx
 
 from specjax.core.cache import Cache
 from specjax.core.platform import Platform
+from specjax.core.quantised import Quantised
 from specjax.core.types import Array, pytree, static
 from specjax.models.layers.decoder import Pass
 from specjax.models.layers.linear import Adapted
@@ -37,6 +38,8 @@ class Frozen:
 
     def __repr__(self) -> str:
         """Kind, sizes, dtype and devices, on one line."""
+        held = jax.tree.leaves(self.params, is_leaf=lambda x: isinstance(x, Quantised))
+        size = sum(math.prod(x.shape) for x in held if hasattr(x, "shape"))
         leaves = [x for x in jax.tree.leaves(self.params) if hasattr(x, "shape")]
         sizes = getattr(self.config, "backbone", self.config)
         kind = type(self.config).__name__.removesuffix("Config")
@@ -44,7 +47,7 @@ class Frozen:
         dtypes = sorted({str(x.dtype) for x in leaves})
         parts = [
             *_sizes(sizes),
-            f"{_rounded(sum(math.prod(x.shape) for x in leaves))} parameters",
+            f"{_rounded(size)} parameters",
             *dtypes,
             *_devices(leaves),
             *(["replicated"] if self.replicated else []),

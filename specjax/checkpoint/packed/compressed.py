@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from specjax.checkpoint.packed.digits import FLOAT, Index, digits, numbers, within, words_of
+from specjax.checkpoint.packed.pieces import factors_of, pieces_of
 from specjax.checkpoint.packed.settings import bits_of
 from specjax.core.tensors import Made, Tensor
 
@@ -48,17 +49,31 @@ def read(base: str, rest: dict[str, Tensor], said: Mapping[str, Any]) -> dict[st
         if group.max(initial=0) >= groups:
             raise ValueError(f"g_idx names group {group.max()}, of {groups}.")
 
-    def make(index: Index) -> np.ndarray:
+    def unsigned(index: Index) -> np.ndarray:
         rows, columns = index
         box = words_of(columns, each)
         words = packed.read()[rows, box]
         found = digits(words, bits).reshape(len(words), each * words.shape[1])
-        found = found[:, within(columns, box.start * each)].astype(np.float32)
-        factors = scale.values().astype(np.float32).reshape(-1, groups)
-        factors = np.broadcast_to(factors, (out, groups))[rows][:, group[columns]]
-        if zeros is None:
-            return (found - 2 ** (bits - 1)) * factors
-        middle = np.moveaxis(digits(zeros.values(), bits), 2, 1).reshape(-1, groups)[:out]
-        return (found - middle[rows][:, group[columns]].astype(np.float32)) * factors
+        return found[:, within(columns, box.start * each)]
 
-    return {f"{base}.weight": Made((out, size), make).as_tensor(FLOAT)}
+    def factors() -> np.ndarray:
+        return np.broadcast_to(scale.values().reshape(-1, groups), (out, groups))
+
+    def middle() -> np.ndarray:
+        assert zeros is not None
+        found = np.moveaxis(digits(zeros.values(), bits), 2, 1).reshape(-1, groups)[:out]
+        return found.astype(np.float32)
+
+    def make(index: Index) -> np.ndarray:
+        rows, columns = index
+        found = unsigned(index).astype(np.float32)
+        of = factors()[rows][:, group[columns]].astype(np.float32)
+        if zeros is None:
+            return (found - 2 ** (bits - 1)) * of
+        return (found - middle()[rows][:, group[columns]]) * of
+
+    kept = None
+    if order is None or (group == numbers(slice(0, size, 1)) // (size // groups)).all():
+        held = factors_of(scale, (out, groups), lambda index: factors()[index])
+        kept = pieces_of((out, size), bits, unsigned, held, None if zeros is None else middle)
+    return {f"{base}.weight": Made((out, size), make).as_tensor(FLOAT, kept)}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from specjax.checkpoint.packed.digits import FLOAT, Index, digits, numbers, within, words_of
+from specjax.checkpoint.packed.pieces import factors_of, pieces_of
 from specjax.core.tensors import Made, Tensor
 
 _BITS = {"gptq": (2, 4, 8), "awq": (4,)}
@@ -63,7 +64,17 @@ def read(base: str, rest: dict[str, Tensor], said: Mapping[str, Any]) -> dict[st
         found: np.ndarray = ((take(packed, bits, rows, columns) - zero()[of][:, rows]) * factors).T
         return found
 
-    return {f"{base}.weight": Made((out, size), make).as_tensor(FLOAT)}
+    kept = None
+    if size % groups == 0 and (group == numbers(slice(0, size, 1)) // (size // groups)).all():
+        middle = by_input and said.get("sym") is True
+        kept = pieces_of(
+            (out, size),
+            bits,
+            lambda index: take(packed, bits, *index).T,
+            factors_of(scales, (out, groups), lambda index: scales.values().T[index]),
+            None if middle else lambda: zero().T,
+        )
+    return {f"{base}.weight": Made((out, size), make).as_tensor(FLOAT, kept)}
 
 
 def _group_size(size: int, groups: int, said: Mapping[str, Any]) -> int:

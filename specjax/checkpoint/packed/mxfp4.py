@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from specjax.checkpoint.packed.digits import FLOAT, Index, within
-from specjax.core.tensors import Made, Tensor
+from specjax.core.tensors import Made, Pieces, Tensor
 
 _VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+_FLOAT4, _EXPONENT = np.dtype(jnp.float4_e2m1fn), np.dtype(jnp.float8_e8m0fnu)
+_LARGEST = 252  # exponent and 127: times 6 that is still a number
 _VALUES = np.concatenate([_VALUES, -_VALUES])  # by the four bits
 
 
@@ -41,4 +44,24 @@ def read(base: str, rest: dict[str, Tensor], said: Mapping[str, Any]) -> dict[st
         found: np.ndarray = flat[:, within(inside, 32 * first)]
         return found
 
-    return {base: Made((num, groups * 32, out), make).as_tensor(FLOAT)}
+    def numbers(index: Index) -> np.ndarray:
+        experts, inside, outside = index
+        first, last = inside.start // 32, -(-inside.stop // 32)
+        pairs = blocks.read()[experts, outside, first:last]
+        halves = np.stack([pairs & 15, pairs >> 4], axis=-1).view(_FLOAT4)
+        flat = halves.reshape(*halves.shape[:2], 32 * (last - first)).swapaxes(1, 2)
+        return np.asarray(flat[:, within(inside, 32 * first)])
+
+    def exponents(index: Index) -> np.ndarray:
+        experts, inside, outside = index
+        found: np.ndarray = scales.read()[experts, outside, inside].swapaxes(1, 2)
+        if (found > _LARGEST).any():
+            raise ValueError(f"{base}_scales make NaN or infinity; the weights are damaged.")
+        return np.maximum(found, 1).view(_EXPONENT)  # 2^-127 is no normal number
+
+    kept = Pieces(
+        Made((num, groups * 32, out), numbers).as_tensor(_FLOAT4),
+        Made((num, groups, out), exponents).as_tensor(_EXPONENT),
+        axis=-2,
+    )
+    return {base: Made((num, groups * 32, out), make).as_tensor(FLOAT, kept)}

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.checkpoint.packed.digits import FLOAT, Index, numbers
+from specjax.checkpoint.packed.pieces import factors_of
 from specjax.checkpoint.packed.settings import blocks
-from specjax.core.tensors import Made, Tensor
+from specjax.core.tensors import Made, Pieces, Tensor
 
 FP8 = (np.dtype(jnp.float8_e4m3fn), np.dtype(jnp.float8_e5m2))
 _TYPES = (*FP8, np.dtype(np.int8))
@@ -58,7 +59,25 @@ def _read(
             found = found - zero.values().astype(np.float32).reshape(grid)[box]
         return found * scale.values().astype(np.float32).reshape(grid)[box]
 
-    return {name: Made(weight.shape, make).as_tensor(FLOAT)}
+    *axes, width = weight.shape
+    kept = None
+    if width % grid[-1] == 0 and (grid[-1] == 1 or width // grid[-1] == sizes[-1]):
+        shape = (*axes, grid[-1])  # each row's own, also where rows share them
+
+        def rows(index: Index) -> tuple[np.ndarray, ...]:
+            parts = [numbers(part) // size for part, size in zip(index, sizes)]
+            return np.ix_(*parts[:-1], numbers(index[-1]))
+
+        def points(index: Index) -> np.ndarray:
+            assert zero is not None
+            return zero.values().reshape(grid)[rows(index)].astype(np.int8)
+
+        kept = Pieces(
+            weight,
+            factors_of(scale, shape, lambda index: scale.values().reshape(grid)[rows(index)]),
+            None if zero is None else Made(shape, points).as_tensor(np.dtype(np.int8)),
+        )
+    return {name: Made(weight.shape, make).as_tensor(FLOAT, kept)}
 
 
 def _sizes(

@@ -8,6 +8,7 @@ from specjax.core.ops.argmax import ARGMAX, argmax
 from specjax.core.ops.attend import ATTEND, attend
 from specjax.core.ops.experts import EXPERTS, Stack, experts, gated_silu
 from specjax.core.ops.linear import (
+    GROUPED,
     PRODUCT,
     SUM_OVER_MESH,
     WEIGHT_GRADIENT,
@@ -24,6 +25,7 @@ OPS = {
     "product": PRODUCT,
     "weight gradient": WEIGHT_GRADIENT,
     "sum over mesh": SUM_OVER_MESH,
+    "grouped product": GROUPED,
     "lookup": ROWS,
     "argmax": ARGMAX,
     "attend": ATTEND,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from specjax.core.ops.linear import linear
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
-from specjax.core.quantised import Quantised
+from specjax.core.quantised import Quantised, axes_of
 from specjax.core.sharding import axis_size, spec
 from specjax.core.trips import expected, expected_groups, expected_share
 from specjax.core.types import Array, pytree, static
@@ -59,7 +59,8 @@ class Stack:
         def place(held: Weights | None, axes: tuple[str | None, ...]) -> Any:
             if not isinstance(held, Quantised):
                 return None if held is None else spec(axes)
-            where: Any = {"values": spec(axes), "factors": spec((*axes[:-1], None))}
+            pieces = axes_of(axes, held.groups, held.zeros is not None)
+            where: Any = {name: spec(a) for name, a in pieces.items()}
             return dataclasses.replace(held, **where)
 
         there = {name: place(getattr(self, name), a) for name, a in axes.items()}
@@ -84,6 +85,8 @@ class Stack:
         A loop takes its arrays as they are written, and the compiler copies a whole stack before a
         loop that takes it in another order than it lies in; here turning it moves nothing.
         """
+        if isinstance(self.down, Quantised) and not self.down.by_row:
+            return self  # bytes lie in other tiles
         width, inner = self.down.shape[1:]
         padded = lambda rows, lanes: -(-rows // 8) * 8 * (-(-lanes // 128) * 128)
         if padded(inner, width) >= padded(width, inner):

@@ -9,6 +9,7 @@ one matrix product without a transpose.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,13 +103,61 @@ def _product_bwd(
 _product.defvjp(_product_fwd, _product_bwd)
 
 
+def _quantised_product(x: Array, w: Quantised, platform: Platform | None) -> Array:
+    if w.by_row:
+        return _product(x, w.values.astype(w.dtype), platform) * w.factors.astype(jnp.float32).T
+    found: Array = GROUPED.on(platform)(x, w, platform)
+    return found
+
+
+def written_out(x: Array, w: Quantised, platform: Platform | None) -> Array:
+    """With the matrix as numbers of its dtype."""
+    return _product(x, w[...], platform)
+
+
+def by_group(x: Array, w: Quantised, platform: Platform | None) -> Array:
+    """A product for each group, whose sums are scaled: [G, M, O] numbers instead of [O, I]."""
+    (rows, width), groups = w.shape, w.groups
+    parts = w.values.astype(w.dtype).reshape(rows, groups, width // groups)
+    fed = x.reshape(-1, groups, width // groups)
+    how: Any = {"preferred_element_type": jnp.float32}
+    sums = jnp.einsum("mgi,ogi->gmo", fed, parts, **how)
+    if w.zeros is not None:
+        of_zeros = fed.astype(jnp.float32).sum(-1).T[:, :, None]
+        sums = sums - of_zeros * w.zeros.astype(jnp.float32).T[:, None, :]
+    return (sums * w.factors.astype(jnp.float32).T[:, None, :]).sum(0)
+
+
+def _has_smaller_sums(x: Array, w: Quantised) -> bool:
+    """Whether sums by group, in float32, are less than a quarter of the matrix written out."""
+    return 8 * x.shape[0] * w.groups <= w.shape[-1]
+
+
+def on_tpu(x: Array, w: Quantised, platform: Platform | None) -> Array:
+    """By group, as factors of columns would move numbers between lanes."""
+    return (by_group if _has_smaller_sums(x, w) else written_out)(x, w, platform)
+
+
+_NEAR = 1 << 25  # bytes that a GPU's second-level cache has room for, beside others
+
+
+def on_gpu(x: Array, w: Quantised, platform: Platform | None) -> Array:
+    """Written out where that stays in the second-level cache, or where products take longer."""
+    small = w.size * jnp.dtype(w.dtype).itemsize <= _NEAR
+    way = written_out if small or not _has_smaller_sums(x, w) else by_group
+    return way(x, w, platform)
+
+
+GROUPED = Op(written_out, {"gpu": on_gpu, "tpu": on_tpu})
+
+
 def linear(
     x: Array, w: Array | Quantised, bias: Array | None = None, *, platform: Platform | None = None
 ) -> Array:
     """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32 -> [..., O] f32."""
     flat = x.reshape(-1, x.shape[-1]).astype(w.dtype)
     if isinstance(w, Quantised):
-        y = _product(flat, w.values.astype(w.dtype), platform) * w.factors.T
+        y = _quantised_product(flat, w, platform)
     else:
         y = _product(flat, w, platform)
     y = y.reshape(*x.shape[:-1], w.shape[0])

@@ -54,6 +54,9 @@ class Config:
     target: str = option("demo:target", "What `specjax.load` takes.")
     dtype: str = option("", "Of the target; '': the checkpoint's own.")
     quantize: str = option("", "int8 or fp8: the matrices of the target's layers in 8 bits.")
+    weights: str = option(
+        "", "Of a packed target: packed, bfloat16 or float32; '': as `load` does."
+    )
     mesh: str = option("", "Devices to shard over, such as data:2,model:4.")
     drafters: tuple[str, ...] = option(
         ("demo:draft:4", "demo:dflash:4", "demo:eagle3:4", "demo:medusa", "ngram:4"),
@@ -135,7 +138,7 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
     variables = assign(config.template_args, "template_args")
     how = Rendering(config.template, config.system, variables, config.turns)
     sets, most = load_sets(config), config.max_prompt_tokens
-    how_kept: Any = {"dtype": config.dtype or None, "quantize": config.quantize or None}
+    how_kept: Any = {n: getattr(config, n) or None for n in ("dtype", "quantize", "weights")}
     target = load(config.target, mesh=config.mesh or None, **how_kept)
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer.json, so it reads no prompts.")

@@ -26,6 +26,7 @@ from specjax.core.platform import Platform
 from specjax.drafters import DRAFTERS
 from specjax.drafters.registry import entry_of
 from specjax.drafters.spec import Sizes, Spec, ask, is_trained
+from specjax.lab.compiler.packed import FORMATS, packed_shapes
 from specjax.lab.compiler.target import plain_config, read_target
 from specjax.lab.costs import account
 from specjax.lab.records.compiled import Floor, Setup
@@ -51,6 +52,7 @@ def check(setup: Setup) -> None:
     if ask(entry_of(setup.drafter).thing, "family") is Family.MODEL:
         read_target(setup.draft_model, 0, "draft_model")
     need(setup.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
+    need(setup.packed in ("", *FORMATS), "packed", f"one of {', '.join(FORMATS)}, or empty")
     need(setup.programs in ("all", "run"), "programs", "all or run")
     need(setup.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")
     for name in ("rows", "num_draft", "draft_taps", "trips"):
@@ -99,7 +101,8 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
             f"--config.slots={setup.slots}: {setup.target} ends at"
             f" {plain.max_position_embeddings} tokens."
         )
-    target = _model(setup.target, setup, plain, mesh, platform, replicate=False)
+    how: dict[str, Any] = {"replicate": False, "packed": setup.packed}
+    target = _model(setup.target, setup, plain, mesh, platform, **how)
     if mesh is not None and setup.rows % mesh.shape["data"]:
         raise ValueError(
             f"--config.rows={setup.rows}: the mesh's data axis has {mesh.shape['data']} devices,"
@@ -143,11 +146,16 @@ def abstract_net(
     platform: Platform | None = None,
     *,
     replicate: bool = False,
+    packed: str = "",
 ) -> Frozen:
-    """The module that ``build`` makes, with shapes for weights, placed by their logical axes."""
+    """The module that ``build`` makes, with shapes for weights, placed by their logical axes.
+
+    ``packed``: one of `lab.compiler.packed.FORMATS`.
+    """
     module = nnx.eval_shape(build)
     graphdef, state = nnx.split(module)
     params = _placed(state, mesh, replicate)
+    params = packed_shapes(params, packed, mesh) if packed else params
     return Frozen(params, graphdef, module.config, replicate, platform)
 
 
@@ -169,6 +177,7 @@ def _model(
     platform: Platform | None,
     *,
     replicate: bool,
+    packed: str = "",
 ) -> Model:
     """What `specjax.load` would return, without its tokenizer."""
     config, dtype = on_mesh(plain, mesh, name, replicate), jnp.dtype(setup.dtype)
@@ -179,6 +188,7 @@ def _model(
             mesh,
             platform,
             replicate=replicate,
+            packed=packed,
         ),
         tokenizer=None,
         stop_token_ids=(),

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 
 from specjax.checkpoint.load import Model
 from specjax.core import sharding
+from specjax.core.cache import base as cache_base
 from specjax.core.cache import caches_in
-from specjax.core.cache.base import num_bytes
-from specjax.core.quantised import Quantised
+from specjax.core.quantised import Quantised, num_bytes
 from specjax.core.trips import expected_share
 from specjax.drafters import NoDraft
 from specjax.drafters.base import Drafter
@@ -38,18 +38,27 @@ def weights(net: Frozen) -> dict[str, Any]:
 
 
 def local_bytes(x: Any) -> int:
-    """Bytes of one device's part of an array."""
-    return _local_size(x) * itemsize(x)
+    """Bytes of one device's part of an array, or of a matrix in 4 or 8 bits."""
+    if isinstance(x, Quantised):
+        return sum(map(local_bytes, jax.tree.leaves(x)))
+    return num_bytes(_local_shape(x), x.dtype)
 
 
-def itemsize(x: Any) -> int:
-    """Bytes of one number of an array, or of a matrix in 8 bits."""
-    return int((x.values if isinstance(x, Quantised) else x).dtype.itemsize)
+def itemsize(x: Any) -> float:
+    """Bytes of one number, factors shared among those that they belong to."""
+    return local_bytes(x) / _local_size(x)
 
 
 def _local_size(x: Any) -> int:
+    if isinstance(x, Quantised):
+        return _local_size(x.values)
+    return math.prod(_local_shape(x))
+
+
+def _local_shape(x: Any) -> tuple[int, ...]:
     place = getattr(x, "sharding", None)
-    return math.prod(x.shape if place is None else place.shard_shape(x.shape))
+    shape: tuple[int, ...] = x.shape if place is None else place.shard_shape(x.shape)
+    return shape
 
 
 def read(net: Frozen, tokens: int = 1) -> dict[str, int]:
@@ -72,7 +81,7 @@ def read(net: Frozen, tokens: int = 1) -> dict[str, int]:
 def weight_bytes(net: Frozen, times: Callable[[str], int] = lambda name: 1, tokens: int = 1) -> int:
     """Bytes of weights that passes of so many tokens read; ``times``: how many read a weight."""
     held, found = weights(net), read(net, tokens)
-    return sum(n * itemsize(held[name]) * times(name) for name, n in found.items())
+    return round(sum(n * itemsize(held[name]) * times(name) for name, n in found.items()))
 
 
 def expert_bytes(net: Frozen) -> tuple[float, float]:
@@ -209,8 +218,8 @@ def held_bytes(target: Model, drafter: Drafter, *, rows: int, slots: int) -> dic
         "target weights": of(target.net),
         "drafter weights": 0 if net is None else of(net),
         # Of states the first two axes are rows and key/value heads.
-        "target cache": num_bytes(cache) // (data * model),
-        "drafter state": num_bytes(draft)
+        "target cache": cache_base.num_bytes(cache) // (data * model),
+        "drafter state": cache_base.num_bytes(draft)
         // (data if net is not None and net.replicated else data * model),
     }
 

@@ -26,6 +26,9 @@ class Setup:
     )
     layers: int = setting(0, "of the target; 0: all of them")
     dtype: str = setting("bfloat16", "of weights, activations and caches")
+    packed: str = setting(
+        "", "mxfp4 or int4 (of a mixture the experts) or fp8: matrices of the target's layers"
+    )
     # The published DFlash checkpoints have 5 layers, 5 taps and blocks of 16 (15 guesses); EAGLE-3
     # has one layer.
     drafter: str = setting(
