@@ -413,10 +413,11 @@ def test_causes_of_other_kinds(goal: specjax.Model) -> None:
     blank = diagnosis.DrafterReport("d", "t", "texts", 2, 9, 1.0, (0.0, 0.0), family=kind)
     causes = list(diagnosis._causes(blank, goal, eagle, [[1, 2, 30, 30]]))
     assert any("5 tokens are 50% of what the target wrote" in c for c in causes)
-    assert [w for w, _, _ in diagnosis._variants(goal, eagle)][-1] == "norm_before_residual=True"
+    tried = [what for what, *_ in diagnosis._trials(goal, eagle, [[1]], 99)]
+    assert tried[-1] == "norm_before_residual=True"
     medusa: Any = drafters.Medusa.fresh(goal, num_draft=2)
     assert any(c.startswith("Heads") for c in diagnosis._causes(blank, goal, medusa, []))
-    assert list(diagnosis._variants(goal, medusa)) == []
+    assert list(diagnosis._trials(goal, medusa, [[1]], 99)) == []
     with pytest.raises(ValueError, match="cycles=0"):
         specjax.check_drafter(goal, medusa, cycles=0)
     again = misreadings.reread(eagle.net, norm_output=True)

@@ -1,12 +1,17 @@
-"""Ways to misread a checkpoint that several kinds share: taps off by one, another rotary base."""
+"""Ways to misread a checkpoint that several kinds share: taps, rotary base, the kind of norms."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
 from specjax.drafters.spec import Misreading, Trial
 from specjax.models.frozen import Frozen
+from specjax.models.layers.norm import RMSNorm, ZeroCentredNorm
 from specjax.models.target import Target
 
 TARGETS_ROPE = "the target's rotary base and scaling"
@@ -54,6 +59,28 @@ def rope(spec: Any, target: Target) -> Misreading:
         f"{theirs.theta:g}, {_scaling(theirs)}, which it need not share"
     )
     return Misreading(cause, tuple(trials))
+
+
+def norms(spec: Any) -> Misreading:
+    """The gain of a norm is w, or 1 + w: the other than it is read as."""
+    own = jax.tree.map(lambda x: x, spec.net.params)  # what is set below is not the spec's
+    module = dataclasses.replace(spec.net, params=own).module
+    found = [m for _, m in nnx.iter_modules(module) if isinstance(m, RMSNorm)]
+    if not found:
+        return Misreading("Norms: it has none")
+    centred = isinstance(found[0], ZeroCentredNorm)
+    mean = float(jnp.mean(jnp.stack([m.weight[...].mean() for m in found])))
+    for norm in found:
+        norm.weight[...] = norm.weight[...] + (-1 if centred else 1)
+    said, other = ("1 + w", "w") if centred else ("w", "1 + w")
+    what = f"norms of {other}"
+    means = (
+        f"its file holds w of norms whose gain is {other}, unlike what its format says: "
+        f"{'subtract 1 from' if centred else 'add 1 to'} the weights of its norms"
+    )
+    read = dataclasses.replace(spec, net=spec.net.with_module(module))
+    cause = f"Norms: their gain is {said}, and the mean of w is {mean:.2g}"
+    return Misreading(cause, (Trial(what, means, read),), likely=(mean > 0.5) == centred)
 
 
 def _scaling(rope: Any) -> str:

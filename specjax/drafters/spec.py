@@ -27,6 +27,7 @@ class Trial:
     what: str  # such as "taps one higher"
     means: str  # what it says about the checkpoint, and what to do
     spec: Any  # the drafter read so
+    beyond: int = 0  # it makes no difference in texts of up to so many tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Misreading:
 
     cause: str  # what is known of it, without a full stop; what was tried is added
     trials: tuple[Trial, ...] = ()
+    likely: bool = False  # what is known of it speaks for it: it comes before the others
 
 
 @dataclasses.dataclass(frozen=True)

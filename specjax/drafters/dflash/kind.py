@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from specjax.drafters.dflash.net import DFlashConfig, DFlashNet
-from specjax.drafters.misreadings import rope, taps, trial
+from specjax.drafters.misreadings import norms, reread, rope, taps, trial
 from specjax.drafters.published import Published
-from specjax.drafters.spec import Misreading
+from specjax.drafters.spec import Misreading, Trial
 from specjax.models.target import Target
+
+_PUBLISHED_WINDOWS = (4096, 2048, 1024, 512, 128)
 
 
 class DFlashKind(Published):
@@ -22,9 +25,11 @@ class DFlashKind(Published):
         config: DFlashConfig = self.net.config
         yield taps(self, target)
         yield Misreading(f"Mask token: {_mask(target, config)}; a wrong id destroys every guess")
+        yield norms(self)
         yield rope(self, target)
         yield _scales(self, target)
         yield _masks(self)
+        yield _windows(self, target)
 
 
 def _scales(spec: Any, target: Target) -> Misreading:
@@ -48,11 +53,33 @@ def _masks(spec: Any) -> Misreading:
         means = f"its config should say is_causal: {str(causal).lower()}"
         masks = (causal,) * len(config.causal)
         trials.append(trial(f"blocks causal: {causal}", means, spec, causal=masks))
+    return Misreading(f"Masks: causal in the block {_each(config.causal)}", tuple(trials))
+
+
+def _windows(spec: Any, target: Target) -> Misreading:
+    """None, or else those of its target and of published drafts, in the layers where they lie."""
+    config: DFlashConfig = spec.net.config
+    layers, unused = len(config.windows), config.unused_window
     if any(w is not None for w in config.windows):
         means = "its sliding_window is wrong, or its layers do not slide"
-        trials.append(trial("no window", means, spec, windows=(None,) * len(config.windows)))
-    cause = f"Masks: causal in the block {_each(config.causal)}, windows {_each(config.windows)}"
-    return Misreading(cause, tuple(trials))
+        without = trial("no window", means, spec, windows=(None,) * layers)
+        return Misreading(f"Windows: {_each(config.windows)}", (without,))
+    theirs = {target.config.window_of(i) for i in range(target.config.num_layers)} - {None}
+    known = [*([unused] if unused else []), *sorted(theirs), *_PUBLISHED_WINDOWS]
+    said = f"none, though its config has a sliding_window of {unused}" if unused else "none"
+    # DFlash2 slides in all layers and sees both ways; others leave the last one full.
+    full = 0 if config.selector_rank or layers == 1 else 1
+    trials = []
+    for window in dict.fromkeys(known):
+        windows = (window,) * (layers - full) + (None,) * full
+        causal = tuple(w is not None and not config.selector_rank for w in windows)
+        means = (
+            f"its layers slide: write layer_types, sliding_window: {window} and "
+            "use_sliding_window: true into its config.json"
+        )
+        read = dataclasses.replace(spec, net=reread(spec.net, windows=windows, causal=causal))
+        trials.append(Trial(f"a window of {window}", means, read, beyond=window))
+    return Misreading(f"Windows: {said}", tuple(trials), likely=unused is not None)
 
 
 def _mask(target: Target, config: DFlashConfig) -> str:

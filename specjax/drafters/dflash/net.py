@@ -67,6 +67,7 @@ class DFlashConfig:
     markov_rank: int = 0  # DSpark; 0: none
     confidence_head: bool = False
     confidence_with_markov: bool = True
+    unused_window: int | None = None  # of a config that has one, and layers of which none slides
 
     def __post_init__(self) -> None:
         layers = self.backbone.num_layers

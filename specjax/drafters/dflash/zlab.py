@@ -82,6 +82,7 @@ def read_config(source: Source, target: Target, *, shifted: bool = False) -> DFl
         confidence_head=bool(keys.flag("enable_confidence_head", confident)),
         confidence_with_markov=bool(keys.flag("confidence_head_with_markov", markov > 0)),
         draft_vocab_size=None if rows == backbone.vocab_size else rows,
+        unused_window=None if any(windows) else keys.get("sliding_window") or None,
     )
     keys.finish(*BACKBONE)
     return config

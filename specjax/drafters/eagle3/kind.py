@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
-from specjax.drafters.misreadings import rope, taps, trial
+from specjax.drafters.misreadings import norms, rope, taps, trial
 from specjax.drafters.published import Published
 from specjax.drafters.spec import Misreading
 from specjax.models.target import Target
@@ -34,6 +34,7 @@ class Eagle3Kind(Published):
     def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: Eagle3Config = self.net.config
         yield taps(self, target)
+        yield norms(self)
         yield rope(self, target)
         flipped = not config.norm_before_residual
         means = f"its config should say norm_before_residual: {str(flipped).lower()}"

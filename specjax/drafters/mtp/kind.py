@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from specjax.checkpoint.drafters.format import Formats
 from specjax.core.types import Array
-from specjax.drafters.misreadings import trial
+from specjax.drafters.misreadings import norms, trial
 from specjax.drafters.mtp.net import MTPConfig, MTPNet
 from specjax.drafters.spec import Misreading, Spec
 from specjax.models.frozen import Frozen
@@ -56,3 +56,4 @@ class MTPKind(Spec):
             f"What is fed back: the {config.recycle} state",
             (trial(f"recycle={other}", means, self, recycle=other),),
         )
+        yield norms(self)
