@@ -17,6 +17,7 @@ from tiny_checkpoint import write_tiny
 
 import specjax
 from configs.benchmark import get_config
+from specjax.jobs import benchmarking
 from specjax.lab.bench import job, measure, outputs, scoring
 from specjax.lab.bench.exactness import differences
 from specjax.lab.bench.prediction import forecast
@@ -241,6 +242,46 @@ def test_only_like_is_compared_with_like(finished: Path, tmp_path: Path) -> None
             outputs.compare([finished, other])
     with pytest.raises(ValueError, match="holds no benchmark run"):
         outputs.compare([finished, tmp_path])
+
+
+def test_a_target_kept_in_several_ways(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run each, every speedup over plain decoding of the same weights, and one table."""
+    asked = {"stored": ("full", "int8"), "drafters": ("ngram:3",), "temperatures": (0.0,)}
+    config = config_of(place, **asked, repeats=1, calibrate=0)
+    benchmarking.benchmark(config=config, workdir=str(tmp_path / "both"))
+    told = [" ".join(capsys.readouterr().out.split()), (tmp_path / "both/results.md").read_text()]
+    for text in told:
+        assert "over plain decoding of its own run" in text and "layers in int8" in text
+        assert all(
+            f"{m} ({n})" in text for m in ("ngram", "plain decoding") for n in ("full", "int8")
+        )
+    runs = [read(tmp_path / "both" / n / "metrics.json") for n in ("full", "int8")]
+    hashes = [
+        [r["tokens_sha256"] for r in results(tmp_path / "both" / n)] for n in ("full", "int8")
+    ]
+    assert hashes[0] != hashes[1]  # another model
+    for run in runs:
+        plain, guessing = run["cases"]
+        ratio = plain["metrics"]["tpot_ms"] / guessing["metrics"]["tpot_ms"]
+        assert guessing["compare"]["speedup"] == pytest.approx(ratio, rel=0.2)
+    for changes, words in (
+        ({"stored": ("full",)}, "name two or more of full, packed, int8, fp8"),
+        ({"stored": ("full", "int9")}, "name two or more of full, packed, int8, fp8"),
+        ({"quantize": "int8"}, "and quantize both say how"),
+        ({"stored": ("full", "packed")}, "weights=packed, but no matrix"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            benchmarking.begin(
+                benchmarking.Options(config=config | changes, workdir=str(tmp_path / "no"))
+            )
+    assert not (tmp_path / "no").exists()
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    """The measurements of a run, plain decoding's."""
+    return [line for f in path.glob("cases/*none*/results.jsonl") for line in read_lines(f)]
 
 
 def test_a_late_compilation_makes_a_run_invalid(

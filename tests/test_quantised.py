@@ -77,7 +77,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"quantize='int3': must be one of int8, fp8"):
         specjax.load(tmp_path / "a", quantize="int3")  # type: ignore[arg-type]
     for how, words in {
-        ("weights", "int3"): "weights='int3': must be one of packed, bfloat16, float32",
+        ("weights", "int3"): "weights='int3': must be one of packed, unpacked",
         ("weights", "packed"): "weights=packed, but no matrix there is packed",
         ("weights", "packed", "quantize", "int8"): "weights=packed and quantize=int8 exclude",
         ("weights", "bfloat16", "dtype", "float32"): "weights=bfloat16 and dtype=float32 differ",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from specjax.checkpoint.chat import ChatTemplate
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
-Weights = Literal["packed", "bfloat16", "float32"]
+Weights = Literal["packed", "unpacked", "bfloat16", "float32"]
 WEIGHTS = get_args(Weights)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -108,7 +108,8 @@ def load(
         for it.
       weights: of a checkpoint in 4 or 8 bits. "packed": matrices stay as they are stored, and are
         unpacked inside the products; "bfloat16" or "float32": they are written out in it as they
-        are read. None: packed on GPUs, where less is read, written out elsewhere.
+        are read, "unpacked": in ``dtype``. None: packed on GPUs, where less is read, unpacked
+        elsewhere.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or it is damaged or not supported.
@@ -162,6 +163,8 @@ def settle_weights(
         if quantize is not None:
             raise ValueError(f"weights=packed and quantize={quantize} exclude each other.")
         return dtype, True
+    if weights == "unpacked":
+        return dtype, False
     if dtype not in (None, jnp.dtype(weights)):
         raise ValueError(f"weights={weights} and dtype={dtype} differ; leave one out.")
     return jnp.dtype(weights), False

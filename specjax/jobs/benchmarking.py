@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich import progress
@@ -52,6 +53,18 @@ class Begun:
     mode: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Runs that are measured one after the other, of one target kept in several ways."""
+
+    path: str
+    settings: dict[str, dict[str, Any]]  # by the name of a run, which is that of its directory
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        return tuple(str(Path(self.path) / name) for name in self.settings)
+
+
 @keywords(Options)
 def benchmark(options: Options) -> None:
     """Measures what is missing of a benchmark, and writes and prints what came of it.
@@ -64,7 +77,7 @@ def benchmark(options: Options) -> None:
         run(begun)
 
 
-def begin(options: Options) -> Begun | None:
+def begin(options: Options) -> Begun | Several | None:
     """Reads and loads everything; what needs no device is done at once (None).
 
     Raises:
@@ -86,6 +99,28 @@ def begin(options: Options) -> Begun | None:
     if config.mode == "predict":
         predict(store, config)
         return None
+    if config.stored:
+        return begin_several(Several(options.workdir, job.side_by_side(settings)))
+    return begin_one(store, settings)
+
+
+def begin_several(several: Several) -> Several:
+    """Checks all of the runs before the first of them is begun, one target at a time in memory."""
+    found = []
+    for directory, settings in zip(several.directories, several.settings.values(), strict=True):
+        store = Store(directory)
+        store.look()
+        prepared = job.prepare(settings, store)
+        found.append((store, prepared.run, prepared.prompts))
+        del prepared
+    for store, run, prompts in found:
+        store.begin(run, prompts)
+    return several
+
+
+def begin_one(store: Store, settings: dict[str, Any]) -> Begun:
+    """Reads and loads what one run needs. Raises ValueError, OSError, in one line."""
+    config = read_config(settings)
     store.look()
     if named := config.compilation_cache:
         use_compile_cache(default_directory() if named == "default" else named)
@@ -94,8 +129,13 @@ def begin(options: Options) -> Begun | None:
     return Begun(prepared, store, config, begun.mode)
 
 
-def run(begun: Begun) -> None:
+def run(begun: Begun | Several) -> None:
     """Measures what is missing, and writes and prints what came of it."""
+    if isinstance(begun, Several):
+        for directory, settings in zip(begun.directories, begun.settings.values(), strict=True):
+            run(begin_one(Store(directory), settings))
+        compare(Options(compare=begun.directories, workdir=begun.path))
+        return
     with bar(_console()) as report:
         if begun.mode == "replay":
             scoring.record_all(begun.job, begun.store, report)

@@ -33,7 +33,7 @@ class Options:
     quantize: Literal["int8", "fp8"] | None = option(
         None, "Round the matrices of layers to 8 bits as they are loaded."
     )
-    weights: Literal["packed", "bfloat16", "float32"] | None = option(
+    weights: Literal["packed", "unpacked", "bfloat16", "float32"] | None = option(
         None,
         "Of a checkpoint in 4 or 8 bits: packed as they are, or written out. Default: packed on "
         "GPUs.",

@@ -26,6 +26,13 @@ from specjax.prompts.rendering import Prompt, Rendering, draw, prompts_sha256, r
 from specjax.trace.replay import parse_stop
 
 MODES = ("measure", "synthetic", "replay", "predict")
+# Ways to keep a target's weights: full as they are published, or written out if they are packed.
+FORMS: Mapping[str, Mapping[str, str]] = {
+    "full": {"weights": "unpacked"},
+    "packed": {"weights": "packed"},
+    "int8": {"quantize": "int8"},
+    "fp8": {"quantize": "fp8"},
+}
 # Of the config, what results do not depend on.
 _FREE = ("compilation_cache", "calibrate", "details")
 
@@ -55,7 +62,12 @@ class Config:
     dtype: str = option("", "Of the target; '': the checkpoint's own.")
     quantize: str = option("", "int8 or fp8: the matrices of the target's layers in 8 bits.")
     weights: str = option(
-        "", "Of a packed target: packed, bfloat16 or float32; '': as `load` does."
+        "", "Of a packed target: packed, unpacked, bfloat16 or float32; '': as `load` does."
+    )
+    stored: tuple[str, ...] = option(
+        (),
+        "Ways to keep the target, each measured in a run of its own and all shown side by side: "
+        f"{', '.join(FORMS)}; (): one run.",
     )
     mesh: str = option("", "Devices to shard over, such as data:2,model:4.")
     drafters: tuple[str, ...] = option(
@@ -163,6 +175,27 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
     hashes = {s.name: s.sha256 for s in sets}
     run = dataclasses.replace(run, prompt_sets=hashes, left_out=left_out)
     return Job(target, suite, specs, prompts, groups, run)
+
+
+def side_by_side(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each run that ``stored`` asks for, by its name.
+
+    Raises:
+      ValueError: in one line, on a way to keep a target that there is not, or that is said twice.
+    """
+    config = read_config(settings)
+    names = config.stored
+    unknown = [name for name in names if name not in FORMS]
+    if unknown or len(set(names)) < max(len(names), 2):
+        raise ValueError(f"stored={names}: name two or more of {', '.join(FORMS)}, and each once.")
+    said = [name for name in ("quantize", "weights") if getattr(config, name)]
+    if said:
+        raise ValueError(f"stored={names} and {said[0]} both say how the target is kept.")
+    if config.turns != 1:
+        raise ValueError(
+            f"stored={names} needs turns=1: targets answer differently, and so would the prompts."
+        )
+    return {name: {**settings, "stored": (), **FORMS[name]} for name in names}
 
 
 def load_sets(config: Config) -> list[prompt_sets.PromptSet]:

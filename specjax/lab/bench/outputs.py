@@ -60,11 +60,27 @@ def remarks(run: Run, cases: Sequence[Case]) -> list[str]:
     thinking = f", {dict(run.thinking)}" if run.thinking else ""
     prompts = f"{run.num_prompts} prompts of {', '.join(run.prompt_sets)}"
     name = "" if run.target is None else run.target.name
+    kept = run.dtype
+    if len(set(run.stored.values())) > 1:
+        each = "; ".join(f"{run}: {how}" for run, how in run.stored.items())
+        kept = f"several forms, one run after the other ({each})"
     return [
         *marks.lines(marks.marks(run, cases)),
         *_experts(cases),
-        f"{name} in {run.dtype} on {run.device}; {prompts}, template {run.template}{thinking}, "
+        *_against(run),
+        f"{name} in {kept} on {run.device}; {prompts}, template {run.template}{thinking}, "
         f"SHA-256 {(run.prompts_sha256 or '')[:16]}.",
+    ]
+
+
+def _against(run: Run) -> list[str]:
+    """What speedups of several runs are over."""
+    if not run.runs:
+        return []
+    return [
+        "Each speedup is over plain decoding of its own run, of the same target kept in the same "
+        "way; tokens/s tell runs apart. A target kept in fewer bits is another model: its text is "
+        "its own."
     ]
 
 

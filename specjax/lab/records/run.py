@@ -66,6 +66,7 @@ class Run:
     turns: int | None = absent()
     cases: tuple[Planned, ...] = ()
     runs: tuple[str, ...] = absent(())  # of a comparison: the names of its runs
+    stored: Mapping[str, str] = absent({})  # and of each how its target is kept
     valid: bool | None = None
     invalid_because: tuple[str, ...] = ()
     peak_bytes: int | None = absent()

@@ -21,7 +21,7 @@ def best_of(cases: Sequence[Case]) -> Case | None:
 def method_of(case: Case) -> str:
     """What a reader calls what guesses."""
     if case.is_plain:
-        return "plain decoding"
+        return "plain decoding" + (f" ({case.run})" if case.run else "")
     notes = [case.stop_rule] if case.stop_rule else []
     if case.is_synthetic:
         tau = None if case.synthetic is None else case.synthetic.tau

@@ -87,7 +87,11 @@ def read_results(directories: Sequence[str | Path]) -> Result:
     because = tuple(f"{name}: {reason}" for name, r in both for reason in r.run.reasons)
     return Result(
         dataclasses.replace(
-            results[0].run, runs=tuple(names), valid=not because, invalid_because=because
+            results[0].run,
+            runs=tuple(names),
+            stored={name: r.run.dtype for name, r in both},
+            valid=not because,
+            invalid_because=because,
         ),
         tuple(_of_run(case, name) for name, r in both for case in r.cases),
         tuple(_of_run(case, name) for name, r in both for case in r.pooled),
