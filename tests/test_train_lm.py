@@ -313,6 +313,9 @@ def settings(**changes) -> LMConfig:
     [
         ({"optimizer": "sgd"}, "optimizer"),
         ({"steps": 0}, "steps"),
+        ({"peak_lr": float("nan")}, "peak_lr=nan must be positive, and finite"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"seed": -1}, "--config.seed=-1"),
         ({"warmup_steps": 9}, "warmup_steps"),
         ({"log_every": 2, "eval_every": 3}, "multiple of log_every"),
         ({"distill": 0.5}, "teacher"),

@@ -108,6 +108,10 @@ def prepare(options: Options) -> Prepared:
         board = tensorboard(workdir) if config.tensorboard and hosts.is_first() else None
         corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
         print(f"corpus: {len(corpus.train)} files, hash {corpus.sha256}")
+        skeleton, params = next_token.build(
+            config.model, config.seed, model_axis=axis_size("model")
+        )
+        check_vocabulary(config)
         loop.claim(workdir, {**identity(config), "corpus_sha256": corpus.sha256}, FREE)
         tokens = _tokenizer(config, corpus, workdir)
         train = bpe.encode_documents(tokens, corpus.train.values())
@@ -116,9 +120,6 @@ def prepare(options: Options) -> Prepared:
         teacher = None
         if config.teacher:
             teacher = load(config.teacher, dtype=jnp.bfloat16, mesh=mesh).net
-        skeleton, params = next_token.build(
-            config.model, config.seed, model_axis=axis_size("model")
-        )
         if config.init:
             params = warm_start(params, load(config.init, dtype=jnp.float32).net)
         rate = schedule(
@@ -198,12 +199,22 @@ def export(ready: Prepared, module: Any, path: str) -> None:
     print(f"exported to {path}")
 
 
+def check_vocabulary(config: LMConfig) -> None:
+    """Raises ValueError, before the workdir is taken, on a tokenizer that cannot be had."""
+    if not config.tokenizer:
+        bpe.check_size(config.model["vocab_size"])
+    elif not (path := Path(config.tokenizer) / "tokenizer.json").is_file():
+        raise ValueError(f"--config.tokenizer={config.tokenizer} has no tokenizer.json.")
+    elif (size := Tokenizer.from_file(str(path)).get_vocab_size()) != config.model["vocab_size"]:
+        raise ValueError(
+            f"--config.tokenizer={config.tokenizer} has {size} tokens, and "
+            f"--config.model.vocab_size is {config.model['vocab_size']}."
+        )
+
+
 def _tokenizer(config: LMConfig, corpus: Corpus, workdir: Path) -> Tokenizer:
     if config.tokenizer:
-        path = Path(config.tokenizer) / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"--config.tokenizer={config.tokenizer} has no tokenizer.json.")
-        tokens = Tokenizer.from_file(str(path))
+        tokens = Tokenizer.from_file(str(Path(config.tokenizer) / "tokenizer.json"))
     else:
         tokens = bpe.train_tokenizer(corpus.train.values(), config.model["vocab_size"])
     if tokens.get_vocab_size() != config.model["vocab_size"]:

@@ -6,6 +6,7 @@ Files of configs/ say what differs (`specjax.cli.configs.config_of`).
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -67,8 +68,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         positive = ("steps", "rows", "accumulate", "peak_lr", "clip_norm")
         for field in (*positive, "log_every", "eval_every", "checkpoint_every"):
-            if getattr(self, field) <= 0:
-                raise ValueError(f"--config.{field}={getattr(self, field)} must be positive.")
+            if not 0 < getattr(self, field) < math.inf:
+                raise ValueError(
+                    f"--config.{field}={getattr(self, field)} must be positive, and finite."
+                )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--config.weight_decay={self.weight_decay} must be at least 0.")
         check_seed(self.seed, "--config.seed")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"--config.optimizer={self.optimizer}: known: {', '.join(OPTIMIZERS)}")

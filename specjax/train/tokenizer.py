@@ -26,15 +26,21 @@ _PIECES = "|".join(
 )
 
 
+def check_size(vocab_size: int) -> None:
+    """Raises ValueError if a vocabulary does not hold the bytes and `END`."""
+    least = len(pre_tokenizers.ByteLevel.alphabet()) + 1
+    if vocab_size < least:
+        raise ValueError(f"vocab_size={vocab_size}: byte-level BPE needs {least}.")
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learns the merges of a tokenizer with ``vocab_size`` tokens, `END` (id 0) and bytes included.
 
     Raises:
       ValueError: if the vocabulary does not hold the bytes, or the text is too short to fill it.
     """
+    check_size(vocab_size)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size < len(alphabet) + 1:
-        raise ValueError(f"vocab_size={vocab_size}: byte-level BPE needs {len(alphabet) + 1}.")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -225,8 +225,14 @@ def default_taps(num_layers: int, num_taps: int) -> tuple[int, ...]:
     """Evenly spread outputs of layers, as z-lab chooses them, as indices into hidden_states.
 
     Layer ``round(1 + i (N - 4) / (K - 1))`` for i = 0..K-1, from the second to the third from
-    last; where the target is too shallow for that, from the first to the last but one.
+    last; where the target is too shallow for that, from the first to the last but one. Up to five,
+    as published drafters have, may repeat in a target of fewer layers.
+
+    Raises:
+      ValueError: for more taps than there are layers.
     """
+    if not 1 <= num_taps <= max(num_layers, 5):
+        raise ValueError(f"num_taps={num_taps}: the target has {num_layers} layers to tap.")
     if num_taps == 1:
         return (num_layers // 2 + 1,)
     first, last = (1, num_layers - 3) if num_layers - 3 > num_taps else (0, num_layers - 2)
