@@ -30,7 +30,8 @@ def get_config(variant: str = "") -> ConfigDict:
             # 0: the target's, or that of init; fewer than init has: its largest neurons.
             "intermediate_size": 0,
             "mask_token_id": config_dict.placeholder(int),  # None: the last one
-            "from_target": True,  # layers begin as the last, dense, ones of the target
+            # Whether layers begin as the target's last ones. None: where those are dense.
+            "from_target": config_dict.placeholder(bool),
         },
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step

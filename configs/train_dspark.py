@@ -31,7 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "num_taps": 3,
             "intermediate_size": 0,  # as in train_dflash.py
             "mask_token_id": config_dict.placeholder(int),  # None: the last one
-            "from_target": True,  # layers begin as the last, dense, ones of the target
+            # Whether layers begin as the target's last ones. None: where those are dense.
+            "from_target": config_dict.placeholder(bool),
         },
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step

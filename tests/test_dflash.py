@@ -24,6 +24,7 @@ from specjax.drafters.dflash.net import Blocks
 from specjax.drafters.dflash.objective import DFlashObjective, draw_anchors
 from specjax.drafters.eagle3 import Eagle3
 from specjax.models.config import read_rope
+from specjax.models.surgery import ends_dense
 from specjax.sampling import Options, make_sampling
 from specjax.train.objectives.base import Batch
 from specjax.train.state import Skeleton
@@ -317,3 +318,10 @@ def test_a_window_allocates_the_window(from_anchor: bool) -> None:
 def test_layers_that_cannot_be_taken_from_a_target_say_so() -> None:
     with pytest.raises(ValueError, match=r"only where those are dense .*sizes\.from_target=False"):
         DFlash.fresh(tiny.model("qwen3_moe"), num_draft=2, layers=1, num_taps=1, from_target=True)
+    sizes: dict[str, Any] = {"num_draft": 2, "layers": 1, "num_taps": 1, "from_target": None}
+    DFlash.fresh(tiny.model("qwen3_moe"), **sizes)  # which only begins otherwise
+    for name in ("gemma3_text", "qwen3_5_text"):  # gains 1 + w, gates among the queries
+        assert not ends_dense(tiny.model(name), 1)
+    dense = tiny.model("qwen3")
+    begun = DFlash.fresh(dense, **sizes).net.module.layers[0].mlp.up_proj.weight
+    assert (begun[...] == dense.net.module.layers[-1].mlp.up_proj.weight[...]).all()

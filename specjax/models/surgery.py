@@ -15,6 +15,7 @@ from flax import nnx
 from specjax.core.types import Array
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import MLP, Attention
+from specjax.models.layers.norm import RMSNorm, ZeroCentredNorm
 from specjax.models.target import Target
 
 
@@ -49,15 +50,11 @@ def start_from(net: Frozen, target: Target) -> Frozen:
     config, module, theirs = net.config, net.module, target.net.module
     ours, full = config.backbone, target.config
     same = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
-    alike = all(
-        isinstance(getattr(layer, "mlp", None), MLP)
-        and isinstance(getattr(layer, "self_attn", None), Attention)
-        for layer in theirs.layers[-ours.num_layers :]
-    )
-    if not alike:
+    if not ends_dense(target, ours.num_layers):
         raise ValueError(
             f"A draft can begin as the last layers of {target.name} only where those are dense "
-            "attention and gated MLPs: say from_target=False (--config.sizes.from_target=False)."
+            "attention and gated MLPs behind plain norms: say from_target=False "
+            "(--config.sizes.from_target=False)."
         )
     differing = [f for f in same if getattr(ours, f) != getattr(full, f, None)]
     if differing or ours.num_layers > full.num_layers or full.kv_repeat > 1:
@@ -90,6 +87,26 @@ def start_from(net: Frozen, target: Target) -> Frozen:
     module.hidden_norm.weight[...] = value(theirs.layers[-1].input_layernorm.weight)
     module.norm.weight[...] = value(theirs.norm.weight)
     return net.with_module(module)
+
+
+def ends_dense(target: Target, num_layers: int) -> bool:
+    """Whether the target's last layers are such as a draft has, so that it can begin as they are.
+
+    Dense attention and gated MLPs, without gates or sinks of their own, behind plain norms.
+    """
+    return all(map(_is_plain, target.net.module.layers[-num_layers:]))
+
+
+def _is_plain(layer: Any) -> bool:
+    mlp, mixing = getattr(layer, "mlp", None), getattr(layer, "self_attn", None)
+    norms = [n for n in vars(layer).values() if isinstance(n, RMSNorm)]
+    return (
+        isinstance(mlp, MLP)
+        and isinstance(mixing, Attention)
+        and not (mixing.gated or mixing.has_sinks)
+        and len(norms) == 2
+        and not any(isinstance(norm, ZeroCentredNorm) for norm in norms)
+    )
 
 
 def narrowed(net: Frozen, intermediate_size: int) -> Frozen:

@@ -62,7 +62,7 @@ class DFlash2(DFlashKind):
         *,
         num_draft: int,
         seed: int = 0,
-        from_target: bool = False,
+        from_target: bool | None = False,
         **sizes: Any,
     ) -> DFlash2:
         """A randomly initialised one for ``target``, as `DFlash.fresh`."""

@@ -30,7 +30,7 @@ from specjax.models.config import DecoderConfig, dense_like
 from specjax.models.frozen import Frozen
 from specjax.models.layers.attention import looking_back
 from specjax.models.layers.rope import Rope
-from specjax.models.surgery import start_from
+from specjax.models.surgery import ends_dense, start_from
 from specjax.models.target import Target
 from specjax.models.vocabulary import Vocabulary
 
@@ -74,12 +74,13 @@ class DFlash(DFlashKind):
         *,
         num_draft: int,
         seed: int = 0,
-        from_target: bool = False,
+        from_target: bool | None = False,
         **sizes: Any,
     ) -> DFlash:
         """A randomly initialised one for ``target``, see `fresh_config`.
 
-        With ``from_target`` its layers begin as the target's last ones (`start_from`).
+        With ``from_target`` its layers begin as the target's last ones (`start_from`); None: where
+        those are dense attention and gated MLPs.
         """
         config = fresh_config(target.config, num_draft, **sizes)
         return cls(fresh_net(config, target, seed, from_target))
@@ -294,7 +295,9 @@ def fresh_config(
     )
 
 
-def fresh_net(config: DFlashConfig, target: Target, seed: int, from_target: bool) -> Frozen:
+def fresh_net(config: DFlashConfig, target: Target, seed: int, from_target: bool | None) -> Frozen:
     """A network with random weights; with ``from_target`` it begins as `start_from` says."""
     net = Frozen.of(DFlashNet(config, dtype=target.dtype, rngs=nnx.Rngs(seed)))
+    if from_target is None:
+        from_target = ends_dense(target, config.backbone.num_layers)
     return start_from(net, target) if from_target else net

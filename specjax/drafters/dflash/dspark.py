@@ -78,7 +78,7 @@ class DSpark(DFlashKind):
         *,
         num_draft: int,
         seed: int = 0,
-        from_target: bool = False,
+        from_target: bool | None = False,
         **sizes: Any,
     ) -> DSpark:
         """A randomly initialised one for ``target``, as `DFlash.fresh`."""
