@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,11 @@ import tiny
 import specjax
 from specjax.checkpoint.export import save_pretrained
 from specjax.checkpoint.packed import mxfp4
+from specjax.core.cache import Rounded
 from specjax.core.ops import linear
 from specjax.core.quantised import Quantised, quantise
 from specjax.drafters import LM
+from specjax.lab.audit import passes, rounding
 from specjax.lab.costs import account
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -58,6 +62,60 @@ def test_text_is_the_quantised_targets_own(family: str, tmp_path: Path) -> None:
 
 def _is_one(x: object) -> bool:
     return isinstance(x, Quantised)
+
+
+def test_text_of_keys_and_values_in_8_bits_is_their_own() -> None:
+    """However many tokens a pass is fed."""
+    whole = tiny.model("qwen3")
+    target = whole.remembering("fp8")
+    held, small = (m.net.init_cache(2, 64).num_bytes for m in (whole, target))
+    assert small < 0.5 * held and target.stored == "float32, cache in fp8"
+    prompts, asked = tiny.prompts(4), {"max_new_tokens": 16, "rule": "coupled"}
+    warm = {"temperature": [0.0, 1.0, 0.0, 1.0], **asked}
+    want = specjax.generate(target, None, prompts, **warm).tokens
+    out = specjax.generate(target, LM(tiny.near(whole), 3), prompts, **warm)
+    assert out.tokens == want and out.tau > 1.2
+
+
+def test_what_is_remembered_in_8_bits_is_that_of_one_pass() -> None:
+    target = tiny.model("qwen3").remembering("int8")
+    report = specjax.audit(target=target, checks=["entries", "stale"])
+    assert report.passed and "keys and values, in int8" in report.checks[0].tested
+
+
+def factors_stay(self: Rounded, part: Any, length: Any, count: Any) -> Rounded:
+    return dataclasses.replace(COMMIT(self, part, length, count), key_factors=self.key_factors)
+
+
+def one_slot_early(self: Rounded, part: Any, length: Any, count: Any) -> Rounded:
+    return COMMIT(self, part, jnp.maximum(length - 1, 0), count)
+
+
+def rounded_down(self: Rounded, part: Any, length: Any, count: Any) -> Rounded:
+    """A step of some numbers: with states as rough as of fp8, that they are many tells it."""
+    right = COMMIT(self, part, length, count)
+    down = lambda x: jnp.where(x % 9 == 0, x - 1, x)
+    return dataclasses.replace(right, values=down(right.values))
+
+
+COMMIT = Rounded.commit
+
+
+@pytest.mark.parametrize("wrong", [factors_stay, one_slot_early, rounded_down])
+def test_a_wrong_commit_in_8_bits_is_found(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rounded, "commit", wrong)
+    anew = jax.jit(lambda cache, block, count, path: cache.commit(block, count, path))
+    monkeypatch.setattr(passes, "commit", anew)
+    if wrong is rounded_down:
+        monkeypatch.setitem(rounding.TOLERANCES, "int8", rounding.TOLERANCES["fp8"])
+    report = specjax.audit(target=tiny.model("qwen3").remembering("int8"), checks=["entries"])
+    found = str(report.failed[0].counterexample)
+    assert "(Rounded)" in found and ("steps of int8" in found) == (wrong is rounded_down)
+
+
+def test_a_cache_without_keys_and_values_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"kv_cache=int8: no layer of .* \(Latent alone\)"):
+        tiny.model("deepseek_v3").remembering("int8")
 
 
 def test_packed_experts_never_expand(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

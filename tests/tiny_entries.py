@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specjax.core.cache import Full, Latent, Recurrent, Ring
+from specjax.core.cache import Full, Latent, Recurrent, Ring, Rounded
 from specjax.core.cache.block import Part, join
 
 VOCAB, HEADS, GROUPS, HEAD, VALUE, ROTARY, RANK, WINDOW, TAPS = 11, 4, 2, 6, 5, 4, 7, 5, 4
@@ -84,6 +84,22 @@ def _softmax(text: list[int], oldest: int) -> np.ndarray:
 
 
 _QKV = {"q": (HEADS, HEAD), "k": (GROUPS, HEAD), "v": (GROUPS, VALUE)}
+
+
+def _in_8_bits(x: np.ndarray) -> np.ndarray:
+    """[V, N, H], each vector rounded to 127 steps of its largest number either way."""
+    factor = np.abs(x).max(-1, keepdims=True) / 127
+    return np.round(x / factor) * factor
+
+
+def _softmax_rounded(text: list[int]) -> np.ndarray:
+    q, k, v = (table(n, *s)[text] for n, s in _QKV.items())
+    k, v = (np.repeat(_in_8_bits(x), HEADS // GROUPS, axis=1) for x in (k, v))
+    return _weigh(np.einsum("nh,tnh->nt", q[-1], k) * HEAD**-0.5, v)
+
+
+def _new_rounded(rows: int, slots: int, dtype: Any) -> Rounded:
+    return Rounded.like(_new(Full)(rows, slots, dtype), "int8")
 
 
 def _weigh(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -190,6 +206,7 @@ def _of_latent(rows: int, slots: int, dtype: Any) -> Latent:
 
 KINDS = {
     "full": Kind(_new(Full), _attend, lambda text, start: _softmax(text, 0)),
+    "rounded": Kind(_new_rounded, _attend, lambda text, start: _softmax_rounded(text)),
     "ring": Kind(
         _new(Ring, window=WINDOW), _attend, lambda text, start: _softmax(text, len(text) - WINDOW)
     ),

@@ -22,6 +22,7 @@ from specjax.checkpoint.llama2c import load_llama2c
 from specjax.checkpoint.llama2c_tokenizer import BOS, EOS, find_llama2c_tokenizer
 from specjax.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from specjax.core import own
+from specjax.core.cache import Full
 from specjax.core.files import is_there
 from specjax.core.platform import here
 from specjax.core.quantised import Quantisation, Quantised, check_quantisation
@@ -65,10 +66,28 @@ class Model:
     @property
     def stored(self) -> str:
         """How its weights are kept, in words: "bfloat16", "bfloat16, layers in int8"."""
+        told = f"{self.dtype}"
         if self.quantized is not None:
-            return f"{self.dtype}, layers in {self.quantized}"
-        packed = num_packed(self.net)
-        return f"{self.dtype}, {packed} matrices as they are packed" if packed else f"{self.dtype}"
+            told += f", layers in {self.quantized}"
+        elif packed := num_packed(self.net):
+            told += f", {packed} matrices as they are packed"
+        return told + ("" if self.net.memory is None else f", cache in {self.net.memory}")
+
+    def remembering(self, kind: Quantisation | None) -> Model:
+        """The same weights, keys and values remembered in 8 bits; None: whole.
+
+        Raises:
+          ValueError: if no layer remembers the keys and values of every token.
+        """
+        whole = dataclasses.replace(self.net, memory=None)
+        cache = jax.eval_shape(lambda net: net.init_cache(1, 8), whole)
+        if kind is not None and not any(type(entry) is Full for entry in cache.layers):
+            kinds = ", ".join(dict.fromkeys(type(entry).__name__ for entry in cache.layers))
+            raise ValueError(
+                f"kv_cache={kind}: no layer of {self.name} keeps the keys and values of every "
+                f"token ({kinds} alone); leave it out."
+            )
+        return dataclasses.replace(self, net=dataclasses.replace(self.net, memory=kind))
 
     @functools.cached_property
     def chat_template(self) -> ChatTemplate:
@@ -89,6 +108,7 @@ def load(
     replicate: bool = False,
     quantize: Quantisation | None = None,
     weights: Weights | None = None,
+    kv_cache: Quantisation | None = None,
 ) -> Model:
     """Loads a model and its tokenizer.
 
@@ -110,13 +130,16 @@ def load(
         unpacked inside the products; "bfloat16" or "float32": they are written out in it as they
         are read, "unpacked": in ``dtype``. None: packed on GPUs, where less is read, unpacked
         elsewhere.
+      kv_cache: "int8" or "fp8": keys and values are remembered in 8 bits, a factor a head and token
+        (windows, latent and recurrent memory stay whole). This, too, is another model.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or it is damaged or not supported.
       ValueError: on an impossible mesh, or a way to quantise that there is not.
     """
     name, dtype = str(path_or_repo), read_dtype(dtype)
-    check_quantisation(quantize)
+    check_quantisation("quantize", quantize)
+    check_quantisation("kv_cache", kv_cache)
     if isinstance(mesh, str):
         mesh = parse_mesh(mesh)
     dtype, packed = settle_weights(weights, dtype, quantize, _platform(mesh))
@@ -132,7 +155,8 @@ def load(
                 raise CheckpointError(f"{path} is a llama2.c file, which has a family of its own.")
             if weights == "packed":
                 raise CheckpointError(f"{path}: weights=packed, but llama2.c packs none.")
-            return _load_file(path, mesh=mesh, dtype=dtype, replicate=replicate, quantize=quantize)
+            model = _load_file(path, mesh=mesh, dtype=dtype, replicate=replicate, quantize=quantize)
+            return model.remembering(kv_cache)
         local = not is_repository and not name.startswith("demo:")
         label = path.resolve().name if local else name
         how: dict[str, Any] = {"replicate": replicate, "quantize": quantize, "packed": packed}
@@ -142,7 +166,7 @@ def load(
                 f"{name}: weights=packed, but no matrix there is packed in a way that can be kept; "
                 "leave it out."
             )
-        return model
+        return model.remembering(kv_cache)
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
     except CheckpointError:

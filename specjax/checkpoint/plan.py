@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh
@@ -18,6 +19,7 @@ from specjax.checkpoint.hf import read_config, read_layout
 from specjax.core import sharding
 from specjax.core.files import is_there
 from specjax.core.quantised import Quantisation
+from specjax.models import Frozen
 from specjax.models.places import as_place
 
 # Parts, and what the names of their parameters and tensors hold; the first that does.
@@ -47,6 +49,7 @@ class Plan:
 
     parts: tuple[Part, ...]
     dtype: np.dtype
+    cache: int = 0  # bytes of what is remembered of one more token of a text, on all devices
 
     def total(self, what: str) -> int:
         """Of a field of all parts, such as "device"."""
@@ -60,6 +63,7 @@ def plan(
     dtype: np.dtype | None = None,
     quantize: Quantisation | None = None,
     packed: bool = False,
+    kv_cache: Quantisation | None = None,
     family_name: str | None = None,
 ) -> Plan:
     """Reads no weights, and needs none of the devices.
@@ -68,6 +72,7 @@ def plan(
       directory: a Hugging Face directory.
       sizes: of the mesh's axes, as `sharding.mesh_sizes` gives them.
       dtype, quantize, packed, family_name: as for `load_network`.
+      kv_cache: as of `load`.
 
     Raises:
       CheckpointError: on a checkpoint that would be refused for its config or names of tensors, and
@@ -106,7 +111,15 @@ def plan(
             for name in sorted(names, key=lambda name: -whole[name])
         ),
         found.dtype,
+        _cache(Frozen.of(abstract), kv_cache),
     )
+
+
+def _cache(net: Frozen, kind: Quantisation | None) -> int:
+    """Bytes of a token, behind more of them than windows are wide."""
+    net, many = dataclasses.replace(net, memory=kind), 1 << 20
+    size = lambda slots: jax.eval_shape(lambda net: net.init_cache(1, slots), net).num_bytes
+    return int(size(many + 1) - size(many))
 
 
 def _mesh(sizes: Mapping[str, int]) -> Any:

@@ -101,10 +101,10 @@ def quantise(w: Array, kind: Quantisation) -> Quantised:
     return Quantised(values.astype(dtype), factors, w.dtype)
 
 
-def check_quantisation(kind: str | None) -> None:
-    """Raises ValueError if there is no such kind."""
+def check_quantisation(name: str, kind: str | None) -> None:
+    """Raises ValueError, naming the argument, if there is no such kind."""
     if kind is not None and kind not in _TYPES:
-        raise ValueError(f"quantize={kind!r}: must be one of {', '.join(_TYPES)}.")
+        raise ValueError(f"{name}={kind!r}: must be one of {', '.join(_TYPES)}.")
 
 
 quantise_in_place = jax.jit(quantise, static_argnames="kind", donate_argnums=0)

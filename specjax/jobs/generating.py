@@ -199,7 +199,7 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
     certain = arguments["temperature"] < GREEDY_BELOW or ours.rule == "coupled"
     report.comparable = certain and report.lossless
     report.difference = first_difference(batch.tokens, theirs.tokens)
-    report.exact = target.dtype == "float32"
+    report.exact = target.dtype == "float32" and target.net.memory is None
     if has_experts(target) and batch.trace is not None and can_count(batch.trace):
         report.experts = count(target, batch.trace)
     return report

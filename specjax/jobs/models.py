@@ -52,6 +52,9 @@ class Models:
         "Of a checkpoint in 4 or 8 bits: packed as they are, or written out. Default: packed on "
         "GPUs.",
     )
+    kv_cache: Literal["int8", "fp8"] | None = option(
+        None, "Keep the target's keys and values in 8 bits, where layers keep every token's."
+    )
 
     def chosen(self) -> named.Named:
         """The drafter that is asked for, checked as far as it can be without models.
@@ -96,6 +99,7 @@ class Models:
             dtype=self.dtype,
             quantize=self.quantize,
             weights=self.weights,
+            kv_cache=self.kv_cache,
         )
         if target.tokenizer is None:
             raise ValueError(f"--target={self.target} has no tokenizer, which text needs; add one.")

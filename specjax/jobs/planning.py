@@ -38,6 +38,9 @@ class Options:
         "Of a checkpoint in 4 or 8 bits: packed as they are, or written out. Default: packed on "
         "GPUs.",
     )
+    kv_cache: Literal["int8", "fp8"] | None = option(
+        None, "Keep keys and values in 8 bits, where layers keep every token's."
+    )
 
 
 @keywords(Options)
@@ -60,6 +63,7 @@ def plan(options: Options) -> Plan:
         dtype=dtype,
         quantize=options.quantize,
         packed=packed,
+        kv_cache=options.kv_cache,
         family_name=family,
     )
 
@@ -81,11 +85,12 @@ def table(made: Plan) -> list[str]:
 def verdict(made: Plan) -> tuple[bool, str]:
     """Whether the weights fit a device of this machine, and that in a line."""
     need, free = made.total("device"), memory.free()
+    caches = f"caches come on top, {shown(made.cache)} a token of a text on all devices together"
     if free is None:
-        return True, "The devices here do not say how much memory is free."
+        return True, f"The devices here do not say how much memory is free; {caches}."
     fits = need <= free
     said = f"fit: {shown(free - need)} a device are left" if fits else "do not fit"
-    return fits, f"The weights {said} ({shown(free)} are free); caches come on top."
+    return fits, f"The weights {said} ({shown(free)} are free); {caches}."
 
 
 def shown(size: int) -> str:

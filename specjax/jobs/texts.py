@@ -168,7 +168,17 @@ def read_job(options: Options) -> Job:
 
 def settings_of(options: Options, drafter: Named, request: dict[str, Any]) -> dict[str, Any]:
     """What the lines of --output depend on."""
-    named = ("target", "drafter", "draft", "seed", "mesh", "dtype", "quantize", "weights")
+    named = (
+        "target",
+        "drafter",
+        "draft",
+        "seed",
+        "mesh",
+        "dtype",
+        "quantize",
+        "weights",
+        "kv_cache",
+    )
     given = {name: getattr(options, name) for name in named}
     bias = options.logit_bias
     return {

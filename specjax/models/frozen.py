@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from specjax.core.cache import Cache
+from specjax.core.cache import Cache, rounded
 from specjax.core.platform import Platform
-from specjax.core.quantised import Quantised
+from specjax.core.quantised import Quantisation, Quantised
 from specjax.core.types import Array, pytree, static
 from specjax.models.layers.decoder import Pass
 from specjax.models.layers.linear import Adapted
@@ -30,6 +30,8 @@ class Frozen:
     # On a mesh: each device holds and computes all of the model, for its share of the rows.
     replicated: bool = static(default=False)
     platform: Platform | None = static(default=None)  # None: that of JAX's default devices
+    # How what it remembers of a text is kept, where layers remember every token; None: whole.
+    memory: Quantisation | None = static(default=None)
 
     @classmethod
     def of(cls, module: Any) -> Frozen:
@@ -65,7 +67,8 @@ class Frozen:
         """What ``module`` is made of, in this one's place."""
         place(module, None, False)  # said once, here
         made = Frozen.of(module)
-        return dataclasses.replace(made, replicated=self.replicated, platform=self.platform)
+        kept: dict[str, Any] = {"platform": self.platform, "memory": self.memory}
+        return dataclasses.replace(made, replicated=self.replicated, **kept)
 
     def on(self, platform: Platform | None) -> Frozen:
         """The same, traced for another platform; None: that of JAX's default devices."""
@@ -73,6 +76,8 @@ class Frozen:
 
     def __call__(self, tokens: Array, cache: Cache | None = None, **kwargs: Any) -> Pass:
         """See `models.layers.decoder.Decoder`."""
+        if cache is None and self.memory is not None:
+            cache = self.init_cache(tokens.shape[0], 0)  # which rounds what a block sees, too
         out: Pass = self.module(tokens, cache, **kwargs)
         return out
 
@@ -122,7 +127,8 @@ class Frozen:
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         cache: Cache = self.module.init_cache(rows, slots)
-        return cache.placed(self.platform, self.replicated)
+        cache = cache.placed(self.platform, self.replicated)
+        return cache if self.memory is None else rounded(cache, self.memory)
 
 
 def _sizes(config: Any) -> list[str]:

@@ -6,6 +6,7 @@ from specjax.core.cache.full import Full
 from specjax.core.cache.latent import Latent
 from specjax.core.cache.recurrent import Recurrent
 from specjax.core.cache.ring import Ring
+from specjax.core.cache.rounded import Rounded, rounded
 
 __all__ = [
     "Block",
@@ -17,6 +18,8 @@ __all__ = [
     "Part",
     "Recurrent",
     "Ring",
+    "Rounded",
     "caches_in",
     "empty",
+    "rounded",
 ]

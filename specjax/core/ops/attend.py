@@ -13,12 +13,15 @@ import jax.numpy as jnp
 
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
+from specjax.core.quantised import Quantised
 from specjax.core.types import Array
 
 _MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
 
-Parts = Array | tuple[Array, ...]  # queries or keys whose scores add up
-Cached = tuple[Parts, Array, Array]  # keys, values, and which slots each query sees
+Known = Array | Quantised  # [B, G, S, H], also with a factor a token
+Queries = Array | tuple[Array, ...]
+Parts = Known | tuple[Array, ...]  # queries or keys whose scores add up
+Cached = tuple[Parts, Known, Array]  # keys, values, and which slots each query sees
 Dots = Callable[[Array, Array], Array]  # [B, G, M, H], [B, G, S, H] -> [B, G, M, S] float32
 
 
@@ -34,9 +37,9 @@ def queries_left(q: Array, keys: Array) -> Array:
 
 
 def one_softmax(
-    q: Parts,
+    q: Queries,
     k: Parts,
-    v: Array,
+    v: Known,
     visible: Array,
     cached: Cached | None,
     scale: float | None,
@@ -62,7 +65,7 @@ def one_softmax(
         """[B, G, R * T, S]: ``mask`` is [B or 1, T or 1, S]."""
         total = None
         for q, part in zip(parts, keys if isinstance(keys, tuple) else (keys,), strict=True):
-            one = dots(q, part)
+            one = _dots(dots, q, part)
             total = one if total is None else total + one
         assert total is not None
         total = total.reshape(rows, groups, repeats, num_tokens, -1)
@@ -100,17 +103,29 @@ def _sink(sinks: Array, groups: int, num_tokens: int) -> Array:
     return jnp.repeat(heads, num_tokens, axis=2)[..., None]
 
 
-def _weighted(weights: Array, values: Array) -> Array:
+def _dots(dots: Dots, q: Array, keys: Known) -> Array:
+    """`Dots`; a key's factor comes behind its product."""
+    if isinstance(keys, Quantised):
+        return dots(q, keys.values.astype(q.dtype)) * keys.factors.swapaxes(2, 3)
+    return dots(q, keys)
+
+
+def _weighted(weights: Array, values: Known) -> Array:
     """[B, G, M, S], [B, G, S, Hv] -> [B, G, M, Hv] float32."""
+    if isinstance(values, Quantised):  # a value's factor is a part of its weight
+        weights, values = (
+            weights * values.factors.swapaxes(2, 3),
+            values.values.astype(values.dtype),
+        )
     return jnp.einsum(
         "bgms,bgsh->bgmh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
     )
 
 
 def reference(
-    q: Parts,
+    q: Queries,
     k: Parts,
-    v: Array,
+    v: Known,
     visible: Array,
     cached: Cached | None,
     scale: float | None,
@@ -121,9 +136,9 @@ def reference(
 
 
 def on_gpu(
-    q: Parts,
+    q: Queries,
     k: Parts,
-    v: Array,
+    v: Known,
     visible: Array,
     cached: Cached | None,
     scale: float | None,
@@ -140,9 +155,9 @@ def on_gpu(
 
 
 def on_two_cores(
-    q: Parts,
+    q: Queries,
     k: Parts,
-    v: Array,
+    v: Known,
     visible: Array,
     cached: Cached | None,
     scale: float | None,
@@ -162,9 +177,9 @@ ATTEND = Op(reference, {"gpu": on_gpu, "tpu:2": on_two_cores})
 
 
 def attend(
-    q: Parts,
+    q: Queries,
     k: Parts,
-    v: Array,
+    v: Known,
     visible: Array,
     cached: Cached | None,
     *,
@@ -182,7 +197,8 @@ def attend(
       v: [B, G, U, Hv].
       visible: [B or 1, T, U] bool, which tokens of the block each query sees.
       cached: keys [B, G, S, H], values [B, G, S, Hv] and which slots each query sees,
-        [B, 1 or T, S] bool; None where the block is the whole sequence.
+        [B, 1 or T, S] bool; None where the block is the whole sequence. Keys and values, here and
+        of the block, may be in 8 bits.
       scale: of the scores; None: ``H ** -0.5``.
       sinks: [N], a score of each query head that takes its share of the softmax and carries no
         value (Agarwal et al. 2025, arXiv:2508.10925); None: there is none. It is counted once,

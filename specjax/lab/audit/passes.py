@@ -22,6 +22,7 @@ from specjax.core import trees
 from specjax.core.cache import Cache, Mark
 from specjax.core.types import Array, Parents
 from specjax.core.view import View
+from specjax.lab.audit.rounding import Steps, steps_of
 
 ROWS, SLOTS, MORE_SLOTS = 3, 32, 64
 TREE: Parents = (0, 0, 1, 1, 2, 3)  # six guesses on three levels
@@ -43,6 +44,7 @@ class Round:
     got: np.ndarray  # [B, T, L + 1, D] states: embedding, then the output of each layer
     stale: np.ndarray  # the same behind a cache whose stale places are poisoned
     want: np.ndarray  # the same of whole texts, without a cache
+    steps: list[Steps]  # of a cache that rounds: where it differs from that of one pass
 
 
 @functools.partial(jax.jit, static_argnames="parents")
@@ -118,7 +120,8 @@ def rounds(target: Model, seed: int) -> Iterator[Round]:
         want = states_of(target, lines).reshape(got.shape)
         lengths = np.asarray([len(text) for text in texts])
         kind += " in another turn" if i > TURNS[0] else ""
-        yield Round(kind, lengths, tokens, np.asarray(got), np.asarray(stale), want)
+        steps = steps_of(net, cache, texts, MORE_SLOTS)
+        yield Round(kind, lengths, tokens, np.asarray(got), np.asarray(stale), want, steps)
 
         leaf = rng.integers(0, size, size=ROWS) if parents else np.full(ROWS, size - 1)
         count = rng.integers(0, depths[leaf] + 2).astype(np.int32)

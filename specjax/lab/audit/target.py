@@ -20,6 +20,7 @@ from specjax.core.types import Array, Kept, Proposal, pytree, static
 from specjax.drafters import NoDraft
 from specjax.drafters.base import Context
 from specjax.drafters.spec import Spec
+from specjax.lab.audit import rounding
 from specjax.lab.audit.batch import Batch
 from specjax.lab.audit.passes import MORE_SLOTS, ROWS, TOLERANCES, Round, by_width, rounds
 from specjax.lab.audit.report import Check
@@ -132,7 +133,9 @@ class TargetEvidence:
     @property
     def tolerance(self) -> float:
         """The allowed difference, as a share of a layer's largest value."""
-        return TOLERANCES[self.target.dtype.name]
+        kind = self.target.net.memory
+        rounds = 0.0 if kind is None else rounding.TOLERANCES[kind]
+        return max(TOLERANCES[self.target.dtype.name], rounds)
 
     @functools.cached_property
     def entries(self) -> list[str]:
@@ -161,7 +164,7 @@ def off(got: np.ndarray, want: np.ndarray, tolerance: float) -> tuple[float, Any
 
 def check_entries(evidence: TargetEvidence) -> Check:
     """Every layer's memory against one pass over the whole text."""
-    return _rounds(
+    check = _rounds(
         evidence,
         "entries",
         lambda r: (r.got, r.want),
@@ -169,6 +172,31 @@ def check_entries(evidence: TargetEvidence) -> Check:
         "behind random counts and paths of the blocks before, and in another turn of the texts, "
         "against one pass over the whole text",
         "than one pass over the whole text gives",
+    )
+    kind = evidence.target.net.memory
+    return check if kind is None else _with_steps(evidence, check, kind)
+
+
+def _with_steps(evidence: TargetEvidence, check: Check, kind: str) -> Check:
+    """With what an entry that rounds remembers, in steps; of float32, which tells them apart."""
+    if evidence.target.dtype != np.float32:
+        return check
+    first, found = None, []
+    for i, r in enumerate(evidence.rounds):
+        found += r.steps
+        for s in r.steps:
+            if s.too_far and first is None:
+                first = (
+                    f"Before block {i + 1}, behind {r.lengths[s.row]} tokens: what "
+                    f"{evidence.layer(s.layer + 1)} remembers of row {s.row} is up to "
+                    f"{s.largest:.2g} steps of {kind} from what one pass over the text gives, and "
+                    f"{s.count} of its {s.numbers} numbers are others."
+                )
+    return Check.unless(
+        name=check.name,
+        tested=check.tested + rounding.told(kind, found),
+        statistic=check.statistic,
+        counterexample=check.counterexample or first,
     )
 
 

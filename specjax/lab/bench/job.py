@@ -26,12 +26,14 @@ from specjax.prompts.rendering import Prompt, Rendering, draw, prompts_sha256, r
 from specjax.trace.replay import parse_stop
 
 MODES = ("measure", "synthetic", "replay", "predict")
-# Ways to keep a target's weights: full as they are published, or written out if they are packed.
+# Ways to keep a target: full as they are published, or written out if they are packed.
 FORMS: Mapping[str, Mapping[str, str]] = {
     "full": {"weights": "unpacked"},
     "packed": {"weights": "packed"},
     "int8": {"quantize": "int8"},
     "fp8": {"quantize": "fp8"},
+    "cache-int8": {"kv_cache": "int8"},
+    "cache-fp8": {"kv_cache": "fp8"},
 }
 # Of the config, what results do not depend on.
 _FREE = ("compilation_cache", "calibrate", "details")
@@ -64,6 +66,7 @@ class Config:
     weights: str = option(
         "", "Of a packed target: packed, unpacked, bfloat16 or float32; '': as `load` does."
     )
+    kv_cache: str = option("", "int8 or fp8: the target's keys and values in 8 bits.")
     stored: tuple[str, ...] = option(
         (),
         "Ways to keep the target, each measured in a run of its own and all shown side by side: "
@@ -150,7 +153,8 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
     variables = assign(config.template_args, "template_args")
     how = Rendering(config.template, config.system, variables, config.turns)
     sets, most = load_sets(config), config.max_prompt_tokens
-    how_kept: Any = {n: getattr(config, n) or None for n in ("dtype", "quantize", "weights")}
+    fields = ("dtype", "quantize", "weights", "kv_cache")
+    how_kept: Any = {name: getattr(config, name) or None for name in fields}
     target = load(config.target, mesh=config.mesh or None, **how_kept)
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer.json, so it reads no prompts.")
@@ -188,7 +192,7 @@ def side_by_side(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     unknown = [name for name in names if name not in FORMS]
     if unknown or len(set(names)) < max(len(names), 2):
         raise ValueError(f"stored={names}: name two or more of {', '.join(FORMS)}, and each once.")
-    said = [name for name in ("quantize", "weights") if getattr(config, name)]
+    said = [name for name in ("quantize", "weights", "kv_cache") if getattr(config, name)]
     if said:
         raise ValueError(f"stored={names} and {said[0]} both say how the target is kept.")
     if config.turns != 1:

@@ -54,7 +54,7 @@ class Report:
     compile_seconds: tuple[float, float] | None = None  # speculative, plain
     comparable: bool = False  # whether the text should equal that of plain decoding
     difference: tuple[int, int] | None = None
-    exact: bool = True  # float32
+    exact: bool = True  # float32, and a cache that keeps it
     experts: Union | None = None  # that a pass read, of a target with such
     load: Sequence[float] = ()  # processes that wanted a core before; of others
     others: Sequence[float] = ()  # cores that others kept busy meanwhile
@@ -124,4 +124,4 @@ def check_line(report: Report) -> str:
     where = f"the text differs from plain decoding at token {token + 1} of text {row + 1}"
     if report.exact:
         return f"{where}: UNEXPECTED in float32 unless two tokens tie; please report it"
-    return f"{where}: expected now and then in bfloat16, where rounding decides near ties"
+    return f"{where}: expected now and then in few bits, where rounding decides near ties"

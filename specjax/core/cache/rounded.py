@@ -1,0 +1,126 @@
+"""Keys and values of every token in 8 bits: half the memory and half the bytes that a pass reads.
+
+A head's key or value is rounded by itself, to values with one factor (`core.quantised`). The tokens
+of a block are rounded before they are looked at, too: each is seen alike from within its block and
+from the cache, so that what is written does not depend on how many tokens a pass is fed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from specjax.core.cache import slots as lay
+from specjax.core.cache.base import Cache
+from specjax.core.cache.block import Part
+from specjax.core.cache.full import Full, valid_slots
+from specjax.core.ops import attend, write
+from specjax.core.quantised import Quantisation, Quantised, quantise
+from specjax.core.types import Array, pytree, static
+from specjax.core.view import View
+
+
+@pytree
+class Rounded(Full):
+    """A `Full` entry whose ``keys`` and ``values`` are 8 bits wide."""
+
+    key_factors: Array = dataclasses.field(kw_only=True)  # [B, G, S, 1] float32
+    value_factors: Array = dataclasses.field(kw_only=True)  # [B, G, S, 1] float32
+    kind: Quantisation = static(kw_only=True)
+    dtype: Any = static(kw_only=True)  # of activations
+
+    @classmethod
+    def like(cls, entry: Full, kind: Quantisation) -> Rounded:
+        """An empty one for texts of as many tokens as ``entry``."""
+        k, v = (quantise(x, kind) for x in (entry.keys, entry.values))
+        pin = lambda x: lay.pin(x, entry.axis)
+        return cls(
+            pin(k.values),
+            pin(v.values),
+            entry.axis,
+            entry.platform,
+            key_factors=pin(k.factors),
+            value_factors=pin(v.factors),
+            kind=kind,
+            dtype=entry.keys.dtype,
+        )
+
+    def attend(
+        self,
+        q: Array,
+        new: Part,
+        length: Array,
+        view: View,
+        *,
+        scale: float | None = None,
+        sinks: Array | None = None,
+    ) -> Array:
+        """Attends as `Full.attend` does, to rounded keys and values."""
+        keys, values = (quantise(x, self.kind) for x in new)
+        size, cached = self.keys.shape[2], None
+        if size:
+            known = Quantised(self.keys, self.key_factors, self.dtype)
+            held = Quantised(self.values, self.value_factors, self.dtype)
+            cached = (known, held, valid_slots(size, length)[:, None])
+        how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
+        return attend(q, keys, values, view.visible, cached, **how)
+
+    def commit(self, part: Part, length: Array, count: Array) -> Rounded:
+        del count
+        keys, values = (quantise(x, self.kind) for x in part)
+        put = lambda old, new: lay.pin(write(old, new, length, platform=self.platform), self.axis)
+        return self._with(put, (keys, values))
+
+    def _with(self, put: Any, parts: tuple[Quantised, Quantised]) -> Rounded:
+        keys, values = parts
+        return dataclasses.replace(
+            self,
+            keys=put(self.keys, keys.values),
+            values=put(self.values, values.values),
+            key_factors=put(self.key_factors, keys.factors),
+            value_factors=put(self.value_factors, values.factors),
+        )
+
+    def grow(self, slots: int) -> Rounded:
+        wider = lambda x: lay.pin(lay.widened(x, slots), self.axis)
+        names = ("keys", "values", "key_factors", "value_factors")
+        found: dict[str, Any] = {name: wider(getattr(self, name)) for name in names}
+        return dataclasses.replace(self, **found)
+
+    def stale(self, length: Array) -> Rounded:
+        """Poison lies in the factors: what is 8 bits wide has no NaN, or no room for more."""
+        hidden = jnp.arange(self.keys.shape[2])[None, :] >= length[:, None]
+        keys, values = lay.poison((self.key_factors, self.value_factors), hidden)
+        # The largest that times any value is still a number.
+        values = jnp.where(hidden[:, None, :, None], values / 1024, values)
+        return dataclasses.replace(self, key_factors=keys, value_factors=values)
+
+    def steps_from(self, part: Part) -> Array:
+        """How far what is remembered is from ``part`` of as many tokens, [B, G, S, H + Hv].
+
+        In steps of the kind: the distance of neighbours that can be kept, where the larger of both
+        lies. Passes of other widths sum in another order, so that a number between two steps may
+        come to lie on either.
+        """
+        held = (self.keys, self.key_factors), (self.values, self.value_factors)
+        pairs = zip(held, part, strict=True)
+        found = [_steps(*pair, quantise(new, self.kind), self.kind) for pair, new in pairs]
+        return jnp.concatenate(found, axis=-1)
+
+
+def _steps(values: Array, factors: Array, other: Quantised, kind: Quantisation) -> Array:
+    a = values.astype(jnp.float32) * factors
+    b = other.values.astype(jnp.float32) * other.factors
+    size = jnp.maximum(factors, other.factors)  # of whole numbers all steps are equal
+    if kind == "fp8":  # three bits behind the first, down to 2^-9
+        largest = jnp.maximum(jnp.abs(a), jnp.abs(b)) / size
+        size = size * jnp.exp2(jnp.floor(jnp.log2(jnp.maximum(largest, 2.0**-6))) - 3)
+    return jnp.abs(a - b) / size
+
+
+def rounded(cache: Cache, kind: Quantisation) -> Cache:
+    """An empty cache with its `Full` entries in 8 bits; others, which are small, stay."""
+    layers = (Rounded.like(e, kind) if type(e) is Full else e for e in cache.layers)
+    return dataclasses.replace(cache, layers=tuple(layers))
