@@ -53,6 +53,7 @@ def check(setup: Setup) -> None:
         read_target(setup.draft_model, 0, "draft_model")
     need(setup.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
     need(setup.packed in ("", *FORMATS), "packed", f"one of {', '.join(FORMATS)}, or empty")
+    need(setup.kv_cache in ("", "int8", "fp8"), "kv_cache", "int8 or fp8, or empty")
     need(setup.programs in ("all", "run"), "programs", "all or run")
     need(setup.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")
     for name in ("rows", "num_draft", "draft_taps", "trips"):
@@ -103,6 +104,8 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
         )
     how: dict[str, Any] = {"replicate": False, "packed": setup.packed}
     target = _model(setup.target, setup, plain, mesh, platform, **how)
+    if setup.kv_cache:
+        target = target.remembering(setup.kv_cache)  # type: ignore[arg-type]
     if mesh is not None and setup.rows % mesh.shape["data"]:
         raise ValueError(
             f"--config.rows={setup.rows}: the mesh's data axis has {mesh.shape['data']} devices,"

@@ -29,6 +29,7 @@ class Setup:
     packed: str = setting(
         "", "mxfp4 or int4 (of a mixture the experts) or fp8: matrices of the target's layers"
     )
+    kv_cache: str = setting("", "int8 or fp8: the target's keys and values in 8 bits")
     # The published DFlash checkpoints have 5 layers, 5 taps and blocks of 16 (15 guesses); EAGLE-3
     # has one layer.
     drafter: str = setting(
