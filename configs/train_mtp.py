@@ -1,4 +1,4 @@
-"""A head for further tokens (MTP) for a target: trained anew, or fine-tuned.
+"""A head for further tokens (MTP) for a target, or several: trained anew, or fine-tuned.
 
 Expected: tau of 3 guesses over held-out text well above 1 after some hundred steps; the head begins
 as the target's last layer. Cost: a step is one of the target's forward passes and three of one
@@ -23,7 +23,10 @@ def get_config(variant: str = "") -> ConfigDict:
         DrafterConfig,
         kind="mtp",
         num_draft=3,
-        sizes={"recycle": "normed"},  # what a step feeds on: the normed state, or "raw"
+        sizes={
+            "heads": 1,  # one a guess; the last is run again for further ones
+            "recycle": "",  # what a step feeds on: "normed" or "raw" states; "": as is usual
+        },
         objective={
             "decay": 0.8,  # of the weight of a step
             "divergence": "forward_kl",

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import checks
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file, save_file
 
 import specjax
+from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.export import save_pretrained
 from specjax.checkpoint.parity import Tolerances
 from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter
 from specjax.drafters import MTP
@@ -71,9 +76,72 @@ def test_predicted_cycles_are_the_real_ones(family: str) -> None:
     checks.accepted_as_predicted(*found)
 
 
+VOCAB = 5  # so few that random heads are often right
+
+
+def several(family: str, heads: int, num_draft: int) -> tuple[specjax.Model, MTP]:
+    """A tiny target, and heads for it whose weights are not those that they begin with."""
+    target, rng = tiny.model(family, vocab=VOCAB), np.random.default_rng(6)
+    spec = MTP.fresh(target, num_draft=num_draft, heads=heads)
+    shaken = lambda x: x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
+    net = dataclasses.replace(spec.net, params=jax.tree.map(shaken, spec.net.params))
+    return target, dataclasses.replace(spec, net=net)
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "num_draft"), [("deepseek_v3", 2, 4), ("qwen3_5", 3, 3)]
+)
+def test_several_heads_guess_as_they_are_trained(family: str, heads: int, num_draft: int) -> None:
+    """In every cycle, whatever was accepted before; text is the target's own."""
+    target, spec = several(family, heads, num_draft)
+    assert spec.net.config.recycle == ("raw" if family == "deepseek_v3" else "normed")
+    trainee, params = Trainee.of("mtp", spec, {}, num_draft=num_draft, compute_dtype=jnp.float32)
+    how = {"new": 48, "vocab": VOCAB}
+    matches, out = checks.predicted_cycles(target, spec, trainee.objective, params, **how)
+    checks.accepted_as_predicted(matches, out)
+    plain = specjax.generate(target, None, tiny.prompts(4, VOCAB), max_new_tokens=48)
+    assert out.tokens == plain.tokens
+    accepted = [c.accepted for row in out.trace.rows for c in row]
+    assert out.tau > 1.1 and max(accepted) > 1, accepted
+
+
+def test_several_heads_in_a_targets_files(tmp_path: Path) -> None:
+    """Written behind the layers of a saved target, found by ``mtp``, cut to fewer guesses."""
+    target, spec = several("deepseek_v3", 3, 3)
+    save_pretrained(target.net.module, tmp_path, token_ids={}, dtype=np.dtype(np.float32))
+    save_drafter(spec, tmp_path / "heads", format="mtp", target=target)
+    config = json.loads((tmp_path / "config.json").read_text())
+    head = json.loads((tmp_path / "heads/config.json").read_text())
+    assert head["num_nextn_predict_layers"] == 3
+    said = {k: head[k] for k in ("num_nextn_predict_layers", "mtp_recycle")}
+    (tmp_path / "config.json").write_text(json.dumps(config | said))
+    tensors = load_file(tmp_path / "heads/model.safetensors")
+    assert "model.layers.4.shared_head.norm.weight" in tensors  # of the third, behind two layers
+    # Published files hold copies of the target's tables with each head.
+    tensors["model.layers.3.embed_tokens.weight"] = np.zeros((VOCAB, 32), np.float32)
+    save_file(tensors | load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
+    whole = specjax.load(tmp_path, dtype="float32")
+    loaded: Any = as_spec("mtp", whole)
+    assert loaded.num_draft == 3 and loaded.net.config == dataclasses.replace(
+        spec.net.config, backbone=loaded.net.config.backbone
+    )
+    ours, theirs = (jax.tree.leaves(x.net.params) for x in (spec, loaded))
+    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+    fewer = as_spec("mtp:2", whole).bind(whole, "one_hot")
+    assert fewer.net.config.heads == 2 and len(fewer.init(1, 8).cache.layers) == 2
+    single = as_spec("mtp:1", whole).bind(whole, "one_hot")
+    assert type(single).__name__ == "MTPDrafter" and single.net.config.heads == 1
+    reads = [loaded.weight_reads(f"heads.{i}.layer.mlp.up_proj", 5) for i in range(3)]
+    assert reads == [1, 1, 3] and loaded.weight_reads("heads.2.norm.weight", 2) == 0
+    with pytest.raises(ValueError, match=r"num_draft=0: a drafter guesses at least 1 token"):
+        as_spec("mtp:0", whole)
+    with pytest.raises(ValueError, match=r"sizes\.heads=0: must be a whole number"):
+        MTP.fresh(target, num_draft=1, heads=0)
+
+
 def test_a_fresh_head_begins_as_the_last_layer_of_its_kind() -> None:
     target = tiny.model("qwen3_5_moe")
     spec = MTP.fresh(target, num_draft=2)
-    ours, theirs = spec.net.module.layer, target.net.module.layers[-1]
+    ours, theirs = spec.net.module.heads[0].layer, target.net.module.layers[-1]
     assert (ours.self_attn.q_proj.weight[...] == theirs.self_attn.q_proj.weight[...]).all()
     assert (ours.mlp.experts.up_proj[...] == theirs.mlp.experts.up_proj[...]).all()

@@ -102,18 +102,21 @@ class DeepseekV3(Decoder):
         return super().place_of(config, path, root)
 
     nextn_key = "num_nextn_predict_layers"
+    nextn_shared = False
 
     @classmethod
     def place_of_nextn(cls, config: Any, path: str) -> str | Place:
-        first, _, rest = path.partition(".")
+        _, head, first, rest = path.split(".", 3)
+        layer = config.num_layers + int(head)
         if first == "layer":
-            return cls.place_of(config, f"layers.{config.num_layers}.{rest}")
+            return cls.place_of(config, f"layers.{layer}.{rest}")
         name = "shared_head.norm" if first == "norm" else first
-        return f"model.layers.{config.num_layers}.{name}.{rest}"
+        return f"model.layers.{layer}.{name}.{rest}"
 
     @staticmethod
-    def nextn_tensors(config: Any) -> tuple[str, str]:
-        root = rf"model\.layers\.{config.num_layers}\."
+    def nextn_tensors(config: Any, heads: int) -> tuple[str, str]:
+        numbers = "|".join(str(config.num_layers + i) for i in range(heads))
+        root = rf"model\.layers\.({numbers})\."
         return root + ".*", root + r"(embed_tokens|shared_head\.head)\..*"
 
     @staticmethod

@@ -1,4 +1,7 @@
-"""MTP as a drafter: the target's head for further tokens, run K times (`drafters.pairs`)."""
+"""MTP as a drafter: the target's heads for further tokens.
+
+One is run K times (`drafters.pairs`), of several each makes its own guess (`mtp.several`).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from specjax.core.view import View
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
 from specjax.drafters.drawing import draw
 from specjax.drafters.mtp.kind import MTPKind
-from specjax.drafters.mtp.net import MTPConfig, MTPNet
+from specjax.drafters.mtp.net import MTPConfig, MTPNet, default_recycle, first_heads
+from specjax.drafters.mtp.several import MTPHeadsDrafter
 from specjax.drafters.pairs import PairDrafting
 from specjax.drafters.spec import Outline, Sizes
 from specjax.models.frozen import Frozen
@@ -28,11 +32,11 @@ RECYCLED = ("normed", "raw")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MTP(MTPKind):
-    """A head for further tokens, before it is bound to its target.
+    """Heads for further tokens, before they are bound to their target.
 
     Attributes:
       net: of an `MTPNet`.
-      num_draft: K, guesses a cycle: how often the one head is run.
+      num_draft: K, guesses a cycle; where there are fewer heads, the last is run again.
       kind: how they are drawn, see `drafters.drawing`; None: what suits the request.
       name: for messages.
     """
@@ -45,7 +49,7 @@ class MTP(MTPKind):
     summary = "the target's own head for further tokens, or one trained for it"
     __repr__ = one_line
 
-    def bind(self, target: Target, kind: str) -> MTPDrafter:
+    def bind(self, target: Target, kind: str) -> MTPDrafter | MTPHeadsDrafter:
         """The drafter for ``target``; ``kind`` is what to use where the user did not say.
 
         Raises:
@@ -63,7 +67,10 @@ class MTP(MTPKind):
             target_hidden_size=config.backbone.hidden_size,
             taps=config.taps,
         )
-        return MTPDrafter(self.net, target.net.vocabulary, self.num_draft, self.kind or kind)
+        net = first_heads(self.net, self.num_draft)
+        several = net.config.heads > 1
+        parts = (net, target.net.vocabulary, self.num_draft, self.kind or kind)
+        return MTPHeadsDrafter(*parts) if several else MTPDrafter(*parts)
 
     @classmethod
     def fresh(
@@ -75,24 +82,31 @@ class MTP(MTPKind):
         kind: str | None = None,
         **sizes: Any,
     ) -> MTP:
-        """One that begins close to the target's last layer of the kind that the head has.
+        """One that begins close to the target's last layer of the kind that a head has.
 
         Its projection passes the target's state on, and little of the embedding. ``sizes`` may say
-        ``recycle``, see `MTPConfig`.
+        ``recycle`` and ``heads``, see `MTPConfig`.
 
         Raises:
-          ValueError: if the target's family is none that is registered.
+          ValueError: if the target's family is none that is registered, or a head has no guess.
         """
         config = fresh_config(target.config, **sizes)
+        if config.heads > num_draft:
+            raise ValueError(
+                f"sizes.heads={config.heads}: with num_draft={num_draft} not every head makes a "
+                "guess; ask for as many guesses at least."
+            )
         net = MTPNet(config, dtype=target.dtype, rngs=nnx.Rngs(seed))
         width = target.config.hidden_size
-        weight = net.eh_proj.weight
-        passed = jnp.eye(width, dtype=weight[...].dtype)
-        weight[...] = jnp.concatenate([0.1 * weight[...][:, :width], passed], axis=1)
+        for head in net.heads if not net.shared else list(net.heads)[:1]:
+            weight = head.eh_proj.weight
+            passed = jnp.eye(width, dtype=weight[...].dtype)
+            weight[...] = jnp.concatenate([0.1 * weight[...][:, :width], passed], axis=1)
         shapes = lambda layer: jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(layer)))
-        theirs = [x for x in target.net.module.layers if shapes(x) == shapes(net.layer)]
-        if theirs:
-            nnx.update(net.layer, jax.tree.map(jnp.copy, nnx.state(theirs[-1])))
+        for head in net.heads:
+            theirs = [x for x in target.net.module.layers if shapes(x) == shapes(head.layer)]
+            if theirs:
+                nnx.update(head.layer, jax.tree.map(jnp.copy, nnx.state(theirs[-1])))
         return cls(Frozen.of(net), num_draft, kind)
 
     @classmethod
@@ -102,11 +116,14 @@ class MTP(MTPKind):
         return Outline(MTPNet, fresh_config(target))
 
 
-def fresh_config(target: Any, *, recycle: str = "normed") -> MTPConfig:
+def fresh_config(target: Any, *, recycle: str = "", heads: int = 1) -> MTPConfig:
     """For a target of that config, by itself on its devices."""
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise ValueError(f"sizes.heads={heads!r}: must be a whole number, at least 1.")
+    recycle = recycle or default_recycle(target, heads)
     if recycle not in RECYCLED:
         raise ValueError(f"sizes.recycle={recycle!r}: must be one of {', '.join(RECYCLED)}.")
-    return MTPConfig(dataclasses.replace(target, kv_repeat=1), recycle)
+    return MTPConfig(dataclasses.replace(target, kv_repeat=1), recycle, heads)
 
 
 @pytree

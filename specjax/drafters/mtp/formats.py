@@ -1,4 +1,4 @@
-"""A head for further tokens in the files of its target, or in files of its own like them."""
+"""Heads for further tokens in the files of their target, or in files of their own like them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from specjax.checkpoint.drafters.source import Plan, Source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.core.tensors import Tensor
 from specjax.drafters.mtp.drafter import MTP
-from specjax.drafters.mtp.net import MTPConfig, MTPNet
+from specjax.drafters.mtp.net import MTPConfig, MTPNet, default_recycle
 from specjax.models.places import as_place, put_together
 from specjax.models.target import Target
 
@@ -20,35 +20,31 @@ RECYCLE = "mtp_recycle"  # a key of our own in config.json: what is fed back
 
 
 def read(source: Source, target: Target) -> Plan:
-    """How the head is put together. Raises CheckpointError if there is none."""
+    """How they are put together. Raises CheckpointError if there is none."""
     family, config = type(target.net.module), target.config
-    pattern, also = family.nextn_tensors(config)
+    count = source.raw.get(family.nextn_key) or 1
+    pattern, also = family.nextn_tensors(config, count)
     tensors = {n: t for n, t in source.tensors.items() if re.fullmatch(pattern, n)}
     if not tensors:
         raise CheckpointError(
             f"{source.where}: holds no head for further tokens (no tensors {_glob(pattern)}); "
             "train one (configs/train_mtp.py), or use another drafter."
         )
-    count = source.raw.get(family.nextn_key) or 1
-    if count > 1:
-        raise CheckpointError(
-            f"{source.where}: {count} heads for further tokens, one for each, are not supported: "
-            "only one that is run again and again."
-        )
     kept = {n: t for n, t in tensors.items() if not re.fullmatch(also, n)}
-    recycle = source.raw.get(RECYCLE) or "normed"
+    recycle = source.raw.get(RECYCLE) or default_recycle(config, count)
+    guesses = count if count > 1 else 3
     return Plan(
-        MTPConfig(config, recycle),
+        MTPConfig(config, recycle, count),
         MTPNet,
         kept,
         lambda path: family.place_of_nextn(config, path),
-        lambda net, ids, k, kind, name: MTP(net, 3 if k is None else k, kind, name),
+        lambda net, ids, k, kind, name: MTP(net, guesses if k is None else k, kind, name),
     )
 
 
 def _glob(pattern: str) -> str:
     """A pattern of names as a user would write it."""
-    return pattern.replace(".*", "*").replace("\\.", ".")
+    return re.sub(r"[()]", "", pattern.replace(".*", "*").replace("\\.", "."))
 
 
 def read_config(source: Source, target: Target | None) -> Any:
@@ -68,7 +64,7 @@ def write(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
         for path, value in tensors.items()
         for piece in as_place(family.place_of_nextn(config, path)).write(value)
     )
-    more = {family.nextn_key: 1, RECYCLE: spec.net.config.recycle}
+    more = {family.nextn_key: spec.net.config.heads, RECYCLE: spec.net.config.recycle}
     return Layout({**family.write_config(config), **more}, put_together(pieces))
 
 

@@ -1,4 +1,4 @@
-"""What a head for further tokens says of itself."""
+"""What heads for further tokens say of themselves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from specjax.drafters.misreadings import norms, trial
 from specjax.drafters.mtp.net import MTPConfig, MTPNet
 from specjax.drafters.spec import Misreading, Spec
 from specjax.models.frozen import Frozen
+from specjax.models.registry import family
 from specjax.models.target import Target
 
 if TYPE_CHECKING:
@@ -42,6 +43,16 @@ class MTPKind(Spec):
 
     def tokens_fed(self, num_draft: int) -> int:
         return num_draft
+
+    def weight_reads(self, weight: str, num_draft: int) -> int:
+        config: MTPConfig = self.net.config
+        _, head, part, _ = weight.split(".", 3)
+        used = min(config.heads, num_draft)
+        if part != "layer" and family(config.backbone.model_type).nextn_shared:
+            return num_draft
+        if int(head) >= used:
+            return 0
+        return 1 if int(head) < used - 1 else num_draft - used + 1
 
     def outputs(self, target: Target, golden: Mapping[str, Any], prompt: Any) -> dict[str, Array]:
         from specjax.drafters.mtp.parity import outputs

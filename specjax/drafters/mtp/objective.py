@@ -28,4 +28,8 @@ class MTPObjective(PairObjective):
     def read(
         self, net: MTPNet, target: Frozen, step: int, x: Array, tokens: Array, *seen: Any
     ) -> tuple[Array, Array, Block]:
-        return net(x, target.vocabulary.embed(tokens), *seen)
+        embedded = target.vocabulary.embed(tokens)
+        return net(x, embedded, *seen, head=min(step, net.config.heads - 1))
+
+    def heads(self, net: MTPNet) -> int:
+        return net.config.heads

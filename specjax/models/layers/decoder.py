@@ -89,34 +89,35 @@ class Decoder(Placed):
         del config
         return path if path.startswith("lm_head.") else f"{root}.{path}"
 
-    # A head for further tokens, MTP (`drafters.mtp`): one layer of the family behind the others.
+    # Heads for further tokens, MTP (`drafters.mtp`): a layer of the family each, behind the others.
     nextn_key: ClassVar[str] = "mtp_num_hidden_layers"  # how configs say how many there are
+    nextn_shared: ClassVar[bool] = True  # one projection and norms for all of them, in the first
 
     @classmethod
     def make_nextn_layer(
         cls, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
     ) -> nnx.Module:
-        """Its layer: by default one like the last."""
+        """The layer of a head: by default one like the last."""
         return cls.make_layer(config, config.num_layers - 1, dtype=dtype, rngs=rngs)
 
     @classmethod
     def place_of_nextn(cls, config: Any, path: str) -> str | Place:
-        """Where its parameter lies: of ``enorm``, ``hnorm``, ``eh_proj``, ``norm``, ``layer``."""
+        """Where a parameter lies: ``heads.0.`` and then enorm, hnorm, eh_proj, norm or layer."""
         names = {
             "enorm": "pre_fc_norm_embedding",
             "hnorm": "pre_fc_norm_hidden",
             "eh_proj": "fc",
             "norm": "norm",
         }
-        first, _, rest = path.partition(".")
+        _, head, first, rest = path.split(".", 3)
         if first == "layer":
-            return cls.place_of(config, f"layers.0.{rest}", "mtp")
+            return cls.place_of(config, f"layers.{head}.{rest}", "mtp")
         return f"mtp.{names[first]}.{rest}"
 
     @staticmethod
-    def nextn_tensors(config: Any) -> tuple[str, str]:
-        """Regular expressions: its tensors, and those among them that the target has as well."""
-        del config
+    def nextn_tensors(config: Any, heads: int) -> tuple[str, str]:
+        """Regular expressions: their tensors, and those among them that the target has as well."""
+        del config, heads
         return r"mtp\..*", r"mtp\.(embed_tokens|lm_head)\..*"
 
     @staticmethod
