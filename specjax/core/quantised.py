@@ -18,10 +18,8 @@ import jax.numpy as jnp
 from specjax.core.types import Array, pytree, static
 
 Quantisation = Literal["int8", "fp8"]
-_TYPES: dict[str, tuple[Any, float]] = {
-    "int8": (jnp.int8, 127.0),
-    "fp8": (jnp.float8_e4m3fn, 448.0),
-}
+TYPES: dict[str, Any] = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+_LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
 @pytree
@@ -92,7 +90,7 @@ def num_bytes(shape: tuple[int, ...], dtype: Any) -> int:
 
 def quantise(w: Array, kind: Quantisation) -> Quantised:
     """The nearest values of ``w`` [.., O, I], each row scaled to its largest; zeros stay zeros."""
-    dtype, most = _TYPES[kind]
+    dtype, most = TYPES[kind], _LARGEST[kind]
     full = w.astype(jnp.float32)
     largest = jnp.abs(full).max(-1, keepdims=True)
     factors = jnp.where(largest > 0, largest, 1.0) / most
@@ -103,8 +101,8 @@ def quantise(w: Array, kind: Quantisation) -> Quantised:
 
 def check_quantisation(name: str, kind: str | None) -> None:
     """Raises ValueError, naming the argument, if there is no such kind."""
-    if kind is not None and kind not in _TYPES:
-        raise ValueError(f"{name}={kind!r}: must be one of {', '.join(_TYPES)}.")
+    if kind is not None and kind not in TYPES:
+        raise ValueError(f"{name}={kind!r}: must be one of {', '.join(TYPES)}.")
 
 
 quantise_in_place = jax.jit(quantise, static_argnames="kind", donate_argnums=0)

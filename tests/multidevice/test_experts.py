@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from conftest import thinned
 
 import specjax
 from specjax.checkpoint import CheckpointError
+from specjax.checkpoint.load import num_packed
 from specjax.core.ops import Stack, experts
 from specjax.core.sharding import make_mesh, parse_mesh, use_mesh
 from specjax.drafters import LM
@@ -44,6 +48,23 @@ def test_text_is_that_of_one_device(family: str) -> None:
     assert experts.addressable_shards[0].data.size == experts.size // 4
     draft = tiny.placed(tiny.near(target), split.mesh)
     assert specjax.generate(split, LM(draft, 2), prompts, **warm).tokens == want
+
+
+@pytest.mark.parametrize("name,kept", [("gpt-oss", 12), ("deepseek-v3-fp8", 21)])
+def test_packed_matrices_lie_in_parts(name: str, kept: int, shared: Path) -> None:
+    """Of each device its own groups; those that two would share are written out."""
+    how: dict[str, Any] = {"dtype": "float32", "weights": "packed"}
+    one = specjax.load(shared / "parity" / name, **how)
+    split = specjax.load(shared / "parity" / name, mesh="data:2,model:2,experts:2", **how)
+    assert num_packed(split.net) == kept
+    gate = split.net.params["layers"][1]["mlp"]["experts"]["gate_proj"].get_value()
+    for x in jax.tree.leaves(gate):
+        assert x.addressable_shards[0].data.size == x.size // 4
+    tokens = jnp.asarray([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]], jnp.int32)
+    logits = jax.jit(lambda net: net.head(net(tokens).hidden))
+    with use_mesh(split.mesh):
+        got = logits(split.net)
+    np.testing.assert_allclose(got, logits(one.net), rtol=1e-4, atol=1e-4)
 
 
 def test_experts_that_do_not_divide_are_refused() -> None:

@@ -17,7 +17,7 @@ from specjax.core.cache.base import Cache
 from specjax.core.cache.block import Part
 from specjax.core.cache.full import Full, valid_slots
 from specjax.core.ops import attend, write
-from specjax.core.quantised import Quantisation, Quantised, quantise
+from specjax.core.quantised import TYPES, Quantisation, Quantised, quantise
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 
@@ -34,15 +34,18 @@ class Rounded(Full):
     @classmethod
     def like(cls, entry: Full, kind: Quantisation) -> Rounded:
         """An empty one for texts of as many tokens as ``entry``."""
-        k, v = (quantise(x, kind) for x in (entry.keys, entry.values))
-        pin = lambda x: lay.pin(x, entry.axis)
+        rows, heads, slots, width = entry.keys.shape
+
+        def new(width: int, dtype: Any) -> Array:
+            return lay.zeros(rows, heads, slots, width, dtype, entry.axis)
+
         return cls(
-            pin(k.values),
-            pin(v.values),
+            new(width, TYPES[kind]),
+            new(entry.values.shape[3], TYPES[kind]),
             entry.axis,
             entry.platform,
-            key_factors=pin(k.factors),
-            value_factors=pin(v.factors),
+            key_factors=new(1, jnp.float32),
+            value_factors=new(1, jnp.float32),
             kind=kind,
             dtype=entry.keys.dtype,
         )
