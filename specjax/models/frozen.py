@@ -112,7 +112,7 @@ class Frozen:
             shape = (up.shape[0], down.shape[1])
             if weight is None or path[0] != "layers" or weight.shape != shape:
                 raise ValueError(f"{name}: no layer has a weight {list(shape)} of that name.")
-            side = Adapted(weight[...], down, up, tokens)
+            side = Adapted(weight.get_value(), down, up, tokens)
             flat[name] = path, weight.replace(side)
         return dataclasses.replace(self, params=nnx.from_flat_state(list(flat.values())))
 
