@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -75,6 +76,17 @@ class Layout:
         )
         done = np.arange(len(rows)) >= num
         return cls([r.prompt for r in rows], lengths, request, counts, done)
+
+    def first(self, num: int, rows: int) -> Layout:
+        """The first ``num`` requests alone, in ``rows`` rows; the others are done."""
+        of = lambda x: x[np.arange(rows) % num]
+        return Layout(
+            texts=[self.texts[i % num] if i < num else self.texts[0][:1] for i in range(rows)],
+            prompt_lengths=np.where(np.arange(rows) < num, of(self.prompt_lengths), 1),
+            request=jax.tree.map(of, self.request),
+            counts=jax.tree.map(of, self.counts),
+            done=np.arange(rows) >= num,
+        )
 
     @property
     def longest(self) -> int:

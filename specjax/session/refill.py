@@ -1,0 +1,337 @@
+"""A batch whose rows change hands: where a text ends, the next prompt moves in.
+
+    rows       0: a a a a|d d d d d|f f        one character a cycle
+               1: b b|c c c c c c c c|g g g
+    beside     d, then e, ... : fed a pass at a time between calls, until a row is free
+
+A prompt is fed in a small state of its own, by the programs that feed every other, and all of a
+row's state is replaced by it (`move_in`). What a row writes, and how many guesses it accepts, does
+therefore not depend on when it came, into which row, or what ran beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax import decode, verify
+from specjax.checkpoint.load import Model
+from specjax.core import hosts
+from specjax.core.compiles import Stopwatch
+from specjax.core.options import check_count
+from specjax.core.platform import warn_of_slow_updates
+from specjax.core.program import Program
+from specjax.core.sharding import check_mesh, use_mesh
+from specjax.core.types import Array
+from specjax.decode import DecodeState, Request
+from specjax.drafters import checking
+from specjax.drafters.base import Drafter
+from specjax.drafters.spec import Spec
+from specjax.session import between
+from specjax.session.layout import Layout, Row
+from specjax.session.limits import check_memory
+from specjax.session.loop import Session
+from specjax.session.requests import check_requests
+from specjax.session.slots import CHUNKS, bucket, first_slots, plan_chunks
+from specjax.trace.trace import Trace
+
+BURST = 8  # cycles of one call while prompts wait: a row that ends idles for less
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """One request, decoded. Times are of the session's clock, in seconds."""
+
+    index: int  # of the requests
+    tokens: list[int]  # the new ones
+    trace: Trace  # of one row
+    begin: float  # when its prompt began to be fed
+    entered: float  # when it moved into a row
+    end: float  # when its end was known
+
+
+@dataclasses.dataclass
+class Lane:
+    """Prompts that are fed beside the batch, and wait for rows."""
+
+    indices: list[int]  # of the requests; those that have moved in are taken off the front
+    layout: Layout
+    state: DecodeState
+    passes: deque[tuple[int, int]]  # (start, width) of those to come
+    begin: float
+    moved: int = 0  # rows of it that have moved in
+
+
+class Refill(Session):
+    """Decodes requests in turn, at most ``at_once`` together. Iterating brings each as it ends."""
+
+    def __init__(
+        self,
+        target: Model,
+        drafter: Spec,
+        rows: Sequence[Row],
+        *,
+        at_once: int,
+        rule: str | verify.Rule | None = None,
+        chunk: int = CHUNKS[-1],
+        details: bool = False,
+        over: Callable[[int, list[int]], bool] | None = None,
+    ):
+        """Checks everything; nothing is fed yet.
+
+        Args:
+          target: a `specjax.Model`.
+          drafter: what to draft with.
+          rows: the requests, in the order in which they are begun.
+          at_once: B, rows of the batch; a multiple of the mesh's axis data.
+          rule: a verification rule or its name; None: the best for the drafter and temperature.
+          chunk: the widest prefill pass, which is how long the batch waits for a prompt at a time.
+          details: whether the trace also notes probabilities (`core.record.Details`).
+          over: asked with a request's number and its new tokens so far, whether these are all.
+
+        Raises:
+          ValueError: in one line, on a request that cannot be served exactly or at all, or a
+            drafter whose state is not made of rows.
+        """
+        check_mesh(target.mesh)
+        check_count("at_once", at_once)
+        check_count("chunk", chunk)
+        self.clock = Stopwatch()
+        warn_of_slow_updates()
+        self.target, self.spec = target, drafter
+        bound, found = check_requests(target, drafter, rows, rule)
+        check_rows(bound, checking.name_of(drafter))
+        self._shards = 1 if target.mesh is None else target.mesh.shape["data"]
+        if at_once % self._shards:
+            raise ValueError(
+                f"at_once={at_once} is no multiple of the mesh's data:{self._shards}."
+            )
+        at_once = min(at_once, len(rows) + -len(rows) % self._shards)
+        lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
+        check_memory(target, bound, lengths, at_once + self._shards)
+        self.num_rows, self.kept, self.turns, self._likeliest = at_once, [], 1, False
+        self._rows, self._over, self._details = rows, over, details
+        self._waiting, self._lane = deque(range(len(rows))), None
+        self._owner: list[int | None] = [None] * at_once  # the request in each row
+        self._since = [(0, 0.0, 0.0)] * at_once  # calls before it came, when it was begun, came in
+        self._patterns = patterns(rows)
+        empty = self._laid_out([self._patterns[0]] * at_once, found)
+        empty = dataclasses.replace(empty, done=np.ones(at_once, np.bool_))
+        self._begin(empty, bound, found, chunk)
+        self._widest = min(int(chunk), CHUNKS[-1]) if chunk < CHUNKS[-1] else int(chunk)
+        begin = self.clock.seconds
+        with use_mesh(target.mesh):
+            self.state = decode.init_program(
+                target.net,
+                bound,
+                *empty.prompts(first_slots(1, bound.num_draft, 1)),
+                with_details=details,
+            )
+        self.clock.leave_out_compiling(begin)
+        self.prefilled = self.clock.seconds
+
+    _lane: Lane | None
+
+    def __iter__(self) -> Iterator[Finished]:
+        while self._waiting or self._lane is not None or any(o is not None for o in self._owner):
+            yield from self.step()
+
+    @property
+    def occupied(self) -> int:
+        """Rows that decode a request now."""
+        return sum(owner is not None for owner in self._owner)
+
+    def step(self) -> list[Finished]:
+        """At most one prefill pass, then some cycles; what has ended."""
+        with use_mesh(self.target.mesh):
+            self._load()
+            self._feed_lane()
+            self._move_in()
+        if not self.occupied:
+            return []
+        pending = bool(self._waiting) or self._lane is not None
+        # One cycle between two passes while rows are empty: none waits for more than a pass.
+        self.advance(1 if pending and self.occupied < self.num_rows else BURST)
+        return self._collect()
+
+    def _load(self) -> None:
+        """Lays the next prompts out in a lane, if there is none."""
+        if self._lane is not None or not self._waiting:
+            return
+        count = min(self._shards, len(self._waiting))
+        indices = [self._waiting.popleft() for _ in range(count)]
+        layout = self._laid_out([self._rows[i] for i in indices], self.rule)
+        chunks = plan_chunks(layout.longest - 1, self._widest)
+        self.grow_to(first_slots(layout.longest, self.drafter.num_draft, self._widest))
+        begin = self.clock.seconds
+        state = decode.init_program(
+            self.target.net,
+            self.drafter,
+            *layout.prompts(self.num_slots),
+            with_details=self._details,
+        )
+        self.clock.leave_out_compiling(begin)
+        self._lane = Lane(indices, layout, state, deque(chunks), begin)
+
+    def _laid_out(self, rows: Sequence[Row], rule: verify.Rule) -> Layout:
+        """``rows`` as arrays of the structure that all requests share."""
+        vocab, platform = self.target.config.vocab_size, self.target.net.platform
+        rows = [*rows, *self._patterns]
+        whole = Layout.of(rows, vocab, greedy=rule.greedy_only, platform=platform)
+        num = len(rows) - len(self._patterns)
+        return whole.first(num, num + -num % self._shards)
+
+    def _feed_lane(self) -> None:
+        """Feeds one pass of the lane; all of it where the batch has nothing to do meanwhile."""
+        lane = self._lane
+        while lane is not None and lane.passes:
+            start, width = lane.passes.popleft()
+            begin = self.clock.seconds
+            lane.state = decode.prefill_program(
+                *(self.target.net, self.drafter, lane.state, jnp.int32(start)), width=width
+            )
+            self.clock.leave_out_compiling(begin)
+            if self.occupied:
+                return
+
+    def _move_in(self) -> None:
+        """Moves what the lane has fed into rows that are free."""
+        lane = self._lane
+        if lane is None or lane.passes:
+            return
+        for row, owner in enumerate(self._owner):
+            if owner is not None or not lane.indices:
+                continue
+            begin = self.clock.seconds
+            self.state, self.request = move_in_program(
+                *(self.state, self.request, lane.state, dataclasses.replace(lane.layout.request)),
+                *(jnp.int32(lane.moved), jnp.int32(row)),
+            )
+            self.clock.leave_out_compiling(begin)
+            self._owner[row] = lane.indices.pop(0)
+            self._since[row] = (len(self._calls), lane.begin, self.clock.seconds)
+            self.prompt_lengths[row] = lane.layout.prompt_lengths[lane.moved]
+            lane.moved += 1
+        if not lane.indices:
+            self._lane = None
+
+    def _collect(self) -> list[Finished]:
+        """Takes what has ended out of its rows."""
+        done, length = hosts.fetch((self.state.done, self.state.length))
+        ended = [b for b, owner in enumerate(self._owner) if owner is not None and done[b]]
+        if self._over is not None:
+            tokens = hosts.fetch(self.state.tokens)
+            for b, owner in enumerate(self._owner):
+                if owner is not None:
+                    new = tokens[b, self.prompt_lengths[b] : length[b]].tolist()
+                    if self._over(owner, new) and b not in ended:
+                        ended.append(b)
+        found = [self._take(b) for b in sorted(ended)]
+        if ended:
+            free = np.isin(np.arange(self.num_rows), ended)
+            begin = self.clock.seconds
+            with use_mesh(self.target.mesh):
+                self.state = free_program(self.state, jnp.asarray(free))
+            self.clock.leave_out_compiling(begin)
+        return found
+
+    def _take(self, row: int) -> Finished:
+        """What the row wrote; it is free then."""
+        index, (calls, begin, entered) = self._owner[row], self._since[row]
+        assert index is not None
+        clock = self.clock.seconds
+        with use_mesh(self.target.mesh):
+            parts = take_program(self.state, jnp.int32(row))
+        self.clock.leave_out_compiling(clock)
+        tokens, length, record = hosts.fetch(parts)
+        self._check_proposed(record.proposed, record.committed)
+        trace = Trace.from_device(record, tokens, 1, tuple(self._calls[calls:]))
+        new = tokens[0, self.prompt_lengths[row] : length[0]].tolist()
+        self._owner[row] = None
+        return Finished(index, new, trace, begin, entered, self.clock.seconds)
+
+    def grow_to(self, slots: int) -> None:
+        """Makes room in the batch, and in the lane that will move into it."""
+        super().grow_to(slots)
+        lane = self._lane
+        if lane is not None and lane.state.tokens.shape[1] < self.num_slots:
+            with use_mesh(self.target.mesh):
+                lane.state = between.grow(self.drafter, lane.state, slots=bucket(slots))
+
+
+def patterns(rows: Sequence[Row]) -> list[Row]:
+    """Requests of one token that together use every option that one of ``rows`` uses.
+
+    Laid out beside them any of ``rows`` becomes arrays of one structure.
+    """
+    found = [max(rows, key=lambda r: len(r.stop_token_ids))]
+    found.append(max(rows, key=lambda r: r.options.temperature))
+    off = type(rows[0].options)()
+    for name in (f.name for f in dataclasses.fields(off)):
+        on = (r for r in rows if getattr(r.options, name) != getattr(off, name))
+        found += [row for row in [next(on, None)] if row is not None]
+    return [dataclasses.replace(row, prompt=row.prompt[:1]) for row in found]
+
+
+def check_rows(drafter: Drafter, name: str) -> None:
+    """Raises ValueError unless every leaf of a drafter's state is made of rows."""
+    two, three = (
+        jax.tree.leaves(jax.eval_shape(lambda rows=rows: drafter.init(rows, 256)))
+        for rows in (2, 3)
+    )
+    for a, b in zip(two, three, strict=True):
+        if (a.shape[:1], b.shape[:1]) != ((2,), (3,)) or a.shape[1:] != b.shape[1:]:
+            raise ValueError(
+                f"{name} keeps {a.dtype}{list(a.shape)} of two rows and {b.dtype}{list(b.shape)} "
+                "of three: with at_once every array of a drafter's state must begin with the axis "
+                "of rows."
+            )
+
+
+def move_in(
+    state: DecodeState,
+    request: Request,
+    lane: DecodeState,
+    asked: Request,
+    source: Array,
+    row: Array,
+) -> tuple[DecodeState, Request]:
+    """All of ``row``, whatever it held, becomes row ``source`` of the lane."""
+
+    def move(x: Array, y: Array) -> Array:
+        if x.ndim == 0:  # the number of cycles, which is the batch's
+            return x
+        return jax.lax.dynamic_update_index_in_dim(x, y[source], row, 0)
+
+    moved = jax.tree.map(move, dataclasses.replace(state, num_cycles=lane.num_cycles), lane)
+    return (
+        decode.pin(dataclasses.replace(moved, num_cycles=state.num_cycles)),
+        jax.tree.map(move, request, asked),
+    )
+
+
+def take(state: DecodeState, row: Array) -> tuple[Array, Array, Any]:
+    """(tokens [1, S], length [1], record) of one row."""
+    parts = (state.tokens, state.length, state.record)
+    one: tuple[Array, Array, Any] = jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, 0), parts
+    )
+    return one
+
+
+def free(state: DecodeState, rows: Array) -> DecodeState:
+    """With ``rows`` [B] done, and short: a text that has ended takes no room from the others."""
+    return dataclasses.replace(
+        state, done=state.done | rows, length=jnp.where(rows, 1, state.length)
+    )
+
+
+move_in_program = Program(move_in, donate_argnames=("state", "request"))
+take_program = Program(take)
+free_program = Program(free, donate_argnames="state")
