@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from specjax.checkpoint.drafters.load import load_drafter
     from specjax.checkpoint.load import Model, load
     from specjax.core.sharding import make_mesh, parse_mesh
+    from specjax.in_turn import Answer, generate_each
     from specjax.lab import costs as measure
     from specjax.lab.audit import AuditReport, audit
     from specjax.lab.diagnosis import DrafterReport, check_drafter
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from specjax.session.memory import Memory
 
 __all__ = [
+    "Answer",
     "AuditReport",
     "Cycle",
     "DrafterReport",
@@ -51,6 +53,7 @@ __all__ = [
     "drafters",
     "extend",
     "generate",
+    "generate_each",
     "load",
     "load_drafter",
     "make_mesh",
@@ -69,6 +72,7 @@ __all__ = [
 
 # Name -> module, imported when it is asked for: Flax alone takes longer than all else but JAX.
 _CORE = {
+    "Answer": "specjax.in_turn",
     "Memory": "specjax.session.memory",
     "Model": "specjax.checkpoint.load",
     "Options": "specjax.sampling",
@@ -76,6 +80,7 @@ _CORE = {
     "Piece": "specjax.api",
     "check": "specjax.api",
     "generate": "specjax.api",
+    "generate_each": "specjax.in_turn",
     "load": "specjax.checkpoint.load",
     "load_drafter": "specjax.checkpoint.drafters.load",
     "make_mesh": "specjax.core.sharding",

@@ -10,8 +10,9 @@ from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.options import check_count
 from specjax.drafters import Spec
+from specjax.in_turn import Turns
 from specjax.prompts.ids import Prompts
-from specjax.recording import complete, complete_row
+from specjax.recording import complete, complete_row, finish_reason
 from specjax.request import prepare
 from specjax.session import Row, Session
 from specjax.session.limits import check_memory
@@ -83,6 +84,7 @@ def generate(
     chunk: int = CHUNKS[-1],
     details: bool = False,
     memory: Memory | None = None,
+    batch_size: int | None = None,
     template_args: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
@@ -109,6 +111,8 @@ def generate(
         softmax a cycle (`trace.trace.Detail`).
       memory: what earlier calls left, so that a prompt that goes on with their text is not fed
         again from its first token; see `Memory`.
+      batch_size: how many prompts are decoded together; where a text ends, the next prompt moves
+        in. No text or cycle depends on it. None: all of them, begun together.
       template_args: what the target's chat template reads besides the messages of conversations,
         such as ``{"enable_thinking": False}``.
       tools: the functions that the template tells the target about, as JSON schemas.
@@ -124,10 +128,32 @@ def generate(
     )
     if host_loop and stops:
         raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
+    if batch_size is not None:
+        if host_loop or memory is not None:
+            raise ValueError("batch_size goes with neither host_loop nor memory; leave it out.")
+        how: dict[str, Any] = {"rule": rule, "chunk": chunk, "details": details}
+        check_count("batch_size", batch_size)
+        batch_size = min(batch_size, len(rows))
+        return _in_turn(Turns(target, drafter, rows, stops, batch_size=batch_size, **how))
     session = open_session(target, drafter, rows, memory, rule=rule, chunk=chunk, details=details)
     watch = StopStrings(target, stops, [row.prompt for row in rows])
     _run(session, watch if stops else None, host_loop)
     return _output(session, watch, rows)
+
+
+def _in_turn(turns: Turns) -> Output:
+    """All answers of requests that are decoded in turn."""
+    answers = list(turns)
+    return Output(
+        text=[answer.text for answer in answers],
+        tokens=[answer.tokens for answer in answers],
+        prompt_tokens=[answer.prompt_tokens for answer in answers],
+        finish=[answer.finish for answer in answers],
+        trace=Turns.joined(answers),
+        seconds=turns.seconds,
+        compile_seconds=turns.compile_seconds,
+        rule=turns.rule,
+    )
 
 
 def _run(session: Session, watch: StopStrings | None, host_loop: bool) -> None:
@@ -279,7 +305,3 @@ def _stream(
             )
             sent_cycles[b] = len(cycles_so_far)
             sent[b], sent_text[b] = last, sent_text[b] + max(ready, 0)
-
-
-def finish_reason(row: Row, tokens: Sequence[int]) -> str:
-    return "stop" if tokens and tokens[-1] in row.stop_token_ids else "length"

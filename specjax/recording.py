@@ -90,3 +90,8 @@ def describe_setup(session: Session, rows: Sequence[Row]) -> dict[str, Any]:
         "device": machine.device_name(),
         "versions": machine.versions("jax"),
     }
+
+
+def finish_reason(row: Row, tokens: Sequence[int]) -> str:
+    """Why a row that is done wrote no more than the new ``tokens``."""
+    return "stop" if tokens and tokens[-1] in row.stop_token_ids else "length"

@@ -97,7 +97,12 @@ MAY_IMPORT = {
         "sampling",
         "core",
     ),
+    "in_turn": (
+        *("recording", "request", "session", "stopping", "prompts", "checkpoint", "drafters"),
+        *("trace", "core", "verify"),
+    ),
     "api": (
+        "in_turn",
         "session",
         "request",
         "prompts",

@@ -19,7 +19,13 @@ from specjax.core.options import keywords
 from specjax.drafters.family import family_of
 from specjax.jobs.interrupts import Interrupt
 from specjax.jobs.texts import Job, Options, Run, begin
-from specjax.jobs.writing import Batch, generate_batch, open_console, stream_batch
+from specjax.jobs.writing import (
+    Batch,
+    generate_batch,
+    generate_in_turn,
+    open_console,
+    stream_batch,
+)
 from specjax.lab.costs.experts import can_count, count, has_experts
 from specjax.lab.costs.speed import compare, first_difference
 from specjax.lab.diagnosis import WARN_BELOW
@@ -90,10 +96,15 @@ def finish(job: Job, run: Run | None, console: Console) -> Generated:
 
 
 def plan(job: Job) -> list[Batch]:
-    """What is left to do. Batches do not move when a run is continued: rounding may depend on a
-    row's neighbours."""
+    """What is left to do: one batch whose rows change hands.
+
+    With a device call a cycle the rows of a batch begin and end together; such batches do not move
+    when a run is continued. A stream shows one prompt after the other.
+    """
     num, size = len(job.asked), job.options.together
     first = len(job.results.records) if job.results else 0
+    if num > 1 and not job.options.stream and not job.options.host_loop:
+        return [Batch(range(first, num), at_once=min(size, num))]
     return [
         Batch(range(start, min(start + size, num)))
         for start in range(first // size * size, num, size)
@@ -110,16 +121,23 @@ def decode_all(
     records = job.results.records if job.results else []
     with Interrupt() if job.options.stream else contextlib.nullcontext() as interrupt:
         for batch in batches:
-            for index, record in zip(batch.rows, write(run, batch, painter, interrupt)):
+            for record, index in zip(write(run, batch, painter, interrupt), batch.rows):
                 if job.results is None:
                     records.append(record)
                 elif index >= len(records):
                     job.results.append(record)
-            if job.results is not None:
-                say(console, f"{len(records)} of {len(job.asked)} prompts done")
+                    tell(job, console)
             if interrupt is not None and interrupt.noted:
                 return records, True
     return records, False
+
+
+def tell(job: Job, console: Console) -> None:
+    """Says how many prompts are done, once as many more are as are decoded together."""
+    assert job.results is not None
+    done, num = len(job.results.records), len(job.asked)
+    if done % job.options.together == 0 or done == num:
+        say(console, f"{done} of {num} prompts done")
 
 
 def write(
@@ -131,8 +149,10 @@ def write(
     if interrupt is not None:
         arguments["cycles_per_call"] = options.cycles_per_call
         return stream_batch(batch, run.target, run.spec, painter, arguments, asked[0], interrupt)
-    arguments["host_loop"] = options.host_loop
     shown = painter if run.job.results is None else None
+    if batch.at_once:
+        return generate_in_turn(batch, run.target, run.spec, shown, arguments, asked, batch.at_once)
+    arguments["host_loop"] = options.host_loop
     size = min(options.batch_size, len(run.prompts))
     return generate_batch(batch, run.target, run.spec, shown, arguments, asked, size)
 
@@ -158,7 +178,7 @@ def save_trace(run: Run, batches: list[Batch], console: Console) -> bool:
 
 def profile(directory: str, run: Run, batch: Batch) -> None:
     """Generates twice more, the second time under the profiler: then all is compiled."""
-    arguments = {**run.arguments(batch.rows), "host_loop": run.job.options.host_loop}
+    arguments = {**run.arguments(batch.some), "host_loop": run.job.options.host_loop}
     specjax.generate(run.target, run.spec, **arguments)
     with jax.profiler.trace(directory), jax.profiler.StepTraceAnnotation("generate"):
         specjax.generate(run.target, run.spec, **arguments)
@@ -179,7 +199,7 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
         report.lossless = batch.trace.about.lossless
     if not options.compare_plain:
         return report
-    arguments = run.arguments(batch.rows)
+    arguments = run.arguments(batch.some)
 
     def speculative() -> api.Output:
         return specjax.generate(target, run.spec, host_loop=options.host_loop, **arguments)
@@ -198,7 +218,7 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
     # Elsewhere speculation draws another text of the same law.
     certain = arguments["temperature"] < GREEDY_BELOW or ours.rule == "coupled"
     report.comparable = certain and report.lossless
-    report.difference = first_difference(batch.tokens, theirs.tokens)
+    report.difference = first_difference(batch.tokens[: len(batch.some)], theirs.tokens)
     report.exact = target.dtype == "float32" and target.net.memory is None
     if has_experts(target) and batch.trace is not None and can_count(batch.trace):
         report.experts = count(target, batch.trace)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,26 +108,25 @@ def begin(options: Options) -> Run:
 def finish(run: Run) -> Path:
     """Decodes what is missing; returns the file."""
     options, prompts = run.options, run.prompts
-    written, num_tokens, seconds = len(run.results.records), 0, 0.0
-    while written < len(prompts):
-        batch = prompts[written : written + options.batch]
-        # A short last batch is filled up, so that it is not another program.
-        rows = batch + [batch[-1]] * (options.batch - len(batch))
-        seeds = [seed_of(options.seed, written + i) for i in range(len(rows))]
-        made = specjax.generate(run.target, None, rows, seed=seeds, **options.request())
-        for i, prompt in enumerate(batch):
-            run.results.append(
-                {
-                    "prompt": run.said[written + i],
-                    "response": made.text[i],
-                    "tokens": [*prompt, *made.tokens[i]],
-                    "prompt_tokens": len(prompt),
-                    "finish": made.finish[i],
-                }
-            )
-            num_tokens += len(made.tokens[i])
-        written, seconds = written + len(batch), seconds + made.seconds
-        print(f"{written} of {len(prompts)}, {num_tokens / seconds:.0f} tokens/s", flush=True)
+    before, num_tokens, seconds = len(run.results.records), 0, 0.0
+    seeds = [seed_of(options.seed, i) for i in range(before, len(prompts))]
+    left: Iterable[specjax.Answer] = ()
+    if seeds:
+        how = {"seed": seeds, "batch_size": options.batch, **options.request()}
+        left = specjax.generate_each(run.target, None, prompts[before:], **how)
+    for written, made in enumerate(left, before + 1):
+        run.results.append(
+            {
+                "prompt": run.said[written - 1],
+                "response": made.text,
+                "tokens": [*made.prompt_tokens, *made.tokens],
+                "prompt_tokens": len(made.prompt_tokens),
+                "finish": made.finish,
+            }
+        )
+        num_tokens, seconds = num_tokens + len(made.tokens), max(seconds, made.end)
+        if written % options.batch == 0 or written == len(prompts):
+            print(f"{written} of {len(prompts)}, {num_tokens / seconds:.0f} tokens/s", flush=True)
     run.results.close()
     return run.results.path
 

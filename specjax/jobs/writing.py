@@ -20,7 +20,7 @@ from specjax.trace.metrics import select
 
 @dataclasses.dataclass
 class Batch:
-    """Prompts that are decoded together."""
+    """Prompts that are decoded together, or in turn."""
 
     rows: range
     seconds: float = 0.0  # until the text was there, without compiling
@@ -28,6 +28,13 @@ class Batch:
     tokens: list[list[int]] = dataclasses.field(default_factory=list)
     rule: str = ""
     trace: specjax.Trace | None = None
+    at_once: int = 0  # of them are decoded together, and others move in where one ends; 0: all
+    occupancy: float | None = None  # of rows that change hands
+
+    @property
+    def some(self) -> range:
+        """Those that are decoded again to compare: as many as are decoded together."""
+        return self.rows[: self.at_once or len(self.rows)]
 
 
 def generate_batch(
@@ -63,6 +70,35 @@ def generate_batch(
             arguments["seed"][row],
             output.trace.rows[row],
         )
+
+
+def generate_in_turn(
+    batch: Batch,
+    target: specjax.Model,
+    spec: Any,
+    painter: Painter | None,
+    arguments: Mapping[str, Any],
+    asked: Sequence[Asked],
+    size: int,
+) -> Iterator[dict[str, Any]]:
+    """Decodes the prompts ``size`` at a time, and shows each text where there is a ``painter``."""
+    turns = specjax.generate_each(target, spec, batch_size=size, **arguments)
+    answers = []
+    for one, answer in zip(asked, turns, strict=True):
+        if painter is not None:
+            painter.write_plain(one.text(target))
+            painter.write(spans(answer.trace, 0, len(answer.text)))
+            painter.write_line("\n")
+        answers.append(answer)
+        batch.tokens.append(answer.tokens)
+        batch.seconds, batch.compile_seconds = turns.seconds, turns.compile_seconds
+        yield make_record(
+            *(one.record, answer.text, answer.tokens, answer.finish),
+            arguments["seed"][answer.index],
+            answer.trace.rows[0],
+        )
+    batch.rule, batch.trace = turns.rule, turns.joined(answers)
+    batch.occupancy = turns.occupancy
 
 
 def stream_batch(

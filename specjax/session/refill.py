@@ -69,7 +69,7 @@ class Lane:
 
 
 class Refill(Session):
-    """Decodes requests in turn, at most ``at_once`` together. Iterating brings each as it ends."""
+    """Decodes requests in turn, ``batch_size`` together. Iterating brings each as it ends."""
 
     def __init__(
         self,
@@ -77,10 +77,11 @@ class Refill(Session):
         drafter: Spec,
         rows: Sequence[Row],
         *,
-        at_once: int,
+        batch_size: int,
         rule: str | verify.Rule | None = None,
         chunk: int = CHUNKS[-1],
         details: bool = False,
+        ahead: int | None = None,
         over: Callable[[int, list[int]], bool] | None = None,
     ):
         """Checks everything; nothing is fed yet.
@@ -89,10 +90,12 @@ class Refill(Session):
           target: a `specjax.Model`.
           drafter: what to draft with.
           rows: the requests, in the order in which they are begun.
-          at_once: B, rows of the batch; a multiple of the mesh's axis data.
+          batch_size: how many are decoded together.
           rule: a verification rule or its name; None: the best for the drafter and temperature.
           chunk: the widest prefill pass, which is how long the batch waits for a prompt at a time.
           details: whether the trace also notes probabilities (`core.record.Details`).
+          ahead: how many requests behind the first unfinished one may be begun, so that who needs
+            them in order holds few; None: any.
           over: asked with a request's number and its new tokens so far, whether these are all.
 
         Raises:
@@ -100,7 +103,6 @@ class Refill(Session):
             drafter whose state is not made of rows.
         """
         check_mesh(target.mesh)
-        check_count("at_once", at_once)
         check_count("chunk", chunk)
         self.clock = Stopwatch()
         warn_of_slow_updates()
@@ -108,21 +110,23 @@ class Refill(Session):
         bound, found = check_requests(target, drafter, rows, rule)
         check_rows(bound, checking.name_of(drafter))
         self._shards = 1 if target.mesh is None else target.mesh.shape["data"]
-        if at_once % self._shards:
-            raise ValueError(
-                f"at_once={at_once} is no multiple of the mesh's data:{self._shards}."
-            )
-        at_once = min(at_once, len(rows) + -len(rows) % self._shards)
+        padded = batch_size + -batch_size % self._shards  # rows that only fill the mesh stay empty
         lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
-        check_memory(target, bound, lengths, at_once + self._shards)
-        self.num_rows, self.kept, self.turns, self._likeliest = at_once, [], 1, False
+        check_memory(target, bound, lengths, padded + self._shards)
+        self.num_rows, self.kept, self.turns, self._likeliest = batch_size, [], 1, False
         self._rows, self._over, self._details = rows, over, details
+        self._ahead = len(rows) if ahead is None else max(ahead, batch_size)
+        self._finished: set[int] = set()  # of those behind the first unfinished one
+        self._first = 0  # unfinished
+        self._used = 0  # cycles of rows that have ended
         self._waiting, self._lane = deque(range(len(rows))), None
-        self._owner: list[int | None] = [None] * at_once  # the request in each row
-        self._since = [(0, 0.0, 0.0)] * at_once  # calls before it came, when it was begun, came in
+        self._owner: list[int | None] = [None] * batch_size  # the request in each row
+        self._since = [
+            (0, 0.0, 0.0)
+        ] * batch_size  # calls before it came, when it was begun, came in
         self._patterns = patterns(rows)
-        empty = self._laid_out([self._patterns[0]] * at_once, found)
-        empty = dataclasses.replace(empty, done=np.ones(at_once, np.bool_))
+        empty = self._laid_out([self._patterns[0]] * padded, found)
+        empty = dataclasses.replace(empty, done=np.ones(padded, np.bool_))
         self._begin(empty, bound, found, chunk)
         self._widest = min(int(chunk), CHUNKS[-1]) if chunk < CHUNKS[-1] else int(chunk)
         begin = self.clock.seconds
@@ -147,6 +151,12 @@ class Refill(Session):
         """Rows that decode a request now."""
         return sum(owner is not None for owner in self._owner)
 
+    @property
+    def occupancy(self) -> float:
+        """The share of all cycles of all rows so far that a request which has ended used."""
+        ran = sum(call.cycles for call in self._calls) * self.num_rows
+        return self._used / ran if ran else 0.0
+
     def step(self) -> list[Finished]:
         """At most one prefill pass, then some cycles; what has ended."""
         with use_mesh(self.target.mesh):
@@ -155,17 +165,22 @@ class Refill(Session):
             self._move_in()
         if not self.occupied:
             return []
-        pending = bool(self._waiting) or self._lane is not None
+        pending = self._pending() or self._lane is not None
         # One cycle between two passes while rows are empty: none waits for more than a pass.
         self.advance(1 if pending and self.occupied < self.num_rows else BURST)
         return self._collect()
 
+    def _pending(self) -> bool:
+        """Whether a request waits that may be begun."""
+        return bool(self._waiting) and self._waiting[0] < self._first + self._ahead
+
     def _load(self) -> None:
         """Lays the next prompts out in a lane, if there is none."""
-        if self._lane is not None or not self._waiting:
+        if self._lane is not None or not self._pending():
             return
-        count = min(self._shards, len(self._waiting))
-        indices = [self._waiting.popleft() for _ in range(count)]
+        indices = [self._waiting.popleft()]
+        while len(indices) < self._shards and self._pending():
+            indices.append(self._waiting.popleft())
         layout = self._laid_out([self._rows[i] for i in indices], self.rule)
         chunks = plan_chunks(layout.longest - 1, self._widest)
         self.grow_to(first_slots(layout.longest, self.drafter.num_draft, self._widest))
@@ -234,7 +249,7 @@ class Refill(Session):
                         ended.append(b)
         found = [self._take(b) for b in sorted(ended)]
         if ended:
-            free = np.isin(np.arange(self.num_rows), ended)
+            free = np.isin(np.arange(len(done)), ended)
             begin = self.clock.seconds
             with use_mesh(self.target.mesh):
                 self.state = free_program(self.state, jnp.asarray(free))
@@ -254,6 +269,11 @@ class Refill(Session):
         trace = Trace.from_device(record, tokens, 1, tuple(self._calls[calls:]))
         new = tokens[0, self.prompt_lengths[row] : length[0]].tolist()
         self._owner[row] = None
+        self._used += trace.num_cycles
+        self._finished.add(index)
+        while self._first in self._finished:
+            self._finished.remove(self._first)
+            self._first += 1
         return Finished(index, new, trace, begin, entered, self.clock.seconds)
 
     def grow_to(self, slots: int) -> None:
@@ -289,8 +309,8 @@ def check_rows(drafter: Drafter, name: str) -> None:
         if (a.shape[:1], b.shape[:1]) != ((2,), (3,)) or a.shape[1:] != b.shape[1:]:
             raise ValueError(
                 f"{name} keeps {a.dtype}{list(a.shape)} of two rows and {b.dtype}{list(b.shape)} "
-                "of three: with at_once every array of a drafter's state must begin with the axis "
-                "of rows."
+                "of three: with batch_size every array of a drafter's state must begin with the "
+                "axis of rows."
             )
 
 
@@ -307,7 +327,8 @@ def move_in(
     def move(x: Array, y: Array) -> Array:
         if x.ndim == 0:  # the number of cycles, which is the batch's
             return x
-        return jax.lax.dynamic_update_index_in_dim(x, y[source], row, 0)
+        moved: Array = jax.lax.dynamic_update_index_in_dim(x, y[source], row, 0)
+        return moved
 
     moved = jax.tree.map(move, dataclasses.replace(state, num_cycles=lane.num_cycles), lane)
     return (

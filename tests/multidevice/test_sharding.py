@@ -30,6 +30,7 @@ from specjax.checkpoint import CheckpointError
 from specjax.core.platform import Platform
 from specjax.core.sharding import make_mesh, use_mesh
 from specjax.drafters.dflash.net import DFlashNet
+from specjax.drafters.lm import LM
 from specjax.lab.compiler import hlo, traffic
 from specjax.lab.compiler.abstract import abstract_net
 from specjax.session import between
@@ -350,3 +351,17 @@ def test_the_verify_pass_is_one_sharded_forward() -> None:
     sums = [sizes for name, sizes in found if name == "all-reduce"]
     assert 2 * layers < len(sums) <= 2 * layers + 2
     assert all(max(sizes) < activation for name, sizes in found if name != "all-reduce")
+
+
+def test_rows_that_change_hands_on_a_mesh() -> None:
+    """Three prompts together on two devices of the data axis: one row only fills the mesh."""
+    target, prompts = tiny.model(vocab=32), tiny.prompts(7, 32)
+    how: dict[str, Any] = {"rule": "coupled"}
+    how |= {"max_new_tokens": [20, 4, 9, 16, 3, 12, 7], "seed": 2, "temperature": 0.7}
+    want = specjax.generate(target, LM(tiny.near(target), 2), prompts, **how)
+    mesh = make_mesh(data=2, model=2)
+    split, draft = tiny.placed(target, mesh), tiny.placed(tiny.near(target), mesh)
+    got = specjax.generate(split, LM(draft, 2), prompts, batch_size=3, **how)
+    assert got.tokens == want.tokens
+    accepted = [[[c.accepted for c in row] for row in out.trace.rows] for out in (got, want)]
+    assert accepted[0] == accepted[1]

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
-from specjax.api import finish_reason
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.types import KINDS, Array, Proposal, Verdict
@@ -24,7 +23,7 @@ from specjax.drafters import Spec
 from specjax.drafters.checking import bind
 from specjax.drafters.spec import ask
 from specjax.prompts.ids import Prompts
-from specjax.recording import complete
+from specjax.recording import complete, finish_reason
 from specjax.request import prepare
 from specjax.session import Row, Session
 from specjax.session.requests import check_requests
