@@ -20,6 +20,8 @@ from specjax.checkpoint import CheckpointError
 from specjax.checkpoint.drafters.export import save_drafter
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.drafters.recognise import read_config
+from specjax.checkpoint.export import save_pretrained
+from specjax.drafters import LM
 from specjax.models.layers.rope import YarnScaling
 
 D, V, LAYERS = 32, 31, 4  # of all targets here
@@ -326,6 +328,14 @@ def test_what_is_refused_says_why(name: str) -> None:
     with pytest.raises(CheckpointError, match=message) as error:
         read_config(config, name)
     assert "\n" not in str(error.value) and "not supported" in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3"])
+def test_a_language_model_of_such_a_family_is_a_draft(tmp_path: Path, family: str) -> None:
+    """Sinks, experts and latent attention are refused in drafters' own layers alone."""
+    goal = tiny.model(family)
+    save_pretrained(goal.net.module, tmp_path, token_ids={}, dtype=np.dtype(np.float32))
+    assert isinstance(load_drafter(tmp_path, goal), LM)
 
 
 def test_yarn_at_two_levels() -> None:

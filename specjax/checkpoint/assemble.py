@@ -244,8 +244,17 @@ def bind(
     return bound
 
 
-def on_mesh(config: DecoderConfig, mesh: Mesh | None, where: str, replicate: bool) -> DecoderConfig:
+def on_mesh(
+    config: DecoderConfig,
+    mesh: Mesh | None,
+    where: str,
+    replicate: bool,
+    *,
+    beside: bool = False,
+) -> DecoderConfig:
     """The config adapted to the model axis of the mesh.
+
+    ``beside``: of a draft, beside a target whose experts are split. It is whole along that axis.
 
     Raises:
       CheckpointError: if the mesh lacks an axis, or its sizes do not divide those of the model.
@@ -258,7 +267,11 @@ def on_mesh(config: DecoderConfig, mesh: Mesh | None, where: str, replicate: boo
             f"The mesh has axes {', '.join(mesh.axis_names)} but lacks {some(absent)}; make it "
             "with specjax.core.sharding.make_mesh."
         )
-    if not replicate and "experts" in mesh.axis_names and not getattr(config, "has_mixture", False):
+    if (
+        not (replicate or beside)
+        and "experts" in mesh.axis_names
+        and not getattr(config, "has_mixture", False)
+    ):
         raise CheckpointError(
             f"{where}: this model has no experts that could be split over "
             f"{mesh.shape['experts']} devices; leave the axis experts out of the mesh."

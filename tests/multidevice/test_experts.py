@@ -14,6 +14,8 @@ from conftest import thinned
 
 import specjax
 from specjax.checkpoint import CheckpointError
+from specjax.checkpoint.drafters.export import save_drafter
+from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import num_packed
 from specjax.core.ops import Stack, experts
 from specjax.core.sharding import make_mesh, parse_mesh, use_mesh
@@ -65,6 +67,19 @@ def test_packed_matrices_lie_in_parts(name: str, kept: int, shared: Path) -> Non
     with use_mesh(split.mesh):
         got = logits(split.net)
     np.testing.assert_allclose(got, logits(one.net), rtol=1e-4, atol=1e-4)
+
+
+def test_a_dense_draft_is_split_over_the_model_axis_alone(tmp_path: Path) -> None:
+    target = tiny.model("qwen3_moe", vocab=32)
+    spec = tiny.make("dflash", 3, target=target)
+    save_drafter(spec, tmp_path, format="zlab", target=target)
+    split = tiny.placed(target, parse_mesh("data:2,model:2,experts:2"))
+    draft: Any = load_drafter(tmp_path, split, replicate=False)
+    weight = draft.net.params["layers"][0]["mlp"]["up_proj"]["weight"][...]
+    assert weight.addressable_shards[0].data.size == weight.size // 2
+    prompts, how = tiny.prompts(2, 32), {"max_new_tokens": 8}
+    ours, theirs = (specjax.generate(*x, prompts, **how) for x in ((split, draft), (target, spec)))
+    assert ours.tokens == theirs.tokens and ours.tau == theirs.tau
 
 
 def test_experts_that_do_not_divide_are_refused() -> None:

@@ -149,7 +149,7 @@ def _assemble(plan: Plan, where: str, target: Model, asked: _Asked) -> Frozen:
     config = plan.config
     if hasattr(config, "backbone"):
         check_layers(config.backbone, plan.tensors, where)
-        backbone = on_mesh(config.backbone, target.mesh, where, asked.replicate)
+        backbone = on_mesh(config.backbone, target.mesh, where, asked.replicate, beside=True)
         config = dataclasses.replace(config, backbone=backbone)
     return assemble_module(
         lambda: plan.network(config, dtype=asked.dtype, rngs=nnx.Rngs(0)),

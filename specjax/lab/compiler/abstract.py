@@ -230,7 +230,7 @@ def _spec(setup: Setup, plain: Any, target: Model) -> Any:
         return _begun(cls, setup, target, replicate)
     config = outline.config
     if hasattr(config, "backbone"):
-        backbone = on_mesh(config.backbone, target.mesh, setup.drafter, replicate)
+        backbone = on_mesh(config.backbone, target.mesh, setup.drafter, replicate, beside=True)
         config = dataclasses.replace(config, backbone=backbone)
     net = abstract_net(
         lambda: outline.network(config, dtype=jnp.dtype(setup.dtype), rngs=nnx.Rngs(0)),
