@@ -141,7 +141,7 @@ class Turns:
             tokens, finish, trace = tokens[: end.tokens], "stop", trace.cut(0, end.tokens)
         trace = complete_row(trace.rows[0], self.session, [row], 0, finish, reading)
         about = dataclasses.replace(trace.texts[0], prefilled=finished.entered)
-        setup = {**trace.setup, "batch": self.session.num_rows}
+        setup = {**trace.setup, "batch": self.session.num_rows, "in_turn": True}
         trace = dataclasses.replace(trace, texts=(about,), setup=setup)
         text = "".join(about.pieces)
         return Answer(

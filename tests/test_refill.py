@@ -22,6 +22,7 @@ from specjax.drafters.ngram import NGram
 from specjax.sampling import Options
 from specjax.session import refill
 from specjax.session.refill import Finished, Refill
+from specjax.trace.clock import passes
 
 FEW = thinned(DRAFTERS, "none", "dflash2", "dspark", "medusa", "mtp", "early_exit")
 
@@ -121,7 +122,10 @@ def test_answers_come_in_order_and_end_at_stop_strings() -> None:
     assert [facts(got.trace, b) for b in range(4)] == [facts(want.trace, b) for b in range(4)]
     each = list(specjax.generate_each(target, "ngram:3", prompts, batch_size=2, **how))
     assert [a.index for a in each] == [0, 1, 2, 3] and [a.text for a in each] == want.text
-    assert got.trace.setup["batch"] == 2 and all(a.begin < a.end for a in each)
+    together = passes(got.trace)  # two rows at most, and all cycles once
+    assert {len(p) for p in together} == {1, 2} and sum(map(len, together)) == len(list(got.trace))
+    assert got.trace.about.in_turn and got.trace.about.batch == 2
+    assert all(a.begin < a.end for a in each)
 
 
 @pytree

@@ -194,6 +194,7 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
         tokens=sum(len(row) for b in batches for row in b.tokens),
         seconds=sum(b.seconds for b in batches),
         rule=batch.rule,
+        occupancy=batch.occupancy,
     )
     if batch.trace is not None:
         report.lossless = batch.trace.about.lossless
@@ -220,8 +221,9 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
     report.comparable = certain and report.lossless
     report.difference = first_difference(batch.tokens[: len(batch.some)], theirs.tokens)
     report.exact = target.dtype == "float32" and target.net.memory is None
-    if has_experts(target) and batch.trace is not None and can_count(batch.trace):
-        report.experts = count(target, batch.trace)
+    # Of rows that began together: those of a pass are then those of one place in the trace.
+    if has_experts(target) and can_count(ours.trace):
+        report.experts = count(target, ours.trace)
     return report
 
 

@@ -37,6 +37,11 @@ def batches(trace: Trace) -> list[list[int]]:
 
 def passes(trace: Trace) -> list[list[Cycle]]:
     """What each row that took part did, for every cycle that the device ran for a batch."""
+    if trace.about.in_turn:  # rows that ran together share the times of a pass
+        at: dict[float, list[Cycle]] = {}
+        for cycle in trace:
+            at.setdefault(cycle.begin, []).append(cycle)
+        return [at[begin] for begin in sorted(at)]
     found = []
     for rows in batches(trace):
         longest = max(len(trace.rows[b]) for b in rows)

@@ -31,6 +31,7 @@ class Setup:
     widths: Sequence[int] = ()  # of cycles, where they are not all alike
     parents: Sequence[int] | None = None  # of a tree of guesses
     batch: int | None = None
+    in_turn: bool = False  # rows are requests that followed one another in those of the batch
     options: Any = None  # those of all rows, or a list of each row's
     dtype: str = ""
     device: str = ""

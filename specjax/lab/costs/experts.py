@@ -64,10 +64,13 @@ def distinct(target: Model, texts: Sequence[Sequence[int]], widths: Sequence[int
 
 
 def can_count(trace: Trace) -> bool:
-    """Whether a trace tells what its passes fed: some, and of a tree every place."""
+    """Whether a trace tells what its passes fed: some, of rows that began together.
+
+    Of a tree it has to tell every place.
+    """
     parents = trace.about.parents
     whole = parents is None or all(len(c.proposed) == len(parents) for c in trace)
-    return bool(trace.num_cycles and trace.texts) and whole
+    return bool(trace.num_cycles and trace.texts) and whole and not trace.about.in_turn
 
 
 def count(target: Model, trace: Trace, *, fed: bool = True) -> Union:

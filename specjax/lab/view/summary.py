@@ -55,6 +55,7 @@ class Report:
     comparable: bool = False  # whether the text should equal that of plain decoding
     difference: tuple[int, int] | None = None
     exact: bool = True  # float32, and a cache that keeps it
+    occupancy: float | None = None  # of rows that change hands
     experts: Union | None = None  # that a pass read, of a target with such
     load: Sequence[float] = ()  # processes that wanted a core before; of others
     others: Sequence[float] = ()  # cores that others kept busy meanwhile
@@ -85,6 +86,8 @@ def summary(console: Console, report: Report) -> None:
     elif report.seconds:
         rate = report.tokens / report.seconds
         rows.append(("speed", f"{rate:.1f} tokens/s, compiling not counted; plain not measured"))
+    if report.occupancy is not None:
+        rows.append(("rows", f"{report.occupancy:.0%} of their cycles were some text's"))
     if report.experts is not None:
         rows.append(("experts", report.experts.text))
     if report.setup:
