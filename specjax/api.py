@@ -112,7 +112,7 @@ def generate(
       memory: what earlier calls left, so that a prompt that goes on with their text is not fed
         again from its first token; see `Memory`.
       batch_size: how many prompts are decoded together; where a text ends, the next prompt moves
-        in. No text or cycle depends on it. None: all of them, begun together.
+        in. No text depends on it. None: all of them.
       template_args: what the target's chat template reads besides the messages of conversations,
         such as ``{"enable_thinking": False}``.
       tools: the functions that the template tells the target about, as JSON schemas.
@@ -126,19 +126,26 @@ def generate(
     rows, stops = prepare(
         target, prompts, max_new_tokens, seed, stop, stop_token_ids, options, template_args, tools
     )
-    if host_loop and stops:
-        raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
+    how: dict[str, Any] = {"rule": rule, "chunk": chunk, "details": details}
+    _check_loop(host_loop, bool(stops), memory, batch_size)
     if batch_size is not None:
-        if host_loop or memory is not None:
-            raise ValueError("batch_size goes with neither host_loop nor memory; leave it out.")
-        how: dict[str, Any] = {"rule": rule, "chunk": chunk, "details": details}
-        check_count("batch_size", batch_size)
-        batch_size = min(batch_size, len(rows))
-        return _in_turn(Turns(target, drafter, rows, stops, batch_size=batch_size, **how))
-    session = open_session(target, drafter, rows, memory, rule=rule, chunk=chunk, details=details)
+        size = min(batch_size, len(rows))
+        return _in_turn(Turns(target, drafter, rows, stops, batch_size=size, **how))
+    session = open_session(target, drafter, rows, memory, **how)
     watch = StopStrings(target, stops, [row.prompt for row in rows])
     _run(session, watch if stops else None, host_loop)
     return _output(session, watch, rows)
+
+
+def _check_loop(host_loop: bool, stops: bool, memory: Any, batch_size: Any) -> None:
+    """Raises ValueError on ways of decoding that exclude each other."""
+    if host_loop and stops:
+        raise ValueError("host_loop does not look for stop strings; leave one of the two out.")
+    if batch_size is None:
+        return
+    check_count("batch_size", batch_size)
+    if host_loop or memory is not None:
+        raise ValueError("batch_size goes with neither host_loop nor memory; leave it out.")
 
 
 def _in_turn(turns: Turns) -> Output:

@@ -143,36 +143,43 @@ def load(
     if isinstance(mesh, str):
         mesh = parse_mesh(mesh)
     dtype, packed = settle_weights(weights, dtype, quantize, _platform(mesh))
+    how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
     try:
-        family, name = own_family(name)
-        path, is_repository = locate(name)
-        if is_repository:
-            path = download(name, revision)
-        elif revision is not None:
-            raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
-        if path.is_file():
-            if family is not None:
-                raise CheckpointError(f"{path} is a llama2.c file, which has a family of its own.")
-            if weights == "packed":
-                raise CheckpointError(f"{path}: weights=packed, but llama2.c packs none.")
-            model = _load_file(path, mesh=mesh, dtype=dtype, replicate=replicate, quantize=quantize)
-            return model.remembering(kv_cache)
-        local = not is_repository and not name.startswith("demo:")
-        label = path.resolve().name if local else name
-        how: dict[str, Any] = {"replicate": replicate, "quantize": quantize, "packed": packed}
-        model = _load_directory(path, name=label, mesh=mesh, dtype=dtype, family=family, **how)
-        if weights == "packed" and not num_packed(model.net):
-            raise CheckpointError(
-                f"{name}: weights=packed, but no matrix there is packed in a way that can be kept; "
-                "leave it out."
-            )
-        return model.remembering(kv_cache)
+        model = _find(name, revision, weights, packed, mesh=mesh, dtype=dtype, **how)
     except OSError as error:
         raise CheckpointError(f"{error.filename or name}: {error.strerror or error}.") from error
     except CheckpointError:
         raise
     except ValueError as error:  # of reading files
         raise CheckpointError(str(error)) from None
+    return model.remembering(kv_cache)
+
+
+def _find(
+    name: str, revision: str | None, weights: Weights | None, packed: bool, **how: Any
+) -> Model:
+    """The model of that name, from wherever it lies; ``how`` is for who reads it."""
+    family, name = own_family(name)
+    path, is_repository = locate(name)
+    if is_repository:
+        path = download(name, revision)
+    elif revision is not None:
+        raise CheckpointError(f"revision={revision!r} needs a hub repository; {name} is local.")
+    if path.is_file():
+        if family is not None:
+            raise CheckpointError(f"{path} is a llama2.c file, which has a family of its own.")
+        if weights == "packed":
+            raise CheckpointError(f"{path}: weights=packed, but llama2.c packs none.")
+        return _load_file(path, **how)
+    local = not is_repository and not name.startswith("demo:")
+    label = path.resolve().name if local else name
+    model = _load_directory(path, name=label, family=family, packed=packed, **how)
+    if weights == "packed" and not num_packed(model.net):
+        raise CheckpointError(
+            f"{name}: weights=packed, but no matrix there is packed in a way that can be kept; "
+            "leave it out."
+        )
+    return model
 
 
 def settle_weights(

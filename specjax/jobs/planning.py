@@ -16,9 +16,10 @@ from specjax.checkpoint.load import (
 )
 from specjax.checkpoint.plan import Plan
 from specjax.checkpoint.plan import plan as make_plan
-from specjax.core.options import keywords, option
+from specjax.core.options import again, keywords, option
 from specjax.core.platform import here
 from specjax.core.sharding import mesh_sizes
+from specjax.jobs.models import Models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,20 +28,10 @@ class Options:
 
     target: str = option("demo:target", "Checkpoint directory, demo:target, or owner/name.")
     mesh: str = option("", "Devices to shard over, such as model:4; they need not be there.")
-    dtype: Literal["float32", "bfloat16"] | None = option(
-        None, "Default: as the checkpoint is stored."
-    )
-    quantize: Literal["int8", "fp8"] | None = option(
-        None, "Round the matrices of layers to 8 bits as they are loaded."
-    )
-    weights: Literal["packed", "unpacked", "bfloat16", "float32"] | None = option(
-        None,
-        "Of a checkpoint in 4 or 8 bits: packed as they are, or written out. Default: packed on "
-        "GPUs.",
-    )
-    kv_cache: Literal["int8", "fp8"] | None = option(
-        None, "Keep keys and values in 8 bits, where layers keep every token's."
-    )
+    dtype: Literal["float32", "bfloat16"] | None = again(Models, "dtype")
+    quantize: Literal["int8", "fp8"] | None = again(Models, "quantize")
+    weights: Literal["packed", "unpacked", "bfloat16", "float32"] | None = again(Models, "weights")
+    kv_cache: Literal["int8", "fp8"] | None = again(Models, "kv_cache")
 
 
 @keywords(Options)

@@ -114,33 +114,39 @@ class Refill(Session):
         lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
         check_memory(target, bound, lengths, padded + self._shards)
         self.num_rows, self.kept, self.turns, self._likeliest = batch_size, [], 1, False
-        self._rows, self._over, self._details = rows, over, details
-        self._ahead = len(rows) if ahead is None else max(ahead, batch_size)
-        self._finished: set[int] = set()  # of those behind the first unfinished one
-        self._first = 0  # unfinished
-        self._used = 0  # cycles of rows that have ended
-        self._waiting, self._lane = deque(range(len(rows))), None
-        self._owner: list[int | None] = [None] * batch_size  # the request in each row
-        self._since = [
-            (0, 0.0, 0.0)
-        ] * batch_size  # calls before it came, when it was begun, came in
-        self._patterns = patterns(rows)
+        self._over, self._details = over, details
+        self._line_up(rows, len(rows) if ahead is None else max(ahead, batch_size))
         empty = self._laid_out([self._patterns[0]] * padded, found)
         empty = dataclasses.replace(empty, done=np.ones(padded, np.bool_))
         self._begin(empty, bound, found, chunk)
-        self._widest = min(int(chunk), CHUNKS[-1]) if chunk < CHUNKS[-1] else int(chunk)
-        begin = self.clock.seconds
-        with use_mesh(target.mesh):
-            self.state = decode.init_program(
-                target.net,
-                bound,
-                *empty.prompts(first_slots(1, bound.num_draft, 1)),
-                with_details=details,
-            )
-        self.clock.leave_out_compiling(begin)
+        self._widest = min(int(chunk), bucket(max(len(r.prompt) for r in rows)))
+        self.state = self._init(empty, first_slots(1, bound.num_draft, 1))
         self.prefilled = self.clock.seconds
 
-    _lane: Lane | None
+    def _line_up(self, rows: Sequence[Row], ahead: int) -> None:
+        """All requests wait, and all rows are free."""
+        self._rows, self._ahead, self._patterns = rows, ahead, patterns(rows)
+        self._finished: set[int] = set()  # of those behind the first unfinished one
+        self._first = 0  # unfinished
+        self._used = 0  # cycles of rows that have ended
+        self._waiting = deque(range(len(rows)))
+        self._lane: Lane | None = None
+        self._owner: list[int | None] = [None] * self.num_rows  # the request in each row
+        # Of each: calls before it came in, when it was begun, when it came in.
+        self._since = [(0, 0.0, 0.0)] * self.num_rows
+
+    def _init(self, layout: Layout, slots: int) -> DecodeState:
+        """The state of prompts of which nothing is fed yet."""
+        begin = self.clock.seconds
+        with use_mesh(self.target.mesh):
+            state: DecodeState = decode.init_program(
+                self.target.net,
+                self.drafter,
+                *layout.prompts(slots),
+                with_details=self._details,
+            )
+        self.clock.leave_out_compiling(begin)
+        return state
 
     def __iter__(self) -> Iterator[Finished]:
         while self._waiting or self._lane is not None or any(o is not None for o in self._owner):
@@ -185,13 +191,7 @@ class Refill(Session):
         chunks = plan_chunks(layout.longest - 1, self._widest)
         self.grow_to(first_slots(layout.longest, self.drafter.num_draft, self._widest))
         begin = self.clock.seconds
-        state = decode.init_program(
-            self.target.net,
-            self.drafter,
-            *layout.prompts(self.num_slots),
-            with_details=self._details,
-        )
-        self.clock.leave_out_compiling(begin)
+        state = self._init(layout, self.num_slots)
         self._lane = Lane(indices, layout, state, deque(chunks), begin)
 
     def _laid_out(self, rows: Sequence[Row], rule: verify.Rule) -> Layout:

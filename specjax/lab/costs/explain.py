@@ -125,8 +125,7 @@ def explain(
       device: as in a trace's setup, "cpu cpu" or "gpu NVIDIA H100"; "": unknown.
       experts: that its passes read, of a mixture-of-experts target; None: dense or unknown.
       single: costs at batch 1, to tell what the batch does to verification.
-      family: of the drafter, one of `Family`, which decides what can be advised; None: by the name
-        that the costs have for it.
+      family: of the drafter, one of `Family`, for advice; None: by its name in the costs.
 
     Raises:
       ValueError: in one line, on a run without guesses, or where k exceeds what was calibrated.
