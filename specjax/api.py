@@ -93,8 +93,8 @@ def generate(
 
     Args:
       target: from `specjax.load`.
-      drafter: from `specjax.drafters` or `specjax.load_drafter`; or its name as on the command
-        line, NAME[:CHECKPOINT][:K], such as "ngram:4" or "demo:dflash"; None decodes plainly.
+      drafter: from `specjax.drafters` or `specjax.load_drafter`; or a name, NAME[:CHECKPOINT][:K],
+        such as "ngram:4" or "demo:dflash"; None decodes plainly.
       prompts: one or several, each a string, token ids (a list or an array), what a tokenizer of
         Transformers returns, or a conversation: a list of messages (docs/inputs.md).
       max_new_tokens: the most tokens to add, one number or one a prompt.
@@ -107,18 +107,13 @@ def generate(
       stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
       host_loop: one device call a cycle, to measure what the loop on the device is worth.
       chunk: the most prompt tokens that one prefill pass feeds.
-      details: whether the trace also notes the probabilities of guesses and tokens, which costs a
-        softmax a cycle (`trace.trace.Detail`).
-      memory: what earlier calls left, so that a prompt that goes on with their text is not fed
-        again from its first token; see `Memory`.
+      details: whether the trace notes probabilities (`trace.trace.Detail`): a softmax a cycle.
+      memory: what earlier calls left, so that what they fed is not fed again; see `Memory`.
       batch_size: how many prompts are decoded together; where a text ends, the next prompt moves
         in. No text depends on it. None: all of them.
-      template_args: what the target's chat template reads besides the messages of conversations,
-        such as ``{"enable_thinking": False}``.
+      template_args: for the target's chat template, such as ``{"enable_thinking": False}``.
       tools: the functions that the template tells the target about, as JSON schemas.
-      **options: the fields of `specjax.Options`, each one value or one a prompt:
-        temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
-        logit_bias.
+      **options: the fields of `specjax.Options`, each one value or one a prompt.
 
     Raises:
       ValueError: in one line, on anything that cannot be done exactly as asked.
