@@ -75,6 +75,8 @@ def arguments(name: str) -> Iterator[tuple[Any, ...]]:
     if name == "attend":
         yield from (attention(1, False), attention(1, True), attention(2, True))
         yield attention(1, True, tokens=1)
+    if name == "apart":
+        yield from ((drawn(0, 2, 3, dtype=dtype),) for dtype in FLOATS)
     if name == "per head":
         for dtype in FLOATS:
             x, w = drawn(0, 2, 3, 4, 5, dtype=dtype), drawn(1, 3, 5, 6, dtype=dtype)
@@ -170,3 +172,13 @@ def test_platforms_are_told_apart_in_one_place() -> None:
     assert not found
     asks = {f.name for f in ours if "default_backend() ==" in f.read_text()}
     assert not asks
+
+
+def test_on_a_gpu_large_products_of_one_input_stay_apart() -> None:
+    """Of a recurrent layer: merged, its weights would be put together in every pass."""
+    target = tiny.model("qwen3_5")
+    entries = target.net.init_cache(1, 8).layers
+    recurrent = sum(type(entry).__name__ == "Recurrent" for entry in entries)
+    net, tokens = target.net.on(Platform("gpu")), jnp.zeros((1, 4), jnp.int32)
+    traced = str(jax.make_jaxpr(lambda tokens: net(tokens).hidden)(tokens))
+    assert traced.count("optimization_barrier") == 2 * recurrent > 0

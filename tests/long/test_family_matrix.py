@@ -57,6 +57,20 @@ def tables() -> Iterator[None]:
     matrix.write(PUBLISHED, DRAFTERS)
 
 
+@pytest.fixture(scope="module")
+def seen() -> list[str]:
+    """The family of the last test, if any."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def one_family_at_a_time(seen: list[str], family: str) -> None:
+    """What was compiled for another one is dropped: 130 cells of it are gigabytes."""
+    if seen and seen[-1] != family:
+        jax.clear_caches()
+    seen.append(family)
+
+
 @functools.cache
 def target_of(family: str) -> specjax.Model:
     return tiny.model(family)

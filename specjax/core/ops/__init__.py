@@ -4,6 +4,7 @@ A variant is a function in its operation's file, or a file beside it, and stands
 table by platform. `tests/test_ops.py` holds all that are listed here to their references.
 """
 
+from specjax.core.ops.apart import APART, apart
 from specjax.core.ops.argmax import ARGMAX, argmax
 from specjax.core.ops.attend import ATTEND, attend
 from specjax.core.ops.experts import EXPERTS, Stack, experts, gated_silu
@@ -32,6 +33,7 @@ OPS = {
     "write": WRITE,
     "experts": EXPERTS,
     "per head": PER_HEAD,
+    "apart": APART,
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Op",
     "Stack",
     "activation_dtype",
+    "apart",
     "argmax",
     "attend",
     "experts",

@@ -19,6 +19,7 @@ from flax import nnx
 
 from specjax.core.cache import Part, Recurrent
 from specjax.core.cache.block import join
+from specjax.core.ops import apart
 from specjax.core.types import Array
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
@@ -98,9 +99,10 @@ class GatedDeltaNet(Placed):
         inputs = self.in_proj_qkv(x)
         fed, rest = (None, None) if before is None else (before[0], before[1:])
         q, k, v = self._heads(entry, join(fed, inputs), reading)
-        decay, beta = self._gates(x)
+        further = apart(x, platform=self.platform)
+        decay, beta = self._gates(apart(further, platform=self.platform))
         out, part = entry.recur(q, k, v, decay, beta, rest, reading.view)
-        gate = _split(self.in_proj_z(x), self.config.value_heads).astype(jnp.float32)
+        gate = _split(self.in_proj_z(further), self.config.value_heads).astype(jnp.float32)
         out = (self.norm(out.astype(jnp.float32)) * jax.nn.silu(gate)).astype(x.dtype)
         rows, _, num_tokens, _ = out.shape
         return self.out_proj(out.swapaxes(1, 2).reshape(rows, num_tokens, -1)), (inputs, *part)
