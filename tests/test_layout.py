@@ -79,6 +79,7 @@ MAY_IMPORT = {
     "lab.view": ("lab.costs", "lab.records", "runs", "trace", "decode", "core"),
     "lab.bench": (
         *("lab.view", "lab.compiler", "lab.costs", "lab.records", "train", "api", "request"),
+        "in_turn",
         *("prompts", "recording", "session", "text"),
         *("decode", "runs", "trace", "checkpoint"),
         *("verify", "drafters", "sampling", "models", "core"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from specjax.jobs.auditing import audit as audit
     from specjax.jobs.benchmarking import benchmark as benchmark
     from specjax.jobs.benchmarks import benchmark_device as benchmark_device
+    from specjax.jobs.benchmarks import benchmark_load as benchmark_load
     from specjax.jobs.benchmarks import benchmark_peer as benchmark_peer
     from specjax.jobs.benchmarks import benchmark_training as benchmark_training
     from specjax.jobs.chatting import chat as chat
@@ -34,6 +35,7 @@ _PLACES = {
     "audit": "auditing",
     "benchmark": "benchmarking",
     "benchmark_device": "benchmarks",
+    "benchmark_load": "benchmarks",
     "benchmark_peer": "benchmarks",
     "benchmark_training": "benchmarks",
     "chat": "chatting",

@@ -1,0 +1,57 @@
+"""Decoding under load: both ways write the same texts, and the figures follow from the traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specjax import jobs
+from specjax.lab.bench import load
+from specjax.lab.records import codec
+from specjax.lab.records.load import LoadReport
+
+
+def test_both_ways_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds: dict[str, list[load.Round]] = {"lockstep": [], "refilled": []}
+    for way, found in rounds.items():
+        run = getattr(load, way)
+        keep = lambda *args, run=run, found=found: found.append(run(*args)) or found[-1]
+        monkeypatch.setattr(load, way, keep)
+    output = tmp_path / "load.json"
+    report = jobs.benchmark_load(
+        drafter="ngram:3",
+        concurrency=(2,),
+        requests=5,
+        longest=24,
+        shortest=2,
+        rounds=2,
+        output=str(output),
+    )
+    for one, other in zip(*rounds.values(), strict=True):
+        emitted = [[[c.emitted for c in row] for row in r.trace.rows] for r in (one, other)]
+        assert emitted[0] == emitted[1] and one.trace.num_committed == report.tokens
+        cycles = [len(row) for row in one.trace.rows]
+        pairs = [cycles[i : i + 2] for i in range(0, len(cycles), 2)]
+        assert one.occupancy == sum(cycles) / (2 * sum(map(max, pairs)))
+        assert 0 < other.occupancy <= 1
+    keys = [(s.drafter, s.way) for s in report.served]
+    assert keys == [(d, w) for d in ("none", "ngram:3") for w in load.WAYS]
+    plain = report.served[1]
+    assert plain.tau == 1.0 and plain.over_lockstep is not None and plain.over_plain is None
+    for one in report.served:
+        assert 0 < one.ttft_s.p50 <= one.latency_s.p50 <= one.latency_s.p95
+    assert codec.from_json(LoadReport, codec.read_file(output), "load") == report
+    assert "refilled" in capsys.readouterr().out
+
+
+def test_what_cannot_be_asked() -> None:
+    for options, message in (
+        ({"concurrency": (0,)}, "concurrency"),
+        ({"shortest": 9, "longest": 8}, "--shortest=9 is more than --longest=8"),
+        ({"requests": 0}, "requests=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load.Options(**options)  # type: ignore[arg-type]
