@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import grain  # noqa: F401 - its flags are there before any are saved, and stay: it reads them
 from absl import flags
 from absl.testing import flagsaver
 

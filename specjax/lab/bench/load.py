@@ -7,7 +7,7 @@ import functools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -46,6 +46,9 @@ class Options:
     temperature: float = option(0.0, "0 is greedy.")
     seed: int = option(0, "Of lengths and texts.", least=0)
     rounds: int = option(3, "Every way in turn, after one that does not count.", least=1)
+    dtype: Literal["float32", "bfloat16"] | None = option(
+        None, "Default: as the checkpoint is stored."
+    )
     mesh: str = option("", "Devices to shard over, such as data:2,model:4.")
     output: str | None = option(
         None, "A .json file; written anew after every concurrency.", file=""
@@ -82,7 +85,7 @@ def benchmark_load(options: Options) -> LoadReport:
     """
     use_compile_cache(default_directory())
     console = Console(highlight=False)
-    target = load(options.target, mesh=options.mesh or None)
+    target = load(options.target, dtype=options.dtype, mesh=options.mesh or None)
     spec = parse(options.drafter).load(target)
     questions = prompt_sets.load("builtin").questions
     texts = [questions[i % len(questions)].turns[0] for i in range(options.requests)]

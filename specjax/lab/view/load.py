@@ -10,8 +10,8 @@ from specjax.lab.records.load import LoadReport, Spread
 from specjax.lab.view.plain import table
 
 HEADER = (
-    *("rows", "drafter", "way", "tokens/s", "tau", "busy"),
-    *("TTFT s", "latency s", "TPOT ms", "x lock", "x plain"),
+    *("rows", "drafter", "way", "tok/s", "tau", "busy"),
+    *("first s", "last s", "ms a token", "x lock", "x plain"),
 )
 
 
@@ -23,17 +23,17 @@ def progress(console: Console, concurrency: int) -> None:
 def show(console: Console, report: LoadReport) -> None:
     """A row a way of decoding."""
     made = table(HEADER, _rows(report))
-    for column in made.columns:
+    for column in made.columns[:6]:
         column.no_wrap = True
     console.print(made)
-    console.print(
-        f"{report.requests} requests of {report.shortest} to {report.longest} new tokens, all "
-        f"asked at time 0, of {report.target} on {report.machine.device}; medians over requests, "
-        f"95th percentiles behind them; x: medians of {report.rounds} pairs of neighbouring rounds, x "
-        "plain over plain decoding in rows that change hands. A text in lockstep is there when its "
-        "whole batch is.",
-        soft_wrap=True,
+    about = (
+        f"{report.requests} requests of {report.shortest} to {report.longest} new tokens, all",
+        f"asked at time 0, of {report.target} on {report.machine.device}. First, last: until its",
+        "first and its last tokens are there; in lockstep a text is there when its batch is.",
+        "Medians over requests, 95th percentiles below them. x: medians over",
+        f"{report.rounds} pairs of neighbouring rounds; x plain: over plain decoding, refilled.",
     )
+    console.print(" ".join(about), soft_wrap=True)
 
 
 def _rows(report: LoadReport) -> Iterator[tuple[str, ...]]:
