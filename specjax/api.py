@@ -124,7 +124,7 @@ def generate(
     how: dict[str, Any] = {"rule": rule, "chunk": chunk, "details": details}
     _check_loop(host_loop, bool(stops), memory, batch_size)
     if batch_size is not None:
-        size = min(batch_size, len(rows))
+        size = min(batch_size, max(len(rows), 1))
         return _in_turn(Turns(target, drafter, rows, stops, batch_size=size, **how))
     session = open_session(target, drafter, rows, memory, **how)
     watch = StopStrings(target, stops, [row.prompt for row in rows])

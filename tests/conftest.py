@@ -32,7 +32,7 @@ if str(ROOT) not in sys.path:
 WHOLE = bool(os.environ.get("SPECJAX_WHOLE_MATRICES"))
 
 # multidevice: run by test_multidevice in a process of its own; the others by pytest -n 0 tests/NAME
-collect_ignore = ["multidevice", "long", "parity"]
+collect_ignore = ["multidevice", "notebooks", "long", "parity"]
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -104,10 +104,12 @@ def test_nothing_compiles_after_the_first_prompts() -> None:
 
 
 def test_no_request_is_begun_far_ahead_of_the_first() -> None:
-    target, rows = tiny.model(), requests(12, 4)
-    rows[0] = dataclasses.replace(rows[0], max_new_tokens=200, stop_token_ids=())
+    """Also while slots grow under the first, with a prompt that waits beside it."""
+    target, rows = tiny.model(), requests(8, 4)
+    rows[0] = dataclasses.replace(rows[0], max_new_tokens=260, stop_token_ids=())
     order = [f.index for f in Refill(target, NGram(3), rows, batch_size=2, ahead=4)]
-    assert max(order[: order.index(0)]) < 4 and sorted(order) == list(range(12))
+    assert max(order[: order.index(0)]) < 4 and sorted(order) == list(range(8))
+    same_as_together(target, NGram(3), rows, batch_size=2, ahead=4)
 
 
 def test_answers_come_in_order_and_end_at_stop_strings() -> None:
@@ -143,6 +145,8 @@ def test_what_cannot_be_done_is_refused() -> None:
     for bad in (0, -1, 1.5):
         with pytest.raises(ValueError, match="batch_size="):
             specjax.generate(target, None, tiny.prompts(2), batch_size=bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="No prompts"):
+        specjax.generate(target, None, [], batch_size=2)
     with pytest.raises(ValueError, match="neither host_loop nor memory"):
         specjax.generate(target, None, tiny.prompts(2), batch_size=1, host_loop=True)
 
