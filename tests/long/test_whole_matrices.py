@@ -37,5 +37,5 @@ def test_all_of(name: str) -> None:
         subprocess.run(collected, env=e, cwd=ROOT, capture_output=True, text=True).stdout
         for e in (env, {**env, "SPECJAX_WHOLE_MATRICES": ""})
     ]
-    whole, thin = (int(text.split(f"{name}.py: ")[1].split()[0]) for text in counts)
-    assert whole > thin  # so that what is left out there is run here
+    whole, thin = (text.count("::") for text in counts)
+    assert whole > thin > 0  # so that what is left out there is run here
