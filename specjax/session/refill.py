@@ -225,7 +225,7 @@ class Refill(Session):
                 continue
             begin = self.clock.seconds
             self.state, self.request = move_in_program(
-                *(self.state, self.request, lane.state, dataclasses.replace(lane.layout.request)),
+                *(self.state, self.request, lane.state, lane.layout.request),
                 *(jnp.int32(lane.moved), jnp.int32(row)),
             )
             self.clock.leave_out_compiling(begin)
