@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 from conftest import AS_USERS_DO
 from scipy import stats
@@ -21,6 +24,8 @@ from specjax import api, decode, session, verify
 from specjax.core.cache import Recurrent, caches_in
 from specjax.core.compiles import Compiles
 from specjax.core.keys import row_keys
+from specjax.core.ops import ATTEND
+from specjax.core.ops.tiles import Follow
 from specjax.drafters import LM
 from specjax.lab.compiler.hlo import count_copies
 from specjax.sampling import Options, make_sampling
@@ -28,6 +33,20 @@ from specjax.train.objectives.base import Batch
 from specjax.train.replay import replay
 
 STEPS = 24
+
+
+@contextlib.contextmanager
+def few_slots_a_tile(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int], cost: float
+) -> Iterator[None]:
+    """On CPU caches are read by tiles that are so small that those of tests have several."""
+    tiled = Follow(ATTEND.reference, tile_bytes=1, sizes=sizes, cost=lambda queries: cost)
+    with monkeypatch.context() as m:
+        m.setitem(ATTEND.variants, "cpu", tiled)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
 
 # --- greedy text and the number of cycles ---------------------------------------------------------
 

@@ -141,7 +141,7 @@ def test_a_kernel_that_updates_in_place_writes_its_update() -> None:
 
 def test_a_loop_of_unknown_length_runs_as_often_as_is_stated() -> None:
     once, often = hlo.parse(LOOP), hlo.parse(LOOP, trips=5)
-    assert account.unknown_loops(often, "cycle") == (Loops(1, 5, expected=False),)
+    assert account.unknown_loops(often, "cycle") == (Loops(1, 5, "trips"),)
     assert moved(often).read["state"] - moved(once).read["state"] == 4 * CACHE
     one, five = (kernels.count(m, "cycle", Origins(m), account.SCOPES) for m in (once, often))
     assert five.total - one.total == 4 * (2 + 1)  # its body, and its condition
@@ -161,12 +161,12 @@ def test_a_mixture_says_how_often_its_loop_is_expected_to_run() -> None:
         return account.unknown_loops(module, module.entry), traffic.flops(module, module.entry)
 
     loops, flops = counted(4)
-    assert loops == (Loops(1, round(8 * (1 - 0.75**4)), expected=True),)
+    assert loops == (Loops(1, round(8 * (1 - 0.75**4)), "experts"),)
     assert flops == 5 * 3 * 2 * 4 * 32 * 16
     draws = np.random.default_rng(0).binomial(64, 0.25, 100_000)
     assert expected_groups(0.25, 64, 16) == pytest.approx(np.ceil(draws / 16).mean(), rel=0.01)
     loops, _ = counted(64)
-    assert loops == (Loops(1, round(8 * expected_groups(0.25, 64, 16)), expected=True),)
+    assert loops == (Loops(1, round(8 * expected_groups(0.25, 64, 16)), "experts"),)
     assert expected_groups(1.0, 9, 4) == 3 and expected_groups(0.5, 4, 1) == pytest.approx(2)
 
 

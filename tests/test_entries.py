@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks import few_slots_a_tile
 from tiny_entries import KINDS, VOCAB, WINDOW, Kind
 
 from specjax.core import trees
@@ -19,8 +20,22 @@ from specjax.core.triangular import solve_unit_lower
 from specjax.core.view import View
 
 ROWS = 3
+ATTENDING = ("full", "rounded", "ring", "latent", "latent_written")
 WIDE = trees.chain(WINDOW + 3)  # a chunk wider than the window
 TREE = (0, 0, 0, 1, 1, 2, 4, 6)  # eight guesses on three levels, not in the order of levels
+
+
+@pytest.fixture(params=[*KINDS, *(f"{name}, tiled" for name in ATTENDING)])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kind]:
+    """Also with attention that goes over tiles of few slots, or does so where that is cheaper."""
+    name, _, tiled = request.param.partition(", ")
+    if not tiled:
+        yield KINDS[name]
+        return
+    sizes = (1, 1) if name == "ring" else (3, 3)
+    cost = 1.0 if "earlier" in request.node.name else 1.5
+    with few_slots_a_tile(monkeypatch, sizes, cost):
+        yield KINDS[name]
 
 
 @contextlib.contextmanager
@@ -75,10 +90,8 @@ def lines(parents: trees.Parents) -> list[list[int]]:
     return [np.flatnonzero(line).tolist() for line in trees.ancestors(parents)]
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_entries_equal_their_definition(name: str) -> None:
+def test_entries_equal_their_definition(kind: Kind) -> None:
     """Random blocks, counts and paths, chains and trees, wider than the window, growing."""
-    kind = KINDS[name]
     with precise(kind) as tolerance:
         t, counts = Texts(kind, 12, seed=3), set()
         for i in range(8):
@@ -97,10 +110,9 @@ def test_entries_equal_their_definition(name: str) -> None:
         assert 0 in counts and len(counts) > 4 and min(map(len, t.texts)) > 2 * WINDOW
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_what_was_fed_earlier_waits_in_a_block(name: str) -> None:
+def test_what_was_fed_earlier_waits_in_a_block(kind: Kind) -> None:
     """A draft's cycle: padding, then a token at a time, behind what was fed and rubbish."""
-    kind, width = KINDS[name], 6
+    width = 6
     with precise(kind) as tolerance:
         t = Texts(kind, 40, seed=5)
         for i in range(5):

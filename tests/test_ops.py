@@ -16,7 +16,7 @@ import tiny
 
 import specjax
 from specjax import decode, drafters, session
-from specjax.core.ops import OPS, Stack, attend
+from specjax.core.ops import OPS, Cached, Stack, attend
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised
 from specjax.session import requests
@@ -40,7 +40,7 @@ def attention(parts: int, cached: bool, tokens: int = TOKENS) -> tuple[Any, ...]
         return made if parts > 1 else made[0]
 
     seen = jnp.arange(SLOTS)[None, None] < jnp.asarray([5, 9])[:, None, None]
-    before = several(4, GROUPS, SLOTS), drawn(6, ROWS, GROUPS, SLOTS, WIDTH), seen
+    before = Cached(several(4, GROUPS, SLOTS), drawn(6, ROWS, GROUPS, SLOTS, WIDTH), seen)
     visible = jnp.tril(jnp.ones((1, tokens, tokens), bool))
     new = (
         several(0, HEADS, tokens),

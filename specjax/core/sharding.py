@@ -136,17 +136,25 @@ def constrain(x: Array, *axes: str | None, replicated: bool = False) -> Array:
     A dimension that its mesh axis does not divide stays replicated: a batch of one row on a mesh
     with two data shards is legitimate.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
+    partition = fitting(x.shape, axes, replicated=replicated)
+    found: Array = jax.lax.with_sharding_constraint(x, partition)
+    return found
+
+
+def fitting(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], *, replicated: bool = False
+) -> PartitionSpec:
+    """How `constrain` splits an array of this shape over the mesh of the context."""
+    mesh = jax.sharding.get_abstract_mesh()
     entries: list[str | None] = []
-    for size, axis in zip(x.shape, axes, strict=True):
+    for size, axis in zip(shape, axes, strict=True):
         name = RULES.get(axis) if axis is not None else None
         name = None if name == "model" and replicated else name
         fits = name in mesh.axis_names and size % mesh.shape[name] == 0
         entries.append(name if fits else None)
-    found: Array = jax.lax.with_sharding_constraint(x, PartitionSpec(*entries))
-    return found
+    return PartitionSpec(*entries)
 
 
 def axis_size(name: str) -> int:

@@ -7,12 +7,14 @@ A compiled program does not say. What makes such a loop writes it into the names
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
+from typing import Literal
 
 import jax
 
-_NAME = re.compile(r"\bexpected_trips_(\d+)\b")
+_NAME = re.compile(r"\bexpected_(trips|tiles)_(\d+)(?:_of_(\d+)_in_(\d+))?\b")
 
 
 def expected(trips: float) -> contextlib.AbstractContextManager[None]:
@@ -20,10 +22,35 @@ def expected(trips: float) -> contextlib.AbstractContextManager[None]:
     return jax.named_scope(f"expected_trips_{max(round(trips), 1)}")
 
 
-def stated(op_name: str) -> int | None:
-    """What the innermost scope around an operation, by its name, says; None: nothing."""
+def expected_tiles(size: int, rows: int, slots: int) -> contextlib.AbstractContextManager[None]:
+    """A scope whose loop goes over tiles of ``size`` slots as far as ``rows`` texts reach.
+
+    They have room for ``slots``.
+    """
+    return jax.named_scope(f"expected_tiles_{rows}_of_{size}_in_{slots}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stated:
+    """What a program says of a loop."""
+
+    trips: int
+    why: Literal["experts", "context"]  # what they were reckoned from
+
+
+def stated(op_name: str, context: int | None = None) -> Stated | None:
+    """What the innermost scope around an operation, by its name, says; None: nothing.
+
+    ``context`` is how many tokens are in the cache of every row; None: as many as there is room.
+    """
     found = _NAME.findall(op_name)
-    return int(found[-1]) if found else None
+    if not found:
+        return None
+    kind, count, size, slots = found[-1]
+    if kind == "trips":
+        return Stated(int(count), "experts")
+    reach = int(slots) if context is None else min(context, int(slots))
+    return Stated(int(count) * -(-reach // int(size)), "context")
 
 
 def expected_share(share: float, tokens: int) -> float:

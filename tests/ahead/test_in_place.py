@@ -144,7 +144,7 @@ def test_a_mixture(name: str, mesh: str, data: int, model: int) -> None:
     setup, sizes = dataclasses.replace(SETUP, **sizes), mesh_sizes(mesh)
     made = report.make(setup, devices, devices.mesh(**sizes), hlo_text=texts.__setitem__)
     (loops,), trips = made.cycle.loops, round(32 * (1 - (1 - 4 / 32) ** (2 // data)))
-    assert (loops.count, loops.trips, loops.expected) == (2, trips, True)
+    assert (loops.count, loops.trips, loops.why) == (2, trips, "experts")
     for shape in ((32, 2880, 2880 // model), (32, 2880 // model, 2880)):
         assert hlo.count_copies(texts["run"], shape) == (0, 0)
     experts = 2 * trips * 3 * 2880 * 2880 // model * 2

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
-from specjax.core.ops import attend, write
+from specjax.core.ops import Cached, attend, write
 from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
@@ -61,7 +61,8 @@ class Full:
         size = self.keys.shape[2]
         cached = None
         if size:
-            cached = (self.keys, self.values, valid_slots(size, length)[:, None])
+            seen, axes = valid_slots(size, length)[:, None], heads_axes(self.axis)
+            cached = Cached(self.keys, self.values, seen, length, axes)
         return attend(q, keys, values, view.visible, cached, **how)
 
     def commit(self, part: Part, length: Array, count: Array) -> Full:
@@ -97,6 +98,11 @@ class Full:
     def placed(self, platform: Platform | None, replicated: bool) -> Full:
         axis = None if replicated else self.axis
         return dataclasses.replace(self, axis=axis, platform=platform)
+
+
+def heads_axes(axis: str | None) -> tuple[str | None, str | None]:
+    """The logical axes of the heads of queries, and of an entry that is split so."""
+    return (None if axis is None else "heads"), axis
 
 
 def valid_slots(size: int, length: Array) -> Array:

@@ -5,6 +5,7 @@ The memory of multi-head latent attention (DeepSeek-AI 2024, arXiv:2405.04434): 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
 from specjax.core.cache.full import Full, valid_slots
-from specjax.core.ops import attend
+from specjax.core.ops import Cached, attend
+from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 
@@ -26,6 +28,8 @@ class Latent(Full):
     """
 
     axis: str | None = static(default=None)  # one head, which all devices of a mesh read
+    # The logical axis of query heads on a mesh; None: every device has all of them.
+    heads: str | None = static(default="heads")
 
     @classmethod
     def empty(  # type: ignore[override]
@@ -59,7 +63,8 @@ class Latent(Full):
         cached = None
         if self.keys.shape[2]:
             seen = valid_slots(self.keys.shape[2], length)[:, None]
-            cached = ((self.keys, self.values), self.values, seen)
+            known = (self.keys, self.values)
+            cached = Cached(known, self.values, seen, length, (self.heads, None))
         return attend(
             q,
             (keys, compressed),
@@ -94,6 +99,14 @@ class Latent(Full):
         cached = None
         if self.keys.shape[2]:
             seen = valid_slots(self.keys.shape[2], length)[:, None]  # [B, 1, S]
-            known = jnp.where(seen[..., None], self.values, 0)  # what is stale might overflow
-            cached = (*write(self.keys, known), seen)
+
+            def of_seen(keys: Array, values: Array, seen: Array) -> tuple[Array, Array]:
+                # What is stale might overflow.
+                return write(keys, jnp.where(seen[..., None], values, 0))
+
+            cached = Cached(self.keys, self.values, seen, length, write=of_seen)
         return attend(q, *write(*new), view.visible, cached, scale=scale, platform=self.platform)
+
+    def placed(self, platform: Platform | None, replicated: bool) -> Latent:
+        heads = None if replicated else self.heads
+        return dataclasses.replace(self, heads=heads, platform=platform)

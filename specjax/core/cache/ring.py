@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
-from specjax.core.ops import attend, write_at
+from specjax.core.cache.full import heads_axes
+from specjax.core.ops import Cached, attend, write_at
 from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
@@ -79,7 +80,9 @@ class Ring:
         cached = None
         if self.keys.shape[2]:
             held = self.positions(length)[:, None, :]
-            cached = (self.keys, self.values, (held >= 0) & (held > oldest))
+            reach = jnp.minimum(length, self.keys.shape[2])
+            seen, axes = (held >= 0) & (held > oldest), heads_axes(self.axis)
+            cached = Cached(self.keys, self.values, seen, reach, axes)
         return attend(q, keys, values, visible, cached, **how)
 
     def commit(self, part: Part, length: Array, count: Array) -> Ring:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from specjax.core.cache import slots as lay
 from specjax.core.cache.base import Cache
 from specjax.core.cache.block import Part
-from specjax.core.cache.full import Full, valid_slots
-from specjax.core.ops import attend, write
+from specjax.core.cache.full import Full, heads_axes, valid_slots
+from specjax.core.ops import Cached, attend, write
 from specjax.core.quantised import TYPES, Quantisation, Quantised, quantise
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
@@ -66,7 +66,8 @@ class Rounded(Full):
         if size:
             known = Quantised(self.keys, self.key_factors, self.dtype)
             held = Quantised(self.values, self.value_factors, self.dtype)
-            cached = (known, held, valid_slots(size, length)[:, None])
+            seen = valid_slots(size, length)[:, None]
+            cached = Cached(known, held, seen, length, heads_axes(self.axis))
         how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
         return attend(q, keys, values, view.visible, cached, **how)
 

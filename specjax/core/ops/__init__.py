@@ -18,6 +18,7 @@ from specjax.core.ops.linear import (
     sum_over_mesh,
 )
 from specjax.core.ops.lookup import ROWS, lookup
+from specjax.core.ops.one_softmax import Cached
 from specjax.core.ops.op import Op
 from specjax.core.ops.per_head import PER_HEAD, per_head
 from specjax.core.ops.write import WRITE, waiting_for, write, write_at
@@ -38,6 +39,7 @@ OPS = {
 
 __all__ = [
     "OPS",
+    "Cached",
     "Op",
     "Stack",
     "activation_dtype",

@@ -1,125 +1,19 @@
-"""Grouped-query attention over a cache and the block of tokens being fed, under one softmax.
-
-The cache is read, never written, here: scores over the cached slots and scores over the block are
-two products that share one softmax.
-"""
+"""Grouped-query attention over a cache and the block of tokens being fed, under one softmax."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
-
+from specjax.core.ops.one_softmax import (
+    Cached,
+    Known,
+    Parts,
+    Queries,
+    one_softmax,
+    queries_left,
+)
 from specjax.core.ops.op import Op
+from specjax.core.ops.tiles import Follow
 from specjax.core.platform import Platform
-from specjax.core.quantised import Quantised
 from specjax.core.types import Array
-
-_MASKED = -1e30  # finite, so that a row that sees nothing has no NaN
-
-Known = Array | Quantised  # [B, G, S, H], also with a factor a token
-Queries = Array | tuple[Array, ...]
-Parts = Known | tuple[Array, ...]  # queries or keys whose scores add up
-Cached = tuple[Parts, Known, Array]  # keys, values, and which slots each query sees
-Dots = Callable[[Array, Array], Array]  # [B, G, M, H], [B, G, S, H] -> [B, G, M, S] float32
-
-
-def keys_left(q: Array, keys: Array) -> Array:
-    """As a transposed right-hand side the cache would be copied on CPU."""
-    dots = jnp.einsum("bgsh,bgmh->bgsm", keys, q, preferred_element_type=jnp.float32)
-    return dots.swapaxes(2, 3)
-
-
-def queries_left(q: Array, keys: Array) -> Array:
-    """Nothing is transposed behind it: fewer kernels on GPU."""
-    return jnp.einsum("bgmh,bgsh->bgms", q, keys, preferred_element_type=jnp.float32)
-
-
-def one_softmax(
-    q: Queries,
-    k: Parts,
-    v: Known,
-    visible: Array,
-    cached: Cached | None,
-    scale: float | None,
-    sinks: Array | None = None,
-    dots: Dots = keys_left,
-    *,
-    apart: bool = False,
-    again: bool = False,
-) -> Array:
-    """`attend`, with ``dots`` for products of queries and keys.
-
-    ``apart``: the queries of the block's scores are another operand than those of the cache's.
-    ``again``: the scores of the cache are formed twice, before and behind the largest of them.
-    """
-    parts = q if isinstance(q, tuple) else (q,)
-    rows, heads, num_tokens, _ = parts[0].shape
-    groups, dtype = v.shape[1], parts[0].dtype
-    repeats, head_dim = heads // groups, sum(part.shape[-1] for part in parts)
-    parts = tuple(x.reshape(rows, groups, repeats * num_tokens, x.shape[-1]) for x in parts)
-    factor = jnp.float32(head_dim**-0.5 if scale is None else scale)
-
-    def scores(parts: tuple[Array, ...], keys: Parts, mask: Array) -> Array:
-        """[B, G, R * T, S]: ``mask`` is [B or 1, T or 1, S]."""
-        total = None
-        for q, part in zip(parts, keys if isinstance(keys, tuple) else (keys,), strict=True):
-            one = _dots(dots, q, part)
-            total = one if total is None else total + one
-        assert total is not None
-        total = total.reshape(rows, groups, repeats, num_tokens, -1)
-        masked = jnp.where(mask[:, None, None], factor * total, _MASKED)
-        return masked.reshape(rows, groups, repeats * num_tokens, -1)
-
-    new = scores(jax.lax.optimization_barrier(parts) if apart else parts, k, visible)
-    top = new.max(-1, keepdims=True)
-    sink = None if sinks is None else _sink(sinks, groups, num_tokens)
-    top = top if sink is None else jnp.maximum(top, sink)
-    if cached is None:
-        new = jnp.exp(new - top)
-        total = new.sum(-1, keepdims=True)
-        total = total if sink is None else total + jnp.exp(sink - top)
-        out = _weighted(new / total, v)
-    else:
-        cached_k, cached_v, seen = cached
-        old = scores(parts, cached_k, seen)
-        top = jnp.maximum(top, old.max(-1, keepdims=True))
-        if again:  # the barrier makes it another product
-            top, parts = jax.lax.optimization_barrier((top, parts))
-            old = scores(parts, cached_k, seen)
-        old, new = jnp.exp(old - top), jnp.exp(new - top)
-        total = old.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
-        total = total if sink is None else total + jnp.exp(sink - top)
-        # Stale slots have weight exactly 0. (Their values must be finite: masking the values too
-        # would copy the cache.)
-        out = (_weighted(old, cached_v) + _weighted(new, v)) / total
-    return out.reshape(rows, heads, num_tokens, v.shape[-1]).astype(dtype)
-
-
-def _sink(sinks: Array, groups: int, num_tokens: int) -> Array:
-    """One more score of each query head, which carries no value: [1, G, R * T, 1]."""
-    heads = sinks.astype(jnp.float32).reshape(1, groups, -1)
-    return jnp.repeat(heads, num_tokens, axis=2)[..., None]
-
-
-def _dots(dots: Dots, q: Array, keys: Known) -> Array:
-    """`Dots`; a key's factor comes behind its product."""
-    if isinstance(keys, Quantised):
-        return dots(q, keys.values.astype(q.dtype)) * keys.factors.swapaxes(2, 3)
-    return dots(q, keys)
-
-
-def _weighted(weights: Array, values: Known) -> Array:
-    """[B, G, M, S], [B, G, S, Hv] -> [B, G, M, Hv] float32."""
-    if isinstance(values, Quantised):  # a value's factor is a part of its weight
-        weights, values = (
-            weights * values.factors.swapaxes(2, 3),
-            values.values.astype(values.dtype),
-        )
-    return jnp.einsum(
-        "bgms,bgsh->bgmh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-    )
 
 
 def reference(
@@ -173,7 +67,22 @@ def on_two_cores(
     return one_softmax(q, k, v, visible, cached, scale, sinks, again=again)
 
 
-ATTEND = Op(reference, {"gpu": on_gpu, "tpu:2": on_two_cores})
+def _on_cpu(queries: int) -> float:
+    """A tile is copied first; for many queries it pays all the same to stay within the caches."""
+    return 2.5 if queries < 8 else 1.5 if queries <= 32 else 1.0
+
+
+# On TPUs a tile's products read it where it lies, and all else of it stays on the chip. On GPUs the
+# host would ask after every tile whether there is another one.
+ATTEND = Op(
+    reference,
+    {
+        "cpu": Follow(reference, tile_bytes=1 << 19, sizes=(256, 1024), cost=_on_cpu),
+        "gpu": on_gpu,
+        "tpu": Follow(reference, tile_bytes=2 << 20, sizes=(256, 2048)),
+        "tpu:2": Follow(on_two_cores, tile_bytes=2 << 20, sizes=(256, 2048)),
+    },
+)
 
 
 def attend(

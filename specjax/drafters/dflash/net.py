@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.cache import Block, Cache, Full, Part, Ring, empty
-from specjax.core.ops import activation_dtype, attend
+from specjax.core.ops import Cached, activation_dtype, attend
 from specjax.core.types import Array, pytree
 from specjax.core.view import View
 from specjax.drafters.dflash.heads import (
@@ -125,7 +125,7 @@ class Blocks:
         def look(layer: int, q: Array, k: Array, v: Array) -> Array:
             outside, within = masks[config.windows[layer], config.causal[layer]]
             keys, values = context[layer]
-            return attend(q, k, v, within, (keys, values, outside))
+            return attend(q, k, v, within, Cached(keys, values, outside))
 
         return look
 

@@ -80,7 +80,8 @@ def rows(folder: Path) -> Iterator[Columns]:
     for program in programs(folder):
         depth, report = program.depth, program.more
         room = report.hbm_bytes
-        loops = sorted(report.cycle.loops, key=lambda found: found.trips)
+        loops = [found for found in report.cycle.loops if found.why != "context"]
+        loops.sort(key=lambda found: found.trips)
         yield {
             **program.names,
             "MB a cycle": f"{depth.bytes / 1e6:,.0f}",

@@ -18,13 +18,18 @@ from specjax.lab.compiler.topology import Topology
 from specjax.lab.records.compiled import BranchCost, Conditional, CycleCost, Loops, Setup
 
 SCOPES = ("draft", "verify", "accept", "commit")
+_WHY = {
+    "experts": "as is expected if each token draws for itself",
+    "context": "tiles of a cache of --config.context tokens",
+    "trips": "--config.trips",
+}
 
 
 def cycle(
     session: Abstract, setup: Setup, topology: Topology, run: Compiled, text: str
 ) -> CycleCost:
     """The account of a cycle, of the optimised program's ``text``."""
-    module = hlo.parse(text, setup.trips)
+    module = hlo.parse(text, setup.trips, setup.context)
     loop = module.main_loop
     if loop is None:
         raise RuntimeError("The compiled program has no loop of cycles.")
@@ -129,10 +134,11 @@ def argument_kinds(session: Abstract) -> Callable[[str], str]:
 
 def unknown_loops(module: hlo.Module, name: str) -> tuple[Loops, ...]:
     """The loops whose length the program decides when it runs, by how often they were counted."""
+    loops = (i for _, i, _ in module.walk(name) if i.opcode == "while")
     found = collections.Counter(
-        (module.runs(i), stated(i.op_name) is not None)
-        for _, i, _ in module.walk(name)
-        if i.opcode == "while" and module.trip_count(i) is None
+        (module.runs(i), said.why if (said := stated(i.op_name)) else "trips")
+        for i in loops
+        if module.trip_count(i) is None
     )
     return tuple(Loops(count, *how) for how, count in sorted(found.items()))
 
@@ -148,12 +154,9 @@ def unknown(
     found = ["No time was measured: these are counts."]
     executed = [i for _, i, _ in module.walk(name)]
     for loops in unknown_loops(module, name):
-        why = (
-            "as is expected if each token draws for itself" if loops.expected else "--config.trips"
-        )
         found.append(
             f"{loops.count} loops in the cycle end when the program says so; each was counted"
-            f" {loops.trips} times ({why})."
+            f" {loops.trips} times ({_WHY[loops.why]})."
         )
     if choices:
         found.append(

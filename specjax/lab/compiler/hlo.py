@@ -131,6 +131,7 @@ class Module:
     computations: dict[str, Computation]
     entry: str
     trips: int = 1  # of a loop whose length the program decides when it runs, and does not expect
+    context: int | None = None  # tokens in every row's cache; None: as many as there is room for
     # Name of a conditional -> which of its branches runs; every one of those that are not here.
     taken: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -186,7 +187,9 @@ class Module:
     def runs(self, loop: Instruction) -> int:
         """How often the body of a ``while`` is taken to run: known, expected, or ``trips``."""
         known = self.trip_count(loop)
-        known = stated(loop.op_name) if known is None else known
+        if known is None:
+            said = stated(loop.op_name, self.context)
+            known = None if said is None else said.trips
         return self.trips if known is None else known
 
     def num_instructions(self, name: str) -> int:
@@ -199,8 +202,10 @@ class Module:
         return max(loops, key=lambda i: self.num_instructions(i.called("body")), default=None)
 
 
-def parse(text: str, trips: int = 1) -> Module:
+def parse(text: str, trips: int = 1, context: int | None = None) -> Module:
     """Reads a module; ``trips``: how often a loop runs whose length is not in the program.
+
+    ``context``: how many tokens are in every row's cache; None: as many as there is room for.
 
     Raises:
       ValueError: if the text has no entry computation.
@@ -220,7 +225,7 @@ def parse(text: str, trips: int = 1) -> Module:
             lines[instruction.name] = instruction
     if not entry:
         raise ValueError("This is no HLO text: it has no ENTRY computation.")
-    return Module(computations, entry, trips)
+    return Module(computations, entry, trips, context)
 
 
 def _instruction(line: str) -> Instruction:

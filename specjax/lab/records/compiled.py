@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from specjax.core.options import option
 from specjax.lab.records import codec
@@ -126,7 +126,9 @@ class Loops:
 
     count: int
     trips: int  # that each was counted
-    expected: bool  # said by the program, or else taken from --config.trips
+    # What that number comes from: the experts that are expected, the tokens in the cache, or
+    # --config.trips.
+    why: Literal["experts", "context", "trips"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
