@@ -244,7 +244,7 @@ def law_target() -> specjax.Model:
     return tiny.model("llama", seed=2, vocab=VOCAB, layers=1, sharp=1.5)
 
 
-def law_draft(seed: int = 9) -> specjax.Model:
+def law_draft(seed: int = 4) -> specjax.Model:
     return tiny.model("qwen3", seed=seed, vocab=VOCAB, layers=1, sharp=3.0)
 
 

@@ -20,6 +20,10 @@ import specjax
 from specjax.core.cache import full, latent, recurrent, ring
 from specjax.core.types import Array
 from specjax.lab.audit import TARGET_CHECKS, audit, passes, targets
+from specjax.models.layers.attention import Attention
+from specjax.models.layers.experts import Experts, Router
+from specjax.models.layers.linear import Linear
+from specjax.models.layers.norm import RMSNorm
 
 Patch = pytest.MonkeyPatch
 
@@ -176,6 +180,43 @@ def test_a_wrong_commit_is_found_in_its_layer(
     place = list(COMMITS).index(cls)  # of its layer
     found = str(report.failed[0].counterexample)
     assert f"layer {place} ({cls.__name__})" in found, found
+
+
+# --- forgotten where few tokens are fed, as by a faster variant for decoding ----------------------
+
+FORGOTTEN: dict[str, tuple[str, type, str, float]] = {
+    "biases": ("qwen2", Linear, "bias", 0.0),
+    "gains": ("llama", RMSNorm, "weight", 1.0),
+    "sinks": ("gpt_oss", Attention, "sinks", 0.0),
+    "biases of experts": ("gpt_oss", Experts, "gate_proj_bias", 0.0),
+    "the router's bias": ("gpt_oss", Router, "bias", 0.0),
+    "the bias of choosing": ("kimi_k25", Router, "e_score_correction_bias", 0.0),
+}
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_what_passes_of_one_token_forget_is_found(what: str, monkeypatch: Patch) -> None:
+    """A faster variant for decoding, for instance. Of a fresh model they compute the same."""
+    family, cls, name, neutral = FORGOTTEN[what]
+    right: Any = cls.__call__
+
+    def call(self: Any, x: Array, *args: Any) -> Any:
+        param = getattr(self, name, None)
+        if param is None or x.shape[-2] > 1:
+            return right(self, x, *args)
+        kept = param[...]
+        param[...] = jnp.full_like(kept, neutral)
+        out = right(self, x, *args)
+        param[...] = kept
+        return out
+
+    monkeypatch.setattr(cls, "__call__", call)
+    vocab = 20 + list(FORGOTTEN).index(what)  # its own programs, as above
+    layers = 2 if family == "kimi_k25" else 1  # its first has no experts
+    report = audit(target=tiny.model(family, layers=layers, vocab=vocab), checks=["widths"])
+    assert not report.passed
+    found = str(report.failed[0].counterexample)
+    assert f"Fed one token at a time, the output of layer {layers - 1}" in found, found
 
 
 class Widthwise(tiny_families.Tiny):

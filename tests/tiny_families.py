@@ -109,7 +109,7 @@ def model(
         "num_key_value_heads": 2,
     }
     module = Tiny(Tiny.read_config(raw), dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    return targets.loud(module, f"tiny-{kind}-{seed}", sharp)
+    return targets.loud(module, f"tiny-{kind}-{seed}", sharp, seed=seed)
 
 
 @contextlib.contextmanager
