@@ -325,12 +325,18 @@ def run(
     request: Request,
     state: DecodeState,
     max_cycles: Array,
+    ends: Array | None = None,
 ) -> DecodeState:
-    """Cycles until every row is done, the slots are used up, or ``max_cycles`` have run."""
+    """Cycles until every row is done, the slots are used up, or ``max_cycles`` have run.
+
+    With ``ends`` [] no further than until so many rows have become done.
+    """
+    enough = None if ends is None else state.done.sum() + ends
 
     def unfinished(carry: tuple[Array, DecodeState]) -> Array:
         num_cycles, state = carry
-        return (num_cycles < max_cycles) & ~state.done.all() & has_room(drafter, state)
+        going = (num_cycles < max_cycles) & ~state.done.all() & has_room(drafter, state)
+        return going if enough is None else going & (state.done.sum() < enough)
 
     def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         num_cycles, state = carry

@@ -184,29 +184,37 @@ class Counts:
 
 
 def make_sampling(
-    options: Sequence[Options], vocab_size: int, platform: Platform | None = None
+    options: Sequence[Options],
+    vocab_size: int,
+    platform: Platform | None = None,
+    *,
+    like: Sequence[Options] = (),
 ) -> Sampling:
     """Checks the options of each row and lays them out as arrays, for programs of a platform.
+
+    What one of ``like`` uses has an array, too.
 
     Raises:
       ValueError: on an option out of its range.
     """
-    for one in {id(o): o for o in options}.values():  # thousands of rows may share few
+    used = list({id(o): o for o in (*options, *like)}.values())  # thousands may share few
+    for one in used:
         one.check(vocab_size)
 
     def column(name: str, off: Any, dtype: Any) -> Array | None:
         values = [getattr(o, name) for o in options]
-        return None if all(v == off for v in values) else jnp.asarray(values, dtype)
+        unused = all(getattr(o, name) == off for o in used)
+        return None if unused else jnp.asarray(values, dtype)
 
     bias = None
-    if any(o.logit_bias for o in options):
+    if any(o.logit_bias for o in used):
         table = np.zeros((len(options), vocab_size), np.float32)
         for row, one in zip(table, options):
             for token, value in one.logit_bias.items():
                 row[int(token)] = value
         bias = jnp.asarray(table)
     temperature = np.asarray([o.temperature for o in options], np.float32)
-    greedy = bool((temperature < GREEDY_BELOW).all())
+    greedy = bool((np.asarray([o.temperature for o in used], np.float32) < GREEDY_BELOW).all())
     return Sampling(
         temperature=jnp.asarray(temperature),
         # Truncation never removes the largest logit, so a greedy batch can do without it.

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import checks
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from specjax.drafters.ngram import NGram
 from specjax.sampling import Options
 from specjax.session import refill
 from specjax.session.refill import Finished, Refill
+from specjax.session.warming import warm_up
 from specjax.trace.clock import passes
 
 FEW = thinned(DRAFTERS, "none", "dflash2", "dspark", "medusa", "mtp", "early_exit")
@@ -78,16 +80,83 @@ def test_rows_of_every_kind_of_memory_change_hands() -> None:
     same_as_together(target, spec, requests(7, 1), batch_size=2, chunk=8)
 
 
-def test_what_is_left_of_the_draft_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text would be right all the same: only the guesses tell."""
+def test_prompts_of_a_length_are_fed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight rows two at a time; what a row held before is poison, and nothing reads it."""
     target = tiny.model()
-    spec = LM(tiny.near(target), 3)
+    rows = requests(16, 5, longest=100)
+    fed: list[list[int]] = []
+    lane_of, free = Refill.lane_of, refill.free_program
+    monkeypatch.setattr(
+        Refill, "lane_of", lambda self, some: fed.append(list(some)) or lane_of(self, some)
+    )
+    monkeypatch.setattr(refill, "free_program", lambda *args: poison(free(*args), args[1]))
+    same_as_together(target, LM(tiny.near(target), 3), rows, batch_size=8, chunk=128)
+    order, sizes = [i for some in fed for i in some], {len(some) for some in fed}
+    assert sizes == {1, 2} and sorted(order) == list(range(16)) != order
+    for some in fed:  # of one length, as passes count
+        (width,) = {next(w for w in (16, 64, 128) if w >= len(rows[i].prompt) - 1) for i in some}
+        assert len(some) * width <= 128
+
+
+@jax.jit
+def poison(state: Any, rows: Any) -> Any:
+    """Everything in ``rows`` [B] but that they are done, and short."""
+
+    def spoilt(path: Any, x: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True)
+        if name in ("length", "done", "num_cycles"):
+            return x
+        bad = jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 7)
+        return jnp.where(rows.reshape(-1, *[1] * (x.ndim - 1)), bad, x)
+
+    return jax.tree.map_with_path(spoilt, state)
+
+
+def test_every_leaf_of_a_row_is_replaced_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny.model()
+    rows = requests(3, 6)
+    session_ = Refill(target, LM(tiny.near(target), 3), rows, batch_size=3, details=True)
+    lane = session_.lane_of([1])
+    session_.feed_lane(lane)
+    before = poison(session_.state, jnp.ones(3, bool)), session_.request
+    place = jnp.int32(0), jnp.int32(2)
+    after = refill.move_in(*before, lane.state, lane.layout.request, *place)
+    old, new, came = (
+        jax.tree.leaves_with_path(x) for x in (before, after, (lane.state, lane.layout.request))
+    )
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in new]
+    assert len(names) > 25 and len(set(names)) == len(names)
+    for name, (_, x), (_, y), (_, z) in zip(names, old, new, came, strict=True):
+        if name == "1/keys":
+            x, y, z = map(jax.random.key_data, (x, y, z))
+        if name == "0/num_cycles":
+            assert x == y
+            continue
+        np.testing.assert_array_equal(y[2], z[0], err_msg=name)
+        np.testing.assert_array_equal(y[:2], x[:2], err_msg=name)
+
+
+def left(*names: str) -> Any:
+    """`move_in` that leaves some of a row as it was."""
     whole = refill.move_in
 
-    def but_the_draft(state: Any, request: Any, lane: Any, *rest: Any) -> Any:
-        return whole(state, request, dataclasses.replace(lane, draft=state.draft), *rest)
+    def but(state: Any, request: Any, lane: Any, asked: Any, *place: Any) -> Any:
+        at = {name: getattr(state, name) for name in names if hasattr(state, name)}
+        if "cache.length" in names:
+            at["cache"] = dataclasses.replace(lane.cache, length=state.cache.length)
+        if "keys" in names:  # noise of the place, and not of the request
+            asked = dataclasses.replace(asked, keys=request.keys)
+        return whole(state, request, dataclasses.replace(lane, **at), asked, *place)
 
-    monkeypatch.setattr(refill, "move_in_program", but_the_draft)
+    return but
+
+
+@pytest.mark.parametrize("name", ["draft", "cache.length", "keys"])
+def test_what_is_left_of_a_row_is_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a former draft the text would be right all the same: only the guesses tell."""
+    target = tiny.model()
+    spec = LM(tiny.near(target), 3)
+    monkeypatch.setattr(refill, "move_in_program", left(name))
     with pytest.raises(AssertionError):
         same_as_together(target, spec, requests(7), batch_size=2)
 
@@ -101,6 +170,12 @@ def test_nothing_compiles_after_the_first_prompts() -> None:
     compiles = Compiles()
     done = list(Refill(target, spec, requests(12, 3, longest=90), batch_size=2, rule="coupled"))
     assert len(done) == 12 and compiles.count == 0
+    # Slots that grow, with and without a lane beside them.
+    long = [dataclasses.replace(r, max_new_tokens=300) for r in requests(5, 4, longest=90)]
+    warm_up(Refill(target, spec, long, batch_size=2, rule="coupled"))
+    compiles = Compiles()
+    done = list(Refill(target, spec, long, batch_size=2, rule="coupled"))
+    assert max(len(f.tokens) for f in done) == 300 and compiles.count == 0
 
 
 def test_no_request_is_begun_far_ahead_of_the_first() -> None:

@@ -21,6 +21,7 @@ from specjax.core.types import Array
 DRAFT, ACCEPT, RESIDUAL, NOISE = range(4)
 
 
+@jax.jit
 def row_keys(seeds: Array) -> Array:
     """Seeds [B] -> keys [B]."""
     return jax.vmap(jax.random.key)(seeds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -46,21 +45,24 @@ class Layout:
         greedy: bool,
         multiple: int = 1,
         platform: Platform | None = None,
+        like: Sequence[Row] = (),
     ) -> Layout:
         """``rows`` for a vocabulary of ``vocab`` tokens, padded to a multiple of ``multiple``.
 
-        ``greedy`` says that all temperatures are 0; ``platform`` is the target's.
+        ``greedy`` says that all temperatures are 0; ``platform`` is the target's. The arrays have
+        the structure that they would have with the rows ``like`` among them.
         """
         num = len(rows)
         padding = [dataclasses.replace(rows[0], prompt=rows[0].prompt[:1])] * (-num % multiple)
         rows = [*rows, *padding]
         lengths = np.asarray([len(r.prompt) for r in rows], np.int32)
         limit = lengths + np.asarray([r.max_new_tokens for r in rows], np.int32)
-        stops = max(max((len(r.stop_token_ids) for r in rows), default=0), 1)
+        stops = max(max((len(r.stop_token_ids) for r in (*rows, *like)), default=0), 1)
         stop_ids = np.full((len(rows), stops), -1, np.int32)
         for i, row in enumerate(rows):
             stop_ids[i, : len(row.stop_token_ids)] = row.stop_token_ids
-        sampling = make_sampling([r.options for r in rows], vocab, platform)
+        options, others = [r.options for r in rows], [r.options for r in like]
+        sampling = make_sampling(options, vocab, platform, like=others)
         sampling = dataclasses.replace(sampling, greedy=greedy)
         counts = None
         if sampling.uses_counts:
@@ -76,17 +78,6 @@ class Layout:
         )
         done = np.arange(len(rows)) >= num
         return cls([r.prompt for r in rows], lengths, request, counts, done)
-
-    def first(self, num: int, rows: int) -> Layout:
-        """The first ``num`` requests alone, in ``rows`` rows; the others are done."""
-        of = lambda x: x[np.arange(rows) % num]
-        return Layout(
-            texts=[self.texts[i % num] if i < num else self.texts[0][:1] for i in range(rows)],
-            prompt_lengths=np.where(np.arange(rows) < num, of(self.prompt_lengths), 1),
-            request=jax.tree.map(of, self.request),
-            counts=jax.tree.map(of, self.counts),
-            done=np.arange(rows) >= num,
-        )
 
     @property
     def longest(self) -> int:

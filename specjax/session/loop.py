@@ -215,15 +215,16 @@ class Session:
     def num_slots(self) -> int:
         return self.state.tokens.shape[1]
 
-    def advance(self, max_cycles: int | None = None) -> None:
+    def advance(self, max_cycles: int | None = None, *ends: int) -> None:
         """Runs cycles on the device: until every row is done, or at most ``max_cycles``.
 
-        A new program runs one cycle first, in a call of its own.
+        A new program runs one cycle first, in a call of its own. With ``ends`` one call ends where
+        so many rows have, and there is no other behind it.
         """
         left = LARGEST if max_cycles is None else max_cycles
         with use_mesh(self.target.mesh):
             while True:
-                new = self._is_new(decode.run_program)
+                new = self._is_new(decode.run_program, *map(bool, ends))
                 begin = self.clock.seconds
                 self.state = decode.run_program(
                     self.target.net,
@@ -231,11 +232,12 @@ class Session:
                     self.rule,
                     self.request,
                     self.state,
-                    jnp.int32(1 if new else left),
+                    *map(jnp.int32, (1 if new else left, *ends)),
                 )
                 self._note_call(begin, new)
                 left -= new and max_cycles is not None
-                if not ((self._make_room() and max_cycles is None) or (new and left)):
+                grew = self._make_room()
+                if ends or not ((grew and max_cycles is None) or (new and left)):
                     return
 
     def advance_by_host(self) -> None:
@@ -254,12 +256,13 @@ class Session:
                 )
                 self._note_call(begin, new)
 
-    def _is_new(self, program: Program) -> bool:
+    def _is_new(self, program: Program, *how: bool) -> bool:
         """Whether no session has run it with such a batch; within one only the slots change."""
         if (program, self.num_slots) in self._asked:
             return False
         self._asked.add((program, self.num_slots))
-        return program.is_new(self.rule, self.target.net, self.drafter, self.request, self.state)
+        of = (self.rule, self.target.net, self.drafter, self.request, self.state)
+        return program.is_new(*of, *how)
 
     def _note_call(self, begin: float, new: bool) -> None:
         """Waits for the device, and notes how long the call took and how many cycles it ran.

@@ -2,11 +2,12 @@
 
     rows       0: a a a a|d d d d d|f f        one character a cycle
                1: b b|c c c c c c c c|g g g
-    beside     d, then e, ... : fed a pass at a time between calls, until a row is free
+    lane       d, then e, ... : fed a pass at a time between calls, until a row is free
 
-A prompt is fed in a small state of its own, by the programs that feed every other, and all of a
-row's state is replaced by it (`move_in`). What a row writes, and how many guesses it accepts, does
-therefore not depend on when it came, into which row, or what ran beside it.
+A prompt is fed in a state beside the batch (`session.lane`), by the programs that feed every other
+of its length, and all of a row's state is replaced by it (`move_in`). What a row writes, and how
+many guesses it accepts, does therefore not depend on when it came, into which row, or what ran
+beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from specjax import decode, verify
 from specjax.checkpoint.load import Model
 from specjax.core import hosts
 from specjax.core.compiles import Stopwatch
-from specjax.core.options import check_count
+from specjax.core.options import LARGEST, check_count
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
 from specjax.core.sharding import check_mesh, use_mesh
@@ -34,14 +35,15 @@ from specjax.drafters import checking
 from specjax.drafters.base import Drafter
 from specjax.drafters.spec import Spec
 from specjax.session import between
+from specjax.session.lane import Lane, Queue, Shape
 from specjax.session.layout import Layout, Row
 from specjax.session.limits import check_memory
 from specjax.session.loop import Session
 from specjax.session.requests import check_requests
-from specjax.session.slots import CHUNKS, bucket, first_slots, plan_chunks
+from specjax.session.slots import CHUNKS, bucket, first_slots, slots_at
 from specjax.trace.trace import Trace
 
-BURST = 8  # cycles of one call while prompts wait: a row that ends idles for less
+BURST = 8  # cycles of one call where the host looks for the ends of texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,20 +54,9 @@ class Finished:
     tokens: list[int]  # the new ones
     trace: Trace  # of one row
     begin: float  # when its prompt began to be fed
+    freed: float  # when the row that it moved into was free
     entered: float  # when it moved into a row
     end: float  # when its end was known
-
-
-@dataclasses.dataclass
-class Lane:
-    """Prompts that are fed beside the batch, and wait for rows."""
-
-    indices: list[int]  # of the requests; those that have moved in are taken off the front
-    layout: Layout
-    state: DecodeState
-    passes: deque[tuple[int, int]]  # (start, width) of those to come
-    begin: float
-    moved: int = 0  # rows of it that have moved in
 
 
 class Refill(Session):
@@ -92,7 +83,8 @@ class Refill(Session):
           rows: the requests, in the order in which they are begun.
           batch_size: how many are decoded together.
           rule: a verification rule or its name; None: the best for the drafter and temperature.
-          chunk: the widest prefill pass, which is how long the batch waits for a prompt at a time.
+          chunk: the most tokens of a prefill pass (if the mesh allows it): how long the batch waits
+            for prompts at a time.
           details: whether the trace also notes probabilities (`core.record.Details`).
           ahead: how many requests behind the first unfinished one may be begun, so that who needs
             them in order holds few; None: any.
@@ -112,14 +104,17 @@ class Refill(Session):
         self._shards = 1 if target.mesh is None else target.mesh.shape["data"]
         padded = batch_size + -batch_size % self._shards  # rows that only fill the mesh stay empty
         lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
-        check_memory(target, bound, lengths, padded + self._shards)
+        widest = min(int(chunk), bucket(max(len(r.prompt) for r in rows)))
+        self.shape = Shape(widest, int(chunk), max(batch_size // 4, 1), self._shards)
+        self.plans = {self.shape.plan(len(r.prompt)): i for i, r in enumerate(rows)}
+        check_memory(target, bound, lengths, padded + max(map(self.shape.rows, self.plans)))
         self.num_rows, self.kept, self.turns, self._likeliest = batch_size, [], 1, False
         self._over, self._details = over, details
         self._line_up(rows, len(rows) if ahead is None else max(ahead, batch_size))
-        empty = self._laid_out([self._patterns[0]] * padded, found)
+        empty = self._laid_out([self._patterns[0]] * padded, found, padded)
         empty = dataclasses.replace(empty, done=np.ones(padded, np.bool_))
         self._begin(empty, bound, found, chunk)
-        self._widest = min(int(chunk), bucket(max(len(r.prompt) for r in rows)))
+        self._widest = widest
         self.state = self._init(empty, first_slots(1, bound.num_draft, 1))
         self.prefilled = self.clock.seconds
 
@@ -129,11 +124,12 @@ class Refill(Session):
         self._finished: set[int] = set()  # of those behind the first unfinished one
         self._first = 0  # unfinished
         self._used = 0  # cycles of rows that have ended
-        self._waiting = deque(range(len(rows)))
+        self._waiting = Queue(len(rows), lambda i: self.shape.plan(len(rows[i].prompt)), self.shape)
         self._lane: Lane | None = None
         self._owner: list[int | None] = [None] * self.num_rows  # the request in each row
-        # Of each: calls before it came in, when it was begun, when it came in.
-        self._since = [(0, 0.0, 0.0)] * self.num_rows
+        # Of each: calls before it came in, when it was begun, when the row was free, when it came.
+        self._since = [(0, 0.0, 0.0, 0.0)] * self.num_rows
+        self._freed = [0.0] * self.num_rows
 
     def _init(self, layout: Layout, slots: int) -> DecodeState:
         """The state of prompts of which nothing is fed yet."""
@@ -164,62 +160,93 @@ class Refill(Session):
         return self._used / ran if ran else 0.0
 
     def step(self) -> list[Finished]:
-        """At most one prefill pass, then some cycles; what has ended."""
+        """Some prefill passes, then some cycles; what has ended."""
         with use_mesh(self.target.mesh):
-            self._load()
-            self._feed_lane()
-            self._move_in()
+            self._feed_and_move_in()
         if not self.occupied:
             return []
-        pending = self._pending() or self._lane is not None
-        # One cycle between two passes while rows are empty: none waits for more than a pass.
-        self.advance(1 if pending and self.occupied < self.num_rows else BURST)
+        lane = self._lane
+        hurry = lane.passes if lane is not None else self._pending()
+        if hurry and (lane is not None or self.occupied < self.num_rows):
+            cycles = 1
+        else:
+            cycles = LARGEST if self._over is None else BURST
+        # A call costs what some rows' cycles do: of many rows several may end before it is over.
+        self.advance(cycles, max(self.num_rows // 16, 1))
         return self._collect()
+
+    def _feed_and_move_in(self) -> None:
+        """Fills rows that are free, and feeds what comes next.
+
+        As long as rows decode, it feeds no more tokens than a cycle, or than one pass.
+        """
+        room = max(self.shape.chunk, self.num_rows * (self.drafter.num_draft + 1))
+        if not self.occupied:
+            room = LARGEST
+        while room > 0:
+            self._load()
+            lane = self._lane
+            if lane is None:
+                break
+            room -= self.feed_lane(lane, room)
+            if lane.passes:
+                break
+            self._move_in(lane)
+            if self._lane is not None:  # waits for rows
+                break
+        # Prefill is no part of the cycles' times.
+        begin = self.clock.seconds
+        jax.block_until_ready((self.state, None if self._lane is None else self._lane.state))
+        self.clock.leave_out_compiling(begin)
 
     def _pending(self) -> bool:
         """Whether a request waits that may be begun."""
-        return bool(self._waiting) and self._waiting[0] < self._first + self._ahead
+        first = self._waiting.first()
+        return first is not None and first < self._first + self._ahead
 
     def _load(self) -> None:
         """Lays the next prompts out in a lane, if there is none."""
         if self._lane is not None or not self._pending():
             return
-        indices = [self._waiting.popleft()]
-        while len(indices) < self._shards and self._pending():
-            indices.append(self._waiting.popleft())
-        layout = self._laid_out([self._rows[i] for i in indices], self.rule)
-        chunks = plan_chunks(layout.longest - 1, self._widest)
-        self.grow_to(first_slots(layout.longest, self.drafter.num_draft, self._widest))
+        indices = self._waiting.take(self._first + self._ahead)
+        longest = max(len(self._rows[i].prompt) for i in indices)
+        self.grow_to(first_slots(longest, self.drafter.num_draft, self._widest))
+        self._lane = self.lane_of(indices)
+
+    def lane_of(self, indices: list[int]) -> Lane:
+        """A lane of requests of one plan, of which nothing is fed yet."""
+        rows = [self._rows[i] for i in indices]
+        plan = self.shape.plan(len(rows[0].prompt))
+        layout = self._laid_out(rows, self.rule, self.shape.rows(plan))
         begin = self.clock.seconds
-        state = self._init(layout, self.num_slots)
-        self._lane = Lane(indices, layout, state, deque(chunks), begin)
+        return Lane(indices, layout, self._init(layout, self.num_slots), deque(plan), begin)
 
-    def _laid_out(self, rows: Sequence[Row], rule: verify.Rule) -> Layout:
+    def _laid_out(self, rows: Sequence[Row], rule: verify.Rule, multiple: int) -> Layout:
         """``rows`` as arrays of the structure that all requests share."""
-        vocab, platform = self.target.config.vocab_size, self.target.net.platform
-        rows = [*rows, *self._patterns]
-        whole = Layout.of(rows, vocab, greedy=rule.greedy_only, platform=platform)
-        num = len(rows) - len(self._patterns)
-        return whole.first(num, num + -num % self._shards)
+        return Layout.of(
+            rows,
+            self.target.config.vocab_size,
+            greedy=rule.greedy_only,
+            multiple=multiple,
+            platform=self.target.net.platform,
+            like=self._patterns,
+        )
 
-    def _feed_lane(self) -> None:
-        """Feeds one pass of the lane; all of it where the batch has nothing to do meanwhile."""
-        lane = self._lane
-        while lane is not None and lane.passes:
+    def feed_lane(self, lane: Lane, room: int = LARGEST) -> int:
+        """Feeds passes of ``lane`` while ``room`` tokens are not used up; how many were."""
+        fed = 0
+        while lane.passes and fed < room:
             start, width = lane.passes.popleft()
             begin = self.clock.seconds
             lane.state = decode.prefill_program(
                 *(self.target.net, self.drafter, lane.state, jnp.int32(start)), width=width
             )
             self.clock.leave_out_compiling(begin)
-            if self.occupied:
-                return
+            fed += lane.rows * width
+        return fed
 
-    def _move_in(self) -> None:
-        """Moves what the lane has fed into rows that are free."""
-        lane = self._lane
-        if lane is None or lane.passes:
-            return
+    def _move_in(self, lane: Lane) -> None:
+        """Moves what ``lane`` has fed into rows that are free."""
         for row, owner in enumerate(self._owner):
             if owner is not None or not lane.indices:
                 continue
@@ -230,7 +257,8 @@ class Refill(Session):
             )
             self.clock.leave_out_compiling(begin)
             self._owner[row] = lane.indices.pop(0)
-            self._since[row] = (len(self._calls), lane.begin, self.clock.seconds)
+            now = self.clock.seconds
+            self._since[row] = (len(self._calls), lane.begin, self._freed[row], now)
             self.prompt_lengths[row] = lane.layout.prompt_lengths[lane.moved]
             lane.moved += 1
         if not lane.indices:
@@ -258,7 +286,7 @@ class Refill(Session):
 
     def _take(self, row: int) -> Finished:
         """What the row wrote; it is free then."""
-        index, (calls, begin, entered) = self._owner[row], self._since[row]
+        index, (calls, begin, freed, entered) = self._owner[row], self._since[row]
         assert index is not None
         clock = self.clock.seconds
         with use_mesh(self.target.mesh):
@@ -268,21 +296,34 @@ class Refill(Session):
         self._check_proposed(record.proposed, record.committed)
         trace = Trace.from_device(record, tokens, 1, tuple(self._calls[calls:]))
         new = tokens[0, self.prompt_lengths[row] : length[0]].tolist()
-        self._owner[row] = None
+        self._owner[row], self._freed[row] = None, self.clock.seconds
         self._used += trace.num_cycles
         self._finished.add(index)
         while self._first in self._finished:
             self._finished.remove(self._first)
             self._first += 1
-        return Finished(index, new, trace, begin, entered, self.clock.seconds)
+        return Finished(index, new, trace, begin, freed, entered, self._freed[row])
 
     def grow_to(self, slots: int) -> None:
         """Makes room in the batch, and in the lane that will move into it."""
-        super().grow_to(slots)
-        lane = self._lane
-        if lane is not None and lane.state.tokens.shape[1] < self.num_slots:
-            with use_mesh(self.target.mesh):
-                lane.state = between.grow(self.drafter, lane.state, slots=bucket(slots))
+        while self.num_slots < slots:  # each step is a program
+            super().grow_to(self.num_slots + 1)
+            if self._lane is not None:
+                self.grow_lane(self._lane, self.num_slots)
+
+    def grow_lane(self, lane: Lane, slots: int) -> None:
+        """Makes room in ``lane``."""
+        begin = self.clock.seconds
+        with use_mesh(self.target.mesh):
+            lane.state = between.grow(self.drafter, lane.state, slots=bucket(slots))
+        self.clock.leave_out_compiling(begin)
+
+    @property
+    def most_slots(self) -> int:
+        """What the longest text needs that may be asked for."""
+        k = self.drafter.num_draft
+        each = ((len(r.prompt), len(r.prompt) + r.max_new_tokens) for r in self._rows)
+        return max(slots_at(prompt, whole, k) for prompt, whole in each)
 
 
 def patterns(rows: Sequence[Row]) -> list[Row]:
@@ -322,19 +363,19 @@ def move_in(
     source: Array,
     row: Array,
 ) -> tuple[DecodeState, Request]:
-    """All of ``row``, whatever it held, becomes row ``source`` of the lane."""
+    """All of ``row``, whatever it held, becomes row ``source`` of the lane.
 
-    def move(x: Array, y: Array) -> Array:
-        if x.ndim == 0:  # the number of cycles, which is the batch's
+    Two rules: every leaf is made of rows, of which one is replaced; `num_cycles` is the batch's.
+    """
+
+    def move(path: Any, x: Array, y: Array) -> Array:
+        if jax.tree_util.keystr(path, simple=True) == "num_cycles":
             return x
         moved: Array = jax.lax.dynamic_update_index_in_dim(x, y[source], row, 0)
         return moved
 
-    moved = jax.tree.map(move, dataclasses.replace(state, num_cycles=lane.num_cycles), lane)
-    return (
-        decode.pin(dataclasses.replace(moved, num_cycles=state.num_cycles)),
-        jax.tree.map(move, request, asked),
-    )
+    moved: DecodeState = jax.tree.map_with_path(move, state, lane)
+    return decode.pin(moved), jax.tree.map_with_path(move, request, asked)
 
 
 def take(state: DecodeState, row: Array) -> tuple[Array, Array, Any]:
