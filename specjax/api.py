@@ -10,6 +10,7 @@ from specjax.checkpoint.drafters.named import as_spec
 from specjax.checkpoint.load import Model
 from specjax.core.options import check_count
 from specjax.drafters import Spec
+from specjax.drafters.checking import name_of
 from specjax.in_turn import Turns
 from specjax.prompts.ids import Prompts
 from specjax.recording import complete, complete_row, finish_reason
@@ -17,6 +18,7 @@ from specjax.request import prepare
 from specjax.session import Row, Session
 from specjax.session.limits import check_memory
 from specjax.session.memory import Memory, open_session
+from specjax.session.refill import check_rows
 from specjax.session.requests import check_requests
 from specjax.session.slots import CHUNKS
 from specjax.stopping import StopStrings, held_back
@@ -125,7 +127,7 @@ def generate(
     _check_loop(host_loop, bool(stops), memory, batch_size)
     if batch_size is not None:
         size = min(batch_size, max(len(rows), 1))
-        return _in_turn(Turns(target, drafter, rows, stops, batch_size=size, **how))
+        return output_of(Turns(target, drafter, rows, stops, batch_size=size, **how))
     session = open_session(target, drafter, rows, memory, **how)
     watch = StopStrings(target, stops, [row.prompt for row in rows])
     _run(session, watch if stops else None, host_loop)
@@ -143,8 +145,8 @@ def _check_loop(host_loop: bool, stops: bool, memory: Any, batch_size: Any) -> N
         raise ValueError("batch_size goes with neither host_loop nor memory; leave it out.")
 
 
-def _in_turn(turns: Turns) -> Output:
-    """All answers of requests that are decoded in turn."""
+def output_of(turns: Turns) -> Output:
+    """All answers of requests that are decoded in turn (`generate_each`)."""
     answers = list(turns)
     return Output(
         text=[answer.text for answer in answers],
@@ -251,8 +253,11 @@ def check(
         target, prompts, max_new_tokens, seed, stop, stop_token_ids, options, template_args, tools
     )
     check_count("chunk", chunk)
-    bound, _ = check_requests(target, as_spec(drafter, target), rows, rule)
+    drafter = as_spec(drafter, target)
+    bound, _ = check_requests(target, drafter, rows, rule)
     check_memory(target, bound, [len(r.prompt) + r.max_new_tokens for r in rows], batch_size)
+    if batch_size is not None:
+        check_rows(bound, name_of(drafter))
 
 
 def _stream(

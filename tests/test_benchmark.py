@@ -56,6 +56,7 @@ def config_of(place: Path, **changes: Any) -> dict[str, Any]:
         "num_prompts": 0,
         "temperatures": (0.0, 1.0),
         "batches": (2,),
+        "rows": ("lockstep",),
         "max_new_tokens": 12,
         "repeats": 2,
     }
@@ -282,6 +283,42 @@ def test_a_target_kept_in_several_ways(
 def results(path: Path) -> list[dict[str, Any]]:
     """The measurements of a run, plain decoding's."""
     return [line for f in path.glob("cases/*none*/results.jsonl") for line in read_lines(f)]
+
+
+def test_rows_that_change_hands_beside_lockstep(place: Path, tmp_path: Path) -> None:
+    """The same texts and cycles, and speeds of the cycles alone; nothing compiles late."""
+    asked = {"rows": ("lockstep", "refilled"), "drafters": ("ngram:3",), "repeats": 1}
+    prepared = run(config_of(place, **asked), tmp_path / "run")
+    store = Store(tmp_path / "run")
+    measure.add_details(prepared, store)
+    measure.calibrate(prepared, store, repeats=1)
+    summary = summarise(store)
+    assert summary.run.valid, summary.run.invalid_because
+    cases = {c.name: c for c in summary.cases}
+    both = [(c, cases[f"{name}-refilled"]) for name, c in cases.items() if c.rows == "lockstep"]
+    assert len(both) == 4 and len(cases) == 8
+    for one, other in both:
+        traces = [store.trace(c.name) for c in (one, other)]
+        assert traces[0].rows == traces[1].rows  # details too; times are not compared
+        assert traces[1].about.in_turn and traces[1].about.batch == 2
+        for field in ("tau", "survival", "accept_hist", "tokens", "cycles", "alpha_model"):
+            assert getattr(one.metrics, field) == getattr(other.metrics, field), field
+        (line,) = store.results(other.name)
+        assert len(line.prompts) == 3 and line.compiles == 0
+        spans = [sum(c.end - c.begin for c in row) for row in traces[1].rows]
+        tpot = 1e3 * sum(spans) / other.metrics.tokens
+        assert other.metrics.tpot_ms == pytest.approx(tpot) and other.metrics.ttft_ms is None
+        assert 0 < line.prefill_seconds < line.seconds
+        if other.is_plain:
+            continue
+        plain = cases[other.plain]
+        assert plain.rows == "refilled" and other.predicted is not None
+        assert other.speedup == pytest.approx(plain.metrics.tpot_ms / tpot)
+        assert one.predicted is not None
+        assert other.predicted.speedup == pytest.approx(one.predicted.speedup)
+    # Of two rows the first two prompts of the lockstep batches, then one alone.
+    plain = cases["jsonl-none-T0-b2"]
+    assert plain.metrics.occupancy == pytest.approx(0.75)
 
 
 def test_a_late_compilation_makes_a_run_invalid(

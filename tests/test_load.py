@@ -9,6 +9,7 @@ import pytest
 from specjax import jobs
 from specjax.lab.bench import load
 from specjax.lab.records import codec
+from specjax.lab.records.case import ROWS
 from specjax.lab.records.load import LoadReport
 
 
@@ -39,7 +40,7 @@ def test_both_ways_side_by_side(
         assert one.occupancy == sum(cycles) / (2 * sum(map(max, pairs)))
         assert 0 < other.occupancy <= 1
     keys = [(s.drafter, s.way) for s in report.served]
-    assert keys == [(d, w) for d in ("none", "ngram:3") for w in load.WAYS]
+    assert keys == [(d, w) for d in ("none", "ngram:3") for w in ROWS]
     plain = report.served[1]
     assert plain.tau == 1.0 and plain.over_lockstep is not None and plain.over_plain is None
     for one in report.served:

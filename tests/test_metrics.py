@@ -88,6 +88,7 @@ def slow_figures(trace: Trace) -> dict[str, Any]:
         "tau_macro": share(sum(taus), len(taus)),
         "tau_uncut": share(len(cycles) + a, len(cycles)),
         "tau_lockstep": share(sum(fewest), len(fewest)),
+        "occupancy": share(len(cycles), trace.setup["batch"] * len(fewest)),
         "accept_rate": share(a, k),
         "survival": survival,
         "conditional": conditional,

@@ -52,7 +52,14 @@ def passes(trace: Trace) -> list[list[Cycle]]:
 
 
 def decode_seconds(trace: Trace) -> list[float | None]:
-    """From the end of prefill to the end of the last cycle; None: unknown. 0 for no cycles."""
+    """From the end of prefill to the end of the last cycle; None: unknown. 0 for no cycles.
+
+    In rows that change hands it is the time of the cycles alone: what lies between them is the
+    prefill of others, whose share of a row's time depends on who waits.
+    """
+    if trace.about.in_turn:
+        spans = [_spent(row) for row in trace.rows]
+        return [None if math.isnan(seconds) else seconds for seconds in spans]
     found: list[float | None] = []
     for b, row in enumerate(trace.rows):
         prefilled = trace.texts[b].prefilled if trace.texts else math.nan
@@ -62,7 +69,7 @@ def decode_seconds(trace: Trace) -> list[float | None]:
 
 
 def timings(trace: Trace) -> dict[str, Any]:
-    """All None unless every cycle has its time."""
+    """All None unless every cycle has its time; ``ttft_ms`` where rows change hands, too."""
     keys = ["tps_decode"]
     keys += [k + end for k in ("tpot_ms", "step_ms", "ttft_ms") for end in ("", "_p50", "_p95")]
     found: dict[str, Any] = dict.fromkeys(keys)
@@ -71,9 +78,10 @@ def timings(trace: Trace) -> dict[str, Any]:
         return found
     steps = [1e3 * (together[0].end - together[0].begin) for together in passes(trace)]
     found |= _spread("step_ms", steps, sum(steps) / len(steps))
-    firsts = [1e3 * row[0].end for row in rows]
-    found |= _spread("ttft_ms", firsts, sum(firsts) / len(firsts))
-    later = [(sum(c.committed for c in row) - 1, row[-1].end - row[0].end) for row in rows]
+    if not trace.about.in_turn:  # there a row's first cycle waits for other rows
+        firsts = [1e3 * row[0].end for row in rows]
+        found |= _spread("ttft_ms", firsts, sum(firsts) / len(firsts))
+    later = [(sum(c.committed for c in row) - 1, _after_first(trace, row)) for row in rows]
     later = [(tokens, seconds) for tokens, seconds in later if seconds > 0]
     if later:
         found["tps_decode"] = sum(n for n, _ in later) / sum(s for _, s in later)
@@ -84,6 +92,16 @@ def timings(trace: Trace) -> dict[str, Any]:
         total = sum(s for s, _ in pairs if s is not None)
         found |= _spread("tpot_ms", each, 1e3 * total / sum(n for _, n in pairs))
     return found
+
+
+def _after_first(trace: Trace, row: Sequence[Cycle]) -> float:
+    """Seconds that a row decodes behind its first cycle."""
+    return _spent(row[1:]) if trace.about.in_turn else row[-1].end - row[0].end
+
+
+def _spent(row: Sequence[Cycle]) -> float:
+    """Seconds of its cycles."""
+    return sum(c.end - c.begin for c in row)
 
 
 def _spread(key: str, values: Sequence[float], pooled: float) -> dict[str, Any]:

@@ -30,6 +30,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "tau_macro": ("tokens/pass", "mean over requests of each one's tau (as DFlash and NVIDIA)"),
     "tau_uncut": ("tokens/pass", "1 + accepted per pass, before cutting at the end (as vLLM)"),
     "tau_lockstep": ("tokens/pass", "what a batch advances by if rows wait for the slowest of all"),
+    "occupancy": ("fraction", "of all cycles of all rows of the batch, those that a request used"),
     "accept_rate": ("fraction", "accepted of all guesses, before cutting; always say at which k"),
     "survival": ("fraction", "[i] of the cycles with at least i guesses, those that accepted i"),
     "conditional": ("fraction", "[i] the same of those that accepted i - 1"),
@@ -92,6 +93,7 @@ class Figures:
     tau_macro: float | None = None
     tau_uncut: float | None = None
     tau_lockstep: float | None = None
+    occupancy: float | None = None
     accept_rate: float | None = None
     survival: tuple[float | None, ...] = ()
     conditional: tuple[float | None, ...] = ()
@@ -156,7 +158,8 @@ def figures(trace: Trace) -> Figures:
     """The metrics of all requests together.
 
     ``tau_lockstep`` is the mean, over the cycles that the device ran for a batch, of the fewest
-    tokens that a row of it committed. It needs the batches (``setup["batch"]``, or the clock).
+    tokens that a row of it committed. It and ``occupancy`` need the batches (``setup["batch"]``,
+    or the clock).
     """
     about, cycles = trace.about, list(trace)
     most = max((c.num_levels for c in cycles), default=0)
@@ -171,6 +174,7 @@ def figures(trace: Trace) -> Figures:
         tau_macro=_ratio(sum(each), len(each)),
         tau_uncut=_ratio(num + sum(hits), num),
         tau_lockstep=_lockstep(trace),
+        occupancy=_occupancy(trace),
         accept_rate=_ratio(sum(hits), sum(ks)),
         survival=tuple(_ratio(a, b) for a, b in zip(reached, asked)),
         conditional=tuple(_ratio(a, b) for a, b in zip(reached, before)),
@@ -386,3 +390,9 @@ def _lockstep(trace: Trace) -> float | None:
         return None
     fewest = [min(c.committed for c in together) for together in passes(trace)]
     return _ratio(sum(fewest), len(fewest))
+
+
+def _occupancy(trace: Trace) -> float | None:
+    if trace.about.batch is None:
+        return None
+    return _ratio(trace.num_cycles, trace.about.batch * len(passes(trace)))

@@ -229,6 +229,16 @@ class Trace:
             self, rows=(*self.rows[:row], tuple(kept), *self.rows[row + 1 :])
         )
 
+    def later(self, seconds: float) -> Trace:
+        """The same, with its clock begun so many seconds before."""
+
+        def moved(row: tuple[Cycle, ...]) -> tuple[Cycle, ...]:
+            at = lambda c: {"begin": c.begin + seconds, "end": c.end + seconds}
+            return tuple(dataclasses.replace(c, **at(c)) for c in row)
+
+        texts = (dataclasses.replace(t, prefilled=t.prefilled + seconds) for t in self.texts)
+        return dataclasses.replace(self, rows=tuple(map(moved, self.rows)), texts=tuple(texts))
+
     @classmethod
     def join(cls, traces: Sequence[Trace]) -> Trace:
         """The rows of several generations with one setup; each keeps the clock of its own."""

@@ -84,6 +84,11 @@ class Config:
     rules: tuple[str, ...] = option((), "(): the best for each drafter and temperature.")
     temperatures: tuple[float, ...] = option((0.0, 1.0), "Each of these.")
     batches: tuple[int, ...] = option((1,), "Prompts that are decoded together; each of these.")
+    rows: tuple[str, ...] = option(
+        ("refilled",),
+        "How prompts share the rows of a batch, where there are more of them: refilled: where a "
+        "text ends the next prompt moves in; lockstep: batches that begin together; or both.",
+    )
     options: tuple[str, ...] = option((), "'top_k=40', 'top_p=0.9', ...: as of specjax.generate.")
     prompt_sets: tuple[str, ...] = option(
         ("builtin",), "builtin, or NAME:PATH (specjax/prompts/prompt_sets.py has the names)."
@@ -125,6 +130,7 @@ class Config:
             rules=self.rules,
             temperatures=self.temperatures,
             batches=self.batches,
+            rows=self.rows,
             options=assign(self.options, "options"),
             max_new_tokens=self.max_new_tokens,
             repeats=self.repeats,

@@ -22,13 +22,12 @@ from specjax.drafters import Spec
 from specjax.in_turn import generate_each
 from specjax.lab.costs.turns import take
 from specjax.lab.records import codec
+from specjax.lab.records.case import LOCKSTEP, REFILLED
 from specjax.lab.records.load import LoadReport, Served, Spread
 from specjax.lab.view import load as shown
 from specjax.prompts import prompt_sets
 from specjax.prompts.ids import prompt_ids
 from specjax.trace.trace import Trace
-
-LOCKSTEP, REFILLED = WAYS = ("lockstep", "refilled")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The measurement: plain decoding and speculation in turn, on the same prompts, compiled before.
 
-A measurement is one generation of one batch of prompts by one case. All cases of a group make
+A measurement is one generation of one batch of prompts by one case; where rows change hands, of as
+many batches one after the other as are begun ahead of an unfinished text. All cases of a group make
 theirs before the next batch begins, in an order that alternates, so that what drifts on the machine
 meets all alike. Nothing is read from the device inside a generation that the generation itself does
 not read. Costs and probabilities come behind the measurement.
@@ -19,6 +20,7 @@ from specjax.checkpoint.load import Model
 from specjax.core.compiles import Compiles
 from specjax.core.seeds import seed_of
 from specjax.drafters.checking import bind
+from specjax.in_turn import AHEAD, generate_each
 from specjax.lab.bench.exactness import differences
 from specjax.lab.bench.job import Job
 from specjax.lab.bench.plan import Case, Group, Suite
@@ -29,13 +31,16 @@ from specjax.lab.costs.adaptive import is_adaptive
 from specjax.lab.costs.experts import can_count, count, has_experts
 from specjax.lab.costs.turns import order
 from specjax.lab.records import costs as known_costs
-from specjax.lab.records.case import PLAIN
+from specjax.lab.records.case import PLAIN, REFILLED
 from specjax.lab.records.codec import to_json
 from specjax.lab.records.run import Measurement, Warmup
 from specjax.prompts.rendering import Prompt
-from specjax.session import Session
+from specjax.session import Row, Session
+from specjax.session.refill import Refill
 from specjax.session.slots import bucket, first_slots, plan_chunks, slots_at
+from specjax.session.warming import warm_up
 from specjax.trace import trace_file
+from specjax.trace.clock import passes
 from specjax.trace.trace import Cycle, Trace
 
 # (what is being done, measurements made, of how many)
@@ -50,22 +55,27 @@ class Batch:
     prompts: tuple[Prompt, ...]
     first: int  # place of the first one in its set
     size: int  # rows: a last batch is filled up, as another shape would be another program
+    in_turn: bool = False  # whether the prompts follow one another in so many rows
 
     @property
     def tokens(self) -> list[list[int]]:
         rows = [list(p.tokens) for p in self.prompts]
-        return rows + [rows[-1]] * (self.size - len(rows))
+        return rows if self.in_turn else rows + [rows[-1]] * (self.size - len(rows))
 
     def seeds(self, seed: int) -> list[int]:
         """The seeds: seed + i for prompt i of the set, whatever the batch size."""
         last = len(self.prompts) - 1
-        return [seed_of(seed, self.first + min(i, last)) for i in range(self.size)]
+        num = len(self.prompts) if self.in_turn else self.size
+        return [seed_of(seed, self.first + min(i, last)) for i in range(num)]
 
 
-def batches_of(prompts: Sequence[Prompt], size: int) -> list[Batch]:
+def batches_of(prompts: Sequence[Prompt], group: Group) -> list[Batch]:
+    """What is measured at a time; a killed run loses no more than one."""
+    in_turn = group.rows == REFILLED
+    num = group.batch * (AHEAD if in_turn else 1)
     return [
-        Batch(i, tuple(prompts[first : first + size]), first, size)
-        for i, first in enumerate(range(0, len(prompts), size))
+        Batch(i, tuple(prompts[first : first + num]), first, group.batch, in_turn)
+        for i, first in enumerate(range(0, len(prompts), num))
     ]
 
 
@@ -73,7 +83,7 @@ def measure(job: Job, store: Store, report: Report = lambda *_: None) -> None:
     """Makes every measurement that ``store`` lacks; each is kept before the next begins."""
     target, suite, groups = job.target, job.suite, job.groups
     done = {c.name: _done(store, c) for g in groups for c in g.cases}
-    work = {g: batches_of(asked_by(g, job.prompts), g.batch) for g in groups}
+    work = {g: batches_of(asked_by(g, job.prompts), g) for g in groups}
     total = sum(len(work[g]) * suite.repeats * len(g.cases) for g in groups)
     made = sum(map(len, done.values()))
     for group in groups:
@@ -124,15 +134,16 @@ def turns(
 def generate(
     target: Model, suite: Suite, case: Case, batch: Batch, *, details: bool = False
 ) -> api.Output:
-    return api.generate(
-        target,
-        case.spec,
-        batch.tokens,
-        rule=case.verifier,
-        seed=batch.seeds(suite.seed),
-        details=details,
+    how: dict[str, Any] = {
+        "rule": case.verifier,
+        "seed": batch.seeds(suite.seed),
+        "details": details,
         **suite.request(case.temperature),
-    )
+    }
+    if batch.in_turn:
+        turns = generate_each(target, case.spec, batch.tokens, batch_size=batch.size, **how)
+        return api.output_of(turns)
+    return api.generate(target, case.spec, batch.tokens, **how)
 
 
 def measure_one(target: Model, suite: Suite, case: Case, batch: Batch) -> tuple[Measurement, Trace]:
@@ -145,7 +156,7 @@ def measure_one(target: Model, suite: Suite, case: Case, batch: Batch) -> tuple[
         batch=batch.index,
         prompts=tuple(p.id for p in batch.prompts),
         seconds=out.seconds,
-        prefill_seconds=out.trace.texts[0].prefilled,
+        prefill_seconds=between_cycles(out) if batch.in_turn else out.trace.texts[0].prefilled,
         tokens=tuple(len(t) for t in tokens),
         compiles=compiles.count,
         tokens_sha256=hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
@@ -160,12 +171,47 @@ def measure_one(target: Model, suite: Suite, case: Case, batch: Batch) -> tuple[
     return line, Trace(out.trace.rows[:num], tuple(texts), setup)
 
 
+def between_cycles(out: api.Output) -> float:
+    """Seconds of a generation in rows that change hands in which no cycle ran."""
+    return out.seconds - sum(some[0].end - some[0].begin for some in passes(out.trace))
+
+
 def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> None:
     """Compiles every program that measuring the case can need, and runs its first batch once.
 
     A program belongs to a number of slots, and slots grow with the text: here they grow to the most
     that a text can need, whether or not it will.
     """
+    if batches[0].in_turn:
+        warm_up(refill(target, suite, case, batches))
+    else:
+        warm_together(target, suite, case, batches)
+    out = generate(target, suite, case, batches[0])
+    if case.curve is not None and any(len(c.proposed) < case.num_draft for c in out.trace):
+        raise ValueError(
+            f"{case.name}: {case.drafter} does not always guess {case.num_draft} tokens, so that "
+            "no survival curve can be forced on it; take another drafter."
+        )
+
+
+def refill(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> Refill:
+    """All prompts of a case, in rows that change hands."""
+    tokens = [row for batch in batches for row in batch.tokens]
+    rows = rows_of(target, suite, case, tokens, [0] * len(tokens))
+    return Refill(target, case.spec, rows, batch_size=batches[0].size, rule=case.verifier)
+
+
+def rows_of(
+    target: Model, suite: Suite, case: Case, tokens: list[list[int]], seeds: list[int]
+) -> list[Row]:
+    """Prompts as requests of a case."""
+    request = suite.request(case.temperature)
+    stops, most = request.pop("stop_token_ids", None), request.pop("max_new_tokens")
+    return api.prepare(target, tokens, most, seeds, (), stops, request)[0]
+
+
+def warm_together(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> None:
+    """What batches need whose rows begin together."""
     seen = set()
     for batch in batches:
         longest = max(map(len, batch.tokens))
@@ -175,28 +221,12 @@ def warm(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> N
         if key in seen:
             continue
         seen.add(key)
-        request = suite.request(case.temperature)
-        stops = request.pop("stop_token_ids", None)
-        rows, _ = api.prepare(
-            target,
-            batch.tokens,
-            request.pop("max_new_tokens"),
-            batch.seeds(suite.seed),
-            (),
-            stops,
-            request,
-        )
+        rows = rows_of(target, suite, case, batch.tokens, batch.seeds(suite.seed))
         session = Session(target, case.spec, rows, rule=case.verifier)
         session.advance(1)
         while session.num_slots < most:
             session.grow_to(session.num_slots + 1)
             session.advance(1)
-    out = generate(target, suite, case, batches[0])
-    if case.curve is not None and any(len(c.proposed) < case.num_draft for c in out.trace):
-        raise ValueError(
-            f"{case.name}: {case.drafter} does not always guess {case.num_draft} tokens, so that "
-            "no survival curve can be forced on it; take another drafter."
-        )
 
 
 def note_differences(target: Model, store: Store, plain: Case, case: Case) -> None:
@@ -217,10 +247,13 @@ def finish(store: Store, case: Case, num_batches: int, repeats: int) -> None:
     if store.has_trace(case.name):
         store.remove_parts(case.name)  # of which a kill may have left some
         return
-    chosen = []
+    chosen = list[Trace]()
     for index in range(num_batches):
         same = sorted((r for r in records if r.batch == index), key=lambda r: r.seconds)
-        chosen.append(store.part(case.name, index, same[(len(same) - 1) // 2].repeat))
+        part = store.part(case.name, index, same[(len(same) - 1) // 2].repeat)
+        # In rows that change hands who waits, waits for all before.
+        last = max((c.end for c in chosen[-1]), default=0.0) if chosen else 0.0
+        chosen.append(part.later(last) if case.rows == REFILLED else part)
     store.complete(case.name, Trace.join(chosen))
 
 
@@ -296,7 +329,7 @@ def add_details(job: Job, store: Store, report: Report = lambda *_: None) -> Non
     """
     work: list[tuple[Case, list[Batch]]] = []
     for group in job.groups:
-        batches = batches_of(asked_by(group, job.prompts), group.batch)
+        batches = batches_of(asked_by(group, job.prompts), group)
         for case in group.cases:
             if case.num_draft and not has_details(store.trace(case.name)):
                 work.append((case, batches))

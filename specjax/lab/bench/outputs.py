@@ -67,9 +67,25 @@ def remarks(run: Run, cases: Sequence[Case]) -> list[str]:
     return [
         *marks.lines(marks.marks(run, cases)),
         *_experts(cases),
+        *_shared(cases),
         *_against(run),
         f"{name} in {kept} on {run.device}; {prompts}, template {run.template}{thinking}, "
         f"SHA-256 {(run.prompts_sha256 or '')[:16]}.",
+    ]
+
+
+def _shared(cases: Sequence[Case]) -> list[str]:
+    """What batches gave in all: speedups are those of the cycles of a request."""
+    each = [
+        f"{case.name} {case.wall.tokens_per_s:,.0f} tokens/s ({case.metrics.occupancy:.0%})"
+        for case in cases
+        if case.wall is not None and case.metrics.occupancy is not None and (case.batch or 1) > 1
+    ]
+    if not each:
+        return []
+    return [
+        "Of whole batches, prefill and the host's work included (in brackets: the share of the "
+        f"rows' cycles that a request used): {', '.join(each)}."
     ]
 
 

@@ -20,10 +20,11 @@ from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
 from specjax.drafters.spec import ask, with_num_draft
 from specjax.lab.bench.synthetic import Curve, Forced
-from specjax.lab.records.case import PLAIN, Planned
+from specjax.lab.records.case import LOCKSTEP, PLAIN, REFILLED, ROWS, Planned
 from specjax.prompts.rendering import Prompt
 from specjax.request import prepare
 from specjax.session.limits import check_memory
+from specjax.session.refill import check_rows
 from specjax.session.requests import check_requests
 from specjax.verify.base import Rule
 
@@ -37,6 +38,7 @@ class Suite:
     rules: tuple[str, ...] = ()  # none: the best for each drafter and temperature
     temperatures: tuple[float, ...] = (0.0,)
     batches: tuple[int, ...] = (1,)
+    rows: tuple[str, ...] = (REFILLED,)  # how batches of more prompts than one are decoded
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # top_k, top_p, ...
     max_new_tokens: int = 128
     repeats: int = 3
@@ -51,11 +53,18 @@ class Suite:
         for name in ("max_new_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive.")
-        for name in ("drafters", "temperatures", "batches"):
+        for name in ("drafters", "temperatures", "batches", "rows"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one.")
+        unknown = [r for r in self.rows if r not in ROWS]
+        if unknown or len(set(self.rows)) < len(self.rows):
+            raise ValueError(f"rows={self.rows}: name {' or '.join(ROWS)}, each once.")
         if "temperature" in self.options:
             raise ValueError("options holds temperature: write it into temperatures.")
+
+    def ways(self, batch: int, num_prompts: int) -> tuple[str, ...]:
+        """How batches of so many are decoded; where nothing waits, rows cannot change hands."""
+        return self.rows if 1 < batch < num_prompts else (LOCKSTEP,)
 
     def request(self, temperature: float) -> dict[str, Any]:
         """What every generation at ``temperature`` is asked for, as `specjax.generate` takes it."""
@@ -78,6 +87,7 @@ class Case:
     rule: str
     temperature: float
     batch: int
+    rows: str  # of `ROWS`
     mode: str
     plain: str  # the name of the case that it is compared with
     kind: str  # how guesses are drawn
@@ -104,6 +114,7 @@ class Group:
     prompt_set: str
     temperature: float
     batch: int
+    rows: str  # of `ROWS`
     cases: tuple[Case, ...]
 
 
@@ -163,9 +174,10 @@ def expand(
         for temperature in suite.temperatures:
             made = _cases(suite, target, specs, asked, temperature, curves)
             for batch in suite.batches:
-                cases = [_placed(case, prompt_set, batch) for case in made]
-                cases = [dataclasses.replace(case, plain=cases[0].name) for case in cases]
-                groups.append(Group(prompt_set, temperature, batch, tuple(cases)))
+                for way in suite.ways(batch, len(asked)):
+                    cases = [_placed(case, prompt_set, batch, way) for case in made]
+                    cases = [dataclasses.replace(case, plain=cases[0].name) for case in cases]
+                    groups.append(Group(prompt_set, temperature, batch, way, tuple(cases)))
     names = [case.name for group in groups for case in group.cases]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -186,9 +198,7 @@ def _cases(
     settings = suite.request(temperature)
 
     def case(label: str, spec: Spec, rule: str | None, curve: Curve | None = None) -> Case:
-        verifier, kind, k = _check(
-            target, spec, rule, prompts, settings, suite.seed, label, max(suite.batches)
-        )
+        verifier, kind, k = _check(target, spec, rule, prompts, settings, suite, label)
         if curve is not None:
             verifier = Forced(verifier, curve.survival(k))
         return Case(
@@ -199,6 +209,7 @@ def _cases(
             rule=verifier.name,
             temperature=float(temperature),
             batch=0,
+            rows="",
             mode=mode,
             plain="",
             kind=kind,
@@ -221,35 +232,38 @@ def _check(
     rule: str | None,
     prompts: Sequence[Prompt],
     settings: Mapping[str, Any],
-    seed: int,
+    suite: Suite,
     label: str,
-    batch: int,
 ) -> tuple[Rule, str, int]:
     """(rule, kind of guesses, k). Raises ValueError, in one line that names the drafter."""
     rows, _ = prepare(
         target,
         [list(p.tokens) for p in prompts],
         settings["max_new_tokens"],
-        seed,
+        suite.seed,
         (),
         settings.get("stop_token_ids"),
         {k: v for k, v in settings.items() if k not in ("max_new_tokens", "stop_token_ids")},
     )
     try:
         bound, found = check_requests(target, spec, rows, rule)
-        check_memory(target, bound, [len(r.prompt) + r.max_new_tokens for r in rows], batch)
+        check_memory(
+            target, bound, [len(r.prompt) + r.max_new_tokens for r in rows], max(suite.batches)
+        )
+        if any(REFILLED in suite.ways(batch, len(rows)) for batch in suite.batches):
+            check_rows(bound, label)
     except ValueError as error:
         where = f"Drafter {label} at temperature {settings['temperature']:g}"
         raise ValueError(f"{where}: {error}") from None
     return found, bound.kind, bound.num_draft
 
 
-def _placed(case: Case, prompt_set: str, batch: int) -> Case:
+def _placed(case: Case, prompt_set: str, batch: int, way: str) -> Case:
     parts = [prompt_set, case.drafter]
     if case.num_draft:
         parts += [f"k{case.num_draft}", case.rule]
     if case.curve is not None:
         parts.append(case.curve.label)
-    parts += [f"T{case.temperature:g}", f"b{batch}"]
+    parts += [f"T{case.temperature:g}", f"b{batch}", *[way] * (way != LOCKSTEP)]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts))
-    return dataclasses.replace(case, name=name, prompt_set=prompt_set, batch=batch)
+    return dataclasses.replace(case, name=name, prompt_set=prompt_set, batch=batch, rows=way)

@@ -17,6 +17,7 @@ from specjax.lab.records.prediction import Predicted
 from specjax.lab.records.run import Measurement, Run, Summary
 from specjax.session.slots import slots_at
 from specjax.trace import metrics
+from specjax.trace.clock import passes
 from specjax.trace.trace import Trace
 
 
@@ -125,13 +126,31 @@ def predicted(costs: Calibration, case: Case, trace: Trace) -> Predicted | None:
 
 
 def mean_slots(trace: Trace, k: int) -> int:
-    """Slots of the caches, on average over cycles: those of a row on its own (`session.slots`)."""
+    """Slots of the caches, on average over cycles: those of a row on its own (`session.slots`).
+
+    Where rows change hands, those of the longest text so far.
+    """
+    if trace.about.in_turn:
+        return _mean_grown(trace, k)
     total = count = 0
     for row, text in zip(trace.rows, trace.texts):
         longest = len(text.prompt_tokens)
         for cycle in row:
             total += slots_at(longest, cycle.position, k)
             count += 1
+    return round(total / max(count, 1))
+
+
+def _mean_grown(trace: Trace, k: int) -> int:
+    longest = {
+        id(cycle): len(text.prompt_tokens)
+        for row, text in zip(trace.rows, trace.texts)
+        for cycle in row
+    }
+    total = count = slots = 0
+    for together in passes(trace):
+        slots = max(slots, *(slots_at(longest[id(c)], c.position, k) for c in together))
+        total, count = total + slots * len(together), count + len(together)
     return round(total / max(count, 1))
 
 

@@ -49,7 +49,7 @@ def pool(cases: Sequence[Case], trace_of: Callable[[str], Trace]) -> list[Case]:
 
 
 def _setting(case: Case) -> tuple[object, ...]:
-    return case.prompt_set, case.temperature, case.batch
+    return case.prompt_set, case.temperature, case.batch, case.rows
 
 
 def _method(case: Case) -> tuple[object, ...]:

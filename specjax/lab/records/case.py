@@ -13,6 +13,8 @@ from specjax.trace import metrics as of_trace
 from specjax.trace.bootstrap import Interval
 
 PLAIN = "none"  # the drafter of plain decoding
+# How rows follow one another: batches that begin together, or prompts that move in where one ends.
+LOCKSTEP, REFILLED = ROWS = ("lockstep", "refilled")
 # What a pooled row, and a category of prompts, has of the figures.
 TOTALS = ("tau", "accept_rate", "survival", "tpot_ms", "tokens", "cycles", "requests")
 _SPEEDS = tuple(f.name for f in dataclasses.fields(of_trace.Speedup))
@@ -40,6 +42,7 @@ class Planned:
     rule: str = ""
     temperature: float | None = absent()
     batch: int | None = absent()
+    rows: str = absent(LOCKSTEP)  # of `ROWS`
     mode: str = absent("")
     plain: str = absent("")  # the name of the case that it is compared with
     kind: str = absent("")  # how guesses are drawn

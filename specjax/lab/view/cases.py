@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specjax.lab.records.case import Case
+from specjax.lab.records.case import LOCKSTEP, Case
 
 
 def fair(case: Case) -> bool:
@@ -36,7 +36,7 @@ def series_name(case: Case) -> str:
 
 def setting_key(case: Case) -> tuple[object, ...]:
     """What cases share that can be compared with one another."""
-    return case.prompt_set, case.temperature, case.batch
+    return case.prompt_set, case.temperature, case.batch, case.rows
 
 
 def setting_of(case: Case) -> str:
@@ -54,4 +54,5 @@ def setting_of(case: Case) -> str:
     for name, values in (("T = ", temperatures), ("batch ", batches)):
         told = [f"{v:g}" for v in values if v is not None]
         parts += [name + " and ".join(told)] if told else []
+    parts += [case.rows] * (over is None and case.rows != LOCKSTEP)
     return ", ".join(parts)

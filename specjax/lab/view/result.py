@@ -33,7 +33,7 @@ class Result(Summary):
         """Plain decoding of the same prompts, as ``case`` was compared with it."""
 
         def setting(c: Case) -> tuple[object, ...]:
-            return c.prompt_set, c.temperature, c.batch, c.run
+            return c.prompt_set, c.temperature, c.batch, c.rows, c.run
 
         for other in self.cases:
             same = other.name == case.plain or (not case.plain and setting(other) == setting(case))
