@@ -99,7 +99,7 @@ def config_of(place: Path, kind: str, **changes) -> DrafterConfig:
         sizes=sizes,
         objective=objective,
         data=DataConfig((str(place / "text.txt"),), (str(place / "text.txt"),), 32),
-        eval=EvalConfig(rows=4, prompts=3, prompt_tokens=8, max_new_tokens=40),
+        eval=EvalConfig(rows=4, prompts=3, prompt_tokens=8, max_new_tokens=40, batch=2),
         optimizer="adamw",
         peak_lr=1e-2,
         warmup_steps=2,
@@ -138,6 +138,11 @@ def test_training_raises_the_measured_tau(kind, place, tmp_path, capfd, monkeypa
     assert trace.setup["step"] == config.steps and round(trace.tau, 4) == last["measured_tau"]
     if kind != "lm":
         return
+    # Rows that changed hands wrote what the prompts write together.
+    greedy = json.loads((workdir / "greedy.json").read_text())
+    target, drafter = specjax.load(place / "target"), f"{export}:3"
+    out = specjax.generate(target, drafter, greedy["prompts"], max_new_tokens=40)
+    assert trace.about.in_turn and trace.rows == out.trace.rows and out.tokens == greedy["texts"]
     # A training graph that sees something else than inference does not go unnoticed.
     real = LMObjective.matches
     monkeypatch.setattr(LMObjective, "matches", lambda *args: jnp.zeros_like(real(*args)))

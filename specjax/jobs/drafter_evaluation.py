@@ -15,31 +15,37 @@ from specjax.core.files import read_json, write_atomically
 from specjax.trace import trace_file
 from specjax.train import loop
 from specjax.train.checkpoints import SaveFailed
-from specjax.train.config import DrafterConfig
+from specjax.train.config import DrafterConfig, EvalConfig
 from specjax.train.drafter import GreedyText, HeldoutLoss, PredictedTau, Trainee
 from specjax.train.state import TrainState
 
 
 def greedy_texts(
-    target: specjax.Model, prompts: list[list[int]], max_new_tokens: int, path: Path
+    target: specjax.Model, prompts: list[list[int]], asked: EvalConfig, path: Path
 ) -> list[GreedyText]:
     """What the target writes behind the prompts, by plain decoding; kept in ``path``."""
-    asked = {"prompts": prompts, "max_new_tokens": max_new_tokens}
+    known = {"prompts": prompts, "max_new_tokens": asked.max_new_tokens}
 
     def kept() -> Any:
         if path.is_file():
             with contextlib.suppress(ValueError):  # damaged: written again
                 found = read_json(path)
-                if all(found.get(name) == value for name, value in asked.items()):
+                if all(found.get(name) == value for name, value in known.items()):
                     return found["texts"]
         return None
 
     texts = hosts.from_first("greedy.json", kept)
     if texts is None:
-        texts = specjax.generate(target, None, prompts, max_new_tokens=max_new_tokens).tokens
-        data = json.dumps({**asked, "texts": texts}) + "\n"
+        texts = specjax.generate(target, None, prompts, **decoding(asked, len(prompts))).tokens
+        data = json.dumps({**known, "texts": texts}) + "\n"
         hosts.first_writes("greedy.json", lambda: write_atomically(path, data))
     return [GreedyText(p, t) for p, t in zip(prompts, texts, strict=True)]
+
+
+def decoding(asked: EvalConfig, num: int) -> dict[str, Any]:
+    """How ``num`` prompts are decoded: no more of them together than are asked for."""
+    together = asked.batch if asked.batch < num else None
+    return {"max_new_tokens": asked.max_new_tokens, "batch_size": together}
 
 
 class Evaluation:
@@ -68,7 +74,7 @@ class Evaluation:
             self._target,
             self._trainee.specialise(state.params),
             [t.prompt for t in self._texts],
-            max_new_tokens=self._config.eval.max_new_tokens,
+            **decoding(self._config.eval, len(self._texts)),
         )
         self._save(spoken.trace, int(state.step))
         record: loop.Record = {

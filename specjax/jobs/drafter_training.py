@@ -25,7 +25,7 @@ from specjax.drafters.checking import bind
 from specjax.drafters.registry import class_of
 from specjax.drafters.spec import ask, with_num_draft
 from specjax.jobs import training
-from specjax.jobs.drafter_evaluation import Evaluation, greedy_texts
+from specjax.jobs.drafter_evaluation import Evaluation, decoding, greedy_texts
 from specjax.jobs.progress import tensorboard
 from specjax.models.surgery import narrowed
 from specjax.train import loop
@@ -165,7 +165,7 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
     if not any(row.supervised[: config.data.seq_len].any() for row in held):
         raise ValueError("The held-out rows have no supervised token to compute a loss of.")
     prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
-    specjax.check(target, None, prompts, max_new_tokens=config.eval.max_new_tokens)
+    specjax.check(target, spec, prompts, **decoding(config.eval, len(prompts)))
     hosts.check_alike("the data", sources.digest())
     about = {"day": day, "content of the data files": sources.contents()}
     if files := own.contents([config.kind, config.target, dict(config.objective).get("name")]):
@@ -191,9 +191,7 @@ def export_format(config: DrafterConfig, spec: Any, target: specjax.Model) -> st
 def make_evaluation(ready: Prepared) -> Evaluation:
     """What is measured on the held-out rows, and on what the target writes behind the prompts."""
     config, held, rows = ready.config, ready.held, ready.config.rows
-    texts = greedy_texts(
-        ready.target, ready.prompts, config.eval.max_new_tokens, ready.workdir / "greedy.json"
-    )
+    texts = greedy_texts(ready.target, ready.prompts, config.eval, ready.workdir / "greedy.json")
     batches = [
         stack(held[i : i + rows], config.data.seq_len)
         for i in range(0, max(len(held) // rows, 1) * rows, rows)

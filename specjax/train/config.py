@@ -190,10 +190,13 @@ class EvalConfig:
     prompts: int = option(16, "Held-out prompts that are speculated on.")
     prompt_tokens: int = option(64, "Of prompts cut out of texts.")
     max_new_tokens: int = option(96, "Of every text.")
+    batch: int = option(
+        16, "Prompts that are decoded together; of more, the next moves in where a text ends."
+    )
     tolerance: float = option(0.03, "Between predicted and measured tau, relative.")
 
     def __post_init__(self) -> None:
-        for field in ("rows", "prompts", "prompt_tokens", "max_new_tokens"):
+        for field in ("rows", "prompts", "prompt_tokens", "max_new_tokens", "batch"):
             if getattr(self, field) < 1:
                 raise ValueError(f"--config.eval.{field}={getattr(self, field)} must be positive.")
 
