@@ -1,6 +1,6 @@
-"""One of several processes is killed while another waits for it in a collective.
+"""One of several processes dies, freezes or sleeps while another waits for it in a collective.
 
-python tests/dying.py VICTIM --coordinator=... --num_processes=2 --process_id=...
+python tests/dying.py VICTIM HOW --coordinator=... --num_processes=2 --process_id=...
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from specjax.cli.script import Script
+from specjax.core.options import option
 
-VICTIM = int(sys.argv.pop(1))
+VICTIM, HOW = int(sys.argv.pop(1)), sys.argv.pop(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    pass
+    output: str | None = option(None, "A file that process 0 writes, before and after.")
 
 
 def main(options: Options) -> None:
@@ -31,15 +32,23 @@ def main(options: Options) -> None:
 
     from specjax.core import hosts
     from specjax.core.sharding import make_mesh
+    from specjax.runs import lines
 
     mesh = make_mesh(data=2)
     rows = jax.sharding.NamedSharding(mesh, PartitionSpec("data"))
     spread = jax.make_array_from_callback((2, 2), rows, lambda i: np.ones((2, 2))[i])
     np.testing.assert_array_equal(hosts.fetch({"x": spread})["x"], np.ones((2, 2)))
     assert hosts.from_first("seed", lambda: 2**40 + 5) == 2**40 + 5
+    if options.output is not None and hosts.is_first():
+        lines.append(Path(options.output), {}, durable=False)
     if jax.process_index() == VICTIM:
         time.sleep(1.0)  # the other one is waiting
-        os.kill(os.getpid(), signal.SIGKILL)
+        if HOW in ("SIGKILL", "SIGSTOP"):
+            os.kill(os.getpid(), signal.Signals[HOW])
+            if options.output is not None:
+                lines.append(Path(options.output), {})
+        else:
+            time.sleep(600)
     hosts.fetch(spread)
     time.sleep(600)  # a computation that is not ready yet does not block the one who asks
 

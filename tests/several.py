@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,25 +40,37 @@ def start(
     devices: int = 1,
     meanwhile: Callable[[list[subprocess.Popen[str]]], None] = lambda processes: None,
     timeout: float = 600.0,
+    come: Sequence[int] | None = None,
+    other: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> list[End]:
     """Runs ``python ARGUMENTS`` in ``num`` processes that know of one another.
 
-    ``meanwhile`` is called with them; what it does not end has to end by itself.
+    Args:
+      num: how many.
+      arguments: of all.
+      devices: of each.
+      meanwhile: called with the processes; what it does not end has to end by itself.
+      timeout: seconds in which they have to end.
+      come: those that are started; None: all.
+      other: what is different for one: its ``env``, and other arguments of `subprocess.Popen`.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    other = other or {}
     coordinator = f"--coordinator=127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as files:
         processes, outputs = [], []
-        for i in range(num):
+        for i in range(num) if come is None else come:
             streams = [
                 files.enter_context(open(f"{directory}/{i}.{name}", "w+"))
                 for name in ("stdout", "stderr")
             ]
             own = [coordinator, f"--num_processes={num}", f"--process_id={i}"]
             command = [sys.executable, *arguments, *own]
+            how: dict[str, Any] = {"cwd": ROOT, **other.get(i, {})}
+            how["env"] = {**env, **how.get("env", {})}
             process = subprocess.Popen(
-                command, env=env, cwd=ROOT, stdout=streams[0], stderr=streams[1], text=True
+                command, stdout=streams[0], stderr=streams[1], text=True, **how
             )
             processes.append(process)
             outputs.append(streams)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
 import several
 
 import specjax
+from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.located import unchanged
 from specjax.cli.processes import shared_arguments
-from specjax.core import hosts, launch
+from specjax.core import alike, hosts, launch, pulse
 from specjax.core.cluster import find_place
+from specjax.core.files import Superseded, check_allowed, write_atomically
 from specjax.core.launch import Place
+from specjax.core.lifeline import stands_still
+from specjax.runs import lines
+from specjax.runs.places import Lock
 from specjax.trace import trace_file
 
 SLURM = {
@@ -34,6 +42,7 @@ OPEN_MPI = {
 }
 NEWER_MPI = {k: v for k, v in OPEN_MPI.items() if k != "OMPI_MCA_orte_hnp_uri"}
 ADDRESS = "10.0.0.1:1234"
+DIED = "died without a word, so this run cannot go on; see its output"
 
 
 @pytest.mark.parametrize(
@@ -164,16 +173,74 @@ def test_processes_meet_in_any_order(monkeypatch) -> None:
     assert meet({}, 3, [2, 1, 0]) == [[0], [0], [1, 2]]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other(victim: int) -> None:
-    ends = several.start(2, ["tests/dying.py", str(victim)], timeout=100.0)
-    other = ends[1 - victim]
-    assert ends[victim].status == -9
-    assert other.status not in (0, -9) and other.seconds < 60.0
-    if victim == 1:
-        assert "error: process 1: died without a word" in other.stderr
-    else:  # JAX's own client may be quicker to say so
-        assert "process 0: died" in other.stderr or "another task died" in other.stderr
+def test_a_killed_process_ends_the_other() -> None:
+    ends = several.start(2, ["tests/dying.py", "1", "SIGKILL"], timeout=100.0)
+    assert ends[1].status == -9
+    assert ends[0].status == 1 and ends[0].seconds < 60.0
+    assert ends[0].stderr == f"error: process 1: {DIED}\n"
+
+
+def test_a_frozen_process_ends_all_and_writes_nothing_more(tmp_path: Path) -> None:
+    """Process 0, which writes, is stopped; when it wakes up another attempt may have begun."""
+    written = tmp_path / "written"
+
+    def wake(processes: list[subprocess.Popen[str]]) -> None:
+        assert processes[1].wait(100.0) == 1
+        processes[0].send_signal(signal.SIGCONT)
+
+    command = ["tests/dying.py", "0", "SIGSTOP", f"--output={written}", "--patience=8"]
+    ends = several.start(2, command, meanwhile=wake)
+    assert [e.status for e in ends] == [1, 1]
+    assert ends[1].stderr.startswith("error: process 0: gave no sign of life for 4 seconds")
+    assert ends[0].stderr == ends[1].stderr
+    assert written.read_text() == "{}\n"
+
+
+SIGNS = {"busy": (0.5, 0.5, False), "waits": (50.0, 50.0, True), "still": (45.0, 50.0, False)}
+
+
+@pytest.mark.parametrize(
+    "doing, blamed",
+    [
+        (("busy", "busy"), None),
+        (("waits", "busy"), None),  # however long
+        (("waits", "still"), 1),
+        (("still", "waits"), 0),
+        (("waits", "waits"), 0),
+    ],
+)
+def test_the_one_that_stands_still_is_named(doing, blamed) -> None:
+    signs = {
+        p: (pulse.Sign(SIGNS[d][0], SIGNS[d][1], d, SIGNS[d][2]), f"at {p}")
+        for p, d in enumerate(doing)
+    }
+    verdict = stands_still(signs, 40.0)
+    if blamed is None:
+        assert verdict is None
+    else:
+        assert verdict is not None and verdict[0] == blamed
+        assert f"{doing[blamed]}, at {blamed}" in verdict[1]
+    endless = {0: (pulse.Sign(0.0, 2 * pulse.LONGEST, "at work", False), "at 7"), 1: signs[1]}
+    assert "nothing came of it" in stands_still(endless, 40.0)[1]
+
+
+def test_work_and_waiting_are_told_apart() -> None:
+    watch = pulse.Watch()
+    with pulse.doing("waiting", waits=True):
+        time.sleep(0.4)
+        still = watch.look()
+        begin = time.process_time()
+        while time.process_time() < begin + 0.3:
+            hash("work")
+        worked = watch.look()
+    assert still.waits and still.doing == "waiting" and still.idle >= 0.4
+    assert worked.idle < still.idle and worked.since >= 0.7
+    with pulse.doing("fetching", limit=60.0):
+        time.sleep(0.2)
+        assert watch.look().idle == 0.0
+    pulse.beat()
+    assert watch.look().idle < 0.1
+    assert "test_hosts.py" in pulse.where()
 
 
 PROMPTS = ["def area(", "class Stack:\n", "import os", "for i in range(", "def main():\n    "]
@@ -201,6 +268,58 @@ def test_two_processes_write_the_text_of_one(tmp_path: Path) -> None:
     assert [r["text"] for r in records] == alone.text
     assert [r["tokens"] for r in records] == alone.tokens
     assert trace_file.load(trace).tau == pytest.approx(alone.tau)
+
+
+def test_what_has_to_be_alike_is_told(tmp_path: Path) -> None:
+    told = alike.program()
+    assert told["version of jax"] == jax.__version__ and "XLA_FLAGS" in told
+    method, config = (
+        tmp_path / "mine.py",
+        {"drafter": f"{tmp_path}/mine.py:Mine:4", "eval": {"n": 3}},
+    )
+    method.write_text("Mine = 1\n")
+    fields = alike.flat(config)
+    assert fields["eval.n"] == "3"
+    before = alike.own_files([*fields.values(), "--import=missing.py"])
+    assert list(before) == [f"content of {method}"]
+    method.write_text("Mine = 2\n")
+    assert alike.own_files(fields.values()) != before
+    large = tmp_path / "weights.safetensors"
+    large.write_bytes(bytes(6 << 20))
+    first = alike.fingerprints([large, method])
+    with large.open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"x")
+    second = alike.fingerprints([large, method])
+    assert first["mine.py"] == second["mine.py"]
+    assert first[large.name] != second[large.name]
+
+
+def test_a_checkpoint_that_is_written_meanwhile_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"old")
+    with unchanged(tmp_path):
+        (tmp_path / "notes.md").write_text("not read")
+    with (
+        pytest.raises(CheckpointError, match=r"model\.safetensors was changed while it was read"),
+        unchanged(tmp_path),
+    ):
+        (tmp_path / "model.safetensors").write_bytes(b"newer")
+
+
+def test_a_process_whose_place_was_taken_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    with Lock(path) as lock:
+        lines.append(path, {"n": 1})
+        lock.path.write_text(json.dumps({"host": "other", "pid": 1, "token": "newer"}))
+        for write in (
+            lambda: lines.append(path, {"n": 2}),
+            lambda: write_atomically(path, "whole"),
+            lambda: check_allowed(path),
+        ):
+            with pytest.raises(Superseded, match="another process has taken this run over"):
+                write()
+        write_atomically(tmp_path.parent / "elsewhere", "is no concern of it")
+    assert path.read_text() == '{"n": 1}\n' and lock.path.exists()
 
 
 def test_a_script_for_one_process_says_so() -> None:

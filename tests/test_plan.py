@@ -11,7 +11,7 @@ from scripts import invoke, script
 
 import specjax
 from specjax.checkpoint import CheckpointError, memory
-from specjax.checkpoint.load import DEMO
+from specjax.checkpoint.located import DEMO
 from specjax.checkpoint.plan import OTHERS, plan
 
 

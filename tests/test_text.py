@@ -12,7 +12,7 @@ from test_tokenizer import TEXT, hf, llama2c
 from tokenizers import decoders, models, normalizers
 
 from specjax.checkpoint.llama2c_tokenizer import load_llama2c_tokenizer
-from specjax.checkpoint.load import DEMO
+from specjax.checkpoint.located import DEMO
 from specjax.checkpoint.tokenizer import HfTokenizer, Tokenizer, load_tokenizer
 from specjax.text import Reader, common, token_text
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from specjax.checkpoint import kept, memory
 from specjax.checkpoint.errors import CheckpointError, some
-from specjax.core import sharding
+from specjax.core import pulse, sharding
 from specjax.core.quantised import Quantisation, quantise_in_place
 from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen
@@ -138,6 +138,7 @@ def assemble_module(
         if quantize is not None and is_quantised(path, parameter):
             value = quantise_in_place(value, kind=quantize)
         loaded.append((path, parameter.replace(value)))
+        pulse.beat()
     params = nnx.from_flat_state(loaded)
     return Frozen(params=params, graphdef=graphdef, config=abstract.config, replicated=replicate)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,6 +19,7 @@ from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import load_network, read_config, token_ids
 from specjax.checkpoint.llama2c import load_llama2c
 from specjax.checkpoint.llama2c_tokenizer import BOS, EOS, find_llama2c_tokenizer
+from specjax.checkpoint.located import download, locate, unchanged
 from specjax.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from specjax.core import own
 from specjax.core.cache import Full
@@ -32,10 +32,8 @@ from specjax.models import DecoderConfig, Frozen
 if TYPE_CHECKING:
     from specjax.checkpoint.chat import ChatTemplate
 
-DEMO = Path(__file__).resolve().parent.parent / "demo"
 Weights = Literal["packed", "unpacked", "bfloat16", "float32"]
 WEIGHTS = get_args(Weights)
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class EndTokenWarning(UserWarning):
@@ -170,10 +168,12 @@ def _find(
             raise CheckpointError(f"{path} is a llama2.c file, which has a family of its own.")
         if weights == "packed":
             raise CheckpointError(f"{path}: weights=packed, but llama2.c packs none.")
-        return _load_file(path, **how)
+        with unchanged(path):
+            return _load_file(path, **how)
     local = not is_repository and not name.startswith("demo:")
     label = path.resolve().name if local else name
-    model = _load_directory(path, name=label, family=family, packed=packed, **how)
+    with unchanged(path):
+        model = _load_directory(path, name=label, family=family, packed=packed, **how)
     if weights == "packed" and not num_packed(model.net):
         raise CheckpointError(
             f"{name}: weights=packed, but no matrix there is packed in a way that can be kept; "
@@ -304,87 +304,6 @@ def _load_file(
     # These models end a story by beginning the next one.
     stop_ids = tuple(i for i in (BOS, EOS) if i < net.config.vocab_size)
     return Model(net, tokenizer, stop_ids, BOS, mesh, path.stem, dtype)
-
-
-def locate(name: str) -> tuple[Path, bool]:
-    """The local path that ``name`` means, and whether it is a hub repository instead."""
-    if name.startswith("demo:"):
-        which = name.removeprefix("demo:")
-        there = sorted(path.parent.name for path in DEMO.glob("*/config.json"))
-        if not there:
-            raise CheckpointError(f"{name}: this installation lacks {DEMO}; reinstall it.")
-        if which not in there:
-            known = ", ".join(f"demo:{embedded}" for embedded in there)
-            raise CheckpointError(f"{name}: the embedded checkpoints are {known}.")
-        return DEMO / which, False
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return path, False
-    if path.is_file():
-        if path.suffix != ".bin":
-            raise CheckpointError(
-                f"{path}: not a checkpoint; give the directory that holds config.json and "
-                "*.safetensors, or a llama2.c .bin file."
-            )
-        return path, False
-    if _REPOSITORY.fullmatch(name) and path.suffix not in (".bin", ".safetensors", ".json"):
-        return path, True
-    raise CheckpointError(
-        f"{name!r}: no such file or directory; give a checkpoint directory, a llama2.c .bin file, "
-        "demo:target, or a hub repository as owner/name."
-    )
-
-
-def download(repository: str, revision: str | None, otherwise: Sequence[str] = ()) -> Path:
-    """The local snapshot of a hub repository, fetched if need be.
-
-    ``otherwise`` names files that are fetched where there are no safetensors.
-    """
-    import huggingface_hub  # only here: it brings a client of HTTP
-    from huggingface_hub import errors as hub
-
-    at = f"{repository} (revision {revision})" if revision else repository
-
-    def fetch(*more: str) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=[
-                    "*.json",
-                    "*.jinja",
-                    "*.safetensors",
-                    "tokenizer*",
-                    "tiktoken*",
-                    *more,
-                ],
-                # Other formats of the same weights, which some repositories carry along.
-                ignore_patterns=["*/*", "consolidated*"],
-            )
-        )
-
-    try:
-        path = fetch()
-        if otherwise and not any(path.glob("*.safetensors")):
-            path = fetch(*otherwise)
-        return path
-    except hub.GatedRepoError:
-        message = "is gated; accept its licence on the hub and log in with `hf auth login`"
-    except hub.RevisionNotFoundError:
-        message = "has no such revision"
-    except hub.RepositoryNotFoundError:
-        message = (
-            "is neither a local path nor a public repository on the hub; check the spelling, or "
-            "log in with `hf auth login` if it is private"
-        )
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
-        message = (
-            "is not a local path, and not in the hub's cache while the hub cannot be reached; "
-            "check the path or the network"
-        )
-    except (OSError, ValueError, hub.HfHubHTTPError) as error:
-        message = f"could not be fetched from the hub: {str(error).strip().partition(chr(10))[0]}"
-    raise CheckpointError(f"{at} {message}.")
 
 
 def read_dtype(dtype: Any) -> np.dtype | None:

@@ -165,6 +165,13 @@ def take_places(kind: type) -> None:
         setattr(flags.FLAGS, field.name, str(take(name, f"--{field.name}")))
 
 
+def expand_places(kind: type) -> None:
+    """What `take_places` makes of the flags where it is not called."""
+    for field in dataclasses.fields(kind):
+        if field.metadata["place"] and (name := getattr(flags.FLAGS, field.name)):
+            setattr(flags.FLAGS, field.name, str(Path(name).expanduser()))
+
+
 def taken(kind: type) -> Any:
     """The record that flags and config give. Raises ValueError, in one line."""
     given: dict[str, Any] = {}

@@ -7,13 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import jax
 from absl import flags
 
 from specjax.cli import errors
-from specjax.core import launch
+from specjax.core import alike, hosts, launch, pulse
 from specjax.core.cluster import find_place
 
 _PLACE = ("coordinator", "num_processes", "process_id")  # flags that say which process this is
@@ -31,6 +30,13 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("num_processes", None, "How many processes run this together; 1: alone.")
     flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+    flags.DEFINE_float(
+        "patience",
+        pulse.PATIENCE,
+        "Of several processes: seconds after which one that does not get on, as in a collective "
+        "whose partner is stuck, is named and all end. Compiling is not counted. 0: never.",
+        lower_bound=0.0,
+    )
 
 
 def join(argv: Sequence[str], *, several: bool, survives_sigterm: bool) -> None:
@@ -50,12 +56,26 @@ def join(argv: Sequence[str], *, several: bool, survives_sigterm: bool) -> None:
     place = find_place(coordinator, num_processes, process_id, os.environ)
     if place is None:
         return
-    told = {"command line": shared_arguments(argv), "version of JAX": jax.__version__}
+    told = shared(argv)
     if place.process_id:
         errors.keep_stderr()
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 until the end
         os.dup2(sys.stdout.fileno(), 1)  # what libraries print, too
-    launch.join(place, told, survives_sigterm=survives_sigterm)
+    patience = flags.FLAGS.patience
+    launch.join(place, told, survives_sigterm=survives_sigterm, patience=patience)
+    hosts.check_alike("The devices", launch.devices())
+
+
+def shared(argv: Sequence[str]) -> dict[str, Any]:
+    """What has to be the same on all processes, by what it is called."""
+    told = {"command line": shared_arguments(argv), **alike.program()}
+    texts: list[object] = list(told["command line"])
+    config = flags.FLAGS.config if "config" in flags.FLAGS else None
+    if config is not None:
+        fields = alike.flat(config.to_dict())
+        texts += fields.values()
+        told |= {f"--config.{name}": value for name, value in fields.items()}
+    return {**told, **alike.own_files(texts)}
 
 
 def called(program: str) -> str:

@@ -17,6 +17,7 @@ from absl import app
 from specjax.cli import errors, flags, processes
 from specjax.cli.errors import one_line_errors, one_line_warning
 from specjax.core import hosts, launch
+from specjax.core.files import Superseded
 from specjax.core.options import described
 
 
@@ -55,6 +56,7 @@ class Script:
                 processes.join(argv, several=self.several, survives_sigterm=self.survives_sigterm)
                 flags.import_files()
                 hosts.first_writes("places", lambda: flags.take_places(self.options))
+                flags.expand_places(self.options)
             return rest
 
         run(lambda argv: self._main(), start)
@@ -147,6 +149,9 @@ def _end_interrupted() -> NoReturn:
 
 def _fail_all(error: Exception) -> None:
     """Ends this process, and those that were started with it; returns where it is alone."""
+    if isinstance(error, Superseded):
+        print(f"error: {error}", file=errors.stderr(), flush=True)
+        launch.fail(str(error), 1) if launch.joined() else sys.exit(1)
     if isinstance(error, OSError) and error.errno in errors.NOT_WRITTEN:
         told = (
             f"{error.filename2 or error.filename or 'a file'} could not be written: "

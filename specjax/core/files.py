@@ -11,9 +11,24 @@ import fcntl
 import json
 import os
 import stat
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
+
+# Called with every path before it is written. One raises, or ends the process, where that may write
+# no longer: it was frozen, and another one has its place now.
+guards: list[Callable[[Path], None]] = []
+
+
+def check_allowed(path: Path) -> None:
+    """Raises Superseded, or ends the process, if another one has this one's place now."""
+    for guard in tuple(guards):
+        guard(path)
+
+
+class Superseded(RuntimeError):
+    """Another process has the place of this one. One line."""
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -22,6 +37,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
     Raises:
       OSError: if it cannot be written; the old content is still there.
     """
+    check_allowed(path)
     temporary, descriptor = _open_temporary(path)
     with open(descriptor, "wb") as file:
         try:
@@ -73,6 +89,7 @@ def add_line(file: FileIO, line: str, *, durable: bool = True) -> None:
     Raises:
       OSError: naming the file, if it cannot be written.
     """
+    check_allowed(Path(os.fsdecode(file.name)))
     left = memoryview(line.encode() + b"\n")
     try:
         while left:

@@ -9,9 +9,10 @@ work while devices compute. `launch` starts the processes and ends them together
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +20,11 @@ import numpy as np
 from jax._src import distributed  # the client of the coordination service has no public name
 from jax.experimental import multihost_utils
 
-PATIENCE = 24 * 3600.0  # seconds; a process that dies ends the others long before (`launch`)
+from specjax.core import pulse
+
+# Seconds that a wait may take. One for a process that died, is frozen or stands still ends long
+# before (`lifeline`).
+LIMIT = 2 * pulse.LONGEST
 _PIECE = 1 << 20  # characters of a value sent at a time
 
 _calls: collections.Counter[str] = collections.Counter()
@@ -28,6 +33,11 @@ _calls: collections.Counter[str] = collections.Counter()
 def count() -> int:
     """The number of processes. Starts no backend where there is one."""
     return 1 if _client() is None else jax.process_count()
+
+
+def alone() -> bool:
+    """Whether there is one process. Starts no backend."""
+    return _client() is None
 
 
 def is_first() -> bool:
@@ -46,7 +56,19 @@ def fetch(tree: Any) -> Any:
         spread = isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
         return multihost_utils.process_allgather(x, tiled=True) if spread else np.asarray(x)
 
-    return jax.tree.map(whole, tree)
+    with computing("waiting for what devices compute"):
+        return jax.tree.map(whole, tree)
+
+
+@contextlib.contextmanager
+def computing(what: str) -> Iterator[None]:
+    """Around what runs programs on devices, or waits for them; ``what`` it does, for messages."""
+    if _client() is None:
+        yield
+        return
+    on_device = jax.default_backend() != "cpu"
+    with pulse.doing(what, waits=True, on_device=on_device):
+        yield
 
 
 def placed_like(value: np.ndarray, like: jax.Array) -> jax.Array:
@@ -69,7 +91,8 @@ def from_first(name: str, make: Callable[[], Any]) -> Any:
         return make()
     key = _key(name)
     if not is_first():
-        answer = json.loads(_read(client, key))
+        with pulse.doing(f"waiting for process 0 ({name})", waits=True):
+            answer = json.loads(_read(client, key))
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer["value"]
@@ -98,20 +121,35 @@ def first_writes(name: str, write: Callable[[], Any]) -> None:
 def check_alike(name: str, value: Any) -> None:
     """Sees that ``value``, of JSON, is on every process what it is on process 0.
 
+    Args:
+      name: what this is, in the plural.
+      value: of a mapping, the first part that differs is named.
+
     Raises:
       ValueError: naming what differs, on a process that has another one.
     """
     if count() == 1:
         return
-    sum = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-    if from_first(f"sum of {name}", lambda: sum) != sum:
-        raise ValueError(
-            f"{name}: process {distributed.global_state.process_id} has read something else than "
-            "process 0; give all the same files."
-        )
+    parts = {str(k): v for k, v in value.items()} if isinstance(value, dict) else {"": value}
+    ours = {part: _told(found) for part, found in parts.items()}
+    theirs = from_first(f"sums of {name}", lambda: ours)
+    for part in sorted({*ours, *theirs}):
+        own, first = ours.get(part), theirs.get(part)
+        if own != first:
+            shown = f" ({own[1]}, not {first[1]})" if own and first and own[1] and first[1] else ""
+            raise ValueError(
+                f"{name}{part and f', {part}'}: process {distributed.global_state.process_id} has "
+                f"something else there than process 0{shown}; give all the same."
+            )
 
 
-def barrier(name: str, timeout: float = PATIENCE) -> None:
+def _told(value: Any) -> list[str]:
+    """The digest of a JSON value, and the value where it is short."""
+    text = json.dumps(value, sort_keys=True)
+    return [hashlib.sha256(text.encode()).hexdigest(), text if len(text) <= 60 else ""]
+
+
+def barrier(name: str, timeout: float = LIMIT) -> None:
     """Waits until every process is here.
 
     Args:
@@ -123,7 +161,8 @@ def barrier(name: str, timeout: float = PATIENCE) -> None:
     """
     client = _client()
     if client is not None:
-        client.wait_at_barrier(_key(name), int(timeout * 1000))
+        with pulse.doing(f"waiting for all others ({name})", waits=True):
+            client.wait_at_barrier(_key(name), int(timeout * 1000))
 
 
 def message_of(error: BaseException) -> str:
@@ -152,6 +191,6 @@ def _write(client: Any, key: str, text: str) -> None:
 
 
 def _read(client: Any, key: str) -> str:
-    wait = int(PATIENCE * 1000)
+    wait = int(LIMIT * 1000)
     num = int(client.blocking_key_value_get(f"{key}/pieces", wait))
     return "".join(client.blocking_key_value_get(f"{key}/{i}", wait) for i in range(num))

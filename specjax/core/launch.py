@@ -2,36 +2,30 @@
 
 Before JAX connects them they meet at the coordinator's port (`_meet`): JAX ends a process in a C++
 stack where one does not come, comes twice, or counts otherwise; here that is one line. The
-connections of that meeting stay open as lifelines. The system closes them when a process dies, and
-every other process then says so and ends, whatever it was waiting for: a collective whose partner
-is gone may block for half an hour.
+connections of that meeting stay open as lifelines (`lifeline`): when one process dies, fails, is
+frozen or stands still, all say so and end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import selectors
 import socket
 import sys
-import threading
 import time
 from typing import Any, NoReturn
 
 import jax
 
-from specjax.core import hosts
+from specjax.core import files, hosts, pulse
+from specjax.core.lifeline import Lifeline, Line
 
 MEETING = 50.0  # seconds in which all processes have to come
 HEARTBEAT = 40  # seconds of silence after which JAX ends a process that lost its network
-_GOODBYE = 3.0  # seconds that a process which fails gives the others to hear of it
 _HEARSAY = 1.5  # seconds in which a death that has happened is noticed
 _SHUTDOWN = 15  # seconds for the end, where all have said that they are done
 _HELLO = "specjax"
-
-Line = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +46,22 @@ class Place:
 _lifeline: Lifeline | None = None
 
 
-def join(place: Place, told: Line, *, survives_sigterm: bool = False) -> None:
+def join(
+    place: Place,
+    told: Line,
+    *,
+    survives_sigterm: bool = False,
+    patience: float = pulse.PATIENCE,
+) -> None:
     """Makes this process one of several. Before anything asks JAX for a device.
 
     Args:
       place: its own.
-      told: what it was told to do, JSON values; all processes have to be told the same.
+      told: what it was told to do and with what it does it, JSON values by name; on all processes
+        they have to be the same.
       survives_sigterm: whether the program asks for preemption itself
         (`multihost_utils.reached_preemption_sync_point`); SIGTERM no longer ends it then.
+      patience: seconds without progress after which all are ended; 0: any number.
 
     Raises:
       ValueError: in one line, if the processes do not come together, or do not fit together.
@@ -78,7 +80,15 @@ def join(place: Place, told: Line, *, survives_sigterm: bool = False) -> None:
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=_SHUTDOWN,
     )
-    _lifeline = Lifeline(lines)
+    _lifeline = Lifeline(lines, place.process_id, patience)
+    files.guards.append(_lifeline.wait_if_frozen)
+
+
+def devices() -> dict[str, Any]:
+    """What this process has of them, by what it is called."""
+    own = jax.local_devices()
+    kinds = sorted({f"{d.platform} {d.device_kind}" for d in own})
+    return {"kind": kinds, "number on each process": len(own)}
 
 
 def leave() -> None:
@@ -118,93 +128,6 @@ def let_others_speak() -> None:
 def joined() -> bool:
     """Whether this process is one of several."""
     return _lifeline is not None
-
-
-class Lifeline:
-    """Open connections to process 0, or of process 0 to all others, and a thread that listens."""
-
-    def __init__(self, lines: dict[int, socket.socket]):
-        """``lines`` are the connections, by the process at the other end."""
-        self._lines, self._over = lines, threading.Lock()  # held by the one who ends the process
-        self._gone = threading.Event()  # set when nobody is at the other ends any more
-        self._stderr = os.dup(2)  # where a terminal still is when Python is stopped
-        for line in lines.values():
-            line.settimeout(_GOODBYE)
-            _keep_alive(line)
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def close(self) -> None:
-        """Says goodbye; from here on the others may end."""
-        self._over.acquire()
-        self._send({"done": True})
-        self._gone.wait(_GOODBYE)
-
-    def fail(self, message: str, status: int) -> None:
-        """Tells the others and waits, for a moment, until they have ended."""
-        if self._over.acquire(blocking=False):
-            self._send({"failed": message, "status": status})
-            self._gone.wait(_GOODBYE)
-        else:  # another thread is ending this process
-            time.sleep(2 * _GOODBYE)
-
-    def _send(self, said: Line) -> None:
-        for line in self._lines.values():
-            with contextlib.suppress(OSError):  # it is gone
-                line.sendall(json.dumps(said).encode() + b"\n")
-
-    def _listen(self) -> None:
-        open_lines = selectors.DefaultSelector()
-        for process, line in self._lines.items():
-            open_lines.register(line, selectors.EVENT_READ, (process, line, bytearray()))
-        while open_lines.get_map():
-            for key, _ in open_lines.select():
-                process, line, heard = key.data
-                try:
-                    data = line.recv(1 << 16)
-                except OSError:
-                    data = b""
-                heard += data
-                if data and b"\n" not in data:
-                    continue
-                open_lines.unregister(line)
-                said = json.loads(heard) if b"\n" in heard else {}
-                if not said.get("done"):
-                    self._end(process, said)
-        self._gone.set()
-
-    def _end(self, process: int, said: Line) -> None:
-        """Ends this process, because another one did. Returns if it is ending already."""
-        if not self._over.acquire(blocking=False):
-            return
-        by = said.get("process", process)
-        reason = said.get("failed", "died without a word, so this run cannot go on; see its output")
-        status = said.get("status", 1)
-        os.write(self._stderr, f"error: process {by}: {reason}\n".encode(errors="replace"))
-        self._send({"failed": reason, "status": status, "process": by})
-        self.outlive()
-        os._exit(status)
-
-    def outlive(self) -> None:
-        """Process 0, whose end is that of the coordination service, waits a moment for the others.
-
-        They close their connections when they end.
-        """
-        if 0 in self._lines:
-            return
-        deadline = time.monotonic() + _GOODBYE
-        for line in self._lines.values():
-            with contextlib.suppress(OSError):
-                line.settimeout(max(deadline - time.monotonic(), 0.01))
-                while line.recv(1 << 16):
-                    pass
-
-
-def _keep_alive(line: socket.socket) -> None:
-    """Lets the system notice within half a minute that a whole host is gone."""
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _receive(place: Place, told: Line, deadline: float) -> dict[int, socket.socket]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from specjax.core import hosts
 from specjax.core.platform import Platform, here
 
 # A TPU's compiler fetches buffers into VMEM before they are read. Left alone, it also updates a
@@ -49,7 +50,10 @@ class Program:
         return self._on(platform_of(*args, *kwargs.values()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._for(args, kwargs)(*args, **kwargs)
+        if hosts.alone():
+            return self._for(args, kwargs)(*args, **kwargs)
+        with hosts.computing(f"running {self.function.__name__}"):
+            return self._for(args, kwargs)(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """Does what the method of `jax.jit` does."""

@@ -28,6 +28,7 @@ from specjax.jobs import training
 from specjax.jobs.drafter_evaluation import Evaluation, decoding, greedy_texts
 from specjax.jobs.progress import tensorboard
 from specjax.models.surgery import narrowed
+from specjax.runs.places import check_shared
 from specjax.train import loop
 from specjax.train.config import FREE, DrafterConfig, identity, read_settings
 from specjax.train.data.batches import Batches, stack
@@ -170,6 +171,7 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
     about = {"day": day, "content of the data files": sources.contents()}
     if files := own.contents([config.kind, config.target, dict(config.objective).get("name")]):
         about["content of the method's files"] = files
+    check_shared(workdir, "--workdir")
     loop.claim(workdir, {**identity(config), **about}, (*FREE, "day"))
     optimizer, rate = optimizer_of(config)
     state = place(init_state(params, optimizer), trainee.skeleton)

@@ -12,7 +12,8 @@ import specjax
 from specjax.checkpoint.drafters.export import FORMATS, save_drafter, take_export
 from specjax.checkpoint.drafters.source import PICKLES, read_source
 from specjax.checkpoint.export import named_tensors
-from specjax.checkpoint.load import download, locate, own_family
+from specjax.checkpoint.load import own_family
+from specjax.checkpoint.located import download, locate
 from specjax.core.options import keywords, option
 from specjax.drafters.spec import ask
 

@@ -25,6 +25,7 @@ from specjax.core.sharding import axis_size, parse_mesh, use_mesh
 from specjax.jobs import training
 from specjax.jobs.progress import tensorboard
 from specjax.models.surgery import warm_start
+from specjax.runs.places import check_shared
 from specjax.train import loop, next_token
 from specjax.train import tokenizer as bpe
 from specjax.train.config import FREE, LMConfig, identity, read_settings
@@ -112,6 +113,7 @@ def prepare(options: Options) -> Prepared:
             config.model, config.seed, model_axis=axis_size("model")
         )
         check_vocabulary(config)
+        check_shared(workdir, "--workdir")
         loop.claim(workdir, {**identity(config), "corpus_sha256": corpus.sha256}, FREE)
         tokens = _tokenizer(config, corpus, workdir)
         train = bpe.encode_documents(tokens, corpus.train.values())

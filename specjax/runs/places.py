@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import socket
 import stat
 import threading
@@ -18,6 +19,8 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+from specjax.core import files, hosts
 
 HEARTBEAT = 10.0  # seconds between two signs of life in a lock
 STALE_AFTER = 60.0  # seconds without one, from where a lock of another host is taken over
@@ -182,8 +185,10 @@ class Lock:
           OSError: if no lock can be written there.
         """
         self.path = path / ".lock" if inside else path.with_name(path.name + ".lock")
-        self._descriptor = _take(path, self.path)
+        self.token = secrets.token_hex(8)  # of this attempt
+        self._descriptor = _take(path, self.path, self.token)
         self._over = threading.Event()
+        files.guards.append(self.check)
         threading.Thread(target=self._live, daemon=True).start()
 
     def release(self) -> None:
@@ -191,9 +196,16 @@ class Lock:
         if self._over.is_set():
             return
         self._over.set()
+        files.guards.remove(self.check)
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            if token_in(self.path) == self.token:
+                self.path.unlink()
         os.close(self._descriptor)
+
+    def check(self, path: Path) -> None:
+        """Raises Superseded if ``path`` lies here and another process has taken this lock over."""
+        if self.path.parent in (path, *path.parents):
+            refuse_other(self.path, self.token)
 
     def __enter__(self) -> Lock:
         return self
@@ -204,10 +216,56 @@ class Lock:
     def _live(self) -> None:
         while not self._over.wait(HEARTBEAT):
             with contextlib.suppress(OSError):
-                os.utime(self.path)
+                if token_in(self.path) == self.token:
+                    os.utime(self.path)
 
 
-def _take(path: Path, lock: Path) -> int:
+def token_in(lock: Path) -> str:
+    """The token of the attempt that holds a lock; "" where there is none."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        said = json.loads(lock.read_bytes())
+        return str(said.get("token", "")) if isinstance(said, dict) else ""
+    return ""
+
+
+def check_shared(path: Path, flag: str, *, wait: float = 20.0) -> None:
+    """Sees that all processes have the directory that process 0 holds, and not one of that name.
+
+    From here on none writes once another attempt holds it.
+
+    Args:
+      path: a directory; process 0 has taken it.
+      flag: that named it.
+      wait: seconds until what was written has to be seen; some file systems take a few.
+
+    Raises:
+      ValueError: in one line, where this process does not see it.
+    """
+    if hosts.alone():
+        return
+    token = hosts.from_first(f"token of {flag}", lambda: _held[path.resolve()].token)
+    lock, deadline = path / ".lock", time.monotonic() + wait
+    while token_in(lock) != token:
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"{flag}={path} is not shared: what process 0 writes there is not seen by all "
+                "processes; name a directory on a file system that all hosts have."
+            )
+        time.sleep(0.1)
+    hosts.barrier(f"{flag} is shared")
+    if not hosts.is_first():
+        files.guards.append(lambda path: refuse_other(lock, token))
+
+
+def refuse_other(lock: Path, token: str) -> None:
+    """Raises Superseded if another attempt holds a lock: it began while this process was frozen."""
+    if token_in(lock) not in (token, ""):
+        raise files.Superseded(
+            f"{lock}: another process has taken this run over, and this one writes nothing more."
+        )
+
+
+def _take(path: Path, lock: Path, token: str) -> int:
     """The descriptor of ``lock``, which this process now holds."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -218,7 +276,7 @@ def _take(path: Path, lock: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 # It may have been given back, and removed, between opening and locking it.
                 if os.fstat(descriptor).st_ino == os.stat(lock).st_ino:
-                    holder = {"host": socket.gethostname(), "pid": os.getpid()}
+                    holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": token}
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, json.dumps(holder).encode(), 0)
                     return descriptor

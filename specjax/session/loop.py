@@ -33,6 +33,8 @@ from specjax.session.requests import check_requests
 from specjax.session.slots import CHUNKS, bucket, first_slots, plan_chunks
 from specjax.trace.trace import Call, Trace
 
+TOGETHER = 64  # cycles of one call where several processes wait for each other
+
 
 class Session:
     """A batch being decoded. ``advance`` moves it on; everything else reads."""
@@ -219,12 +221,15 @@ class Session:
         """Runs cycles on the device: until every row is done, or at most ``max_cycles``.
 
         A new program runs one cycle first, in a call of its own. With ``ends`` one call ends where
-        so many rows have, and there is no other behind it.
+        so many rows have, and there is no other behind it. Of several processes none is in a call
+        for more than `TOGETHER` cycles: who stands still could not be told from who computes.
         """
         left = LARGEST if max_cycles is None else max_cycles
+        most = LARGEST if hosts.alone() else TOGETHER
         with use_mesh(self.target.mesh):
             while True:
                 new = self._is_new(decode.run_program, *map(bool, ends))
+                asked = 1 if new else min(left, most)
                 begin = self.clock.seconds
                 self.state = decode.run_program(
                     self.target.net,
@@ -232,12 +237,14 @@ class Session:
                     self.rule,
                     self.request,
                     self.state,
-                    *map(jnp.int32, (1 if new else left, *ends)),
+                    *map(jnp.int32, (asked, *ends)),
                 )
                 self._note_call(begin, new)
-                left -= new and max_cycles is not None
-                grew = self._make_room()
-                if ends or not ((grew and max_cycles is None) or (new and left)):
+                cut = asked < left  # it may have had more to do
+                left -= 0 if max_cycles is None else asked
+                if self._make_room() and max_cycles is None and not ends:
+                    continue
+                if ends or not cut or (not new and self.done.all()):
                     return
 
     def advance_by_host(self) -> None:

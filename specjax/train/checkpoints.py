@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from specjax.core import hosts
-from specjax.core.files import read_json, write_atomically
+from specjax.core.files import check_allowed, read_json, write_atomically
 from specjax.train.state import TrainState
 
 _CHUNK = 1 << 22  # bytes that are summed at a time
@@ -81,8 +81,10 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data)
         )
+        check_allowed(self._directory)
         try:
-            self._manager.save(step, args=items, force=True)
+            with hosts.computing(f"saving step {step}"):
+                self._manager.save(step, args=items, force=True)
             hosts.first_writes("sums of checkpoints", self._note_sums)
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
             self._remove_unfinished(step)
@@ -176,7 +178,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(step, args=items)
+        with hosts.computing(f"restoring step {step}"):
+            restored = self._manager.restore(step, args=items)
         return Restored(TrainState(**restored["state"]), restored["data"])
 
     def _set_aside(self, path: Path, reason: str) -> None:

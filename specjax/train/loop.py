@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from specjax.core import hosts
@@ -202,6 +203,7 @@ class _Course:
         self.checkpoints = Checkpoints(workdir / "checkpoints", say)
         restored = self.checkpoints.restore(state)
         self.state, self.step = restored.state, restored.step
+        self._ahead: Sums = {}  # of the newest step, which may still run
         self._resumed, self._interval = restored.data is not None, Interval(None)
         if restored.data is not None:
             data.set_state(restored.data["position"])
@@ -248,7 +250,11 @@ class _Course:
         """One step."""
         clock = self._interval.clock
         begin = clock.seconds
-        self.state, sums = step_fn(self.state, next(self._data), target)
+        with hosts.computing(f"taking step {self.step + 1}"):
+            self.state, sums = step_fn(self.state, next(self._data), target)
+            if not hosts.alone():  # one step is begun ahead: more would look like standing still
+                jax.block_until_ready(self._ahead)
+                self._ahead = sums
         clock.leave_out_compiling(begin)
         self._interval.add(sums)
         self.step += 1

@@ -16,7 +16,8 @@ from specjax.checkpoint.drafters import plain
 from specjax.checkpoint.drafters.recognise import recognise
 from specjax.checkpoint.drafters.source import PICKLES, Plan, read_source
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.load import Model, download, load, locate, read_dtype
+from specjax.checkpoint.load import Model, load, read_dtype
+from specjax.checkpoint.located import download, locate, unchanged
 from specjax.checkpoint.packed import unpacked
 from specjax.core import own, sharding
 from specjax.core.types import KINDS
@@ -139,7 +140,8 @@ def _read(name: str, target: Model, asked: _Asked, revision: str | None) -> _Fou
     source = dataclasses.replace(source, tensors=packed)
     is_plain = form is plain.FORMAT
     plan = plain.read(source, target, cls) if is_plain else form.read(source, target)
-    net = _assemble(plan, source.where, target, asked)
+    with unchanged(path):
+        net = _assemble(plan, source.where, target, asked)
     label = name if is_repository else path.resolve().name
     return _Found(plan, net, f"{label} ({form.name})", source.where, cls)
 

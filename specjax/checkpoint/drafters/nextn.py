@@ -11,7 +11,8 @@ from specjax.checkpoint.assemble import assemble_module
 from specjax.checkpoint.drafters.source import Source
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import read_config, text_tensors
-from specjax.checkpoint.load import Model, download, locate
+from specjax.checkpoint.load import Model
+from specjax.checkpoint.located import download, locate
 from specjax.checkpoint.packed import unpacked
 from specjax.checkpoint.safetensors_reader import read_directory
 from specjax.core.types import KINDS

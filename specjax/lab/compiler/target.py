@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specjax.checkpoint.hf import read_json
-from specjax.checkpoint.load import locate
+from specjax.checkpoint.located import locate
 from specjax.drafters.registry import entry_of
 from specjax.drafters.spec import ask
 from specjax.lab.records.compiled import Setup

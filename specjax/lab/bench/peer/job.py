@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from specjax.checkpoint.load import DEMO
+from specjax.checkpoint.located import DEMO
 from specjax.core.machine import Machine
 from specjax.core.options import keywords, option, whole_numbers
 from specjax.lab.bench.peer.own import OwnSide
