@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import several
+import together
+from safetensors.numpy import load_file
 
-import specjax
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.located import unchanged
 from specjax.cli.processes import shared_arguments
@@ -23,6 +26,7 @@ from specjax.core.cluster import find_place
 from specjax.core.files import Superseded, check_allowed, write_atomically
 from specjax.core.launch import Place
 from specjax.core.lifeline import stands_still
+from specjax.core.sharding import mesh_sizes, parse_mesh
 from specjax.runs import lines
 from specjax.runs.places import Lock
 from specjax.trace import trace_file
@@ -243,31 +247,38 @@ def test_work_and_waiting_are_told_apart() -> None:
     assert "test_hosts.py" in pulse.where()
 
 
-PROMPTS = ["def area(", "class Stack:\n", "import os", "for i in range(", "def main():\n    "]
-
-
-def test_two_processes_write_the_text_of_one(tmp_path: Path) -> None:
-    asked = tmp_path / "prompts.jsonl"
-    asked.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
-    output, trace = tmp_path / "texts.jsonl", tmp_path / "trace.jsonl"
-    arguments = ["-m", "experiments.generate", "--mesh=data:2", "--drafter=dflash"]
-    arguments += ["--dtype=float32", "--max_new_tokens=24", "--config.batch_size=4"]
-    arguments += ["--config.stop=('return',)", "--config.compare_plain=False"]
-    arguments += [f"--prompt_file={asked}", f"--output={output}", f"--trace={trace}"]
+def test_two_processes_do_what_one_does(tmp_path: Path, capsys) -> None:
+    """Texts, answers, losses, exported weights and measured texts of four experiments."""
+    together.prepare(tmp_path)
+    together.main(together.Options(str(tmp_path)))
+    capsys.readouterr()
+    arguments = ["tests/together.py", f"--folder={tmp_path}", "--mesh=data:2"]
     ends = several.start(2, arguments)
-    assert [e.status for e in ends] == [0, 0], [e.stderr for e in ends]
+    assert [e.status for e in ends] == [0, 0], [e.stderr[-3000:] for e in ends]
     assert "tau " in ends[0].stdout and not ends[1].stdout
-
-    target = specjax.load("demo:target", dtype="float32")
-    spec = specjax.load_drafter("demo:dflash", target)
-    alone = specjax.generate(
-        target, spec, PROMPTS, max_new_tokens=24, stop=["return"], seed=list(range(5))
-    )
-    records = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [r["prompt"] for r in records] == PROMPTS
-    assert [r["text"] for r in records] == alone.text
-    assert [r["tokens"] for r in records] == alone.tokens
-    assert trace_file.load(trace).tau == pytest.approx(alone.tau)
+    alone, both = tmp_path / "alone", tmp_path / "data2"
+    for name in ("texts.jsonl", "answers.jsonl"):
+        found, wanted = lines.read(both / name), lines.read(alone / name)
+        assert len(found) == len(together.PROMPTS)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert (ours["prompt"], ours["tokens"]) == (theirs["prompt"], theirs["tokens"])
+    assert trace_file.load(both / "trace.jsonl").tau == trace_file.load(alone / "trace.jsonl").tau
+    found, wanted = (lines.read(p / "run" / "metrics.jsonl") for p in (both, alone))
+    for name in ("loss", "heldout_loss", "measured_tau"):
+        pairs = [(a[name], b[name]) for a, b in zip(found, wanted, strict=True) if name in b]
+        assert len(pairs) >= 2
+        np.testing.assert_allclose(*zip(*pairs, strict=True), rtol=1e-5)
+    ours, theirs = (load_file(p / "export" / "model.safetensors") for p in (both, alone))
+    assert ours and ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        np.testing.assert_allclose(ours[name], weight, rtol=1e-4, atol=1e-6, err_msg=name)
+    cases = sorted(p.name for p in (alone / "measured" / "cases").iterdir())
+    assert len(cases) == 2
+    for case in cases:
+        (one,), (two,) = (
+            lines.read(p / "measured" / "cases" / case / "results.jsonl") for p in (alone, both)
+        )
+        assert one["tokens_sha256"] == two["tokens_sha256"]
 
 
 def test_what_has_to_be_alike_is_told(tmp_path: Path) -> None:
@@ -320,6 +331,29 @@ def test_a_process_whose_place_was_taken_writes_nothing(tmp_path: Path) -> None:
                 write()
         write_atomically(tmp_path.parent / "elsewhere", "is no concern of it")
     assert path.read_text() == '{"n": 1}\n' and lock.path.exists()
+
+
+@pytest.mark.parametrize(
+    "devices, asked, instead",
+    [
+        (8, "data:2", "data:8,model:1"),
+        (8, "data:2,model:2", "data:4,model:2"),
+        (8, "model:3", "data:1,model:8"),
+        (6, "data:3,model:4", "data:3,model:2"),
+        (8, "experts:4", "data:2,model:1,experts:4"),
+        (8, "data:2,model:2,experts:4", "data:1,model:2,experts:4"),
+        (6, "data:2,experts:4", "data:3,model:1,experts:2"),
+        (4, "", "data:4,model:1"),
+    ],
+)
+def test_a_mesh_that_leaves_devices_out_is_refused_with_one_that_would_do(
+    devices: int, asked: str, instead: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    with pytest.raises(ValueError, match=f"write --mesh={instead}[.]$"):
+        parse_mesh(asked)
+    assert math.prod(mesh_sizes(instead).values()) == devices
 
 
 def test_a_script_for_one_process_says_so() -> None:

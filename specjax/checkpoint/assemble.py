@@ -284,10 +284,23 @@ def on_mesh(
             f"{where}: this family cannot be split over {mesh.shape['model']} devices (its config "
             "has no for_model_axis(size)): use a model axis of 1."
         )
+    size = mesh.shape["model"]
     try:
-        return config.for_model_axis(mesh.shape["model"])
+        return config.for_model_axis(size)
     except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        fits = max(n for n in range(1, size) if size % n == 0 and _fits(config, n))
+        others = {n: mesh.shape[n] for n in mesh.axis_names if n != "model"}
+        others["data"] *= size // fits
+        asked = ",".join(f"{n}:{others.get(n, fits)}" for n in mesh.axis_names)
+        raise CheckpointError(f"{where}: {error} --mesh={asked} would do.") from error
+
+
+def _fits(config: DecoderConfig, size: int) -> bool:
+    try:
+        config.for_model_axis(size)
+    except ValueError:
+        return False
+    return True
 
 
 def placement(

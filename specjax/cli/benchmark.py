@@ -27,4 +27,11 @@ def main(options: benchmarking.Options) -> None:
         benchmarking.run(begun)
 
 
-script = Script("benchmark", __doc__, benchmarking.Options, main, settings=benchmarking.Config)
+script = Script(
+    "benchmark",
+    __doc__,
+    benchmarking.Options,
+    main,
+    settings=benchmarking.Config,
+    several=True,
+)

@@ -37,6 +37,12 @@ def keep_stderr() -> None:
     _stderr = sys.stderr
 
 
+def tell(line: str) -> None:
+    """Prints a line of an end; not to be able to, as on a full disk, must not become another."""
+    with contextlib.suppress(OSError):
+        print(f"{line}\n", end="", file=stderr(), flush=True)  # in one piece
+
+
 def fail(message: str) -> NoReturn:
     """Says what was wrong and exits. Raises KeyboardInterrupt if it was only a Ctrl-C.
 
@@ -45,7 +51,7 @@ def fail(message: str) -> NoReturn:
     if _interrupted:
         raise KeyboardInterrupt
     message = " ".join(message.split())
-    print(f"error: {message}\n", end="", file=stderr(), flush=True)  # in one piece
+    tell(f"error: {message}")
     raise Refused(message)
 
 

@@ -142,7 +142,7 @@ def run(main: Callable[[Sequence[str]], Any], start: Callable[[Sequence[str]], l
 
 
 def _end_interrupted() -> NoReturn:
-    print("interrupted", file=sys.stderr, flush=True)
+    errors.tell("interrupted")
     # JAX may crash when Python is torn down under a program of its own that still runs.
     launch.fail("interrupted", 130)
 
@@ -150,7 +150,7 @@ def _end_interrupted() -> NoReturn:
 def _fail_all(error: Exception) -> None:
     """Ends this process, and those that were started with it; returns where it is alone."""
     if isinstance(error, Superseded):
-        print(f"error: {error}", file=errors.stderr(), flush=True)
+        errors.tell(f"error: {error}")
         launch.fail(str(error), 1) if launch.joined() else sys.exit(1)
     if isinstance(error, OSError) and error.errno in errors.NOT_WRITTEN:
         told = (
@@ -158,9 +158,9 @@ def _fail_all(error: Exception) -> None:
             f"{error.strerror}. What was done before is kept: make room, and run the same "
             "command again."
         )
-        print(f"error: {told}", file=errors.stderr(), flush=True)
+        errors.tell(f"error: {told}")
         launch.fail(told, 2) if launch.joined() else sys.exit(2)
     if launch.joined():
         launch.let_others_speak()
-        traceback.print_exc(file=errors.stderr())
+        errors.tell(traceback.format_exc().rstrip())
         launch.fail(f"{type(error).__name__}: {hosts.message_of(error)[:500]}", 1)

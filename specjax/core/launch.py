@@ -8,6 +8,7 @@ frozen or stands still, all say so and end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -103,16 +104,21 @@ def exit_together(status: int) -> NoReturn:
     leave()
     if _lifeline is not None:
         _lifeline.outlive()
-    sys.stdout.flush()
+    _flush()
     os._exit(status)
 
 
 def fail(message: str, status: int) -> NoReturn:
     """Ends this process and all others, which print the message; does not wait for anything."""
-    sys.stdout.flush()
+    _flush()
     if _lifeline is not None:
         _lifeline.fail(message, status)
     os._exit(status)
+
+
+def _flush() -> None:
+    with contextlib.suppress(OSError):  # of a full disk, or of a reader that is gone
+        sys.stdout.flush()
 
 
 def let_others_speak() -> None:

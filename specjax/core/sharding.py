@@ -81,7 +81,7 @@ def make_mesh(data: int = 1, model: int = 1, experts: int = 1) -> Mesh:
         raise ValueError(
             f"A mesh of {said} has {need} devices, but {hosts.count()} "
             f"processes have {have} together, and a mesh needs all of them: write "
-            f"--mesh={_of_all(data, model)}."
+            f"--mesh={_of_all(data, model, experts)}."
         )
     if need > have:
         raise ValueError(
@@ -102,16 +102,20 @@ def check_mesh(mesh: Mesh | None) -> None:
     if hosts.count() > 1 and (mesh is None or mesh.devices.size != jax.device_count()):
         raise ValueError(
             f"{hosts.count()} processes need a mesh of all their {jax.device_count()} devices, or "
-            f"each would do the same work alone: write --mesh={_of_all(1, 1)}."
+            f"each would do the same work alone: write --mesh={_of_all(1, 1, 1)}."
         )
 
 
-def _of_all(data: int, model: int) -> str:
+def _of_all(data: int, model: int, experts: int) -> str:
     """A mesh of all devices, as much like the one that was asked for as can be."""
-    have = jax.device_count()
-    if have % model:
-        model = have // data if have % data == 0 else 1
-    return f"data:{have // model},model:{model}"
+    left = jax.device_count()
+    if left % experts:
+        experts = math.gcd(left, experts)
+    left //= experts
+    if left % model:
+        model = left // data if left % data == 0 else 1
+    found = f"data:{left // model},model:{model}"
+    return found + (f",experts:{experts}" if experts > 1 else "")
 
 
 def spec(axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh | None = None) -> PartitionSpec:

@@ -11,13 +11,13 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
-from specjax.core import machine
+from specjax.core import hosts, machine
 from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.files import write_atomically
 from specjax.core.options import keywords, option
 from specjax.lab.bench import job, measure, outputs, prediction, scoring
 from specjax.lab.bench.job import Config, read_config
-from specjax.lab.bench.store import Store
+from specjax.lab.bench.store import Store, mirror
 from specjax.lab.bench.summary import summarise
 from specjax.lab.bench.synthetic import parse_curve
 from specjax.lab.records import codec
@@ -83,6 +83,8 @@ def begin(options: Options) -> Begun | Several | None:
     Raises:
       ValueError, OSError: in one line, on what cannot be used.
     """
+    if (options.compare or options.report_only) and not hosts.is_first():
+        return None
     if options.compare:
         compare(options)
         return None
@@ -97,11 +99,13 @@ def begin(options: Options) -> Begun | Several | None:
     settings = dataclasses.asdict(Config()) if options.config is None else dict(options.config)
     config = read_config(settings)
     if config.mode == "predict":
-        predict(store, config)
+        if hosts.is_first():
+            predict(store, config)
         return None
+    workdir = mirror(options.workdir)
     if config.stored:
-        return begin_several(Several(options.workdir, job.side_by_side(settings)))
-    return begin_one(store, settings)
+        return begin_several(Several(workdir, job.side_by_side(settings)))
+    return begin_one(Store(workdir), settings)
 
 
 def begin_several(several: Several) -> Several:
@@ -134,14 +138,16 @@ def run(begun: Begun | Several) -> None:
     if isinstance(begun, Several):
         for directory, settings in zip(begun.directories, begun.settings.values(), strict=True):
             run(begin_one(Store(directory), settings))
-        compare(Options(compare=begun.directories, workdir=begun.path))
+        if hosts.is_first():
+            compare(Options(compare=begun.directories, workdir=begun.path))
         return
     with bar(_console()) as report:
         if begun.mode == "replay":
             scoring.record_all(begun.job, begun.store, report)
         else:
             run_cases(begun.job, begun.store, begun.config, report)
-    finish(begun.store)
+    if hosts.is_first():
+        finish(begun.store)
 
 
 def run_cases(

@@ -167,7 +167,7 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
         raise ValueError("The held-out rows have no supervised token to compute a loss of.")
     prompts = sources.prompts(config.eval.prompts, config.eval.prompt_tokens)
     specjax.check(target, spec, prompts, **decoding(config.eval, len(prompts)))
-    hosts.check_alike("the data", sources.digest())
+    hosts.check_alike("The data", sources.digest())
     about = {"day": day, "content of the data files": sources.contents()}
     if files := own.contents([config.kind, config.target, dict(config.objective).get("name")]):
         about["content of the method's files"] = files

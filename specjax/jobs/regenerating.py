@@ -86,14 +86,15 @@ def regenerate(options: Options) -> Path:
 
 def begin(options: Options) -> Run:
     """Loads the target, and reads the prompts and the file. Raises ValueError, OSError."""
-    target = specjax.load(options.target, dtype=options.dtype or None, mesh=options.mesh or None)
+    mesh = specjax.parse_mesh(options.mesh)
+    target = specjax.load(options.target, dtype=options.dtype or None, mesh=mesh)
     prompts = read_prompts(options, target)
     free = ("batch", "mesh", "output")
     settings = {n: v for n, v in dataclasses.asdict(options).items() if n not in free}
     for name in ("system", "template_args"):  # None as where there was no such field
         settings[name] = settings[name] or None
     settings["files"] = own.contents([options.target]) or None
-    hosts.check_alike("the prompts", prompts)
+    hosts.check_alike("The prompts", prompts)
     said = [spell(target, p) for p in prompts]
     results = ResultFile(options.output, settings, [{"prompt": text} for text in said])
     specjax.check(

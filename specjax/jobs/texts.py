@@ -157,7 +157,7 @@ def read_job(options: Options) -> Job:
     else:
         text = DEFAULT_PROMPT if options.prompt is None else options.prompt
         prompts = [FilePrompt("--prompt", text)]
-    hosts.check_alike("the prompts", [dataclasses.asdict(p) for p in prompts])
+    hosts.check_alike("The prompts", [dataclasses.asdict(p) for p in prompts])
     asked = options.ask(prompts, chat=options.chat)
     request, results = options.request(), None
     if options.output is not None:

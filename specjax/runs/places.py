@@ -234,7 +234,7 @@ def check_shared(path: Path, flag: str, *, wait: float = 20.0) -> None:
     From here on none writes once another attempt holds it.
 
     Args:
-      path: a directory; process 0 has taken it.
+      path: a directory, which process 0 takes if it has not yet.
       flag: that named it.
       wait: seconds until what was written has to be seen; some file systems take a few.
 
@@ -243,7 +243,7 @@ def check_shared(path: Path, flag: str, *, wait: float = 20.0) -> None:
     """
     if hosts.alone():
         return
-    token = hosts.from_first(f"token of {flag}", lambda: _held[path.resolve()].token)
+    token = hosts.from_first(f"token of {flag}", lambda: _token_of(path, flag))
     lock, deadline = path / ".lock", time.monotonic() + wait
     while token_in(lock) != token:
         if time.monotonic() > deadline:
@@ -255,6 +255,11 @@ def check_shared(path: Path, flag: str, *, wait: float = 20.0) -> None:
     hosts.barrier(f"{flag} is shared")
     if not hosts.is_first():
         files.guards.append(lambda path: refuse_other(lock, token))
+
+
+def _token_of(path: Path, flag: str) -> str:
+    take_directory(path, flag)
+    return _held[path.resolve()].token
 
 
 def refuse_other(lock: Path, token: str) -> None:

@@ -229,7 +229,9 @@ def test_another_config_under_the_same_name(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "mine.py").write_text(f"{text}\n# {i}\n")
-    arguments = [*train(tmp_path, "run", ""), "--config=mine.py"]
+    arguments = [
+        "--config=mine.py" if a.startswith("--config=") else a for a in train(tmp_path, "run", "")
+    ]
     other = {i: {"cwd": tmp_path / str(i)} for i in range(2)}
     ends = several.start(2, arguments, other=other)
     told_by_all(ends, "process 1 was started with another content of mine.py")
@@ -240,8 +242,10 @@ def test_a_working_directory_that_is_not_shared(tmp_path: Path) -> None:
     for i in range(2):
         (tmp_path / str(i)).mkdir()
         other[i] = {"cwd": tmp_path / str(i)}
-    config = f"--config={several.ROOT}/configs/train_dflash.py"
-    arguments = train(tmp_path, "run", "data:2", config, "--workdir=run")
+    arguments = [
+        a.replace("configs/", f"{several.ROOT}/configs/")
+        for a in train(tmp_path, "run", "data:2", "--workdir=run")
+    ]
     told_by_all(several.start(2, arguments, other=other), "--workdir=run is not shared")
 
 
@@ -253,8 +257,8 @@ def limit(size: int) -> None:
 def test_a_full_disk_while_texts_are_written(tmp_path: Path) -> None:
     """What is finished is kept, and the run goes on."""
     output = tmp_path / "texts.jsonl"
-    arguments = generate(tmp_path, 2, "--config.details=False", "--config.compilation_cache=")
-    small = {0: {"preexec_fn": functools.partial(limit, 4500)}}
+    arguments = generate(tmp_path, 2, "--max_new_tokens=200")
+    small = {0: {"preexec_fn": functools.partial(limit, 8000)}}
     ends = several.start(2, arguments, other=small)
     told_by_all(ends, "texts.jsonl could not be written")
     kept = output.read_bytes()

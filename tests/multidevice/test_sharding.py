@@ -221,7 +221,7 @@ def test_a_draft_that_cannot_be_split_is_replicated() -> None:
     mesh = make_mesh(2, 4)
     with pytest.raises(CheckpointError, match="num_heads=3; choose a divisor") as info:
         tiny.placed(draft(heads=3), mesh)
-    assert "\n" not in str(info.value)
+    assert "\n" not in str(info.value) and "--mesh=data:8,model:1 would do." in str(info.value)
     # Also where its heads could be split.
     whole = tiny.placed(
         tiny.model(vocab=VOCAB, layers=1, heads=4, kv_heads=4), mesh, replicate=True

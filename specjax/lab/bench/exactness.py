@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.checkpoint.load import Model
+from specjax.core import hosts
 from specjax.core.sharding import use_mesh
 from specjax.lab.records.run import Difference
 from specjax.session.slots import bucket
@@ -55,4 +56,6 @@ def next_logits(target: Model, prefix: list[int]) -> np.ndarray:
     padded = np.zeros((1, bucket(len(prefix))), np.int32)
     padded[0, : len(prefix)] = prefix
     with use_mesh(target.mesh):
-        return np.asarray(_last(target.net, jnp.asarray(padded), jnp.int32(len(prefix) - 1)))
+        found = _last(target.net, jnp.asarray(padded), jnp.int32(len(prefix) - 1))
+        logits: np.ndarray = hosts.fetch(found)
+        return logits

@@ -9,9 +9,10 @@ from typing import Any
 
 from specjax import api
 from specjax.checkpoint.load import Model, load
-from specjax.core import machine, own
+from specjax.core import hosts, machine, own
 from specjax.core.assignments import assign
 from specjax.core.options import option
+from specjax.core.sharding import parse_mesh
 from specjax.drafters import Spec
 from specjax.lab.bench import plan
 from specjax.lab.bench.plan import Group, Suite
@@ -161,7 +162,7 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
     sets, most = load_sets(config), config.max_prompt_tokens
     fields = ("dtype", "quantize", "weights", "kv_cache")
     how_kept: Any = {name: getattr(config, name) or None for name in fields}
-    target = load(config.target, mesh=config.mesh or None, **how_kept)
+    target = load(config.target, mesh=parse_mesh(config.mesh), **how_kept)
     if target.tokenizer is None:
         raise ValueError(f"{target.name} has no tokenizer.json, so it reads no prompts.")
     chat = target.chat_template if how.template == "chat" else None
@@ -181,9 +182,14 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
         prompts = [p for p in whole if not most or len(p.tokens) <= most]
         left_out += len(whole) - len(prompts)
         groups = expand(prompts)
+    hosts.check_alike("The prompts", prompts_sha256(prompts))
     run = describe(settings, target, how, prompts, groups)
     hashes = {s.name: s.sha256 for s in sets}
     run = dataclasses.replace(run, prompt_sets=hashes, left_out=left_out)
+    # Of several processes that of the first one, whose machine the times are of.
+    if not hosts.alone():
+        told = hosts.from_first("run", lambda: codec.to_json(run))
+        run = codec.from_json(Run, told, "run")
     return Job(target, suite, specs, prompts, groups, run)
 
 

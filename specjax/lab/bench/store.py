@@ -13,12 +13,16 @@ metrics.json, results.*, figures/, report.html: made of the above by `bench.summ
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from specjax.core.files import write_atomically
+from specjax.core import hosts
+from specjax.core.files import read_text, write_atomically
 from specjax.lab.records import codec
 from specjax.lab.records.experts import Union
 from specjax.lab.records.run import FIXED, VERSION, Difference, Measurement, Run, Warmup, read_run
@@ -31,6 +35,31 @@ from specjax.trace.trace import Trace
 # What a run that was killed at any moment may have written before run.json.
 _BEFORE = ("answers.jsonl", "prompts.jsonl", ".lock", "prompts.jsonl.tmp", "run.json.tmp")
 _FLAG = "--workdir"
+
+
+def mirror(path: str) -> str:
+    """Where this process keeps a run: of several, the first one in the directory that is named.
+
+    The others have a copy of their own that ends with them, so that all take the same decisions and
+    one writes.
+    """
+    if hosts.alone():
+        return path
+
+    def kept() -> dict[str, str]:
+        place = Path(path).expanduser()
+        found = (p for p in place.rglob("*.json*") if p.is_file() and p.name != ".lock")
+        return {p.relative_to(place).as_posix(): read_text(p) for p in found}
+
+    there = hosts.from_first(f"what {path} holds", kept)
+    if hosts.is_first():
+        return path
+    copy = Path(tempfile.mkdtemp(prefix="specjax-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    for name, text in there.items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text(text)
+    return str(copy)
 
 
 class Store:

@@ -213,7 +213,7 @@ class CycleProgram:
                 for _ in range(cycles):
                     state = self.compiled(*args, state)
                     # What a host has to know before it can ask for the next cycle.
-                    np.asarray(state.done), np.asarray(state.length)
+                    hosts.fetch((state.done, state.length))
             else:
                 state = self.compiled(*args, state, jnp.int32(cycles))
             jax.block_until_ready(state)
