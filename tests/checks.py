@@ -26,7 +26,7 @@ from specjax.core.compiles import Compiles
 from specjax.core.keys import row_keys
 from specjax.core.ops import ATTEND
 from specjax.core.ops.tiles import Follow
-from specjax.drafters import LM
+from specjax.drafters import LM, Spec
 from specjax.lab.compiler.hlo import count_copies
 from specjax.sampling import Options, make_sampling
 from specjax.train.objectives.base import Batch
@@ -82,7 +82,7 @@ def perfect_draft(kind: str, temperature: float) -> None:
 
 def run_cycles(
     target: specjax.Model,
-    name: str,
+    name: str | Spec,
     cycles: int,
     *,
     temperature: float = 0.8,
@@ -93,7 +93,8 @@ def run_cycles(
         session.Row(p, Options(temperature=temperature), seed, 60, ())
         for seed, p in enumerate(tiny.prompts(rows))
     ]
-    s = session.Session(target, tiny.make(name, 3, target=target, model=draft), requests)
+    spec = tiny.make(name, 3, target=target, model=draft) if isinstance(name, str) else name
+    s = session.Session(target, spec, requests)
     if cycles:
         s.advance(cycles)
     return s
@@ -187,14 +188,15 @@ def in_place(
     assert old.is_deleted()
 
 
-def another_turn(name: str) -> None:
+def another_turn(name: str, bound_to: tuple[specjax.Model, Any] | None = None) -> None:
     """A prefill after cycles is as good as one of the whole text, wherever each row leaves its own.
 
-    Another one of the kind compiles nothing.
+    Another one of the kind compiles nothing. ``bound_to``: a target and a drafter of one's own.
     """
     target, rows, rng = tiny.model(), 24, np.random.default_rng(3)
-    draft = tiny.near(target) if name == "lm" else None
-    s = run_cycles(target, name, 7, rows=rows, draft=draft)
+    spec = tiny.make(name, 3, target=target, model=tiny.near(target) if name == "lm" else None)
+    target, spec = bound_to or (target, spec)
+    s = run_cycles(target, spec, 7, rows=rows)
     start = [session.Row(p, Options(temperature=0.8), 0, 60, ()) for p in tiny.prompts(rows)]
     asked, compiles = start, Compiles()
     for _ in range(3):
@@ -213,7 +215,7 @@ def another_turn(name: str) -> None:
         assert all(m - 5 <= kept <= m for m, kept in zip(most, s.kept)), (most, s.kept)
         s.advance(3)
     assert compiles.count == 0 and s.num_slots == before
-    fresh = session.Session(target, tiny.make(name, 3, target=target, model=draft), asked)
+    fresh = session.Session(target, spec, asked)
     fresh.advance(3)
     same_cycles(s, fresh)
 

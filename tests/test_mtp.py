@@ -79,9 +79,11 @@ def test_predicted_cycles_are_the_real_ones(family: str) -> None:
 VOCAB = 5  # so few that random heads are often right
 
 
-def several(family: str, heads: int, num_draft: int) -> tuple[specjax.Model, MTP]:
+def several(
+    family: str, heads: int, num_draft: int, vocab: int = VOCAB
+) -> tuple[specjax.Model, MTP]:
     """A tiny target, and heads for it whose weights are not those that they begin with."""
-    target, rng = tiny.model(family, vocab=VOCAB), np.random.default_rng(6)
+    target, rng = tiny.model(family, vocab=vocab), np.random.default_rng(6)
     spec = MTP.fresh(target, num_draft=num_draft, heads=heads)
     shaken = lambda x: x + jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
     net = dataclasses.replace(spec.net, params=jax.tree.map(shaken, spec.net.params))
@@ -103,6 +105,11 @@ def test_several_heads_guess_as_they_are_trained(family: str, heads: int, num_dr
     assert out.tokens == plain.tokens
     accepted = [c.accepted for row in out.trace.rows for c in row]
     assert out.tau > 1.1 and max(accepted) > 1, accepted
+
+
+def test_several_heads_go_on_with_another_turn() -> None:
+    """As a fresh start does: what the last head read behind the shared part is forgotten."""
+    checks.another_turn("mtp", several("qwen3", 3, 3, vocab=31))
 
 
 def test_several_heads_in_a_targets_files(tmp_path: Path) -> None:

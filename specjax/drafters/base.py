@@ -67,7 +67,9 @@ class Drafter(Protocol):
     many of its guesses are worth verifying (`Proposal.wanted`) also has ``widths``: the numbers of
     guesses, ascending up to K, of which the cycle verifies the least that serves every row. One
     that can go on with another text that begins as its own also has ``cut(state, length)``, see
-    `cut`; without it the next turn of a conversation is fed from its first token on.
+    `cut`; without it the next turn of a conversation is fed from its first token on. Where its
+    state of a token depends on more than one token behind it, ``reads_ahead`` says on how many
+    more.
     """
 
     @property
@@ -122,9 +124,16 @@ def cut(drafter: Any, state: Any, length: Array) -> Any:
 
     The state is as if no more than those had been prefilled: `prefill` follows, with at least one
     more token in every row, and the first of those is one that the old text had at its place.
-    Where a cache of the state knows fewer, its length says so, and `cut` is asked for so many.
+    The next `reads_ahead` tokens are those of the old text, too. Where a cache of the state knows
+    fewer, its length says so, and `cut` is asked for so many.
     """
     return drafter.cut(state, length) if hasattr(drafter, "cut") else state
+
+
+def reads_ahead(drafter: Any) -> int:
+    """How many tokens behind the next one its state of a token depends on."""
+    count: int = getattr(drafter, "reads_ahead", 0)
+    return count
 
 
 def parents_of(drafter: Any) -> Parents | None:

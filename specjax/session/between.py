@@ -13,7 +13,7 @@ from specjax.core.cache import Cache, Mark, caches_in
 from specjax.core.program import Program
 from specjax.core.types import Array
 from specjax.decode import DecodeState, init_state, pin
-from specjax.drafters.base import Drafter, cut
+from specjax.drafters.base import Drafter, cut, reads_ahead
 from specjax.models.frozen import Frozen
 from specjax.sampling import Counts
 
@@ -36,10 +36,11 @@ def resume(
     The first ``same`` [B] tokens of each prompt are those of its row's text. The target's cache and
     the drafter's state keep them as far as both can, and `prefill` goes on where ``cache.length``
     says. It is fed at least the last one of ``same`` and the one before the pending token: the
-    drafter may have lost what it knew there. A row that cannot be cut there goes on from ``marks``
+    drafter may have lost what it knew there, or have seen other tokens behind (`reads_ahead`). A
+    row that cannot be cut there goes on from ``marks``
     (`mark`), of the same texts, or anew.
     """
-    wanted = jnp.clip(jnp.minimum(same - 1, length - 2), 0)
+    wanted = jnp.clip(jnp.minimum(same - 1 - reads_ahead(drafter), length - 2), 0)
     kept = reach(drafter, state, wanted)
     if marks:
         back = reach(drafter, at_marks(state, marks, jnp.ones_like(done)), wanted)

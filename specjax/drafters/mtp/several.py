@@ -73,6 +73,11 @@ class MTPHeadsDrafter:
         count: int = self.net.config.heads
         return count
 
+    @property
+    def reads_ahead(self) -> int:
+        """The last head's pair of a token has the token n behind it."""
+        return self.heads - 1
+
     def init(self, rows: int, slots: int) -> Columns:
         width, n = self.net.config.backbone.hidden_size, self.heads
         features = jnp.zeros((rows, self.num_draft + n, width), self.net.module.dtype)
@@ -140,6 +145,12 @@ class MTPHeadsDrafter:
             jnp.where(active, rest + kept.count, state.waiting),
             state.recent,
         )
+
+    def cut(self, state: Columns, length: Array) -> Columns:
+        # Of every head pairs 0 .. length - 1, whose tokens are known (`reads_ahead`): none waits
+        # before the features of the first token that is fed again.
+        cache, waiting = state.cache.cut(length), jnp.zeros_like(state.waiting)
+        return keep(cache, state.features, waiting, state.recent)
 
     def grow(self, state: Columns, slots: int) -> Columns:
         return dataclasses.replace(state, cache=state.cache.grow(slots))
