@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -174,6 +175,23 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, sums, straight
     np.testing.assert_array_equal(state.params["w"], train(straight).params["w"])
     assert records(tmp_path) == records(straight)
     assert train(tmp_path).step == 6  # and what was damaged is in nobody's way
+
+
+def test_what_is_being_written_is_not_touched_by_the_next_steps(tmp_path):
+    """They take the state's buffers; and a save that has begun is one that will be restored."""
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 + 7, s), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    noise = np.random.default_rng(0).normal(size=2**22).astype(np.float32)
+    state = TrainState(jnp.int32(3), {"w": jnp.asarray(noise.copy())}, ())
+    checkpoints.save(state, {"next": 3})
+    for _ in range(4):
+        state = step(state)
+    assert float(state.params["w"][0]) == 7
+    like = TrainState(jnp.int32(0), {"w": jnp.zeros(2**22)}, ())
+    restored = checkpoints.restore(like)
+    np.testing.assert_array_equal(restored.state.params["w"], noise)
+    assert restored.step == 3 and restored.data == {"next": 3}
+    checkpoints.close()
 
 
 def test_a_whole_checkpoint_of_another_model_is_refused_not_removed(tmp_path):

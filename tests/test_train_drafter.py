@@ -221,11 +221,13 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     noise = np.random.default_rng(0).normal(size=2**18).astype(np.float32)  # does not compress
     state = TrainState(jnp.int32(1), {"w": jnp.asarray(noise)}, ())
     checkpoints.save(state, {"next": 1})
+    checkpoints.finish()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))  # the system refuses to write more
     try:
         with pytest.raises(SaveFailed, match=r"step 2 could not be written") as error:
             checkpoints.save(dataclasses.replace(state, step=jnp.int32(2)), {"next": 2})
+            checkpoints.finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(error.value)

@@ -312,7 +312,7 @@ def placement(
     if replicate:
         return sharding.named(mesh, ())
     axes, shape = sharding.axes_of(parameter), parameter.get_value().shape
-    placement = sharding.named(mesh, axes)
+    placement = sharding.of_parameter(mesh, axes, shape)
     for size, axis in zip(shape, placement.spec, strict=True):
         if axis is not None and size % mesh.shape[axis]:
             raise CheckpointError(

@@ -124,11 +124,9 @@ def _cache(net: Frozen, kind: Quantisation | None) -> int:
 
 def _mesh(sizes: Mapping[str, int]) -> Any:
     """A mesh of no devices; None where one is enough."""
-    kept = {axis: sizes.get(axis, 1) for axis in sharding.AXES}
+    kept = sharding.axes_of_mesh(**{axis: sizes.get(axis, 1) for axis in sharding.AXES})
     if math.prod(kept.values()) == 1:
         return None
-    if kept["experts"] == 1:
-        del kept["experts"]
     return AbstractMesh(tuple(kept.values()), tuple(kept))
 
 

@@ -3,7 +3,9 @@
 Parameters carry the logical axes of their dimensions (`Linear.axes`), caches and activations are
 constrained by name through `constrain`. The mesh has the axes `data` (rows of a batch) and `model`
 (heads, MLP width, vocabulary), and, where it is asked for, `experts` (those of a mixture; all else
-is the same along it). Without a mesh everything here does nothing.
+is the same along it) and `fsdp`: rows of a batch, too, and of every parameter a part, which is put
+together where it is used (Zhao et al. 2023, arXiv:2304.11277). Without a mesh everything here does
+nothing.
 
 The mesh axes are *Auto*: the compiler propagates shardings between the places that are pinned
 here. docs/design.md says why they are not Explicit, and which test guards against what Explicit
@@ -24,27 +26,36 @@ from specjax.core import hosts
 
 Array = jax.Array
 
-# Logical axis -> mesh axis. An axis that is not named here is replicated.
-RULES: dict[str, str] = {
-    "batch": "data",
-    "heads": "model",
-    "kv_heads": "model",
-    "mlp": "model",
-    "fused": "model",
-    "vocab": "model",
-    "experts": "experts",
+# Logical axis -> mesh axes. An axis that is not named here is replicated.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "heads": ("model",),
+    "kv_heads": ("model",),
+    "mlp": ("model",),
+    "fused": ("model",),
+    "vocab": ("model",),
+    "experts": ("experts",),
 }
-AXES = ("data", "model", "experts")  # of a mesh; the last only where it has more than one device
+# Of a mesh; the last two only where they have more than one device.
+AXES = ("data", "model", "experts", "fsdp")
+_LEAST = 1 << 12  # elements of a parameter that is split over `fsdp`
 
 
-def parse_mesh(spec: str) -> Mesh | None:
+def parse_mesh(spec: str, *, training: bool = False) -> Mesh | None:
     """Builds the mesh that a flag such as ``data:2,model:4`` names; "" is no mesh.
 
     Raises:
       ValueError: on an unknown axis, a size below one, or more devices than there are; with several
-        processes also on any mesh that does not have all their devices.
+        processes also on any mesh that does not have all their devices; on the axis fsdp unless
+        something is trained.
     """
-    mesh = make_mesh(**mesh_sizes(spec)) if spec else None
+    sizes = mesh_sizes(spec)
+    if sizes["fsdp"] > 1 and not training:
+        raise ValueError(
+            f"--mesh={spec}: fsdp puts every weight together in every pass, which pays in training "
+            "alone; split rows over data, weights over model."
+        )
+    mesh = make_mesh(**sizes) if spec else None
     check_mesh(mesh)
     return mesh
 
@@ -61,20 +72,20 @@ def mesh_sizes(spec: str) -> dict[str, int]:
         name = name.strip()
         if name not in sizes or not size.strip().isdigit() or int(size) < 1:
             raise ValueError(
-                f"--mesh={spec}: {part!r} is not AXIS:SIZE with axis data, model or experts and "
-                "a size of at least 1; write for example --mesh=data:2,model:4."
+                f"--mesh={spec}: {part!r} is not AXIS:SIZE with axis data, model, experts or (in "
+                "training) fsdp and a size of at least 1; write for example --mesh=data:2,model:4."
             )
         sizes[name] = int(size)
     return sizes
 
 
-def make_mesh(data: int = 1, model: int = 1, experts: int = 1) -> Mesh:
-    """A mesh of ``data`` x ``model`` (x ``experts``) devices, the first ones there are.
+def make_mesh(data: int = 1, model: int = 1, experts: int = 1, fsdp: int = 1) -> Mesh:
+    """A mesh of ``data`` x ``model`` (x ``experts``, x ``fsdp``) devices, the first there are.
 
     Raises:
       ValueError: if there are fewer devices than that, or several processes with more.
     """
-    sizes = {"data": data, "model": model, **({"experts": experts} if experts > 1 else {})}
+    sizes = axes_of_mesh(data=data, model=model, experts=experts, fsdp=fsdp)
     said = ",".join(f"{name}:{size}" for name, size in sizes.items())
     need, have = math.prod(sizes.values()), jax.device_count()
     if hosts.count() > 1 and need != have:
@@ -95,6 +106,12 @@ def make_mesh(data: int = 1, model: int = 1, experts: int = 1) -> Mesh:
         axis_types=(AxisType.Auto,) * len(sizes),
         devices=jax.devices()[:need],
     )
+
+
+def axes_of_mesh(**sizes: int) -> dict[str, int]:
+    """The axes that a mesh of these sizes has, outermost first."""
+    order = ("data", "fsdp", "model", "experts")
+    return {n: sizes[n] for n in order if n in ("data", "model") or sizes.get(n, 1) > 1}
 
 
 def check_mesh(mesh: Mesh | None) -> None:
@@ -124,12 +141,36 @@ def spec(axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh | None = None) 
     ``mesh`` says which axes there are; None: that of the context.
     """
     there = (mesh or jax.sharding.get_abstract_mesh()).axis_names
-    found = (RULES.get(a) if a is not None else None for a in axes)
-    return PartitionSpec(*(name if name in there else None for name in found))
+    found = ([n for n in RULES.get(a or "", ()) if n in there] for a in axes)
+    return PartitionSpec(*map(_entry, found))
+
+
+def _entry(names: list[str]) -> str | tuple[str, ...] | None:
+    """Of a partition: the mesh axes that split one dimension."""
+    return None if not names else names[0] if len(names) == 1 else tuple(names)
 
 
 def named(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
     return NamedSharding(mesh, spec(axes, mesh))
+
+
+def of_parameter(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """Where a parameter lies: by its logical axes, and over `fsdp` by its largest other one.
+
+    Small ones, and such as `fsdp` does not divide, are whole along that axis.
+    """
+    entries = [*spec(axes, mesh)]
+    size = mesh.shape.get("fsdp", 1)
+    free = [i for i, n in enumerate(shape) if entries[i] is None and n % size == 0]
+    if size > 1 and free and math.prod(shape) >= _LEAST:
+        entries[max(free, key=lambda i: shape[i])] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*entries))
+
+
+def pieces(axis: str, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """In how many a logical axis is split over ``mesh``; None: that of the context, if any."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return math.prod(mesh.shape[name] for name in RULES[axis] if name in mesh.axis_names)
 
 
 def constrain(x: Array, *axes: str | None, replicated: bool = False) -> Array:
@@ -152,12 +193,12 @@ def fitting(
 ) -> PartitionSpec:
     """How `constrain` splits an array of this shape over the mesh of the context."""
     mesh = jax.sharding.get_abstract_mesh()
-    entries: list[str | None] = []
+    entries = []
     for size, axis in zip(shape, axes, strict=True):
-        name = RULES.get(axis) if axis is not None else None
-        name = None if name == "model" and replicated else name
-        fits = name in mesh.axis_names and size % mesh.shape[name] == 0
-        entries.append(name if fits else None)
+        names = [n for n in RULES.get(axis or "", ()) if n in mesh.axis_names]
+        names = [] if "model" in names and replicated else names
+        fits = size % math.prod(mesh.shape[n] for n in names) == 0
+        entries.append(_entry(names if fits else []))
     return PartitionSpec(*entries)
 
 

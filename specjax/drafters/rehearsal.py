@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from specjax.core.by_shape import Misfit, by_shape, shape
 from specjax.core.keys import row_keys
 from specjax.core.ops import activation_dtype
+from specjax.core.sharding import pieces
 from specjax.core.types import Kept, Proposal
 from specjax.drafters.base import Bound, Context, num_levels, parents_of
 from specjax.models.target import Target
@@ -24,7 +25,7 @@ class Rehearsal:
     def __init__(self, drafter: Any, name: str, target: Target, greedy: bool, counts: bool):
         self.drafter, self.name, self.target = drafter, name, target
         self.greedy, self.counts = greedy, counts
-        data = 1 if target.mesh is None else target.mesh.shape["data"]
+        data = 1 if target.mesh is None else pieces("batch", target.mesh)
         # Another number than that of the guesses, so that one is not taken for the other.
         self.rows = data * (3 if drafter.num_draft == 2 * data else 2)
 

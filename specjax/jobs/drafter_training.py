@@ -40,7 +40,7 @@ from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import Trainee, fresh
 from specjax.train.objectives.checking import check_objective
 from specjax.train.optimizer import make_optimizer, schedule
-from specjax.train.state import TrainState, init_state, place
+from specjax.train.state import TrainState, init_state, place, shardings_of
 from specjax.train.step import make_step
 
 
@@ -121,7 +121,7 @@ def prepare(options: Options) -> Prepared:
     export_dir = options.export_dir
     if options.export_only and not export_dir:
         raise ValueError("--export_only needs --export_dir.")
-    mesh = parse_mesh(config.mesh)
+    mesh = parse_mesh(config.mesh, training=True)
     if export_dir:
         hosts.first_writes("export place", lambda: take_export(export_dir, "--export_dir"))
     with use_mesh(mesh):
@@ -208,7 +208,12 @@ def train(ready: Prepared, evaluation: Evaluation) -> TrainState:
     return training.train(
         config,
         ready.state,
-        make_step(ready.trainee.objective, ready.optimizer, seed=config.seed),
+        make_step(
+            ready.trainee.objective,
+            ready.optimizer,
+            seed=config.seed,
+            shardings=shardings_of(ready.state),
+        ),
         ready.data,
         evaluated="measured_tau",
         board=ready.board,

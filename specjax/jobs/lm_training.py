@@ -31,7 +31,7 @@ from specjax.train import tokenizer as bpe
 from specjax.train.config import FREE, LMConfig, identity, read_settings
 from specjax.train.corpus import Corpus, load_corpus
 from specjax.train.optimizer import make_optimizer, schedule
-from specjax.train.state import TrainState, init_state, place
+from specjax.train.state import TrainState, init_state, place, shardings_of
 from specjax.train.step import make_step
 
 
@@ -104,7 +104,7 @@ def prepare(options: Options) -> Prepared:
     config = read_settings(LMConfig, options.config)
     if options.export_only and not options.export_dir:
         raise ValueError("--export_only needs --export_dir.")
-    mesh, workdir = parse_mesh(config.mesh), Path(options.workdir)
+    mesh, workdir = parse_mesh(config.mesh, training=True), Path(options.workdir)
     with use_mesh(mesh):
         board = tensorboard(workdir) if config.tensorboard and hosts.is_first() else None
         corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
@@ -173,7 +173,7 @@ def train(ready: Prepared) -> TrainState:
     return training.train(
         config,
         ready.state,
-        make_step(objective, ready.optimizer),
+        make_step(objective, ready.optimizer, shardings=shardings_of(ready.state)),
         loop.ByStep(ready.batch),
         evaluated="heldout_loss",
         board=ready.board,

@@ -20,7 +20,7 @@ from specjax import decode
 from specjax.checkpoint.load import Model
 from specjax.core.cache import caches_in
 from specjax.core.cache.base import num_bytes
-from specjax.core.sharding import use_mesh
+from specjax.core.sharding import pieces, use_mesh
 from specjax.session.slots import MIN_SLOTS, bucket
 
 _known: dict[Any, int] = {}  # bytes of states that were asked for before, by all shapes
@@ -57,7 +57,7 @@ def check_memory(
     """
     rows = len(lengths) if batch is None else min(batch, len(lengths))
     if target.mesh is not None:
-        rows += -rows % target.mesh.shape["data"]
+        rows += -rows % pieces("batch", target.mesh)
     slots, free = bucket(max(lengths) + drafter.num_draft + 1), free_memory(target.mesh)
     free = None if free is None else free + held
     if free is None:

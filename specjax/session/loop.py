@@ -22,7 +22,7 @@ from specjax.core.compiles import Stopwatch
 from specjax.core.options import LARGEST, check_count
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
-from specjax.core.sharding import check_mesh, use_mesh
+from specjax.core.sharding import check_mesh, pieces, use_mesh
 from specjax.drafters import checking
 from specjax.drafters.base import Drafter, can_cut
 from specjax.drafters.spec import Spec
@@ -157,7 +157,7 @@ class Session:
 
     def _lay_out(self, rows: Sequence[Row], rule: verify.Rule) -> Layout:
         mesh = self.target.mesh
-        shards = 1 if mesh is None else mesh.shape["data"]
+        shards = 1 if mesh is None else pieces("batch", mesh)
         vocab = self.target.config.vocab_size
         platform = self.target.net.platform
         return Layout.of(rows, vocab, greedy=rule.greedy_only, multiple=shards, platform=platform)

@@ -28,7 +28,7 @@ from specjax.core.compiles import Stopwatch
 from specjax.core.options import LARGEST, check_count
 from specjax.core.platform import warn_of_slow_updates
 from specjax.core.program import Program
-from specjax.core.sharding import check_mesh, use_mesh
+from specjax.core.sharding import check_mesh, pieces, use_mesh
 from specjax.core.types import Array
 from specjax.decode import DecodeState, Request
 from specjax.drafters import checking
@@ -101,7 +101,7 @@ class Refill(Session):
         self.target, self.spec = target, drafter
         bound, found = check_requests(target, drafter, rows, rule)
         check_rows(bound, checking.name_of(drafter))
-        self._shards = 1 if target.mesh is None else target.mesh.shape["data"]
+        self._shards = 1 if target.mesh is None else pieces("batch", target.mesh)
         padded = batch_size + -batch_size % self._shards  # rows that only fill the mesh stay empty
         lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
         widest = min(int(chunk), bucket(max(len(r.prompt) for r in rows)))

@@ -2,7 +2,8 @@
 
 Orbax writes to a temporary directory and renames it, so a kill leaves the ones before. What it does
 not notice is a file that was cut or changed later; so beside the checkpoints lie the sums of their
-files, and one that differs is set aside for the one before it.
+files, and one that differs is set aside for the one before it. Training goes on while files are
+written.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
+import os
 import shutil
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from specjax.core import hosts
@@ -26,6 +31,12 @@ from specjax.core.files import check_allowed, read_json, write_atomically
 from specjax.train.state import TrainState
 
 _CHUNK = 1 << 22  # bytes that are summed at a time
+_log = logging.getLogger("absl")
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Orbax tells from its threads, with a stack each, of an error that it raises as well."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 class SaveFailed(RuntimeError):
@@ -56,44 +67,73 @@ class Checkpoints:
         """``say`` is told, in one line, of a checkpoint that is damaged."""
         self._directory, self._say = directory.absolute(), say
         self._sums_path = self._directory.with_name(self._directory.name + ".sums.json")
+        _log.addFilter(_is_ours)
         self._open()
 
     def _open(self) -> None:
-        # Synchronous: the state is donated to the next step.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=2, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._writing: _Writing | None = None
 
     def save(self, state: TrainState, data: Any) -> None:
-        """Writes to a temporary directory and renames it: a kill leaves the previous ones.
+        """Begins to write; returns when the state may be donated. `finish` waits for the rest.
 
         Args:
           state: what is trained; a step that is saved already is left as it is.
           data: what else a resumed run needs, in JSON.
 
         Raises:
-          SaveFailed: if the file system does not take it; nothing of it is left then.
+          SaveFailed: if the file system did not take this one or the one before; nothing of it is
+            left then.
         """
+        self.finish()
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data)
+            state=ocp.args.StandardSave(_as_dict(_apart(state))), data=ocp.args.JsonSave(data)
         )
         check_allowed(self._directory)
         try:
             with hosts.computing(f"saving step {step}"):
                 self._manager.save(step, args=items, force=True)
-            hosts.first_writes("sums of checkpoints", self._note_sums)
-        except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
-            self._remove_unfinished(step)
-            reason = " ".join(str(error).split())
-            raise SaveFailed(
-                f"The checkpoint of step {step} could not be written to {self._directory}: "
-                f"{reason[:300]}. Checkpoints before it are whole: make room and run the same "
-                "command again."
-            ) from error
+        except (OSError, ValueError) as error:
+            raise self._failed(step, error) from error
+        self._writing = _Writing(step, self._complete)
+
+    def finish(self) -> None:
+        """Waits until what `save` began is whole, and noted so.
+
+        Raises:
+          SaveFailed: if the file system does not take it; nothing of it is left then.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        with hosts.computing(f"saving step {writing.step}"):
+            error = writing.wait()
+        if error is not None:
+            raise self._failed(writing.step, error) from error
+
+    def _complete(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        if hosts.is_first():  # the checkpoint is in its place when all processes have written
+            self._note_sums()
+
+    def _failed(self, step: int, error: BaseException) -> BaseException:
+        """What is to be raised. Tensorstore reports a full disk as a ValueError."""
+        if not isinstance(error, OSError | ValueError):
+            return error
+        self._remove_unfinished(step)
+        reason = " ".join(str(error).split())
+        return SaveFailed(
+            f"The checkpoint of step {step} could not be written to {self._directory}: "
+            f"{reason[:300]}. Checkpoints before it are whole: make room and run the same "
+            "command again."
+        )
 
     def _note_sums(self) -> None:
         """Notes the sums of the newest checkpoint, and forgets those of removed ones."""
@@ -129,7 +169,9 @@ class Checkpoints:
 
         Raises:
           Foreign: if a checkpoint is undamaged but of another model.
+          SaveFailed: as `finish`.
         """
+        self.finish()
         while True:
             newest = hosts.from_first("newest checkpoint", self._newest)
             if newest["set_aside"]:
@@ -190,7 +232,42 @@ class Checkpoints:
         self._say(f"The checkpoint {path} is damaged ({reason}): it is now {aside.name}.")
 
     def close(self) -> None:
-        self._manager.close()
+        """Raises SaveFailed as `finish` does."""
+        try:
+            self.finish()
+        finally:
+            with contextlib.suppress(OSError, ValueError):  # which `finish` has told
+                self._manager.close()
+
+
+class _Writing:
+    """A checkpoint that is being written, in a thread of its own."""
+
+    def __init__(self, step: int, complete: Callable[[], None]):
+        self.step = step
+        self._complete = complete
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._complete()
+        except BaseException as error:  # whoever waits is told
+            self._error = error
+
+    def wait(self) -> BaseException | None:
+        """What went wrong, if anything did."""
+        self._thread.join()
+        return self._error
+
+
+def _apart(state: TrainState) -> TrainState:
+    """The state as the next step cannot touch it, which it is donated to.
+
+    On CPU what is written would be the arrays themselves; elsewhere Orbax copies them to the host.
+    """
+    return jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

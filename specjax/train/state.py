@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from specjax.core.sharding import RULES, axes_of, named
+from specjax.core.sharding import RULES, axes_of, named, of_parameter, pieces
 from specjax.core.types import Array, pytree
 from specjax.models.frozen import Frozen
 
@@ -74,9 +74,15 @@ def place(state: TrainState, skeleton: Skeleton) -> TrainState:
     return state if mesh.empty else jax.device_put(state, state_shardings(state, skeleton, mesh))
 
 
+def shardings_of(state: TrainState) -> TrainState | None:
+    """Where a placed state lies, for `step.make_step`; None: on one device."""
+    mesh = jax.sharding.get_mesh()
+    where: TrainState | None = jax.tree.map(lambda x: x.sharding, state)
+    return None if mesh.empty else where
+
+
 def _divides(mesh: Mesh, axis: str | None, size: int) -> bool:
-    name = RULES.get(axis or "")
-    return name is None or size % mesh.shape[name] == 0
+    return axis not in RULES or size % pieces(axis, mesh) == 0
 
 
 def state_shardings(state: TrainState, skeleton: Skeleton, mesh: Mesh) -> TrainState:
@@ -89,10 +95,8 @@ def state_shardings(state: TrainState, skeleton: Skeleton, mesh: Mesh) -> TrainS
         for key in reversed(path):
             axes = skeleton.axes.get(str(getattr(key, "key", "")))
             if axes is not None and leaf.ndim == len(axes):
-                sizes = zip(leaf.shape, axes, strict=True)
-                return named(
-                    mesh, tuple(a if _divides(mesh, a, size) else None for size, a in sizes)
-                )
+                fit = (a if _divides(mesh, a, n) else None for n, a in zip(leaf.shape, axes))
+                return of_parameter(mesh, tuple(fit), leaf.shape)
         return named(mesh, ())
 
     return jax.tree_util.tree_map_with_path(of, state)

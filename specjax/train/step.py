@@ -22,7 +22,11 @@ Objective = Callable[[Params, Any, Any, Array], tuple[Array, Array, Sums]]
 
 
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation, *, seed: int = 0
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Sums]]:
     """One optimizer step, jitted, its state donated.
 
@@ -30,6 +34,8 @@ def make_step(
     returns the new state and the sums of the objective over all of them, ``loss`` and ``weight``
     among them; the gradient is that of ``loss / weight``. Randomness is a function of the seed,
     the step and the micro-batch, so that a resumed run draws what the first one drew.
+
+    ``shardings`` of the state are those it has and keeps; None: there is no mesh.
     """
 
     def step(state: TrainState, batch: Any, target: Any) -> tuple[TrainState, Sums]:
@@ -58,9 +64,13 @@ def make_step(
             (sums, grads), _ = jax.lax.scan(add, zeros, pieces)
         weight = jnp.maximum(sums["weight"], 1e-8)  # a batch without a label teaches nothing
         grads = jax.tree.map(lambda g: g / weight, grads)
+        if shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts and floats
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), sums
 
-    return jax.jit(step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

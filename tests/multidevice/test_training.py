@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
+from specjax.core import sharding
 from specjax.core.sharding import make_mesh, use_mesh
 from specjax.train.data.batches import Batches
 from specjax.train.data.rows import Windows
 from specjax.train.drafter import Trainee, fresh
 from specjax.train.optimizer import make_optimizer, schedule
-from specjax.train.state import init_state, place
+from specjax.train.state import init_state, place, shardings_of
 from specjax.train.step import make_step
 
 VOCAB = 32
@@ -32,11 +36,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_steps_on_a_mesh_are_those_of_one_device(kind):
+def test_steps_on_a_mesh_are_those_of_one_device(kind, monkeypatch):
+    monkeypatch.setattr(sharding, "_LEAST", 1)
     sizes, hyper, split = CASES[kind]
     stream = np.random.default_rng(0).integers(0, VOCAB, 400)
-    found = []
-    for mesh in (None, make_mesh(data=2, model=4)):
+    found: list[tuple[list[float], Any]] = []
+    for mesh in (None, make_mesh(data=2, model=4), make_mesh(data=2, fsdp=2, model=2)):
         target = tiny.model("llama", vocab=VOCAB)
         target = target if mesh is None else tiny.placed(target, mesh)
         with use_mesh(mesh):
@@ -47,7 +52,7 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind):
             state = place(init_state(params, optimizer), trainee.skeleton)
             rows = Windows(stream, 16, where="text")
             data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
-            step = make_step(trainee.objective, optimizer)
+            step = make_step(trainee.objective, optimizer, shardings=shardings_of(state))
             if mesh is not None and kind == "dflash":
                 # Between processes on CPU it would be silently wrong (jax issue 40830).
                 text = step.lower(state, next(data), target.net).compile().as_text()
@@ -58,15 +63,19 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind):
                 state, sums = step(state, next(data), target.net)
                 losses.append(float(sums["loss"] / sums["weight"]))
         found.append((losses, jax.device_get(state.params)))
-        weight = state.params[split]
-        shape = weight.addressable_shards[0].data.shape
-        assert shape == (weight.shape[0] // (1 if mesh is None else 4), weight.shape[1])
-    (losses, params), (sharded_losses, sharded_params) = found
-    np.testing.assert_allclose(losses, sharded_losses, rtol=1e-4)
+        sizes_of = {} if mesh is None else dict(mesh.shape)
+        parts = sizes_of.get("model", 1), sizes_of.get("fsdp", 1)
+        moments = jax.tree.leaves(optax.tree.get(state.opt_state, "mu"))
+        for weight in (state.params[split], moments[list(state.params).index(split)]):
+            shape = weight.addressable_shards[0].data.shape
+            assert shape == tuple(n // k for n, k in zip(weight.shape, parts, strict=True))
+    losses, params = found[0]
     assert losses[2] != losses[0]
-    # Adam divides by the size of a gradient: where that is rounding alone, its step may turn.
-    for name, value in params.items():
-        assert np.abs(value - sharded_params[name]).mean() < 1e-4, name
+    for sharded_losses, sharded_params in found[1:]:
+        np.testing.assert_allclose(losses, sharded_losses, rtol=1e-4)
+        # Adam divides by the size of a gradient: where that is rounding alone, its step may turn.
+        for name, value in params.items():
+            assert np.abs(value - sharded_params[name]).mean() < 1e-4, name
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():

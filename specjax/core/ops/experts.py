@@ -19,7 +19,7 @@ from specjax.core.ops.linear import linear
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised, axes_of
-from specjax.core.sharding import axis_size, spec
+from specjax.core.sharding import axis_size, pieces, spec
 from specjax.core.trips import expected, expected_groups, expected_share
 from specjax.core.types import Array, pytree, static
 
@@ -272,7 +272,7 @@ def experts(
         total: Array = jax.lax.psum(local(x, chosen, weights, stack), tuple(split))
         return total
 
-    rows = "batch" if x.shape[0] % axis_size("data") == 0 else None
+    rows = "batch" if x.shape[0] % pieces("batch") == 0 else None
     tokens = spec((rows, None, None))
     run = jax.shard_map(
         share,

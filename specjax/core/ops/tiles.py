@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from specjax.core.ops.one_softmax import Cached, Form, Known, Parts, Queries, weighted
-from specjax.core.sharding import fitting
+from specjax.core.sharding import fitting, pieces
 from specjax.core.trips import expected_tiles
 from specjax.core.types import Array
 
@@ -189,5 +189,5 @@ def _partition(
     masks = [fitting(x.shape, ("batch", None, None)) for x in (visible, cached.seen)]
     known = (keys, keys, masks[1], fitting(cached.reach.shape, ("batch",)))
     specs = (queries, keys, keys, masks[0], known)
-    split = mesh.shape[keys[1]] if keys[1] else 1
+    split = pieces(of_kv) if keys[1] is not None and of_kv is not None else 1
     return (*specs, None if sinks is None else PartitionSpec(queries[1])), groups // split

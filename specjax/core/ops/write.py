@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
-from specjax.core.sharding import axis_size
+from specjax.core.sharding import pieces
 from specjax.core.types import Array
 
 # On CPU a per-row dynamic_update_slice is several times cheaper than a scatter; unrolled over the
@@ -27,7 +27,7 @@ def scatter(buffer: Array, new: Array, start: Array) -> Array:
 
 def row_by_row(buffer: Array, new: Array, start: Array) -> Array:
     rows = new.shape[0]
-    if rows > _MAX_UNROLLED_ROWS or axis_size("data") > 1:
+    if rows > _MAX_UNROLLED_ROWS or pieces("batch") > 1:
         return scatter(buffer, new, start)
     for b in range(rows):
         buffer = jax.lax.dynamic_update_slice(buffer, new[b : b + 1], (b, 0, start[b], 0))

@@ -106,7 +106,7 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
     target = _model(setup.target, setup, plain, mesh, platform, **how)
     if setup.kv_cache:
         target = target.remembering(setup.kv_cache)  # type: ignore[arg-type]
-    if mesh is not None and setup.rows % mesh.shape["data"]:
+    if mesh is not None and setup.rows % sharding.pieces("batch", mesh):
         raise ValueError(
             f"--config.rows={setup.rows}: the mesh's data axis has {mesh.shape['data']} devices,"
             " which do not divide it."

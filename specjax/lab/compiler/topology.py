@@ -15,6 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from specjax.core.platform import Platform
+from specjax.core.sharding import axes_of_mesh
 
 GIB = 2**30
 
@@ -52,13 +53,13 @@ class Topology:
         """What `core.ops` are chosen by."""
         return Platform(self.platform, self.cores)
 
-    def mesh(self, data: int, model: int, experts: int = 1) -> Mesh | None:
+    def mesh(self, data: int, model: int, experts: int = 1, fsdp: int = 1) -> Mesh | None:
         """The mesh of these sizes; None for one local device.
 
         Raises:
           ValueError: if it does not have as many devices as the slice (locally: if it has more).
         """
-        sizes = {"data": data, "model": model, **({"experts": experts} if experts > 1 else {})}
+        sizes = axes_of_mesh(data=data, model=model, experts=experts, fsdp=fsdp)
         said = ",".join(f"{name}:{size}" for name, size in sizes.items())
         need, have = math.prod(sizes.values()), len(self.devices)
         if self.name != "local" and need != have:

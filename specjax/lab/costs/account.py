@@ -225,7 +225,7 @@ def held_bytes(target: Model, drafter: Drafter, *, rows: int, slots: int) -> dic
 
 
 def _sizes(mesh: Mesh | None) -> tuple[int, int]:
-    return (1, 1) if mesh is None else (mesh.shape["data"], mesh.shape["model"])
+    return (1, 1) if mesh is None else (sharding.pieces("batch", mesh), mesh.shape["model"])
 
 
 # --- a training step ----------------------------------------------------------------------------

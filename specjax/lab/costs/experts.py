@@ -113,7 +113,7 @@ class _Batch:
     """Rows that were decoded together, and the target's memory of them so far."""
 
     def __init__(self, target: Model, trace: Trace, rows: Sequence[int], width: int, fed: bool):
-        shards = 1 if target.mesh is None else target.mesh.shape["data"]
+        shards = 1 if target.mesh is None else sharding.pieces("batch", target.mesh)
         size = max(trace.about.batch or 0, len(rows))
         self._cycles: list[Sequence[Cycle]] = [trace.rows[b] for b in rows]
         self._cycles += [()] * (-(-size // shards) * shards - len(rows))  # of the program's shape

@@ -9,8 +9,8 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
+from specjax.core.sharding import named, pieces
 from specjax.train.data.rows import Row, Rows
 from specjax.train.objectives.base import Batch
 
@@ -29,7 +29,7 @@ class Batches:
           ValueError: if the data axis of the mesh does not divide the rows.
         """
         mesh = jax.sharding.get_mesh()
-        shards = 1 if mesh.empty else mesh.shape["data"]
+        shards = 1 if mesh.empty else pieces("batch", mesh)
         if micro % shards:
             raise ValueError(
                 f"--config.rows={micro}: the mesh has {shards} data shards, which must divide it; "
@@ -39,7 +39,7 @@ class Batches:
         self._sharding = None
         mine = list(range(micro))
         if not mesh.empty:
-            self._sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+            self._sharding = named(mesh, (None, "batch"))
             held = self._sharding.addressable_devices_indices_map(self._shape).values()
             mine = sorted({row for at in held if at for row in range(*at[1].indices(micro))})
         self._places = {row: place for place, row in enumerate(mine)}
