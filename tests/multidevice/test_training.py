@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ import tiny
 
 from specjax.core import sharding
 from specjax.core.sharding import make_mesh, use_mesh
+from specjax.train import next_token
+from specjax.train.checkpoints import Checkpoints
 from specjax.train.data.batches import Batches
 from specjax.train.data.rows import Windows
 from specjax.train.drafter import Trainee, fresh
@@ -82,3 +85,26 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused():
     with use_mesh(make_mesh(data=4)), pytest.raises(ValueError, match="4 data shards"):
         rows = Windows(np.arange(99), 16, where="text")
         Batches(rows, micro=2, accumulate=1, seq_len=16, seed=0)
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(tmp_path, monkeypatch):
+    """Written in parts by one mesh, read in those of another, and by one device."""
+    monkeypatch.setattr(sharding, "_LEAST", 1)
+    optimizer = optax.adam(1e-3)
+    kept = None
+    for mesh in (make_mesh(fsdp=4, model=2), make_mesh(data=2, fsdp=2), make_mesh(model=8), None):
+        with use_mesh(mesh):
+            skeleton, params = next_token.build(DRAFT, 0 if kept is None else 1, model_axis=1)
+            state = place(init_state(params, optimizer), skeleton)
+            checkpoints = Checkpoints(tmp_path / "checkpoints")
+            if kept is None:
+                kept = jax.device_get(dataclasses.replace(state, step=jnp.int32(5)))
+                checkpoints.save(dataclasses.replace(state, step=jnp.int32(5)), {"next": 5})
+            found = checkpoints.restore(state)
+            checkpoints.close()
+        assert found.step == 5 and found.data == {"next": 5}
+        for old, new, like in zip(*map(jax.tree.leaves, (kept, found.state, state)), strict=True):
+            np.testing.assert_array_equal(old, new)
+            assert new.sharding.is_equivalent_to(like.sharding, new.ndim)
+        if mesh is not None and "fsdp" in mesh.axis_names:
+            assert not found.state.params["embed_tokens.weight"].sharding.is_fully_replicated
