@@ -62,7 +62,7 @@ class RunConfig:
     log_every: int = option(10, "Steps.")
     eval_every: int = option(100, "Steps, a multiple of log_every.")
     checkpoint_every: int = option(50, "Steps.")
-    mesh: str = option("", "Devices to shard over, such as data:2,model:4.")
+    mesh: str = option("", "Devices to shard over, such as data:2,model:4 or fsdp:8.")
     tensorboard: bool = option(False, "Write events there, too.")
 
     def __post_init__(self) -> None:
