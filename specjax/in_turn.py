@@ -34,6 +34,7 @@ class Answer:
     finish: str  # "stop" or "length"
     trace: Trace  # of its one row
     begin: float  # when its prompt began to be fed
+    freed: float  # when the row that it moved into was free
     end: float  # when its last cycle had run
 
 
@@ -152,6 +153,7 @@ class Turns:
             finish=finish,
             trace=trace,
             begin=finished.begin,
+            freed=finished.freed,
             end=finished.end,
         )
 

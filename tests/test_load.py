@@ -23,7 +23,7 @@ def test_both_ways_side_by_side(
         monkeypatch.setattr(load, way, keep)
     output = tmp_path / "load.json"
     report = jobs.benchmark_load(
-        drafter="ngram:3",
+        drafter=("ngram:3",),
         dtype="float32",
         concurrency=(2,),
         requests=5,
@@ -34,17 +34,22 @@ def test_both_ways_side_by_side(
     )
     for one, other in zip(*rounds.values(), strict=True):
         texts = [[sum((c.emitted for c in row), ()) for row in r.trace.rows] for r in (one, other)]
-        assert texts[0] == texts[1] and one.trace.num_committed == report.tokens  # greedy
+        assert texts[0] == texts[1] and one.trace.num_committed == report.served[0].tokens  # greedy
         cycles = [len(row) for row in one.trace.rows]
         pairs = [cycles[i : i + 2] for i in range(0, len(cycles), 2)]
         assert one.occupancy == sum(cycles) / (2 * sum(map(max, pairs)))
         assert 0 < other.occupancy <= 1
     keys = [(s.drafter, s.way) for s in report.served]
     assert keys == [(d, w) for d in ("none", "ngram:3") for w in ROWS]
-    plain = report.served[1]
+    lockstep, plain, _, fast = report.served
     assert plain.tau == 1.0 and plain.over_lockstep is not None and plain.over_plain is None
+    assert fast.over_plain is not None and lockstep.over_lockstep is None
+    assert fast.requests == 5 and fast.rule == "greedy"
+    # A text is there before the row asks again: of two rows each second belongs to two at most.
+    spent = sum(rounds["refilled"][-1].latency)
+    assert spent <= 2 * rounds["refilled"][-1].seconds * 1.01
     for one in report.served:
-        assert 0 < one.ttft_s.p50 <= one.latency_s.p50 <= one.latency_s.p95
+        assert 0 < one.ttft_s.p50 <= one.latency_s.p50 <= one.latency_s.p99
     assert codec.from_json(LoadReport, codec.read_file(output), "load") == report
     said = capsys.readouterr().out
     assert "refilled" in said and f"{plain.tokens_per_second:.0f}" in said

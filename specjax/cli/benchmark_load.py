@@ -1,11 +1,11 @@
 """Measures decoding under load: requests of mixed lengths, so many of them at a time.
 
 They wait in a queue. In lockstep a batch ends with its longest text; in rows
-that change hands the next request moves in where a text ends. Both, with and without the drafter,
-in turn: throughput, tau, the share of rows that were busy, and how long a request waits for its
+that change hands the next request moves in where a text ends. Both, with and without drafters, in
+turn: throughput, tau, the share of rows that were busy, and how long a request waits for its
 first and its last tokens.
 
-  python -m experiments.benchmark_load --concurrency=1,2,4,8,16,32,64,128 --requests=256
+  python -m experiments.benchmark_load --concurrency=1,2,4,8,16,32,64,128
   python -m experiments.benchmark_load --concurrency=2,4 --requests=12 --longest=48 --rounds=1
 
 Expected: under a minute for the second, on 2 CPU cores.

@@ -3,7 +3,7 @@
     {{ results("NAME", temperature=0, batch=1) }}   the comparison table of NAME/metrics.json, of
                                                     the cases with these values, and remarks
     {{ predictions("NAME") }}                       measured and predicted speedups side by side
-    {{ rows("FILE.json", "PATH", "a,b:.2f") }}      columns of a list of objects in any JSON file
+    {{ rows("FILE.json", "PATH", "a,b.c:.2f") }}    columns of a list of objects in any JSON file
     {{ value("FILE.json", "PATH", ".2f") }}         one value
     {{ depths("FOLDER") }}                          compile reports on some layers, for all of them
     {{ checked_depths("FOLDER") }}                  the same over reports on all layers
@@ -177,9 +177,15 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> str:
     """Rows as a table; of each column its name and format."""
     for name, _ in columns:
-        if not any(name in row for row in rows):
+        if not any(name.partition(".")[0] in row for row in rows):
             raise ValueError(f"no row has the column {name!r}.")
-    cells = [tuple(Cell(_show(row.get(name), form)) for name, form in columns) for row in rows]
+
+    def cell(row: Mapping[str, Any], name: str, form: str) -> Cell:
+        first, _, rest = name.partition(".")
+        found = row.get(first)
+        return Cell(_show(_at(found, rest) if rest else found, form))
+
+    cells = [tuple(cell(row, name, form) for name, form in columns) for row in rows]
     made = Grid(tuple(Column(name) for name, _ in columns), (Group("", tuple(cells)),))
     return grid.markdown(made).rstrip("\n")
 

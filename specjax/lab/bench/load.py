@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,15 +30,24 @@ from specjax.prompts import prompt_sets
 from specjax.prompts.ids import prompt_ids
 from specjax.trace.trace import Trace
 
+LEAST = 24  # requests
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """What is asked, and how much of it at a time."""
 
     target: str = option("demo:target", "Checkpoint.")
-    drafter: str = option("demo:dflash", "NAME[:CHECKPOINT][:K], or CHECKPOINT.")
+    drafter: tuple[str, ...] = option(
+        ("ngram", "demo:dflash"),
+        "NAME[:CHECKPOINT][:K], or CHECKPOINT; each beside plain decoding.",
+    )
     concurrency: tuple[int | str, ...] = option((1, 4, 16), "Requests at a time; each of these.")
-    requests: int = option(64, "In all, of the built-in prompts, over again.", least=1)
+    requests: int | None = option(
+        None,
+        "Of the built-in prompts, over again; default: three times as many as at a time, and 24.",
+        least=1,
+    )
     longest: int = option(128, "New tokens of the longest request.", least=1)
     shortest: int = option(
         16, "Of the shortest: lengths are drawn between, evenly in their logarithm.", least=1
@@ -62,11 +72,11 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """All requests once."""
+    """All requests once. Times of each are seconds from when its row was free."""
 
     seconds: float
     trace: Trace
-    ttft: list[float]  # seconds from the first request's begin, of each
+    ttft: list[float]
     latency: list[float]
     occupancy: float
 
@@ -85,71 +95,78 @@ def benchmark_load(options: Options) -> LoadReport:
     use_compile_cache(default_directory())
     console = Console(highlight=False)
     target = load(options.target, dtype=options.dtype, mesh=options.mesh or None)
-    spec = parse(options.drafter).load(target)
-    questions = prompt_sets.load("builtin").questions
-    texts = [questions[i % len(questions)].turns[0] for i in range(options.requests)]
-    rng = np.random.default_rng(options.seed)
-    shortest, longest = float(np.log(options.shortest)), float(np.log(options.longest))
-    lengths = np.exp(rng.uniform(shortest, longest, len(texts)))
-    asked: dict[str, Any] = {
-        "prompts": prompt_ids(target, texts),
-        "max_new_tokens": lengths.round().astype(int).tolist(),
-        "seed": options.seed,
-        "temperature": options.temperature,
-        "stop_token_ids": (),
-    }
-    api.check(target, spec, **asked, batch_size=max(whole_numbers("c", options.concurrency)))
+    specs: dict[str, Spec | None] = {"none": None}
+    specs |= {name: parse(name).load(target) for name in options.drafter}
+    sizes = whole_numbers("concurrency", options.concurrency)
+    work = {size: ask(options, target, options.requests or max(3 * size, LEAST)) for size in sizes}
+    for size, spec in itertools.product(sizes, specs.values()):
+        api.check(target, spec, **work[size], batch_size=size)
     report = LoadReport(
         target=target.name,
-        drafter=options.drafter,
-        rule="",
-        requests=len(texts),
-        tokens=sum(asked["max_new_tokens"]),
-        longest=max(asked["max_new_tokens"]),
-        shortest=min(asked["max_new_tokens"]),
+        longest=max(max(asked["max_new_tokens"]) for asked in work.values()),
+        shortest=min(min(asked["max_new_tokens"]) for asked in work.values()),
         rounds=options.rounds,
+        temperature=options.temperature,
         machine=Machine.here(),
     )
-    for concurrency in whole_numbers("concurrency", options.concurrency):
-        rule, found = serve(target, spec, asked, concurrency, options.rounds, options.drafter)
-        report = dataclasses.replace(report, rule=rule, served=(*report.served, *found))
-        shown.progress(console, concurrency)
+    for size in sizes:
+        found = serve(target, specs, work[size], size, options.rounds)
+        report = dataclasses.replace(report, served=(*report.served, *found))
+        shown.progress(console, size)
         if options.output is not None:
             codec.write_file(Path(options.output), report)
     shown.show(console, report)
     return report
 
 
+def ask(options: Options, target: Model, num: int) -> dict[str, Any]:
+    """``num`` requests, as `specjax.generate` takes them."""
+    questions = prompt_sets.load("builtin").questions
+    texts = [questions[i % len(questions)].turns[0] for i in range(num)]
+    rng = np.random.default_rng(options.seed)
+    shortest, longest = float(np.log(options.shortest)), float(np.log(options.longest))
+    lengths = np.exp(rng.uniform(shortest, longest, len(texts)))
+    return {
+        "prompts": prompt_ids(target, texts),
+        "max_new_tokens": lengths.round().astype(int).tolist(),
+        "seed": options.seed,
+        "temperature": options.temperature,
+        "stop_token_ids": (),
+    }
+
+
 def serve(
-    target: Model, spec: Spec, asked: dict[str, Any], concurrency: int, rounds: int, name: str
-) -> tuple[str, list[Served]]:
-    """The rule, and every way of decoding at one concurrency, measured in turns."""
-    drafters: dict[str, Spec | None] = {"none": None, name: spec}
+    target: Model,
+    specs: Mapping[str, Spec | None],
+    asked: dict[str, Any],
+    concurrency: int,
+    rounds: int,
+) -> list[Served]:
+    """Every way of decoding at one concurrency, measured in turns."""
     runs: dict[tuple[str, str], Callable[[], Round]] = {}
-    for drafter, made in drafters.items():
+    for drafter, made in specs.items():
         runs[drafter, LOCKSTEP] = functools.partial(lockstep, target, made, asked, concurrency)
         runs[drafter, REFILLED] = functools.partial(refilled, target, made, asked, concurrency)
-    first = {key: run() for key, run in runs.items()}  # compiles
+    for run in runs.values():  # compiles
+        run()
     turns = [take(list(runs.values()), turn) for turn in range(rounds)]
     rates = {
         key: [turn[place].tokens_per_second for turn in turns] for place, key in enumerate(runs)
     }
+
+    def over(one: tuple[str, str], other: tuple[str, str]) -> float:
+        return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
+
     found = []
     for place, (drafter, way) in enumerate(runs):
         each = sorted((turn[place] for turn in turns), key=lambda r: r.tokens_per_second)
-        over = {
-            "over_lockstep": (drafter, LOCKSTEP) if way == REFILLED else None,
-            "over_plain": ("none", REFILLED) if drafter != "none" else None,
-        }
-        ratios = {
-            field: other
-            and statistics.median(
-                a / b for a, b in zip(rates[drafter, way], rates[other], strict=True)
-            )
-            for field, other in over.items()
-        }
+        key, ratios = (drafter, way), dict[str, float | None]()
+        if way == REFILLED:
+            ratios["over_lockstep"] = over(key, (drafter, LOCKSTEP))
+        if drafter != "none":
+            ratios["over_plain"] = over(key, ("none", way))
         found.append(describe(concurrency, drafter, way, each[len(each) // 2], **ratios))
-    return str(first[name, REFILLED].trace.about.rule), found
+    return found
 
 
 def lockstep(target: Model, spec: Spec | None, asked: dict[str, Any], size: int) -> Round:
@@ -161,8 +178,8 @@ def lockstep(target: Model, spec: Spec | None, asked: dict[str, Any], size: int)
         some["seed"] = [asked["seed"] + i for i in rows]
         out = api.generate(target, spec, **{**asked, **some})
         traces.append(out.trace)
-        ttft += [before + row[0].end for row in out.trace.rows]
-        latency += [before + out.seconds] * len(rows)  # nobody reads it before
+        ttft += [row[0].end for row in out.trace.rows]
+        latency += [out.seconds] * len(rows)  # nobody reads it before
         lengths = [len(row) for row in out.trace.rows]
         used, ran = used + sum(lengths), ran + max(lengths) * size
         before += out.seconds
@@ -176,8 +193,8 @@ def refilled(target: Model, spec: Spec | None, asked: dict[str, Any], size: int)
     return Round(
         turns.seconds,
         turns.joined(answers),
-        [answer.trace.rows[0][0].end for answer in answers],
-        [answer.end for answer in answers],
+        [answer.trace.rows[0][0].end - answer.freed for answer in answers],
+        [answer.end - answer.freed for answer in answers],
         turns.occupancy,
     )
 
@@ -188,15 +205,19 @@ def batches(num: int, size: int) -> Iterator[range]:
 
 def describe(concurrency: int, drafter: str, way: str, one: Round, **over: Any) -> Served:
     """The figures of a round."""
-    each = zip(one.trace.rows, one.ttft, one.latency, strict=True)
     later = [
-        1e3 * (end - first) / (sum(c.committed for c in row) - row[0].committed)
-        for row, first, end in each
+        1e3 * (row[-1].end - row[0].end) / (sum(c.committed for c in row) - row[0].committed)
+        for row in one.trace.rows
         if len(row) > 1
     ]
+    gaps = [1e3 * (b.end - a.end) for row in one.trace.rows for a, b in itertools.pairwise(row)]
     return Served(
         concurrency=concurrency,
+        requests=len(one.trace.rows),
+        prompt_tokens=sum(len(text.prompt_tokens) for text in one.trace.texts),
+        tokens=one.trace.num_committed,
         drafter=drafter,
+        rule=str(one.trace.about.rule),
         way=way,
         tokens_per_second=one.tokens_per_second,
         tau=one.trace.tau,
@@ -204,13 +225,14 @@ def describe(concurrency: int, drafter: str, way: str, one: Round, **over: Any) 
         ttft_s=spread(one.ttft),
         latency_s=spread(one.latency),
         tpot_ms=spread(later),
+        gap_ms=spread(gaps),
         **over,
     )
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and 95th percentile; NaN of none."""
+    """Median and 99th percentile; NaN of none."""
     if not values:
         return Spread(float("nan"), float("nan"))
-    p50, p95 = np.percentile(values, [50, 95])
-    return Spread(float(p50), float(p95))
+    p50, p99 = np.percentile(values, [50, 99])
+    return Spread(float(p50), float(p99))

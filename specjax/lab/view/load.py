@@ -11,7 +11,7 @@ from specjax.lab.view.plain import table
 
 HEADER = (
     *("rows", "drafter", "way", "tok/s", "tau", "busy"),
-    *("first s", "last s", "ms a token", "x lock", "x plain"),
+    *("x lock", "x plain", "TTFT s", "latency s", "TPOT ms", "gap ms"),
 )
 
 
@@ -27,11 +27,12 @@ def show(console: Console, report: LoadReport) -> None:
         column.no_wrap = True
     console.print(made)
     about = (
-        f"{report.requests} requests of {report.shortest} to {report.longest} new tokens, all",
-        f"asked at time 0, of {report.target} on {report.machine.device}. First, last: until its",
-        "first and its last tokens are there; in lockstep a text is there when its batch is.",
-        "Medians over requests, 95th percentiles below them. x: medians over",
-        f"{report.rounds} pairs of neighbouring rounds; x plain: over plain decoding, refilled.",
+        f"Requests of {report.shortest} to {report.longest} new tokens, of {report.target} on",
+        f"{report.machine.device}. Each row asks when the answer before is there; in lockstep that",
+        "is when its batch is. TTFT: from asking to the first tokens; TPOT: a token behind them;",
+        "gap: between a text's cycles, those of one call of the device evenly apart.",
+        f"Medians and 99th percentiles; x: medians over {report.rounds} pairs of neighbouring",
+        "rounds, plain decoding the same way.",
     )
     console.print(" ".join(about), soft_wrap=True)
 
@@ -45,16 +46,17 @@ def _rows(report: LoadReport) -> Iterator[tuple[str, ...]]:
             f"{one.tokens_per_second:.0f}",
             f"{one.tau:.2f}",
             f"{one.occupancy:.0%}",
+            _ratio(one.over_lockstep),
+            _ratio(one.over_plain),
             _both(one.ttft_s, 2),
             _both(one.latency_s, 2),
             _both(one.tpot_ms, 1),
-            _ratio(one.over_lockstep),
-            _ratio(one.over_plain),
+            _both(one.gap_ms, 0),
         )
 
 
 def _both(spread: Spread, digits: int) -> str:
-    return f"{spread.p50:.{digits}f} {spread.p95:.{digits}f}"
+    return f"{spread.p50:.{digits}f} {spread.p99:.{digits}f}"
 
 
 def _ratio(value: float | None) -> str:
