@@ -125,7 +125,7 @@ def read(argv: Sequence[str]) -> list[str]:
         try:
             rest: list[str] = flags.FLAGS(argv)
         except flags.Error as error:
-            raise ValueError(told(error)) from None
+            raise ValueError(told(error, argv)) from None
         except SystemExit:
             if not any(re.match(r"--?(help|\?)", word) for word in argv[1:]):
                 raise
@@ -135,8 +135,16 @@ def read(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def told(error: flags.Error) -> str:
-    """What absl says of a command line; of a flag that is missing, what the flag is."""
+def told(error: flags.Error, argv: Sequence[str]) -> str:
+    """What absl says of a command line; of a flag that is missing, what the flag is.
+
+    Of one that is a field of the config, how that is written.
+    """
+    if isinstance(error, flags.UnrecognizedFlagError) and "config" in flags.FLAGS:
+        default = getattr(flags.FLAGS["config"], "file", None)
+        field = overrides.field_called(error.flagname, argv, default)
+        if field is not None:
+            return f"--{error.flagname} is a field of --config: write --config.{field}."
     missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
     if missing is None:
         return str(error)

@@ -74,6 +74,13 @@ def named_file(argv: Sequence[str]) -> str | None:
     return last
 
 
+def field_called(name: str, argv: Sequence[str], default: Path | None) -> str | None:
+    """The field of the config that is called ``name``, whatever group it is in."""
+    file = named_file(argv) or default
+    fields = [] if file is None else [path for path, _ in leaves(load(str(file)))]
+    return next((f for f in fields if f.rpartition(".")[2] == name), None)
+
+
 def load(named: str) -> ConfigDict:
     """The config of ``FILE.py`` or ``FILE.py:VARIANT``. Raises ValueError, in one line."""
     file, colon, variant = named.partition(":")
