@@ -22,6 +22,7 @@ from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.drafters.recognise import read_config
 from specjax.checkpoint.export import save_pretrained
 from specjax.drafters import LM
+from specjax.models.config import UNNORMED
 from specjax.models.layers.rope import YarnScaling
 
 D, V, LAYERS = 32, 31, 4  # of all targets here
@@ -210,8 +211,6 @@ def test_eagle3_of_other_families(tmp_path: Path) -> None:
     ours, copied = (x.outputs(goal, text, np.arange(9))["draft_logits"] for x in (spec, again))
     np.testing.assert_allclose(ours, copied, atol=1e-5)
     for change, extra, message in [
-        # nvidia/gpt-oss-120b-Eagle3-v3
-        ({"eagle_config": {IDS: [1, 2, 4]}}, {}, f"{IDS} holds 4, the output of all 4 layers"),
         ({"norm_before_fc": True, "fc_norm": True}, {}, "norm_before_fc .* and fc_norm .* exclude"),
         ({}, maps, "d2t names 6 tokens, but there is no lm_head.weight"),
         ({"num_aux_hidden_states": 5}, {}, "num_aux_hidden_states=5, but 3 layers are tapped"),
@@ -221,6 +220,23 @@ def test_eagle3_of_other_families(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message) as error:
             loaded("gpt_oss", none | change, eagle(none | change) | extra)
         assert "\n" not in str(error.value)
+
+
+def test_a_tap_before_the_final_norm(tmp_path: Path) -> None:
+    """nvidia/gpt-oss-120b-Eagle3-v3: its ids say how many layers a state has gone through."""
+    goal, config = target("gpt_oss"), EAGLE | {"norm_before_fc": True}
+    config |= {"draft_vocab_size": V, "eagle_config": {IDS: [1, 2, LAYERS]}}
+    spec: Any = load_drafter(write(tmp_path / "d", config, eagle(config, head=V)), goal)
+    taps = spec.net.config.taps
+    assert taps == (1, 2, UNNORMED)
+    tokens = np.arange(6)[None]
+    states = goal.net(tokens, taps=(*taps, LAYERS)).features
+    raw, normed = np.split(np.asarray(states), 4, axis=-1)[2:]
+    np.testing.assert_allclose(goal.net.module.norm(raw), normed, atol=1e-5)
+    assert np.abs(raw - normed).max() > 0.1
+    assert same_as_plain(goal, spec) >= 1.0
+    with pytest.raises(ValueError, match="a tap before the final norm"):
+        save_drafter(spec, tmp_path / "out", format="speculators", target=goal)
 
 
 def test_a_draft_with_latent_attention(tmp_path: Path) -> None:

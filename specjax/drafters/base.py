@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from specjax.core import trees
 from specjax.core.cache import Cache
 from specjax.core.types import KINDS, Array, Kept, Parents, Proposal, pytree, static
+from specjax.models.config import UNNORMED
 from specjax.models.target import Target
 from specjax.sampling import Counts, Sampling
 
@@ -193,7 +194,7 @@ def check_fits(
             f"width {theirs.hidden_size}: it belongs to another target."
         )
     for tap in taps:
-        if not 0 <= tap <= theirs.num_layers:
+        if tap != UNNORMED and not 0 <= tap <= theirs.num_layers:
             raise ValueError(
                 f"{name} taps hidden_states[{tap}], but {target.name} has {theirs.num_layers} "
                 f"layers, so hidden_states[0] to hidden_states[{theirs.num_layers}]."

@@ -23,6 +23,7 @@ from specjax.core.types import KINDS, Proposal
 from specjax.drafters.base import Drafter, parents_of, widths_of
 from specjax.drafters.rehearsal import Rehearsal
 from specjax.drafters.spec import Spec
+from specjax.models.config import UNNORMED
 from specjax.models.target import Target
 
 _METHODS = {
@@ -166,7 +167,7 @@ def _check_fields(drafter: Any, name: str, target: Target) -> None:
     taps, last = drafter.taps, target.config.num_layers
     if not isinstance(taps, tuple) or not all(map(whole, taps)):
         raise Misfit(f"{name}: taps is {taps!r}; must be a tuple of ints, () for none.")
-    beyond = [t for t in taps if not 0 <= t <= last]
+    beyond = [t for t in taps if t != UNNORMED and not 0 <= t <= last]
     if beyond:
         raise ValueError(
             f"{name} taps hidden_states[{beyond[0]}], but {target.name} has {last} layers, so "

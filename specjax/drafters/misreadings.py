@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.drafters.spec import Misreading, Trial
+from specjax.models.config import UNNORMED
 from specjax.models.frozen import Frozen
 from specjax.models.layers.norm import RMSNorm, ZeroCentredNorm
 from specjax.models.target import Target
@@ -34,14 +35,15 @@ def taps(spec: Any, target: Target) -> Misreading:
     said, last, trials = spec.net.config.taps, target.config.num_layers, []
     for step, word in ((1, "higher"), (-1, "lower")):
         moved = tuple(t + step for t in said)
-        if all(0 <= t <= last for t in moved):
+        if UNNORMED not in said and all(0 <= t <= last for t in moved):
             shift = "outputs of layers" if step > 0 else "inputs of layers (hidden_states)"
             means = (
                 f"this checkpoint numbers its taps as {shift}, unlike what its format says: "
                 f"{'add 1 to' if step > 0 else 'subtract 1 from'} the layer ids in its config.json"
             )
             trials.append(trial(f"taps one {word}", means, spec, taps=moved))
-    listed = ", ".join(map(str, said))
+    names = ("before the final norm" if t == UNNORMED else str(t) for t in said)
+    listed = ", ".join(names)
     cause = f"Taps off by one: it reads hidden_states {listed} of {last} layers"
     return Misreading(cause, tuple(trials))
 

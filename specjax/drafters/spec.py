@@ -47,6 +47,7 @@ class Sizes:
     layers: int = 0
     taps: int = 0
     vocab: int = 0  # of a head of its own
+    latent: bool = False  # attention of the kind and sizes of the target's latent one
     shards: int = 1  # that its vocabulary must divide into
 
 

@@ -13,6 +13,9 @@ from specjax.models.windows import read_windows, write_windows
 
 Config = TypeVar("Config", bound="DecoderConfig")
 
+# The tap of the last layer's output before the final norm, which hidden_states do not hold.
+UNNORMED = -1
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:

@@ -103,14 +103,18 @@ class Eagle3(Eagle3Kind):
 
     @classmethod
     def outline(cls, target: Any, sizes: Sizes) -> Outline:
-        """One layer and a vocabulary of its own, as SafeAILab publishes them."""
+        """One layer and a vocabulary of its own, as SafeAILab publishes them.
+
+        With latent attention, as Kimi's are published.
+        """
         rows = sizes.vocab or target.vocab_size
         if not 1 <= rows <= target.vocab_size or rows % sizes.shards:
             raise ValueError(
                 f"draft_vocab={rows}: must be a multiple of {sizes.shards}, the devices of the "
                 f"model axis, and at most {target.vocab_size}."
             )
-        config = fresh_config(target, draft_vocab_size=rows, layers=sizes.layers or 1)
+        how: dict[str, Any] = {"layers": sizes.layers or 1, "latent": sizes.latent}
+        config = fresh_config(target, draft_vocab_size=rows, **how)
         return Outline(Eagle3Net, config, {"target_ids": np.arange(rows, dtype=np.int32)})
 
 

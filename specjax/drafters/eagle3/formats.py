@@ -20,6 +20,7 @@ from specjax.checkpoint.errors import CheckpointError
 from specjax.drafters.eagle3 import latent, layouts
 from specjax.drafters.eagle3.drafter import Eagle3
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
+from specjax.models.config import UNNORMED
 from specjax.models.target import Target
 
 _IDS = "eagle_aux_hidden_state_layer_ids"
@@ -77,7 +78,6 @@ def read_config(source: Source, target: Target) -> Eagle3Config:
         ids, shift = default_taps(target.config.num_layers), 0
     else:
         shift = 1 if nested is not None and not _counts_states(source) else 0
-        _check_states(source, target, ids, shift)
     said = keys.integer("num_aux_hidden_states", len(ids) or 3)
     if said != (len(ids) or 3):
         raise CheckpointError(
@@ -89,7 +89,7 @@ def read_config(source: Source, target: Target) -> Eagle3Config:
     fit.check_layers(where, target, keys.get("num_target_layers"))
     config = Eagle3Config(
         backbone=backbone,
-        taps=fit.read_taps(where, target, ids, _IDS, shift) if ids else (),
+        taps=_taps(source, target, ids, shift),
         target_hidden_size=width,
         draft_vocab_size=rows,
         latent=latent.read(keys, backbone) if is_latent else None,
@@ -126,14 +126,21 @@ def _counts_states(source: Source) -> bool:
     return bool(for_vllm and kimi and "_torchspec_version" in source.raw)
 
 
-def _check_states(source: Source, target: Target, ids: tuple[int, ...], shift: int) -> None:
-    """Refuses ids that mean what no target hands out (gpt-oss-120b-Eagle3-v3 has such)."""
-    if shift and target is not None and max(ids) == target.config.num_layers:
-        raise CheckpointError(
-            f"{source.where}: {_IDS} holds {max(ids)}, the output of all {max(ids)} layers of "
-            f"{target.name} before the final norm, which is not supported: only outputs of layers "
-            "before the last can be tapped."
-        )
+def _taps(source: Source, target: Target, ids: tuple[int, ...], shift: int) -> tuple[int, ...]:
+    """`fit.read_taps`, and the last layer's output before the final norm where an id means that.
+
+    An id that is the number of layers is no output of one. With it all of them count how many
+    layers a state has gone through (nvidia/gpt-oss-120b-Eagle3-v3: 24, 30 and 36 of 36), as vLLM,
+    SGLang (sgl-project/sglang#32334) and llama.cpp read them.
+    """
+    if not ids:
+        return ()
+    last = None if target is None else target.config.num_layers
+    if not shift or last is None or max(ids) != last:
+        return fit.read_taps(source.where, target, ids, _IDS, shift)
+    inner = fit.read_taps(source.where, target, tuple(i for i in ids if i != last), _IDS, 0)
+    found = iter(inner)
+    return tuple(UNNORMED if i == last else next(found) for i in ids)
 
 
 def _width(target: Target, otherwise: int) -> int:

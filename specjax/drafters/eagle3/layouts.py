@@ -17,8 +17,11 @@ from specjax.checkpoint.drafters.layouts import (
 from specjax.core import hosts
 from specjax.drafters.eagle3 import latent
 from specjax.drafters.eagle3.net import Eagle3Config
+from specjax.models.config import UNNORMED
 from specjax.models.rope_config import write_rope_scaling
 from specjax.models.target import Target
+
+_UNNORMED = "a tap before the final norm"
 
 
 def safeailab(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Layout:
@@ -38,6 +41,7 @@ def safeailab(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Lay
     no(c.backbone.attention_bias or c.backbone.mlp_bias, "biases")
     no(len(c.taps) != 3, "other than three taps")
     no(0 in c.taps, "a tap of the embedding")
+    no(UNNORMED in c.taps, _UNNORMED)
     config = {
         "architectures": ["LlamaForCausalLMEagle3"],
         **transformer("llama", c.backbone, target),
@@ -73,6 +77,7 @@ def speculators(spec: Any, tensors: Tensors, target: Target, verifier: str) -> L
     tensors = {**tensors, **_head(spec, target)}
     no = refuser("speculators", spec)
     no(c.latent is not None, "latent attention")
+    no(UNNORMED in c.taps, _UNNORMED)
     no(c.target_hidden_size != c.backbone.hidden_size, "a width other than the target's")
     config = {
         "architectures": ["Eagle3DraftModel"],

@@ -44,7 +44,7 @@ class Eagle3Config:
     """Sizes, and the switches in which published drafts differ."""
 
     backbone: DecoderConfig  # of the draft: its sizes, rope, eps, biases; the target's vocabulary
-    taps: tuple[int, ...]  # indices into Transformers' hidden_states of the target
+    taps: tuple[int, ...]  # indices into Transformers' hidden_states of the target, or `UNNORMED`
     target_hidden_size: int
     draft_vocab_size: int  # rows of the head
     norm_before_residual: bool = False  # the residual of layer 0 is the normed state

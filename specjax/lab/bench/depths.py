@@ -37,8 +37,11 @@ class Program:
         sizes = ((axis, size) for axis, size in report.mesh.items() if size > 1)
         mesh = ", ".join(f"{axis}:{size}" for axis, size in sizes)
         drafter = report.setup.drafter
+        if report.setup.draft_latent:
+            drafter = f"{drafter} (latent)"
+        packed = report.setup.packed
         return {
-            "target": report.setup.target,
+            "target": report.setup.target + (f", {packed}" if packed else ""),
             "devices": report.topology + (f", {mesh}" if mesh else ""),
             "drafter": drafter if drafter == "none" else f"{drafter}, K = {report.num_draft}",
         }

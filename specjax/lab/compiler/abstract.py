@@ -219,9 +219,8 @@ def _spec(setup: Setup, plain: Any, target: Model) -> Any:
         model = _model(setup.draft_model, setup, config, target.mesh, platform, replicate=replicate)
         return cls.made(model, setup.num_draft)
     shards = 1 if target.mesh is None or replicate else target.mesh.shape["model"]
-    sizes = Sizes(
-        setup.num_draft, setup.draft_layers, setup.draft_taps, setup.draft_vocab, shards=shards
-    )
+    asked = (setup.num_draft, setup.draft_layers, setup.draft_taps, setup.draft_vocab)
+    sizes = Sizes(*asked, setup.draft_latent, shards=shards)
     try:
         outline = ask(cls, "outline")(plain, sizes)
     except ValueError as error:

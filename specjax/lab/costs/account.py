@@ -27,6 +27,7 @@ from specjax.drafters.base import Drafter
 from specjax.drafters.spec import Spec, ask
 from specjax.lab.records.compiled import Floor
 from specjax.models import Frozen
+from specjax.models.config import UNNORMED
 
 # --- a pass of a network ------------------------------------------------------------------------
 
@@ -248,7 +249,8 @@ def training_flops(
       length: tokens of each.
     """
     through = lambda name: objective.tokens_through(name, rows, length)
-    depth = max(objective.config.taps)
+    taps = objective.config.taps
+    depth = target.config.num_layers if UNNORMED in taps else max(taps)
     runs = lambda name: int(name.startswith("layers.") and int(name.split(".")[1]) < depth)
     trained = sum(through(n) * math.prod(x.shape) for n, x in params.items() if len(x.shape) == 2)
     head = through("lm_head.weight") * _local_size(target.vocabulary.output)

@@ -41,6 +41,7 @@ class Setup:
     )
     draft_taps: int = setting(5, "of dflash")
     draft_vocab: int = setting(32000, "of eagle3")
+    draft_latent: bool = setting(False, "of eagle3: latent attention of the target's sizes")
     draft_model: str = setting("llama-3.2-1b", "of lm: a directory or name, as the target's")
     replicate_drafter: bool = setting(False, "all of it on every device, as load_drafter places it")
     rows: int = setting(8, "texts side by side")

@@ -14,7 +14,7 @@ from specjax.core.cache.block import num_tokens
 from specjax.core.ops import activation_dtype, linear, lookup
 from specjax.core.types import Array, pytree
 from specjax.core.view import View
-from specjax.models.config import DecoderConfig
+from specjax.models.config import UNNORMED, DecoderConfig
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
@@ -169,7 +169,7 @@ class Decoder(Placed):
           before: P tokens of the block that were fed earlier and are not in the cache yet.
           taps: indices of hidden states to hand out, in the order of Transformers'
             ``hidden_states``: 0 is the embedding, i the output of layer i - 1, and the last one
-            (the number of layers) is after the final norm.
+            (the number of layers) is after the final norm. `UNNORMED` is that before the norm.
         """
         if cache is None:
             cache = self.init_cache(tokens.shape[0], 0)
@@ -186,8 +186,9 @@ class Decoder(Placed):
             x = self.constrain(x, "batch", None, None)
             states, block = [*states, x], [*block, part]
         x = self.norm(x)
-        states[-1] = x
-        features = jnp.concatenate([states[t] for t in taps], axis=-1) if taps else None
+        raw, states[-1] = states[-1], x
+        tapped = [raw if t == UNNORMED else states[t] for t in taps]
+        features = jnp.concatenate(tapped, axis=-1) if taps else None
         return Pass(x, features, tuple(block))
 
     def embed(self, tokens: Array) -> Array:
