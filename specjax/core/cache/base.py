@@ -172,9 +172,13 @@ class Cache:
         """Bytes of all entries' arrays."""
         return sum(map(num_bytes, self.layers))
 
-    def bytes_read(self, length: int) -> int:
-        """Bytes that a pass behind ``length`` tokens cannot do without."""
-        count: int = round(sum(e.filled(length) * num_bytes(e) for e in self.layers))
+    def bytes_read(self, length: int, devices: int = 1) -> int:
+        """Bytes that a pass behind ``length`` tokens cannot do without, on each of ``devices``.
+
+        An entry that is not split over them (latents have no heads) lies whole on each.
+        """
+        split = lambda entry: devices if getattr(entry, "axis", None) is not None else 1
+        count: int = round(sum(e.filled(length) * num_bytes(e) / split(e) for e in self.layers))
         return count
 
 

@@ -166,17 +166,17 @@ def cycle(
     num_draft, (data, model) = drafter.num_draft, _sizes(target.mesh)
     rows_here, tokens = rows // data, rows // data * (num_draft + 1)
     cache, draft = states(target, drafter, rows, slots)
-    held = lambda state: sum(c.bytes_read(context) for c in caches_in(state))
+    held = lambda state, over: sum(c.bytes_read(context, over) for c in caches_in(state))
     flops = pass_flops(target.net, tokens, context, model)
     fed = rows_here * ask(spec, "tokens_fed")(num_draft)
     passes = serial_passes(spec, num_draft)
-    draft_bytes, borrowed, own_shards = 0, 0, data * model
+    draft_bytes, borrowed, own_shards = 0, 0, model
     net = getattr(drafter, "net", None)
     if net is not None:
         times = lambda name: ask(spec, "weight_reads")(name, num_draft)
         draft_bytes = weight_bytes(net, times, max(fed // max(passes, 1), 1))
         flops += pass_flops(net, fed, context, 1 if net.replicated else model, times)
-        own_shards = data if net.replicated else own_shards
+        own_shards = 1 if net.replicated else own_shards
         if hasattr(drafter, "vocabulary") and "lm_head.weight" not in weights(net):
             borrowed = passes * local_bytes(drafter.vocabulary.output)
             flops += 2 * rows_here * num_draft * _local_size(drafter.vocabulary.output)
@@ -184,14 +184,14 @@ def cycle(
     again_cache = 0
     if again:
         borrowed += again * weight_bytes(part)
-        again_cache = again * cache.first(part.config.num_layers).bytes_read(context)
+        again_cache = again * cache.first(part.config.num_layers).bytes_read(context, model)
         flops += pass_flops(part, fed, context, model)
-    drafts = passes * held(draft)
+    drafts = passes * held(draft, own_shards)
     return Floor(
         weight_bytes=weight_bytes(target.net, tokens=tokens),
         draft_bytes=draft_bytes,
         borrowed_bytes=borrowed,
-        cache_bytes=(held(cache) + again_cache) // (data * model) + drafts // own_shards,
+        cache_bytes=(held(cache, model) + again_cache + drafts) // data,
         logits_bytes=4 * tokens * target.config.vocab_size // model,
         flops=flops,
     )
