@@ -131,6 +131,9 @@ def test_stored_reports_of_compilers_peers_and_predictions_are_read() -> None:
         report, raw = load_report(path, path.name), read(path)["cycle"]
         assert report.cycle.floor.bytes == raw["floor"]["bytes"]
         written = codec.to_json(report.cycle)
+        for loops in raw.get("loops", []):
+            if "expected" in loops:  # before they said why
+                loops["why"] = "experts" if loops.pop("expected") else "trips"
         assert {name: written[name] for name in raw if name in written and name != "floor"} == {
             name: value for name, value in raw.items() if name in written and name != "floor"
         }

@@ -105,7 +105,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read(next(k for k in inner if k is not type(None)), value, where)
     if dataclasses.is_dataclass(kind):
         return from_json(typing.cast(type, kind), value, where)
-    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
+    if origin is typing.Literal:
+        if type(value) is type(inner[0]) and value in inner:
+            return value
+    elif origin is tuple and isinstance(value, Sequence) and not isinstance(value, str):
         several = [inner[0]] * len(value) if inner[-1] is ... else inner
         if len(several) == len(value):
             pairs = enumerate(zip(several, value))

@@ -238,7 +238,18 @@ def read_report(value: Any, where: str) -> CompileReport:
     if isinstance(programs, Mapping):  # once {} stood where the backend did not say
         of = lambda p: {**p, "memory": p.get("memory") or None} if isinstance(p, Mapping) else p
         kept["programs"] = {name: of(program) for name, program in programs.items()}
+    cycle = kept.get("cycle")
+    if isinstance(cycle, Mapping) and isinstance(cycle.get("loops"), list):
+        kept["cycle"] = {**cycle, "loops": [_since_why(found) for found in cycle["loops"]]}
     return codec.from_json(CompileReport, kept, where)
+
+
+def _since_why(loops: Any) -> Any:
+    """``why`` was ``expected`` once: there were the loops over experts, and others."""
+    if not isinstance(loops, Mapping) or "expected" not in loops:
+        return loops
+    kept = {name: value for name, value in loops.items() if name != "expected"}
+    return {"why": "experts" if loops["expected"] else "trips", **kept}
 
 
 def load_report(path: Path, where: str) -> CompileReport:
