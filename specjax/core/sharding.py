@@ -209,10 +209,13 @@ def axis_size(name: str) -> int:
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh | None) -> Iterator[None]:
-    """``jax.set_mesh``, or nothing where there is no mesh."""
+def use_mesh(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
+    """``jax.set_mesh``, or nothing where there is no mesh; one without devices is for tracing."""
     if mesh is None:
         yield
+    elif isinstance(mesh, AbstractMesh):
+        with jax.sharding.use_abstract_mesh(mesh):
+            yield
     else:
         with jax.set_mesh(mesh):
             yield

@@ -1,10 +1,11 @@
-"""What a checkpoint will need in memory."""
+"""What a checkpoint will need in memory, here or on devices that are not here."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from specjax.checkpoint import memory
 from specjax.checkpoint.load import (
@@ -16,10 +17,17 @@ from specjax.checkpoint.load import (
 )
 from specjax.checkpoint.plan import Plan
 from specjax.checkpoint.plan import plan as make_plan
-from specjax.core.options import again, keywords, option
+from specjax.core.options import again, keywords, option, whole_numbers
 from specjax.core.platform import here
 from specjax.core.sharding import mesh_sizes
 from specjax.jobs.models import Models
+from specjax.lab.compiler import pods as costs
+from specjax.lab.compiler.abstract import check
+from specjax.lab.compiler.chips import CHIPS, PRODUCTS, REACHED, parse
+from specjax.lab.compiler.target import shrink
+from specjax.lab.records import codec
+from specjax.lab.records.compiled import Setup
+from specjax.lab.records.planned import Planned, PodPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,85 @@ class Options:
     quantize: Literal["int8", "fp8"] | None = again(Models, "quantize")
     weights: Literal["packed", "unpacked", "bfloat16", "float32"] | None = again(Models, "weights")
     kv_cache: Literal["int8", "fp8"] | None = again(Models, "kv_cache")
+    topology: tuple[str, ...] = option(
+        (),
+        "Slices or machines, such as v5p:2x2x4 or v6e:16,h100:8: which mesh of them is best, and "
+        "what a cycle costs there. The target may be a name of models/shapes.py, too.",
+    )
+    drafter: str = option("dflash", "With --topology, as of experiments.compile.")
+    num_draft: int = option(15, "Its guesses a cycle.", least=1)
+    rows: tuple[int | str, ...] = option((1, 8, 64), "Texts side by side, each a plan.")
+    slots: int = option(4096, "Of the caches.", least=256)
+    context: int = option(3072, "Tokens that are in them.", least=1)
+    reached: float = option(REACHED, "Share of a memory's bandwidth that is reached.", least=0.01)
+    every: bool = option(False, "All meshes, not the best alone.")
+    output: str | None = option(None, "A .json file for the plans of --topology.", file="")
+
+
+@keywords(Options)
+def pods(options: Options) -> list[PodPlan]:
+    """Every mesh of every topology, for each number of rows.
+
+    Raises:
+      ValueError: in one line, on what is not known or does not fit together.
+    """
+    chosen = [(name, *parse(name)) for name in options.topology]
+    refuse(options)
+    sizes: dict[str, Any] = {n: getattr(options, n) for n in ("target", "num_draft", "slots")}
+    setup = Setup(
+        **sizes,
+        drafter=options.drafter,
+        context=options.context,
+        kv_cache=options.kv_cache or "",
+        dtype=options.dtype or "bfloat16",
+    )
+    setup, notes = shrink(setup)
+    check(setup)
+    made = []
+    for name, chip, devices in chosen:
+        found: list[Planned] = []
+        for rows in whole_numbers("rows", options.rows):
+            found += costs.plan(setup, chip, devices, rows, reached=options.reached)
+        made.append(PodPlan(setup, name, chip.name, devices, options.reached, tuple(found)))
+    for note in notes:
+        print(note)
+    if options.output is not None:
+        codec.write_file(Path(options.output), made)
+    return made
+
+
+def refuse(options: Options) -> None:
+    """Raises ValueError on fields that say nothing of devices that are not here."""
+    for name in ("mesh", "quantize", "weights"):
+        if getattr(options, name):
+            raise ValueError(
+                f"--{name}={getattr(options, name)}: leave it out with --topology, which tries "
+                "meshes itself and counts weights as --dtype has them."
+            )
+
+
+def assumptions(chips: Iterable[str], reached: float) -> list[str]:
+    """What the predicted times rest on, in lines."""
+    found = [
+        "Bytes and operations are the least of one device: weights, valid caches, logits. Memory "
+        "is of weights and states, without activations.",
+        f"Predicted: bytes over {reached:.2f} of the memory's bandwidth (0.66 is what a plain step "
+        f"of an 8B model reached on one H100), or operations over {PRODUCTS:.2f} of the peak where "
+        "that is more; sums over devices one behind the other, none hidden behind products.",
+    ]
+    for chip in (CHIPS[name] for name in dict.fromkeys(chips)):
+        said = (
+            f"{chip.name}: {chip.bandwidth / 1e12:.2f} TB/s, {chip.flops / 1e12:.0f} TFLOP/s, "
+            f"links of {chip.link / 1e9:.0f} GB/s, {chip.hop * 1e6:.0f} us a doubling of the "
+            "devices"
+        )
+        if chip.between:
+            said += (
+                f"; beyond {chip.machine} devices {chip.between / 1e9:.0f} GB/s and "
+                f"{chip.hop_between * 1e6:.0f} us"
+            )
+        found.append(f"{said}.")
+    return [*found, "Nothing of it was measured on these devices."]
 
 
 @keywords(Options)

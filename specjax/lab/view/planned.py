@@ -1,0 +1,47 @@
+"""Plans for devices that are not here, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from specjax.lab.records.planned import Planned, PodPlan
+
+COLUMNS = (
+    *("topology", "rows", "mesh", "memory, GB", "fits", "plain, MB", "cycle, MB"),
+    *("sums a cycle", "sent, MB", "plain, ms", "cycle, ms", "tau to beat", "plain tok/s"),
+)
+
+
+def row(topology: str, one: Planned) -> tuple[str, ...]:
+    """A line of the table."""
+    mesh = ",".join(f"{axis}:{size}" for axis, size in one.mesh.items() if size > 1) or "one device"
+    return (
+        *(topology, f"{one.rows}", mesh, f"{one.need / 1e9:.1f} of {one.memory / 1e9:.0f}"),
+        "yes" if one.fits else "no",
+        *(f"{one.plain.bytes / 1e6:,.0f}", f"{one.cycle.bytes / 1e6:,.0f}"),
+        *(f"{one.cycle.sums:.0f}", f"{one.cycle.sent / 1e6:,.1f}"),
+        *(f"{one.plain.seconds * 1e3:.2f}", f"{one.cycle.seconds * 1e3:.2f}"),
+        *(f"{one.break_even:.2f}", f"{one.plain_rate:,.0f}"),
+    )
+
+
+def lines(plans: Sequence[PodPlan], *, every: bool) -> Iterator[tuple[str, ...]]:
+    """Of each topology and number of rows the best mesh; ``every``: all of them, best first."""
+    for made in plans:
+        for rows in dict.fromkeys(one.rows for one in made.found):
+            of_rows = [one for one in made.found if one.rows == rows]
+            yield from (row(made.topology, one) for one in (of_rows if every else of_rows[:1]))
+
+
+def text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in lines: words on the left, numbers on the right."""
+    every = [tuple(columns), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*every)]
+    words = {columns.index(name) for name in ("topology", "mesh")}
+    return [
+        "  ".join(
+            cell.ljust(w) if n in words else cell.rjust(w)
+            for n, (cell, w) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in every
+    ]

@@ -1,0 +1,114 @@
+"""Plans for devices that are not here: what shapes say, carried on right, and held to a device."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from scripts import invoke, script
+
+from specjax.lab.compiler import chips, pods
+from specjax.lab.compiler.abstract import abstract
+from specjax.lab.costs import account
+from specjax.lab.records import codec
+from specjax.lab.records.compiled import Setup
+from specjax.lab.records.planned import PodPlan
+
+H100 = chips.CHIPS["h100"]
+EIGHT_B = Setup(target="llama-3.1-8b", rows=1, slots=2048, context=1024)
+
+
+@pytest.mark.parametrize(
+    "drafter,num_draft,milliseconds",
+    [("dflash", 15, 9.05), ("eagle3", 5, 8.38)],  # of a cycle; a plain step took 6.77
+)
+def test_what_was_measured_on_one_h100(drafter: str, num_draft: int, milliseconds: float) -> None:
+    setup = dataclasses.replace(EIGHT_B, drafter=drafter, num_draft=num_draft)
+    (found,) = pods.plan(setup, H100, 1, 1)
+    assert found.plain.seconds * 1e3 == pytest.approx(6.77, rel=0.02)
+    assert found.cycle.seconds * 1e3 == pytest.approx(milliseconds, rel=0.08)
+    assert found.cycle.sums == found.cycle.sent == 0 and found.fits
+
+
+def test_two_depths_tell_of_all_layers(tmp_path: Path) -> None:
+    """Layers in periods of three kinds, behind none that is unlike them."""
+    setup = dataclasses.replace(EIGHT_B, target="gpt-oss-20b", drafter="eagle3", num_draft=5)
+    low, high = pods.depths(setup)
+    assert (low, high) == (6, 8)  # a window in every other layer
+    made = pods.whole_share(setup, H100, 1, 1, 1)
+    session = abstract(setup, None, H100.platform)
+    whole = account.cycle(
+        session.target, session.spec, session.drafter, rows=1, slots=2048, context=1024
+    )
+    assert made.cycle == pytest.approx((whole.bytes, whole.flops), rel=1e-6)
+    held = account.held_bytes(session.target, session.drafter, rows=1, slots=2048)
+    assert made.held == pytest.approx(held)
+
+
+def test_nothing_grows_along_the_data_axis() -> None:
+    """What a device must do depends on its rows; sums cross those that share a model alone."""
+    v5p, setup = chips.CHIPS["v5p"], dataclasses.replace(EIGHT_B, drafter="eagle3", num_draft=3)
+    one, many = (
+        pods.predict(setup, v5p, {"data": n, "model": 4, "experts": 1}, 2 * n) for n in (1, 16)
+    )
+    assert (one.held, one.plain, one.cycle) == (many.held, many.plain, many.cycle)
+    assert many.rows == 32 and many.plain_rate == pytest.approx(16 * one.plain_rate)
+    alone = pods.predict(setup, v5p, {"data": 1, "model": 1, "experts": 1}, 2)
+    assert alone.plain.bytes > 3.5 * one.plain.bytes and one.plain.sums == 2 * 32 + 1
+    assert one.plain.sent == 65 * 2 * 4096 * 2
+
+
+def test_meshes_divide_the_target_and_the_rows() -> None:
+    sizes = lambda target, devices, rows: [
+        tuple(mesh.values())
+        for mesh in pods.meshes(dataclasses.replace(EIGHT_B, target=target), devices, rows)
+    ]
+    assert sizes("llama-3.1-8b", 4, 1) == [(1, 4, 1)]
+    assert sizes("llama-3.1-8b", 4, 2) == [(2, 2, 1), (1, 4, 1)]
+    assert (1, 1, 4) in sizes("qwen3-30b-a3b", 4, 1) and (1, 2, 2) in sizes("qwen3-30b-a3b", 4, 1)
+    with pytest.raises(ValueError, match="cannot be split over 3 devices"):
+        pods.plan(EIGHT_B, H100, 3, 1)
+
+
+def test_sums_over_devices() -> None:
+    """Every byte twice but for one part; machines are further away than what links connect."""
+    assert H100.sum_seconds(1, 1e9, 9) == 0
+    assert H100.sum_seconds(8, 450e9, 0) == pytest.approx(2 * 7 / 8)
+    assert H100.sum_seconds(16, 50e9, 0) == pytest.approx(2 * 15 / 16)
+    assert H100.sum_seconds(8, 0, 10) == pytest.approx(10 * 2 * 3 * H100.hop)
+
+
+def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--target=tiny",
+        "--drafter=none",
+        "--topology=v6e:4,h100:2",
+        "--rows=1,4",
+        "--slots=256",
+    ]
+    output = tmp_path / "plans.json"
+    status, shown, _ = invoke(
+        script("plan"), capsys, "plan", *flags, "--context=200", f"--output={output}"
+    )
+    assert status == 0
+    assert shown.count("v6e:4") == shown.count("h100:2") == 2  # the best mesh for each
+    assert "tau to beat" in shown and "Nothing of it was measured" in shown
+    made = [codec.from_json(PodPlan, x, "plans") for x in codec.read_file(output)]
+    assert [plan.devices for plan in made] == [4, 2] and len(made[0].found) > 2
+
+
+@pytest.mark.parametrize(
+    "flags,said",
+    [
+        (["--topology=v9:3"], "--topology=v9:3: not CHIP:COUNT"),
+        (["--topology=v6e:4x4x32"], "a slice of v6e has 1 to 256 chips"),
+        (["--topology=h100:8", "--mesh=model:2"], "leave it out with --topology"),
+        (["--topology=h100:8", "--drafter=nothing"], "No drafter 'nothing'"),
+        (["--topology=h100:8", "--rows=0"], "rows"),
+        (["--topology=h100:8", "--target=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, error = invoke(script("plan"), capsys, "plan", "--target=tiny", *flags)
+    assert status == 2 and said in error and error.count("\n") == 1
