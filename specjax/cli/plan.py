@@ -39,7 +39,7 @@ def _pods(plans: list[PodPlan], options: planning.Options) -> int:
     setup = plans[0].setup
     said = f"{setup.target}, {setup.dtype}, drafter {setup.drafter} (K = {setup.num_draft})"
     print(f"{said}, {setup.context} tokens in {setup.slots} slots; figures of one device")
-    print("\n".join(text(COLUMNS, lines(plans, every=options.every))))
+    print("\n".join(text(COLUMNS, lines(plans))))
     print("\n".join(planning.assumptions([made.chip for made in plans], options.reached)))
     return 0 if any(one.fits for made in plans for one in made.found) else 1
 

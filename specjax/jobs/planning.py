@@ -76,10 +76,17 @@ def pods(options: Options) -> list[PodPlan]:
     check(setup)
     made = []
     for name, chip, devices in chosen:
-        found: list[Planned] = []
+        found, without = list[Planned](), list[int]()
         for rows in whole_numbers("rows", options.rows):
-            found += costs.plan(setup, chip, devices, rows, reached=options.reached)
-        made.append(PodPlan(setup, name, chip.name, devices, options.reached, tuple(found)))
+            every = costs.plan(setup, chip, devices, rows, reached=options.reached)
+            found += every if options.every else every[:1]
+            without += [] if every else [rows]
+        made.append(
+            PodPlan(
+                *(setup, name, chip.name, devices, options.reached),
+                *(tuple(found), tuple(without)),
+            )
+        )
     for note in notes:
         print(note)
     if options.output is not None:

@@ -8,6 +8,7 @@
     {{ depths("FOLDER") }}                          compile reports on some layers, for all of them
     {{ checked_depths("FOLDER") }}                  the same over reports on all layers
     {{ commands("FOLDER") }}                        what makes those reports
+    {{ pods("FILE.json") }}                         plans of experiments.plan --topology
 
 PATH is names and indices with dots between them ("." is the whole file); a format is one of
 Python's ``format``.
@@ -29,8 +30,9 @@ from specjax.lab.bench import depths
 from specjax.lab.bench.outputs import remarks
 from specjax.lab.records import codec
 from specjax.lab.records.case import Case
+from specjax.lab.records.planned import PodPlan
 from specjax.lab.records.run import Run, load_summary
-from specjax.lab.view import escape, grid
+from specjax.lab.view import escape, grid, planned
 from specjax.lab.view.grid import Cell, Column, Grid, Group
 from specjax.lab.view.tables import table
 
@@ -128,6 +130,11 @@ class Results:
         """What makes the reports of a folder, indented as code."""
         found = (program.command for program in depths.programs(self.folder / folder))
         return "\n".join(f"    {line}" for line in dict.fromkeys(found))
+
+    def pods(self, file: str) -> str:
+        """Plans for devices that are not here."""
+        made = [codec.from_json(PodPlan, x, file) for x in self._read(file)]
+        return _table([dict(zip(planned.COLUMNS, line)) for line in planned.lines(made)])
 
     def _chosen(self, name: str, wanted: Mapping[str, Any]) -> tuple[Run, list[Case]]:
         """A run and those of its cases that the filters leave."""

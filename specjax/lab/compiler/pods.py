@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 from jax.sharding import AbstractMesh, AxisType
 
+from specjax.core.platform import Platform
 from specjax.core.sharding import axes_of_mesh
 from specjax.drafters import NoDraft
 from specjax.drafters.spec import ask
-from specjax.lab.compiler.abstract import abstract
+from specjax.lab.compiler.abstract import Abstract, abstract
 from specjax.lab.compiler.chips import PRODUCTS, REACHED, Chip
 from specjax.lab.compiler.target import depth_of, plain_config
 from specjax.lab.costs import account
@@ -57,17 +58,8 @@ def meshes(setup: Setup, devices: int, rows: int) -> Iterator[dict[str, int]]:
 def plan(
     setup: Setup, chip: Chip, devices: int, rows: int, *, reached: float = REACHED
 ) -> list[Planned]:
-    """`Planned` of every mesh, the one with the shortest cycle that fits first.
-
-    Raises:
-      ValueError: in one line, if no mesh of so many devices can hold ``rows`` rows of the target.
-    """
+    """Every mesh, the one with the shortest cycle of those that fit first; none: none divides."""
     found = [predict(setup, chip, mesh, rows, reached) for mesh in meshes(setup, devices, rows)]
-    if not found:
-        raise ValueError(
-            f"{setup.target} with --config.rows={rows} cannot be split over {devices} devices: "
-            "take rows that a smaller data axis divides, or fewer devices."
-        )
     return sorted(found, key=lambda p: (not p.fits, p.cycle.seconds))
 
 
@@ -136,14 +128,20 @@ def depths(setup: Setup) -> tuple[int, int]:
     return low, low + period
 
 
-def _share(setup: Setup, chip: Chip, model: int, experts: int, rows: int, layers: int) -> Share:
+@functools.lru_cache(maxsize=256)
+def _session(setup: Setup, platform: Platform, model: int, experts: int) -> Abstract:
+    """Of the devices that share a model."""
     sizes = axes_of_mesh(data=1, model=model, experts=experts)
     mesh = None
     if model * experts > 1:
         auto = (AxisType.Auto,) * len(sizes)
         mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=auto)
-    some = dataclasses.replace(setup, layers=layers, rows=rows)
-    session = abstract(some, mesh, chip.platform)  # type: ignore[arg-type]
+    return abstract(setup, mesh, platform)  # type: ignore[arg-type]
+
+
+def _share(setup: Setup, chip: Chip, model: int, experts: int, rows: int, layers: int) -> Share:
+    some = dataclasses.replace(setup, layers=layers, rows=1)
+    session = _session(some, chip.platform, model, experts)
     target, drafter, spec = session.target, session.drafter, session.spec
     lengths: dict[str, int] = {"rows": rows, "slots": setup.slots, "context": setup.context}
     plain = NoDraft()

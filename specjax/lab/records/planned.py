@@ -59,4 +59,5 @@ class PodPlan:
     chip: str
     devices: int
     reached: float  # of the memory's bandwidth; assumed
-    found: tuple[Planned, ...]  # of each number of rows every mesh, the best first
+    found: tuple[Planned, ...]  # of each number of rows the best mesh, or all of them
+    without: tuple[int, ...] = ()  # numbers of rows that no mesh of all its devices is for

@@ -25,12 +25,12 @@ def row(topology: str, one: Planned) -> tuple[str, ...]:
     )
 
 
-def lines(plans: Sequence[PodPlan], *, every: bool) -> Iterator[tuple[str, ...]]:
-    """Of each topology and number of rows the best mesh; ``every``: all of them, best first."""
+def lines(plans: Sequence[PodPlan]) -> Iterator[tuple[str, ...]]:
+    """One for each mesh, and for each number of rows that no mesh is for."""
     for made in plans:
-        for rows in dict.fromkeys(one.rows for one in made.found):
-            of_rows = [one for one in made.found if one.rows == rows]
-            yield from (row(made.topology, one) for one in (of_rows if every else of_rows[:1]))
+        yield from (row(made.topology, one) for one in made.found)
+        for rows in made.without:
+            yield (made.topology, f"{rows}", "none divides", *["-"] * (len(COLUMNS) - 3))
 
 
 def text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
