@@ -259,6 +259,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"context": 256}, "context=256: must be from 1 to slots - 1"),
     ({"slots": 1 << 20, "context": 5}, "ends at 131072 tokens"),
     ({"drafter": "eagle3", "draft_vocab": 4096}, "draft_vocab=4096"),
+    ({"drafter": "eagle3", "draft_latent": True}, "draft_latent=True: a llama model has no"),
     ({"draft_taps": 9}, "draft_taps=9: the target has 2 layers"),
     ({"rule": "nonsense"}, "nonsense"),
 ]

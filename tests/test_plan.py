@@ -48,6 +48,11 @@ def test_a_plan_on_a_mesh() -> None:
         plan(DEMO / "target", {"experts": 2})
 
 
+def test_a_cache_that_is_refused_is_not_planned(shared: Path) -> None:
+    with pytest.raises(ValueError, match=r"kv_cache=int8: no layer of kimi-k25 .*Latent alone"):
+        plan(shared / "parity" / "kimi-k25", {}, kv_cache="int8")
+
+
 def test_what_cannot_fit_is_refused_before_it_is_read(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

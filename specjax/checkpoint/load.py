@@ -22,7 +22,6 @@ from specjax.checkpoint.llama2c_tokenizer import BOS, EOS, find_llama2c_tokenize
 from specjax.checkpoint.located import download, locate, unchanged
 from specjax.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from specjax.core import own
-from specjax.core.cache import Full
 from specjax.core.files import is_there
 from specjax.core.platform import here
 from specjax.core.quantised import Quantisation, Quantised, check_quantisation
@@ -77,15 +76,7 @@ class Model:
         Raises:
           ValueError: if no layer remembers the keys and values of every token.
         """
-        whole = dataclasses.replace(self.net, memory=None)
-        cache = jax.eval_shape(lambda net: net.init_cache(1, 8), whole)
-        if kind is not None and not any(type(entry) is Full for entry in cache.layers):
-            kinds = ", ".join(dict.fromkeys(type(entry).__name__ for entry in cache.layers))
-            raise ValueError(
-                f"kv_cache={kind}: no layer of {self.name} keeps the keys and values of every "
-                f"token ({kinds} alone); leave it out."
-            )
-        return dataclasses.replace(self, net=dataclasses.replace(self.net, memory=kind))
+        return dataclasses.replace(self, net=self.net.remembering(kind, self.name))
 
     @functools.cached_property
     def chat_template(self) -> ChatTemplate:

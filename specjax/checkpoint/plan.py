@@ -77,6 +77,7 @@ def plan(
     Raises:
       CheckpointError: on a checkpoint that would be refused for its config or names of tensors, and
         on sizes that the mesh does not divide.
+      ValueError: if no layer can remember in 8 bits.
     """
     if not is_there(directory / "config.json"):
         raise CheckpointError(f"{directory}: has no config.json, and plans are of directories.")
@@ -86,6 +87,7 @@ def plan(
     mesh = _mesh(sizes)
     config = on_mesh(found.config, mesh, str(directory), replicate=False)
     abstract = nnx.eval_shape(lambda: found.family(config, dtype=found.dtype, rngs=nnx.Rngs(0)))
+    net = Frozen.of(abstract).remembering(kv_cache, directory.name)
     whole: dict[str, int] = {}
     device: dict[str, int] = {}
     for path, parameter in nnx.to_flat_state(nnx.state(abstract)):
@@ -111,13 +113,13 @@ def plan(
             for name in sorted(names, key=lambda name: -whole[name])
         ),
         found.dtype,
-        _cache(Frozen.of(abstract), kv_cache),
+        _cache(net),
     )
 
 
-def _cache(net: Frozen, kind: Quantisation | None) -> int:
+def _cache(net: Frozen) -> int:
     """Bytes of a token, behind more of them than windows are wide."""
-    net, many = dataclasses.replace(net, memory=kind), 1 << 20
+    many = 1 << 20
     size = lambda slots: jax.eval_shape(lambda net: net.init_cache(1, slots), net).num_bytes
     return int(size(many + 1) - size(many))
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from specjax.core.cache import Cache, rounded
+from specjax.core.cache import Cache, Full, rounded
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantisation, Quantised
 from specjax.core.types import Array, pytree, static
@@ -84,6 +84,22 @@ class Frozen:
     def head(self, x: Array) -> Array:
         found: Array = self.module.head(x)
         return found
+
+    def remembering(self, kind: Quantisation | None, name: str) -> Frozen:
+        """The same weights, keys and values remembered in 8 bits; None: whole.
+
+        Raises:
+          ValueError: naming the model ``name``, if no layer remembers those of every token.
+        """
+        whole = dataclasses.replace(self, memory=None)
+        cache = jax.eval_shape(lambda net: net.init_cache(1, 8), whole)
+        if kind is not None and not any(type(entry) is Full for entry in cache.layers):
+            kinds = ", ".join(dict.fromkeys(type(entry).__name__ for entry in cache.layers))
+            raise ValueError(
+                f"kv_cache={kind}: no layer of {name} keeps the keys and values of every "
+                f"token ({kinds} alone); leave it out."
+            )
+        return dataclasses.replace(self, memory=kind)
 
     def first(self, depth: int) -> Frozen:
         """The first ``depth`` layers under the same norm and head: the same arrays.

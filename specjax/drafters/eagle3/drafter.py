@@ -113,6 +113,11 @@ class Eagle3(Eagle3Kind):
                 f"draft_vocab={rows}: must be a multiple of {sizes.shards}, the devices of the "
                 f"model axis, and at most {target.vocab_size}."
             )
+        if sizes.latent and not hasattr(target, "latent"):
+            raise ValueError(
+                f"draft_latent=True: a {target.model_type} model has no latent attention to take "
+                "sizes from; leave it out."
+            )
         how: dict[str, Any] = {"layers": sizes.layers or 1, "latent": sizes.latent}
         config = fresh_config(target, draft_vocab_size=rows, **how)
         return Outline(Eagle3Net, config, {"target_ids": np.arange(rows, dtype=np.int32)})
