@@ -17,9 +17,10 @@ import pytest
 import several
 import together
 from safetensors.numpy import load_file
+from tiny_checkpoint import write_tiny
 
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.located import unchanged
+from specjax.checkpoint.located import contents, unchanged
 from specjax.cli.processes import shared_arguments
 from specjax.core import alike, hosts, launch, pulse
 from specjax.core.cluster import find_place
@@ -29,6 +30,7 @@ from specjax.core.lifeline import stands_still
 from specjax.core.sharding import mesh_sizes, parse_mesh
 from specjax.runs import lines
 from specjax.runs.places import Lock
+from specjax.runs.settings import Place as Place_
 from specjax.trace import trace_file
 
 SLURM = {
@@ -315,6 +317,21 @@ def test_a_checkpoint_that_is_written_meanwhile_is_refused(tmp_path: Path) -> No
         unchanged(tmp_path),
     ):
         (tmp_path / "model.safetensors").write_bytes(b"newer")
+
+
+def test_a_run_goes_on_with_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    target = write_tiny(tmp_path / "target")
+    place = Place_(tmp_path, tmp_path / "run.json", "--workdir")
+    place.claim({"seed": 1})  # of a version that did not note them
+    place.claim({"seed": 1, "checkpoints": contents([str(target), None, "demo:target"])})
+    place.record.unlink()
+    place.claim({"seed": 1, "checkpoints": contents([str(target)])})
+    place.claim({"seed": 1, "checkpoints": contents([str(target)])})
+    data = bytearray((target / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (target / "model.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match="holds a run with another checkpoints"):
+        place.claim({"seed": 1, "checkpoints": contents([str(target)])})
 
 
 def test_a_process_whose_place_was_taken_writes_nothing(tmp_path: Path) -> None:

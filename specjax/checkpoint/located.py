@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from specjax.checkpoint.errors import CheckpointError
-from specjax.core import alike, hosts, pulse
+from specjax.core import alike, hosts, own, pulse
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -28,22 +28,38 @@ def unchanged(path: Path) -> Iterator[None]:
       CheckpointError: naming the file that was changed meanwhile.
     """
 
-    def files() -> list[Path]:
-        if path.is_file():
-            return [path]
-        return [p for pattern in _READ for p in path.glob(pattern) if p.is_file()]
-
-    before = alike.stamps(files())
+    before = alike.stamps(files_of(path))
     if hosts.count() > 1:
-        hosts.check_alike(f"The files of {path}", alike.fingerprints(files()))
+        hosts.check_alike(f"The files of {path}", alike.fingerprints(files_of(path)))
     yield
-    after = alike.stamps(files())
+    after = alike.stamps(files_of(path))
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
             raise CheckpointError(
                 f"{path}: {name} was changed while it was read; wait until it is written, and "
                 "start again."
             )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a checkpoint that are read: of a directory, or the one file that it is."""
+    if path.is_file():
+        return [path]
+    return [p for pattern in _READ for p in path.glob(pattern) if p.is_file()]
+
+
+def contents(names: Iterable[str | None]) -> dict[str, dict[str, str]]:
+    """The `alike.fingerprints` of each checkpoint that lies here under one of these names.
+
+    Results depend on them: a run that goes on compares them with those that it began with. Raises
+    OSError if one cannot be read.
+    """
+    found = {}
+    for name in dict.fromkeys(filter(None, names)):
+        place = own.read_place(name).rest if own.is_own(name) else name
+        if place and (path := Path(place).expanduser()).exists():
+            found[name] = alike.fingerprints(files_of(path))
+    return found
 
 
 def locate(name: str) -> tuple[Path, bool]:

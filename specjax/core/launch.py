@@ -70,18 +70,19 @@ def join(
     global _lifeline
     deadline = time.monotonic() + MEETING
     lines = _receive(place, told, deadline) if place.process_id == 0 else _meet(place, told)
-    jax.config.update("jax_enable_preemption_service", survives_sigterm)
-    jax.distributed.initialize(
-        place.coordinator,
-        place.num_processes,
-        place.process_id,
-        local_device_ids=place.local_device_ids,
-        cluster_detection_method="deactivate",
-        initialization_timeout=int(MEETING),
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=_SHUTDOWN,
-    )
     _lifeline = Lifeline(lines, place.process_id, patience)
+    jax.config.update("jax_enable_preemption_service", survives_sigterm)
+    with pulse.doing("connecting", waits=True):
+        jax.distributed.initialize(
+            place.coordinator,
+            place.num_processes,
+            place.process_id,
+            local_device_ids=place.local_device_ids,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(MEETING),
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
     files.guards.append(_lifeline.wait_if_frozen)
 
 

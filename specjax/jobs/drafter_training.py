@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 import specjax
 from specjax.checkpoint.drafters.export import formats_for, save_drafter, take_export
 from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.located import contents
 from specjax.core import hosts, own
 from specjax.core.family import Family
 from specjax.core.options import keywords, option
@@ -169,6 +170,7 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
     specjax.check(target, spec, prompts, **decoding(config.eval, len(prompts)))
     hosts.check_alike("The data", sources.digest())
     about = {"day": day, "content of the data files": sources.contents()}
+    about["checkpoints"] = contents([config.target, config.init]) or None
     if files := own.contents([config.kind, config.target, dict(config.objective).get("name")]):
         about["content of the method's files"] = files
     check_shared(workdir, "--workdir")

@@ -11,6 +11,7 @@ import numpy as np
 
 import specjax
 from specjax import sampling
+from specjax.checkpoint.located import contents
 from specjax.core import hosts, own
 from specjax.core.assignments import assign
 from specjax.core.options import again, check, keywords, option
@@ -94,6 +95,7 @@ def begin(options: Options) -> Run:
     for name in ("system", "template_args"):  # None as where there was no such field
         settings[name] = settings[name] or None
     settings["files"] = own.contents([options.target]) or None
+    settings["checkpoints"] = contents([options.target]) or None
     hosts.check_alike("The prompts", prompts)
     said = [spell(target, p) for p in prompts]
     results = ResultFile(options.output, settings, [{"prompt": text} for text in said])

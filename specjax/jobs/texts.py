@@ -12,6 +12,7 @@ from typing import Any
 
 import specjax
 from specjax.checkpoint.drafters.named import Named
+from specjax.checkpoint.located import contents
 from specjax.core import hosts, own
 from specjax.core.options import option
 from specjax.core.seeds import seed_of
@@ -192,6 +193,7 @@ def settings_of(options: Options, drafter: Named, request: dict[str, Any]) -> di
         "num_draft": drafter.num_draft,
         "batch_size": options.batch_size,
         "files": own.contents([*given.values(), request["rule"]]) or None,
+        "checkpoints": contents([options.target, drafter.checkpoint]) or None,
     }
 
 

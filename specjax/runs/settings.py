@@ -11,6 +11,8 @@ from typing import Any, TypeGuard
 from specjax.core.files import read_json, write_atomically
 
 Settings = Mapping[str, Any]  # of JSON values
+# What records of earlier versions do not say: such a run may go on.
+SINCE = ("checkpoints",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Place:
 
     def compare(self, before: Settings, now: Settings, free: Collection[str] = ()) -> None:
         """Raises ValueError, in one line, if two runs differ in what is not ``free``."""
+        free = (*free, *(name for name in SINCE if name not in before))
         found = list(differences(before, now, free))
         if found:
             first, names = found[0], [d.name for d in found]

@@ -283,7 +283,9 @@ def test_a_full_disk_while_a_checkpoint_is_written(victim: int, tmp_path: Path) 
 
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN)}
     ends = several.start(2, arguments, meanwhile=fill, other={victim: ignore})
-    told_by_all(ends, "could not be written")
+    # Where Orbax has its threads waiting for each other by then, that is what is said.
+    stuck = "saving step" in ends[0].stderr
+    told_by_all(ends, "nor did any other: saving step" if stuck else "could not be written")
     assert (workdir / "checkpoints" / "1").exists()
     ends = several.start(2, arguments)
     assert {e.status for e in ends} == {0}, [e.stderr[-2000:] for e in ends]
