@@ -206,7 +206,7 @@ def stands_still(
     """
     there = "; started again, the run goes on (--patience, if one step takes so long)"
     for process, (sign, at) in sorted(signs.items()):
-        if not sign.waits and sign.since > pulse.LONGEST:
+        if sign.since > pulse.LONGEST and sign.idle <= patience:
             told = f"has been busy for {pulse.LONGEST / 60:.0f} minutes and nothing came of it"
             return process, f"{told}: {sign.doing}, {at}{there}"
     still = {p: s for p, s in signs.items() if s[0].idle > patience}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from specjax.core import pulse
 from specjax.core.files import parse_json, read_bytes
 
 POLICIES = ("stop", "skip")
@@ -50,6 +51,7 @@ def parse_line(line: bytes, where: str, *, replace: bool = False) -> dict[str, A
 def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each line is, and its object. Raises ValueError on what is not one."""
     for where, line in read_lines(path):
+        pulse.beat()
         yield where, parse_line(line, where)
 
 

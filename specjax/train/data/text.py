@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from specjax.checkpoint.load import Model
-from specjax.core import hosts
+from specjax.core import hosts, pulse
 from specjax.core.files import read_bytes, read_text, write_atomically
 from specjax.train.corpus import load_corpus
 
@@ -42,6 +42,7 @@ class Speech:
         if self.tokenizer is None:
             raise ValueError("The target has no tokenizer.json: text cannot be read for it.")
         ids = self.tokenizer.encode(text)
+        pulse.beat()
         if self.separator is not None and ids[:1] != [self.separator]:
             ids = [self.separator, *ids]
         return np.array(ids, np.int32)
