@@ -45,9 +45,9 @@ def told_by_all(ends: list[several.End], said: str, but: int | None = None) -> N
     print(f"{max(e.seconds for e in found):5.1f} s  {lines[0][0]}")
 
 
-def generate(folder: Path, num: int, *more: str, name: str = "texts") -> list[str]:
+def generate(folder: Path, num: int, *more: str, name: str = "texts", times: int = 1) -> list[str]:
     asked = folder / "prompts.txt"
-    asked.write_text("".join(p + "\n" for p in PROMPTS))
+    asked.write_text("".join(p + "\n" for p in PROMPTS * times))
     return [
         *("-m", "experiments.generate", f"--prompt_file={asked}", f"--mesh=data:{num}"),
         *("--drafter=dflash", "--dtype=float32", "--max_new_tokens=40", "--config.batch_size=4"),
@@ -298,43 +298,39 @@ def test_ten_kills_leave_the_output_of_an_undisturbed_run(script: str, tmp_path:
 
     def command(name: str) -> list[str]:
         if script == "generate":
-            return generate(tmp_path, 4, "--max_new_tokens=120", name=name)
+            return generate(tmp_path, 4, "--temperature=0.8", name=name, times=6)
         return [
             *("-m", "experiments.regenerate", f"--output={tmp_path}/{name}.jsonl"),
-            *("--config.num_prompts=24", "--config.max_new_tokens=64", "--config.batch=8"),
+            *("--config.num_prompts=36", "--config.max_new_tokens=32", "--config.batch=4"),
             *("--config.mesh=data:4", "--config.dtype=float32", "--config.temperature=0.8"),
         ]
 
-    began = time.monotonic()
     ends = several.start(4, command("straight"))
-    whole = time.monotonic() - began
     assert {e.status for e in ends} == {0}, [e.stderr[-2000:] for e in ends]
-    chance, done, kills = random.Random(14), 0, 0
-    output = tmp_path / "killed.jsonl"
-    while kills < 10:
-        victim, moment = chance.randrange(4), chance.uniform(0.3, 1.0) * whole
-        killed = [False]
+    chance, output = random.Random(14), tmp_path / "killed.jsonl"
+    for _ in range(10):
+        victim, more, later = chance.randrange(4), chance.randrange(5), chance.uniform(0.0, 2.0)
+        before = written(output)
 
-        def kill(processes: Processes, victim=victim, moment=moment, killed=killed) -> None:
-            time.sleep(moment)
-            killed[0] = processes[victim].poll() is None
+        def kill(processes: Processes, victim=victim, at=before + more, later=later) -> None:
+            while written(output) < at and all(p.poll() is None for p in processes):
+                time.sleep(0.02)
+            time.sleep(later)
             processes[victim].send_signal(signal.SIGKILL)
 
         ends = several.start(4, command("killed"), meanwhile=kill, timeout=100.0)
-        lines = output.read_bytes().count(b"\n") if output.exists() else 0
-        assert lines >= done
-        print(f"process {victim} after {moment:.1f} of {whole:.1f} s: {lines} lines")
-        done = lines
-        if killed[0]:
-            kills += 1
-            for i, end in enumerate(ends):
-                assert i == victim or (end.status != 0 and end.seconds < 60), ends
-        if {e.status for i, e in enumerate(ends) if i != victim} == {0}:  # it was over: once more
-            assert output.read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
-            output.unlink()
-            done = 0
+        print(f"process {victim}: {written(output)} lines, {max(e.seconds for e in ends):.1f} s")
+        assert before <= written(output)
+        over = {e.status for i, e in enumerate(ends) if i != victim} == {0}
+        for i, end in enumerate(ends):
+            assert i == victim or over or (end.status != 0 and end.seconds < 60), ends
     assert {e.status for e in several.start(4, command("killed"))} == {0}
     assert texts(output) == texts(tmp_path / "straight.jsonl")
+
+
+def written(path: Path) -> int:
+    """How many whole lines a file has."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def texts(path: Path) -> list[Any]:
