@@ -309,7 +309,7 @@ def test_ten_kills_leave_the_output_of_an_undisturbed_run(script: str, tmp_path:
     assert {e.status for e in ends} == {0}, [e.stderr[-2000:] for e in ends]
     chance, output = random.Random(14), tmp_path / "killed.jsonl"
     for _ in range(10):
-        victim, more, later = chance.randrange(4), chance.randrange(5), chance.uniform(0.0, 2.0)
+        victim, more, later = chance.randrange(4), 1 + chance.randrange(4), chance.uniform(0.0, 2.0)
         before = written(output)
 
         def kill(processes: Processes, victim=victim, at=before + more, later=later) -> None:
