@@ -8,7 +8,9 @@ the compiled cycle the counts would be written and kept for nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,20 +66,24 @@ def distinct(target: Model, texts: Sequence[Sequence[int]], widths: Sequence[int
 
 
 def can_count(trace: Trace) -> bool:
-    """Whether a trace tells what its passes fed: some, of rows that began together.
+    """Whether a trace tells what its passes fed: some, and which rows they had.
 
     Of a tree it has to tell every place.
     """
     parents = trace.about.parents
     whole = parents is None or all(len(c.proposed) == len(parents) for c in trace)
-    return bool(trace.num_cycles and trace.texts) and whole and not trace.about.in_turn
+    if trace.about.in_turn and any(math.isnan(c.begin) for c in trace):
+        return False
+    return bool(trace.num_cycles and trace.texts) and whole
 
 
 def count(target: Model, trace: Trace, *, fed: bool = True) -> Union:
     """What the passes of a recorded generation read: its blocks are fed again, guesses and all.
 
-    Every pass has the rows, the guesses and the cache of the cycle that it repeats. Rows that were
-    done before the others are left out: what they read besides is nobody's.
+    Every pass has the rows, the guesses and the cache of the cycle that it repeats; where rows
+    changed hands, texts are fed again side by side, and those count together whose cycles ran at
+    one time. Rows that were done before the others are left out: what they read besides is
+    nobody's.
 
     Args:
       target: that wrote it.
@@ -92,21 +98,50 @@ def count(target: Model, trace: Trace, *, fed: bool = True) -> Union:
         raise ValueError("This trace does not tell what its passes fed, so nothing is counted.")
     width = max(about.num_draft or 0, max(len(c.proposed) for c in trace)) + 1
     parents = None if about.parents is None else tuple(about.parents)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    found: dict[Any, _Pass] = {}
+    size = about.batch or 1
+    starts = range(0, len(trace.rows), size)
+    groups = [range(s, min(s + size, len(trace.rows))) for s in starts]
     with sharding.use_mesh(target.mesh):
-        for rows in batches(trace):
+        for group, rows in enumerate(groups if about.in_turn else batches(trace)):
             replayed = _Batch(target, trace, rows, width, fed)
+            step = 0
             while any(replayed.live):
                 chosen, live = replayed.step(about.widths or (width - 1,), parents)
-                tokens = np.arange(1, chosen.shape[2] + 1) * len(live)
                 hit = np.logical_or.accumulate(_hits(chosen[:, live], mixture.num), axis=2)
-                union = hit.any(1).sum(-1).mean(0)  # [fed]
-                share = [expected_share(mixture.chosen / mixture.num, int(n)) for n in tokens]
-                fill = (0, width - len(union))
-                pair = union, mixture.num * np.asarray(share)
-                found.append((np.pad(pair[0], fill, "edge"), np.pad(pair[1], fill, "edge")))
-    means = [tuple(np.mean(side, axis=0).tolist()) for side in zip(*found, strict=True)]
-    return Union(mixture.num, mixture.chosen, *means)
+                for b, one in zip(live, np.moveaxis(hit, 1, 0), strict=True):
+                    at = trace.rows[rows[b]][step].begin if about.in_turn else (group, step)
+                    found.setdefault(at, _Pass()).add(one)
+                step += 1
+    means = np.mean([one.union(mixture, width) for one in found.values()], axis=0)
+    return Union(mixture.num, mixture.chosen, *(tuple(side) for side in means.tolist()))
+
+
+@dataclasses.dataclass
+class _Pass:
+    """The experts that one pass reads, by how many tokens of each row are counted."""
+
+    rows: int = 0
+    fed: int = 0
+    packed: np.ndarray | None = None  # of [L, fed, E] bool, along E
+
+    def add(self, hit: np.ndarray) -> None:
+        """Another row, which goes to ``hit`` [L, fed, E]."""
+        packed = np.packbits(hit, axis=-1)
+        old = packed if self.packed is None else self.packed
+        self.fed = max(old.shape[1], packed.shape[1])
+        fill = [((0, 0), (0, self.fed - x.shape[1]), (0, 0)) for x in (old, packed)]
+        self.packed = np.pad(old, fill[0], "edge") | np.pad(packed, fill[1], "edge")
+        self.rows += 1
+
+    def union(self, mixture: Mixture, width: int) -> np.ndarray:
+        """[2, width]: how many a layer reads, and how many if each token drew for itself."""
+        assert self.packed is not None
+        hit = np.unpackbits(self.packed, axis=-1, count=mixture.num)
+        tokens = np.arange(1, self.fed + 1) * self.rows
+        share = [expected_share(mixture.chosen / mixture.num, int(n)) for n in tokens]
+        both = np.stack([hit.sum(-1, dtype=np.int64).mean(0), mixture.num * np.asarray(share)])
+        return np.pad(both, ((0, 0), (0, width - self.fed)), "edge")
 
 
 class _Batch:
