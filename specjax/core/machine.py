@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 import subprocess
@@ -90,6 +91,7 @@ class Others:
         return time.monotonic(), used - sum(os.times()[:4])
 
 
+@functools.cache  # reading it takes 10 ms, and every trace says it
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

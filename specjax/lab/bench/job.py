@@ -86,9 +86,9 @@ class Config:
     temperatures: tuple[float, ...] = option((0.0, 1.0), "Each of these.")
     batches: tuple[int, ...] = option((1,), "Prompts that are decoded together; each of these.")
     rows: tuple[str, ...] = option(
-        ("refilled",),
-        "How prompts share the rows of a batch, where there are more of them: refilled: where a "
-        "text ends the next prompt moves in; lockstep: batches that begin together; or both.",
+        ("lockstep", "refilled"),
+        "How prompts share the rows of a batch, where there are more of them: lockstep: batches "
+        "that begin together; refilled: where a text ends the next prompt moves in; or both.",
     )
     options: tuple[str, ...] = option((), "'top_k=40', 'top_p=0.9', ...: as of specjax.generate.")
     prompt_sets: tuple[str, ...] = option(

@@ -38,7 +38,7 @@ class Suite:
     rules: tuple[str, ...] = ()  # none: the best for each drafter and temperature
     temperatures: tuple[float, ...] = (0.0,)
     batches: tuple[int, ...] = (1,)
-    rows: tuple[str, ...] = (REFILLED,)  # how batches of more prompts than one are decoded
+    rows: tuple[str, ...] = ROWS  # how batches of more prompts than one are decoded
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # top_k, top_p, ...
     max_new_tokens: int = 128
     repeats: int = 3
