@@ -55,7 +55,9 @@ def write(families: Sequence[str], names: Sequence[str]) -> None:
     """The tables of the cells that are done: tau, losses, and what is refused."""
     cells = known()
 
-    def table(shown: Callable[[Cell], str], columns: Sequence[str]) -> list[str]:
+    def table(
+        shown: Callable[[Cell], str], columns: Sequence[str], families: Sequence[str]
+    ) -> list[str]:
         made = ["| | " + " | ".join(f"`{n}`" for n in columns) + " |"]
         made.append("| --- |" + " --- |" * len(columns))
         for family in families:
@@ -64,9 +66,10 @@ def write(families: Sequence[str], names: Sequence[str]) -> None:
             made.append(f"| `{family}` | " + " | ".join(told) + " |")
         return made
 
-    tau = table(lambda c: "refused" if c.refused else f"{c.tau:.2f}", names)
+    tau = table(lambda c: "refused" if c.refused else f"{c.tau:.2f}", names, families)
     trained = [n for n in names if any(c.loss for c in cells.values() if c.drafter == n)]
     told = lambda c: "" if c.loss is None else f"{c.loss[0]:.2f} → {c.loss[1]:.2f}"
-    loss = table(told, trained)
+    learnt = [f for f in families if any(c.loss for c in cells.values() if c.family == f)]
+    loss = table(told, trained, learnt)
     refused = [f"* `{c.drafter}` on `{c.family}`: {c.refused}" for c in cells.values() if c.refused]
     PAGE.write_text("\n".join([*tau, "", *loss, "", *refused]) + "\n")
