@@ -24,7 +24,7 @@ from specjax.lab.bench import roofs, training_cost
 from specjax.lab.compiler.hlo import count_copies
 from specjax.lab.costs import account
 from specjax.lab.costs.parts import pass_seconds, products_seconds
-from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, Silent, memory_of
+from specjax.lab.costs.programs import CycleProgram, Silent, begins_at, memory_of
 from specjax.lab.records import codec
 from specjax.lab.records.device import (
     Compilation,
@@ -87,7 +87,7 @@ class Options:
             raise ValueError("--tau: must be numbers of at least 1, such as 3,6.5.")
         if self.anchors > self.seq_len:
             raise ValueError(f"--anchors={self.anchors}: more than --seq_len={self.seq_len}.")
-        if PROMPT_TOKENS + 2 * (widest + 1) > self.slots:
+        if begins_at(self.slots) + 2 * (widest + 1) > self.slots:
             raise ValueError(f"--slots={self.slots}: too few for {widest} guesses a cycle.")
         if self.shape.startswith("llama-3.1-") and jax.default_backend() == "cpu":
             raise ValueError(f"--shape={self.shape} on a CPU: try the script with --shape=tiny.")
@@ -140,7 +140,7 @@ class Bench:
         self.target = Model(net, None, (), None, None, plan.shape, np.dtype(dtype))
         floor, full = (
             account.plain_step(self.target, slots=plan.slots, context=context)
-            for context in (PROMPT_TOKENS + plan.cycles // 2, plan.slots)
+            for context in (begins_at(plan.slots) + plan.cycles // 2, plan.slots)
         )
         self.found = DeviceReport(
             **{f: getattr(plan, f) for f in ("shape", "dtype", "slots", "cycles", "repeats")},
@@ -189,7 +189,7 @@ class Bench:
 
     def _program(self, drafter: Any, *, host_loop: bool = False) -> CycleProgram:
         slots = self.plan.slots
-        prompt = range(1, PROMPT_TOKENS + 1)
+        prompt = range(1, begins_at(self.plan.slots) + 1)
         return CycleProgram(self.target, drafter, prompt, slots=slots, host_loop=host_loop)
 
     def _seconds(self, program: CycleProgram) -> float:
@@ -218,7 +218,7 @@ class Bench:
         spec = DRAFTERS[name](self.target)
         program = self._program(spec)
         seconds = self._seconds(program)
-        sizes = {"rows": 1, "slots": self.plan.slots, "context": PROMPT_TOKENS}
+        sizes = {"rows": 1, "slots": self.plan.slots, "context": begins_at(self.plan.slots)}
         reads = account.cycle(self.target, spec, program.drafter, **sizes).drafting_bytes
         plain = self.found.programs["device 0"].seconds
         timed = DrafterTime(
@@ -244,7 +244,11 @@ class Bench:
         self.note(
             products_seconds=products_seconds(net, steps=steps, repeats=repeats),
             pass_seconds=pass_seconds(
-                net, slots=self.plan.slots, length=PROMPT_TOKENS, steps=steps, repeats=repeats
+                net,
+                slots=self.plan.slots,
+                length=begins_at(self.plan.slots),
+                steps=steps,
+                repeats=repeats,
             ),
         )
 

@@ -7,17 +7,21 @@ import itertools
 import statistics
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
 from rich.console import Console
 
 from specjax.core.options import keywords, option, whole_numbers
+from specjax.core.sharding import axes_of, mesh_sizes, named, of_parameter, use_mesh
 from specjax.drafters.dflash import fresh_config
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.dflash.objective import DFlashObjective
+from specjax.lab.compiler import topology as topologies
+from specjax.lab.compiler.topology import Topology
 from specjax.lab.costs import account
 from specjax.lab.costs.programs import memory_of, stage
 from specjax.lab.records import codec
@@ -25,9 +29,10 @@ from specjax.lab.records.device import TrainingCost, TrainingReport, TrainingRow
 from specjax.lab.view.device import show_training
 from specjax.models import Frozen
 from specjax.models import family as registered
+from specjax.models.shapes import SHAPES as PUBLISHED
 from specjax.train.objectives.base import Batch
 from specjax.train.optimizer import make_optimizer
-from specjax.train.state import Skeleton, TrainState, init_state
+from specjax.train.state import Skeleton, TrainState, init_state, state_shardings
 from specjax.train.step import make_step
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -66,7 +71,9 @@ PEAKS = {
 class Options:
     """What is trained, in all pairs of vocabulary and anchors."""
 
-    shape: Literal["small", "8b"] = option("small", "Of the random target (Qwen3).")
+    shape: str = option(
+        "small", f"Of the random target: small or 8b (Qwen3), or {', '.join(PUBLISHED)}."
+    )
     anchors: tuple[int | str, ...] = option((16, 64, 256, 512), "Blocks a row.")
     vocab: tuple[int | str, ...] = option((4096, 32000, 151936), "Tokens of the target.")
     block: int = option(16, "Slots of a block.", least=2)
@@ -75,9 +82,14 @@ class Options:
     seq_len: int = option(1024, "Tokens of a text.", least=64)
     time: bool = option(False, "Run each step too, on random weights.")
     steps: int = option(5, "Timed steps; the median counts.", least=1)
+    topology: str = option("local", "Devices to compile for, as of experiments.compile.")
+    mesh: str = option("", "Of them, such as fsdp:8 or data:2,fsdp:4,model:2.")
     output: str | None = option(None, "A .json file for the figures.", file="")
 
     def __post_init__(self) -> None:
+        if self.shape not in SHAPES and self.shape not in PUBLISHED:
+            known = ", ".join((*SHAPES, *PUBLISHED))
+            raise ValueError(f"--shape={self.shape}: must be one of {known}.")
         whole_numbers("vocab", self.vocab)
         largest = max(whole_numbers("anchors", self.anchors))
         if largest > self.seq_len:
@@ -86,14 +98,18 @@ class Options:
     def setup(self, vocab: int, anchors: int) -> TrainingSetup:
         """One of the pairs."""
         return TrainingSetup(
-            raw={"model_type": "qwen3", "vocab_size": vocab, **SHAPES[self.shape]},
-            layers=_DRAFT_LAYERS[self.shape],
+            raw={**_raw(self.shape), "vocab_size": vocab},
+            layers=_DRAFT_LAYERS.get(self.shape, 5),
             anchors=anchors,
             block=self.block,
             chunk=self.chunk,
             rows=self.rows,
             seq_len=self.seq_len,
         )
+
+
+def _raw(shape: str) -> dict[str, Any]:
+    return dict(PUBLISHED.get(shape) or {"model_type": "qwen3", **SHAPES[shape]})
 
 
 @keywords(Options)
@@ -104,10 +120,22 @@ def benchmark_training(options: Options) -> TrainingReport:
         name: getattr(options, name) for name in ("shape", "block", "chunk", "rows", "seq_len")
     }
     settings |= {"backend": jax.default_backend(), "jax": jax.__version__}
+    settings |= {"topology": options.topology, "mesh": options.mesh}
+    if options.topology != "local" and options.time:
+        raise ValueError("--time: leave it out with --topology, whose devices are not here.")
+    topology = topologies.find(options.topology)
+    mesh = topology.mesh(**mesh_sizes(options.mesh)) if options.mesh else None
     report = TrainingReport(settings, ())
     for vocab, anchors in itertools.product(map(int, options.vocab), map(int, options.anchors)):
         setup = options.setup(vocab, anchors)
-        cost = measure(setup, steps=options.steps if options.time else 0)
+        try:
+            cost = measure(
+                setup, steps=options.steps if options.time else 0, topology=topology, mesh=mesh
+            )
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(f"It does not fit: {str(error).splitlines()[0]}") from None
         row = TrainingRow(vocab=vocab, anchors=anchors, **vars(cost))
         console.print(codec.to_json(row))
         report = dataclasses.replace(report, results=(*report.results, row))
@@ -117,7 +145,14 @@ def benchmark_training(options: Options) -> TrainingReport:
     return report
 
 
-def measure(setup: TrainingSetup, *, steps: int, target: Frozen | None = None) -> TrainingCost:
+def measure(
+    setup: TrainingSetup,
+    *,
+    steps: int,
+    target: Frozen | None = None,
+    topology: Topology | None = None,
+    mesh: Mesh | None = None,
+) -> TrainingCost:
     """The compiled step's bytes, and its speed over ``steps`` of them (0: it is not run).
 
     A step is a whole one: both passes, gradients, clipping, AdamW on float32 masters.
@@ -126,9 +161,12 @@ def measure(setup: TrainingSetup, *, steps: int, target: Frozen | None = None) -
       setup: what is trained.
       steps: how many are timed; the median counts.
       target: random weights of ``setup.raw`` that are there already; None: they are drawn.
+      topology: devices that are compiled for; None: those that are here.
+      mesh: of them.
     """
-    step = Step(setup, target)
-    stages, compiled = stage(step.program, *step.shapes)
+    step = Step(setup, target, topology, mesh)
+    with use_mesh(mesh):
+        stages, compiled = stage(step.program, *step.shapes)
     memory = memory_of(compiled)
     cost = TrainingCost(
         compile_s=stages.total,
@@ -158,7 +196,13 @@ def measure(setup: TrainingSetup, *, steps: int, target: Frozen | None = None) -
 class Step:
     """A training step of a DFlash drafter for a random target."""
 
-    def __init__(self, setup: TrainingSetup, target: Frozen | None):
+    def __init__(
+        self,
+        setup: TrainingSetup,
+        target: Frozen | None,
+        topology: Topology | None = None,
+        mesh: Mesh | None = None,
+    ):
         """Nothing is computed."""
         self._setup, family = setup, registered(setup.raw["model_type"])
         config = family.read_config(setup.raw)
@@ -172,13 +216,25 @@ class Step:
         )
         skeleton, masters = Skeleton.of(nnx.eval_shape(self._make_draft))
         objective = DFlashObjective(skeleton, draft, anchors=setup.anchors, chunk=setup.chunk)
-        self.program = make_step(objective, self._optimizer)
         state = jax.eval_shape(lambda masters: init_state(masters, self._optimizer), masters)
         if target is None:
             graphdef, params = nnx.split(nnx.eval_shape(self._make_target))
             target = Frozen(params=params, graphdef=graphdef, config=config)
-        self.shapes = (state, jax.eval_shape(self._batch), target)
         self.flops = account.training_flops(objective, masters, target, setup.rows, setup.seq_len)
+        batch, shardings = jax.eval_shape(self._batch), None
+        if topology is not None:
+            target = target.on(topology.written_for)
+        if mesh is not None:
+            self.flops //= mesh.size
+            shardings = state_shardings(state, skeleton, mesh)
+            state = jax.tree.map(_at, state, shardings)
+            batch = jax.tree.map(lambda x: _at(x, named(mesh, (None, "batch"))), batch)
+            target = dataclasses.replace(target, params=_spread(target.params, mesh))
+        elif topology is not None and topology.name != "local":
+            one = SingleDeviceSharding(topology.devices[0])
+            state, batch, target = jax.tree.map(lambda x: _at(x, one), (state, batch, target))
+        self.program = make_step(objective, self._optimizer, shardings=shardings)
+        self.shapes = (state, batch, target)
 
     def arguments(self) -> tuple[TrainState, Batch, Frozen]:
         """What the program is called with, drawn at random."""
@@ -192,6 +248,20 @@ class Step:
         tokens = jax.random.randint(jax.random.key(2), shape, 0, self._vocab - 1)
         lengths = jnp.full(shape[:2], self._setup.seq_len, jnp.int32)
         return Batch(tokens, jnp.ones(shape, jnp.bool_), lengths)
+
+
+def _at(x: Any, place: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def _spread(params: Any, mesh: Mesh) -> Any:
+    """Frozen weights where loading puts them."""
+    found = []
+    for path, parameter in nnx.to_flat_state(params):
+        value = parameter.get_value()
+        place = of_parameter(mesh, axes_of(parameter), value.shape)
+        found.append((path, parameter.replace(_at(value, place))))
+    return nnx.from_flat_state(found)
 
 
 def peak_flops() -> float | None:

@@ -27,7 +27,7 @@ from specjax.drafters.spec import name_of, with_num_draft
 from specjax.lab.costs import account
 from specjax.lab.costs.adaptive import check_one_width
 from specjax.lab.costs.experts import has_experts
-from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, DraftProgram, Silent
+from specjax.lab.costs.programs import CycleProgram, DraftProgram, Silent, begins_at
 from specjax.lab.costs.rounds import Sample, Timers, summarise, take
 from specjax.lab.records.costs import Calibration, Costs
 from specjax.lab.records.experts import Reads
@@ -269,7 +269,8 @@ def check_fits(
 ) -> None:
     """Raises ValueError if some cell could not be measured."""
     longest = target.config.max_position_embeddings
-    room = min(min(slots), longest) - PROMPT_TOKENS
+    least = min(min(slots), longest)
+    room = least - begins_at(least)
     if max(ks) + 1 > room:
         raise ValueError(
             f"k={max(ks)} does not fit into {min(slots)} slots: use larger contexts or fewer k."

@@ -1,9 +1,10 @@
 """Compiled loops whose time is a cost: of whole cycles, of cycles without draft, of drafting alone.
 
-Cycles have static shapes: their time depends neither on what is accepted nor on what the caches
-hold. So nothing is prefilled here, and a text of a few tokens stands for any that needs as many
-slots. Only which experts a mixture reads depends on the tokens: there they differ, and what they
-read is told (`CycleProgram.union`).
+Cycles have static shapes: their time does not depend on what is accepted, and on what the caches
+hold only where they are large and read by tiles (`ops.tiles`). So nothing is prefilled here: the
+caches are taken to hold a text that begins to need as many slots (`begins_at`). Only which experts a
+mixture reads depends on the tokens: there they differ, and what they read is told
+(`CycleProgram.union`).
 
     CycleProgram(target, Silent(num_draft=8), slots=1024).seconds(cycles=100)    verifies 8 guesses
 """
@@ -24,6 +25,7 @@ import numpy as np
 from specjax import decode
 from specjax.checkpoint.load import Model
 from specjax.core import hosts, trees
+from specjax.core.cache import Cache
 from specjax.core.record import put
 from specjax.core.sharding import use_mesh
 from specjax.core.types import Array, Kept, Parents, Proposal, pytree, static
@@ -38,7 +40,20 @@ from specjax.session import Row, Session
 from specjax.trace.trace import Text, Trace
 from specjax.verify import Rule
 
-PROMPT_TOKENS = 16  # where cycles begin unless a prompt is given
+PROMPT_TOKENS = 16  # where cycles begin in few slots unless a prompt is given
+_FEW = 1024  # fewer slots than these no platform reads by tiles
+
+
+def begins_at(slots: int) -> int:
+    """Where cycles begin unless a prompt is given; buffers grow twofold."""
+    return PROMPT_TOKENS if slots < _FEW else slots // 2
+
+
+def holding(state: Any, length: Array) -> Any:
+    """A state whose caches are all taken to hold ``length`` [B] tokens."""
+    is_cache = lambda x: isinstance(x, Cache)
+    take = lambda x: x.assume(length) if is_cache(x) else x
+    return jax.tree.map(take, state, is_leaf=is_cache)
 
 
 @pytree
@@ -139,8 +154,8 @@ class CycleProgram:
         Args:
           target: a `specjax.Model`.
           drafter: a spec from `specjax.drafters`, or `Silent`.
-          prompt: token ids, of every row; cycles begin behind them. None: `PROMPT_TOKENS` of any;
-            rows differ where the target has experts.
+          prompt: token ids, of every row; cycles begin behind them. None: any, as many as
+            `begins_at` says; rows differ where the target has experts.
           slots: length of the buffers, which a cycle's cost depends on.
           batch: rows.
           host_loop: one device call a cycle, with the host looking in between.
@@ -150,8 +165,8 @@ class CycleProgram:
         Raises:
           ValueError: if target and drafter do not fit.
         """
-        self._start = PROMPT_TOKENS if prompt is None else len(prompt)
         limit = min(slots, target.config.max_position_embeddings)
+        self._start = begins_at(limit) if prompt is None else len(prompt)
         session = one_token_session(target, drafter, batch, limit, temperature, rule)
         self._target, self._host_loop = target, host_loop
         self.drafter, self.rule = session.drafter, session.rule
@@ -194,7 +209,11 @@ class CycleProgram:
             None,
             with_details=False,
         )
-        return dataclasses.replace(state, cache=state.cache.assume(state.length - 1))
+        return dataclasses.replace(
+            state,
+            cache=state.cache.assume(state.length - 1),
+            draft=holding(state.draft, state.length - 1),
+        )
 
     def seconds(self, *, cycles: int, repeats: int = 1) -> float:
         """Seconds of a cycle: the median over the repeats, each from the same beginning."""
@@ -260,9 +279,10 @@ class DraftProgram:
         session = one_token_session(target, drafter, batch, limit, temperature, rule)
         self._mesh, self.drafter, self._request = target.mesh, session.drafter, session.request
         rows = len(session.prompt_lengths)
-        self.most_cycles = limit - PROMPT_TOKENS - self.drafter.num_draft
+        start = begins_at(limit)
+        self.most_cycles = limit - start - self.drafter.num_draft
         del session
-        self._length = jnp.full((rows,), PROMPT_TOKENS, jnp.int32)
+        self._length = jnp.full((rows,), start, jnp.int32)
         self._slots = slots
         self._net = target.net
         block = jax.ShapeDtypeStruct((rows, self.drafter.num_draft + 1), jnp.int32)
@@ -281,6 +301,7 @@ class DraftProgram:
         bound = Bound(self._net, self._cache)
         tokens = jnp.zeros((len(self._length), self._slots), jnp.int32)
         draft = _init_draft(self.drafter, rows=len(tokens), slots=self._slots)
+        draft = holding(draft, self._length - 1)
         return self.drafter, self._request, bound, tokens, self._length, draft, self._features
 
     def run(self, cycles: int) -> float:
