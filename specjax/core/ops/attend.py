@@ -72,15 +72,16 @@ def _on_cpu(queries: int) -> float:
     return 2.5 if queries < 8 else 1.5 if queries <= 32 else 1.0
 
 
-# On TPUs a tile's products read it where it lies, and all else of it stays on the chip. On GPUs the
+# On TPUs a tile's products read it where it lies, and all else of it stays on the chip; but heads
+# that fill no row of 128 lanes are laid in another order there, and would be copied. On GPUs the
 # host would ask after every tile whether there is another one.
 ATTEND = Op(
     reference,
     {
         "cpu": Follow(reference, tile_bytes=1 << 19, sizes=(256, 1024), cost=_on_cpu),
         "gpu": on_gpu,
-        "tpu": Follow(reference, tile_bytes=2 << 20, sizes=(256, 2048)),
-        "tpu:2": Follow(on_two_cores, tile_bytes=2 << 20, sizes=(256, 2048)),
+        "tpu": Follow(reference, tile_bytes=2 << 20, sizes=(256, 2048), width=128),
+        "tpu:2": Follow(on_two_cores, tile_bytes=2 << 20, sizes=(256, 2048), width=128),
     },
 )
 

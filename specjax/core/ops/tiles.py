@@ -115,6 +115,8 @@ class Follow:
     whole: Callable[..., Array]
     tile_bytes: int  # of keys and values in a tile, about
     sizes: tuple[int, int]  # of a tile, at least and at most, in slots
+    # Caches of values whose width this does not divide are read whole.
+    width: int = 1
     # Of so many queries a key/value head: how many slots that are read whole one costs that is read
     # in a tile. Where that is more than one, what is cheaper is done, for all rows of a pass alike.
     cost: Callable[[int], float] = lambda queries: 1.0
@@ -134,7 +136,8 @@ class Follow:
             return self.whole(q, k, v, visible, cached, scale, sinks)
         specs, groups = where
         size = self.tile(cached, groups)
-        if cached.seen.shape[-1] < 4 * size:
+        one = jax.tree.leaves(v)[0]
+        if cached.seen.shape[-1] < 4 * size or one.shape[-1] % self.width:
             return self.whole(q, k, v, visible, cached, scale, sinks)
 
         def local(q: Queries, k: Parts, v: Known, visible: Array, known: Any, sinks: Any) -> Array:

@@ -2,8 +2,8 @@
 
 Cycles have static shapes: their time does not depend on what is accepted, and on what the caches
 hold only where they are large and read by tiles (`ops.tiles`). So nothing is prefilled here: the
-caches are taken to hold a text that begins to need as many slots (`begins_at`). Only which experts a
-mixture reads depends on the tokens: there they differ, and what they read is told
+caches are taken to hold a text that begins to need as many slots (`begins_at`). Only which experts
+a mixture reads depends on the tokens: there they differ, and what they read is told
 (`CycleProgram.union`).
 
     CycleProgram(target, Silent(num_draft=8), slots=1024).seconds(cycles=100)    verifies 8 guesses
