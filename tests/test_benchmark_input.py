@@ -312,7 +312,7 @@ def test_documents_that_cannot_be_made(tmp_path: Path, line: str, message: str) 
         render(f"# A\n{line}\n", stored(tmp_path))
 
 
-@pytest.mark.parametrize("page", ["benchmarks", "targets"])
+@pytest.mark.parametrize("page", ["benchmarks", "targets", "pods"])
 def test_a_page_is_made_of_its_template(page: str) -> None:
     """Edit docs/benchmarks.in.md, then run python -m experiments.benchmark_docs."""
     made = document(ROOT / "docs" / f"{page}.in.md", ROOT / "docs" / "results")

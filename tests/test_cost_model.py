@@ -15,6 +15,7 @@ import tiny
 import specjax
 from specjax import drafters
 from specjax.core import machine
+from specjax.core.cache import caches_in
 from specjax.lab.costs import calibration, rounds
 from specjax.lab.costs.calibration import calibrate, timed
 from specjax.lab.costs.cost_model import (
@@ -24,6 +25,7 @@ from specjax.lab.costs.cost_model import (
     survival_of,
 )
 from specjax.lab.costs.explain import explain
+from specjax.lab.costs.programs import PROMPT_TOKENS, CycleProgram, begins_at
 from specjax.lab.records import costs as kept
 from specjax.lab.records.costs import Calibration, Costs, costs_at
 from specjax.lab.records.run import Target
@@ -412,3 +414,16 @@ class Clockwork:
 def test_a_cycle_is_timed_without_its_call() -> None:
     for cycles in (2, 16):
         assert timed(Clockwork(), cycles)() == pytest.approx(2.0)  # type: ignore[arg-type]
+
+
+def test_cycles_begin_where_texts_begin_to_need_their_slots() -> None:
+    """Or behind the texts that are asked for; all caches are taken to hold them."""
+    assert (begins_at(512), begins_at(1024), begins_at(4096)) == (PROMPT_TOKENS, 512, 2048)
+    target = tiny.model()
+    spec = tiny.make("lm", 3, target=target)
+    program = CycleProgram(target, spec, slots=256, batch=2, lengths=[200, 20])
+    state = program._fresh()
+    assert state.length.tolist() == [200, 20]
+    caches = caches_in((state.cache, state.draft))
+    assert len(caches) == 2 and all(c.length.tolist() == [199, 19] for c in caches)
+    assert program.most_cycles == 56 // 4 and program.run(3) > 0

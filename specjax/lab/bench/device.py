@@ -28,6 +28,7 @@ from specjax.lab.costs.programs import CycleProgram, Silent, begins_at, memory_o
 from specjax.lab.records import codec
 from specjax.lab.records.device import (
     Compilation,
+    ContextTime,
     DeviceReport,
     DeviceTraining,
     DrafterTime,
@@ -41,6 +42,7 @@ from specjax.models.shapes import SHAPES
 
 _DRAFT_VOCABULARY = 32_000  # of the published EAGLE-3 drafters
 _WIDEST = 15  # guesses of `dflash`
+_CONTEXT_GUESSES = 7  # that passes behind long texts verify
 
 
 def dflash(target: Model) -> DFlash:
@@ -71,6 +73,11 @@ class Options:
     slots: int = option(2048, "Length of the cache.", least=256)
     cycles: int = option(100, "In one device call.", least=1)
     repeats: int = option(5, "Calls; medians are reported.", least=1)
+    contexts: tuple[int | str, ...] = option(
+        (), "Tokens in the cache, such as 256,1024,4096,16000: what a pass costs behind them."
+    )
+    context_slots: int = option(16384, "Length of the cache for --contexts.", least=256)
+    context_rows: int = option(8, "Texts for --contexts, all so long or one of them.", least=1)
     copy_mib: int | None = option(
         None, "Size of the buffer copied. Default: 4096, on a CPU 128.", least=1
     )
@@ -87,6 +94,9 @@ class Options:
             raise ValueError("--tau: must be numbers of at least 1, such as 3,6.5.")
         if self.anchors > self.seq_len:
             raise ValueError(f"--anchors={self.anchors}: more than --seq_len={self.seq_len}.")
+        room = self.context_slots - 8 * (_CONTEXT_GUESSES + 1)
+        if self.contexts and max(whole_numbers("contexts", self.contexts)) > room:
+            raise ValueError(f"--contexts: at most {room} tokens fit into --context_slots.")
         if begins_at(self.slots) + 2 * (widest + 1) > self.slots:
             raise ValueError(f"--slots={self.slots}: too few for {widest} guesses a cycle.")
         if self.shape.startswith("llama-3.1-") and jax.default_backend() == "cpu":
@@ -175,6 +185,7 @@ class Bench:
             ("parts of a plain step", self.split_step),
             ("host loop, plain", lambda: self.time_loop(0, "host")),
             *hosts,
+            *([("long texts", self.time_contexts)] if self.plan.contexts else []),
             *([("training", self.time_training)] if jax.default_backend() == "gpu" else []),
         ]
 
@@ -230,6 +241,24 @@ class Bench:
             ideal_share=account.ideal_share(self.found.needed_bytes, reads),
         )
         self.note(drafters={**self.found.drafters, name: timed})
+
+    def time_contexts(self) -> None:
+        """Passes of one token and of several, behind texts that are all as long, or one of them."""
+        plan, found = self.plan, []
+        rows, slots = plan.context_rows, plan.context_slots
+        for context in whole_numbers("contexts", plan.contexts):
+            ragged = [context] + [min(256, context)] * (rows - 1)
+            for k in (0, _CONTEXT_GUESSES):
+                for lengths in [[context] * rows] + (
+                    [ragged] if ragged != [context] * rows else []
+                ):
+                    spec = Silent(num_draft=k) if k else NoDraft()
+                    program = CycleProgram(
+                        self.target, spec, slots=slots, batch=rows, lengths=lengths
+                    )
+                    seconds = program.seconds(cycles=8, repeats=plan.repeats)
+                    found.append(ContextTime(k, tuple(lengths), slots, seconds))
+        self.note(contexts=tuple(found))
 
     def time_training(self) -> None:
         """Steps of DFlash training for this target, AdamW included."""

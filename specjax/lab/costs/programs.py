@@ -145,6 +145,7 @@ class CycleProgram:
         *,
         slots: int,
         batch: int = 1,
+        lengths: Sequence[int] | None = None,
         host_loop: bool = False,
         temperature: float = 0.0,
         rule: str | Rule | None = None,
@@ -158,6 +159,7 @@ class CycleProgram:
             `begins_at` says; rows differ where the target has experts.
           slots: length of the buffers, which a cycle's cost depends on.
           batch: rows.
+          lengths: how many tokens each row has, in the place of a prompt.
           host_loop: one device call a cycle, with the host looking in between.
           temperature: 0: greedy.
           rule: of verification; None: the best for drafter and temperature.
@@ -167,6 +169,8 @@ class CycleProgram:
         """
         limit = min(slots, target.config.max_position_embeddings)
         self._start = begins_at(limit) if prompt is None else len(prompt)
+        self._start = self._start if lengths is None else max(lengths)
+        self._lengths = lengths
         session = one_token_session(target, drafter, batch, limit, temperature, rule)
         self._target, self._host_loop = target, host_loop
         self.drafter, self.rule = session.drafter, session.rule
@@ -197,7 +201,8 @@ class CycleProgram:
 
     def _fresh(self) -> decode.DecodeState:
         """The state at the beginning; the caches are taken to hold the prompt."""
-        length = jnp.full(self._tokens.shape[:1], self._start, jnp.int32)
+        rows = len(self._tokens)
+        length = jnp.asarray(self._lengths or [self._start] * rows, jnp.int32)
         tokens = jnp.asarray(self._tokens)
         state = decode.init_program(
             # As a session calls it, so that both share a program.

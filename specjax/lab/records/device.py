@@ -29,6 +29,16 @@ class LoopTime(Compilation):
     prefill_and_init_seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class ContextTime:
+    """A loop that verifies k guesses behind texts of these lengths."""
+
+    num_draft: int
+    lengths: tuple[int, ...]
+    slots: int
+    seconds: float  # of a cycle
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DrafterTime(Compilation):
     """The loop of a drafter with random weights; whatever it accepts, its time is the same."""
@@ -116,6 +126,7 @@ class DeviceReport:
     products_seconds: float | None = absent()
     pass_seconds: float | None = absent()
     training: DeviceTraining | None = absent()
+    contexts: tuple[ContextTime, ...] = absent(())
     share_of_copy_bandwidth: float | None = absent()  # that a plain step reaches
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from specjax.lab.records.device import DeviceReport, DeviceTraining, TrainingReport
+from specjax.lab.records.device import ContextTime, DeviceReport, DeviceTraining, TrainingReport
 from specjax.lab.view.plain import table
 
 GOAL = 0.85  # share of the copy bandwidth that plain decoding should reach
@@ -44,6 +44,8 @@ def show(console: Console, found: DeviceReport, *, taus: Sequence[str], minutes:
         _show_step(console, found)
     if found.drafters:
         _show_drafters(console, found, taus)
+    if found.contexts:
+        _show_contexts(console, found.contexts)
     if found.training is not None:
         say(_training(found.training))
     for name in found.skipped:
@@ -74,6 +76,25 @@ def _show_step(console: Console, found: DeviceReport) -> None:
         f"reading the unused slots too would take {1e3 * unused / found.copy_bandwidth:.3f}"
         " ms at the copy bandwidth"
     )
+
+
+def _show_contexts(console: Console, contexts: Sequence[ContextTime]) -> None:
+    """Passes behind texts of several lengths, over that of the shortest."""
+    first = {c.num_draft: c.seconds for c in reversed(contexts) if len(set(c.lengths)) == 1}
+    rows = [
+        (
+            f"{c.num_draft}",
+            f"{len(c.lengths)} of {c.lengths[0]}"
+            if len(set(c.lengths)) == 1
+            else f"1 of {c.lengths[0]}, {len(c.lengths) - 1} of {c.lengths[1]}",
+            f"{c.slots}",
+            f"{1e3 * c.seconds:.3f}",
+            f"{c.seconds / first[c.num_draft]:.2f}",
+        )
+        for c in contexts
+    ]
+    header = ("k", "tokens in the caches", "slots", "ms/cycle", "x the first")
+    console.print(table(header, rows, words=2))
 
 
 def _show_drafters(console: Console, found: DeviceReport, taus: Sequence[str]) -> None:
