@@ -243,7 +243,7 @@ def test_damaged_checkpoints(models: Models, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mesh", "words"),
     {
-        "rows:2": ("rows:2", "axis data, model or experts", "--mesh=data:2"),
+        "rows:2": ("rows:2", "data, model, experts or", "--mesh=data:2"),
         "data:0": ("data:0", "at least 1"),
         "model": ("'model'", "AXIS:SIZE"),
         "data:64,model:64": ("4096 devices", "smaller mesh"),

@@ -162,7 +162,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "no such kind": (lambda: other(kind="beam"), "kind is 'beam'; must be one of one_hot"),
     "taps a list": (lambda: other(taps=[1]), r"taps is \[1\]; must be a tuple of ints"),
     "taps beyond": (lambda: other(taps=(7,)), r"taps hidden_states\[7\], but .* has 2 layers"),
-    "taps below": (lambda: other(taps=(-1,)), r"taps hidden_states\[-1\]"),
+    "taps below": (lambda: other(taps=(-2,)), r"taps hidden_states\[-2\]"),
     "a parent behind its child": (lambda: other(parents=(0, 3, 1)), r"parents\[1\]=3"),
     "a tree of another size": (
         lambda: other(parents=(0, 0)),
