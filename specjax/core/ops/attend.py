@@ -91,7 +91,7 @@ def attend(
     k: Parts,
     v: Known,
     visible: Array,
-    cached: Cached | None,
+    cached: Cached | tuple[Parts, Known, Array] | None,
     *,
     scale: float | None = None,
     sinks: Array | None = None,
@@ -107,8 +107,8 @@ def attend(
       v: [B, G, U, Hv].
       visible: [B or 1, T, U] bool, which tokens of the block each query sees.
       cached: keys [B, G, S, H], values [B, G, S, Hv] and which slots each query sees,
-        [B, 1 or T, S] bool; None where the block is the whole sequence. Keys and values, here and
-        of the block, may be in 8 bits.
+        [B, 1 or T, S] bool, or a `Cached` that also says how far rows reach; None where the block
+        is the whole sequence. Keys and values, here and of the block, may be in 8 bits.
       scale: of the scores; None: ``H ** -0.5``.
       sinks: [N], a score of each query head that takes its share of the softmax and carries no
         value (Agarwal et al. 2025, arXiv:2508.10925); None: there is none. It is counted once,
@@ -118,5 +118,6 @@ def attend(
     Returns:
       [B, N, T, Hv] in the type of ``q``. Scores and softmax are float32.
     """
-    out: Array = ATTEND.on(platform)(q, k, v, visible, cached, scale, sinks)
+    known = None if cached is None else Cached(*cached)
+    out: Array = ATTEND.on(platform)(q, k, v, visible, known, scale, sinks)
     return out
