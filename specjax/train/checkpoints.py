@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from specjax.core import hosts
@@ -80,6 +79,9 @@ class Checkpoints:
     def save(self, state: TrainState, data: Any) -> None:
         """Begins to write; returns when the state may be donated. `finish` waits for the rest.
 
+        Orbax has it on the host by then. On CPU that is the state itself, which JAX then does not
+        give to a program that it is donated to.
+
         Args:
           state: what is trained; a step that is saved already is left as it is.
           data: what else a resumed run needs, in JSON.
@@ -93,7 +95,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_dict(_apart(state))), data=ocp.args.JsonSave(data)
+            state=ocp.args.StandardSave(_as_dict(state)), data=ocp.args.JsonSave(data)
         )
         check_allowed(self._directory)
         try:
@@ -260,14 +262,6 @@ class _Writing:
         """What went wrong, if anything did."""
         self._thread.join()
         return self._error
-
-
-def _apart(state: TrainState) -> TrainState:
-    """The state as the next step cannot touch it, which it is donated to.
-
-    On CPU what is written would be the arrays themselves; elsewhere Orbax copies them to the host.
-    """
-    return jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

@@ -166,16 +166,14 @@ def fit(
             while True:
                 if stopping.wanted(course.step):
                     course.save()
-                    course.checkpoints.finish()
                     done = f"step {course.step} of {schedule.steps} is saved"
                     raise Stopped(f"{done}; the same command goes on", stopping.signum or 0)
                 course.look()
                 if course.step == schedule.steps:
-                    course.checkpoints.finish()
                     return course.state
                 course.advance(step_fn, target)
     finally:
-        course.checkpoints.close()
+        course.checkpoints.close()  # waits for what is being written
 
 
 class _Course:

@@ -63,7 +63,11 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind, monkeypatch):
                 data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
             losses = []
             for _ in range(3):
-                state, sums = step(state, next(data), target.net)
+                batch = next(data)
+                shape = batch.tokens.addressable_shards[0].data.shape
+                split_in = 1 if mesh is None else 2 * mesh.shape.get("fsdp", 1)
+                assert shape == (1, 4 // split_in, 16)
+                state, sums = step(state, batch, target.net)
                 losses.append(float(sums["loss"] / sums["weight"]))
         found.append((losses, jax.device_get(state.params)))
         sizes_of = {} if mesh is None else dict(mesh.shape)
