@@ -13,7 +13,10 @@ import pytest
 import tiny
 
 import specjax
+from specjax.checkpoint.drafters.export import save_drafter
+from specjax.checkpoint.drafters.named import parse
 from specjax.checkpoint.export import save_pretrained
+from specjax.checkpoint.load import num_packed
 from specjax.checkpoint.packed import mxfp4
 from specjax.core.cache import Rounded
 from specjax.core.ops import linear
@@ -128,6 +131,59 @@ def test_packed_experts_never_expand(shared: Path, monkeypatch: pytest.MonkeyPat
     assert specjax.generate(target, "ngram:3", prompts, **warm).tokens == want
     with pytest.raises(TypeError):
         specjax.load(shared / "parity" / "gpt-oss", weights="float32")
+
+
+DRAFTERS = {
+    "dflash-qwen3": "qwen3",
+    "eagle3-llama3": "llama3",
+    "medusa-llama3": "llama3",
+}
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_drafters_are_rounded_at_load(name: str, shared: Path) -> None:
+    """They guess as with their matrices written out, and the text stays the target's."""
+    target = specjax.load(shared / "parity" / DRAFTERS[name], dtype="float32")
+    path, prompts = shared / "parity" / name, [[5, 6, 7, 5, 6], [9, 8, 9]]
+    whole: Any = specjax.load_drafter(path, target)
+    spec: Any = specjax.load_drafter(path, target, quantize="int8")
+    net = spec.net
+    held = [x for x in jax.tree.leaves(net.params, is_leaf=_is_one) if _is_one(x)]
+    assert len(held) > 2 and "int8" in spec.name
+    assert account.weight_bytes(net) < 0.6 * account.weight_bytes(whole.net)
+    params = jax.tree.map(lambda x: x[...] if _is_one(x) else x, net.params, is_leaf=_is_one)
+    written = dataclasses.replace(net, params=params)
+    same = dataclasses.replace(spec, net=written)
+    asked: dict[str, Any] = {"max_new_tokens": 16, "stop_token_ids": [], "rule": "coupled"}
+    asked |= {"temperature": [0.0, 1.0]}
+    want = specjax.generate(target, whole, prompts, **asked)
+    out, again = (specjax.generate(target, s, prompts, **asked) for s in (spec, same))
+    assert out.tokens == want.tokens == again.tokens
+    assert out.trace.rows == again.trace.rows
+
+
+def test_a_packed_head_of_the_target_stays_packed(shared: Path) -> None:
+    """DeepSeek's own, in FP8 blocks: experts, latent attention and projections."""
+    path = shared / "parity" / "deepseek-v3-fp8"
+    target = specjax.load(path, dtype="float32")
+    packed: Any = parse("mtp:3").load(target, weights="packed")
+    assert "matrices packed)" in packed.name
+    assert num_packed(packed.net) > 8 and num_packed(parse("mtp:3").load(target).net) == 0  # type: ignore[attr-defined]
+    prompts, asked = [[5, 6, 7, 5, 6], [9, 8, 9]], {"max_new_tokens": 12, "rule": "coupled"}
+    warm: dict[str, Any] = {"temperature": [0.0, 1.0], "stop_token_ids": [], **asked}
+    want = specjax.generate(target, None, prompts, **warm).tokens
+    assert specjax.generate(target, packed, prompts, **warm).tokens == want
+
+
+def test_a_drafter_that_cannot_be_kept_so_is_refused(shared: Path) -> None:
+    target = specjax.load(shared / "parity" / "qwen3", dtype="float32")
+    with pytest.raises(ValueError, match=r"Drafter ngram reads no weights .* kept as int8"):
+        parse("ngram:3").load(target, quantize="int8")
+    with pytest.raises(ValueError, match=r"weights=packed, but no matrix there is packed"):
+        specjax.load_drafter(shared / "parity" / "dflash-qwen3", target, weights="packed")
+    spec = specjax.load_drafter(shared / "parity" / "dflash-qwen3", target, quantize="fp8")
+    with pytest.raises(ValueError, match="is kept in 4 or 8 bits"):
+        save_drafter(spec, shared.parent / "never", format="zlab", target=target)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

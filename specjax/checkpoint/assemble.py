@@ -24,6 +24,8 @@ from specjax.core import pulse, sharding
 from specjax.core.quantised import Quantisation, quantise_in_place
 from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen
+from specjax.models.layers.experts import MATRICES, Experts
+from specjax.models.layers.linear import Linear
 from specjax.models.places import Place, as_place
 
 DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))  # that a network computes in
@@ -95,6 +97,7 @@ def assemble_module(
     replicate: bool = False,
     quantize: Quantisation | None = None,
     packed: bool = False,
+    all_products: bool = False,
 ) -> Frozen:
     """The module that ``build`` makes, with these weights; nothing random is ever computed.
 
@@ -104,6 +107,8 @@ def assemble_module(
       called: the tensor, or the place in several, of a parameter, from its path in the module,
         ``layers.3.norm.weight``.
       dtype, mesh, where, replicate, quantize, packed: as in `assemble`.
+      all_products: ``quantize`` and ``packed`` are about every matrix of a `Linear`, heads among
+        them, which nobody borrows of a drafter.
 
     Raises:
       CheckpointError: as `assemble` does; messages use the checkpoint's names.
@@ -115,27 +120,29 @@ def assemble_module(
     flat = nnx.to_flat_state(state)
     places = [as_place(called(".".join(map(str, path)))).among(tensors) for path, _ in flat]
     parameters = [parameter for _, parameter in flat]
+    others = product_paths(abstract) if all_products else frozenset()
+    short = [is_quantised(path, p) or path in others for path, p in flat]
     bound = bind(places, [p.get_value().shape for p in parameters], tensors, where)
     placements = [placement(n, p, mesh, where, replicate) for n, p in zip(places, parameters)]
     forms = [
-        keep(path, p, place, tensors, placed) if packed and quantize is None else None
-        for (path, p), place, placed in zip(flat, places, placements)
+        keep(p, place, tensors, placed) if may and packed and quantize is None else None
+        for (_, p), may, place, placed in zip(flat, short, places, placements)
     ]
     need = sum(
-        held(path, p, placed, dtype, quantize, form)
-        for (path, p), placed, form in zip(flat, placements, forms)
+        held(p, placed, dtype, quantize if may else None, form)
+        for (_, p), may, placed, form in zip(flat, short, placements, forms)
     )
     memory.check_fits(need, mesh, where)
     loaded = []
-    found = zip(flat, places, bound, placements, forms, strict=True)
-    for (path, parameter), name, tensor, placed, form in found:
+    found = zip(flat, short, places, bound, placements, forms, strict=True)
+    for (path, parameter), may, name, tensor, placed, form in found:
         put = functools.partial(_place, str(name), where=where)
         own = _own_dtype(parameter, dtype)
         if form is not None:
             value: Any = form.load(put, own, placed)
         else:
             value = put(tensor, own, placed)
-        if quantize is not None and is_quantised(path, parameter):
+        if quantize is not None and may:
             value = quantise_in_place(value, kind=quantize)
         loaded.append((path, parameter.replace(value)))
         pulse.beat()
@@ -165,34 +172,44 @@ def is_quantised(path: Sequence[Any], parameter: nnx.Param) -> bool:
     return ndim == 3 if "experts" in path else ndim == 2 and "router" not in path
 
 
+def product_paths(module: Any) -> frozenset[tuple[Any, ...]]:
+    """The paths of the matrices of every `Linear` in ``module``, and of those of experts."""
+    found = []
+    for path, part in nnx.iter_modules(module):
+        if isinstance(part, Linear) and not part.weight.get_metadata().get("precise"):
+            found.append((*path, "weight"))
+        elif isinstance(part, Experts):
+            found += [(*path, name) for name in MATRICES]
+    return frozenset(found)
+
+
 def keep(
-    path: Sequence[Any],
     parameter: nnx.Param,
     place: Place,
     tensors: Mapping[str, Tensor],
     placed: Any,
 ) -> kept.Kept | None:
-    """A parameter as it is packed; None where it is not, or devices would share a group."""
-    if not is_quantised(path, parameter):
-        return None
+    """A matrix as it is packed; None where it is not, or devices would share a group."""
     form = kept.bind(place, tensors, parameter.get_value().shape)
     return form if form is not None and form.fits(placed) else None
 
 
 def held(
-    path: Sequence[Any],
     parameter: nnx.Param,
     placed: Any,
     dtype: np.dtype,
     quantize: Quantisation | None,
     form: kept.Kept | None = None,
 ) -> int:
-    """Bytes of a device's share of a parameter; ``form``: how it is packed, if it stays so."""
+    """Bytes of a device's share of a parameter.
+
+    ``quantize``: what it is rounded to, None: nothing; ``form``: its packed form, if that is kept.
+    """
     whole: tuple[int, ...] = parameter.get_value().shape
     shape = whole if placed is None else placed.shard_shape(whole)
     if form is not None:
         return form.num_bytes(placed)
-    if quantize is not None and is_quantised(path, parameter):
+    if quantize is not None:
         return math.prod(shape) + math.prod(shape[:-1]) * np.dtype(np.float32).itemsize
     return math.prod(shape) * _own_dtype(parameter, dtype).itemsize
 

@@ -131,7 +131,7 @@ def load(
     check_quantisation("kv_cache", kv_cache)
     if isinstance(mesh, str):
         mesh = parse_mesh(mesh)
-    dtype, packed = settle_weights(weights, dtype, quantize, _platform(mesh))
+    dtype, packed = settle_weights(weights, dtype, quantize, platform_of(mesh))
     how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
     try:
         model = _find(name, revision, weights, packed, mesh=mesh, dtype=dtype, **how)
@@ -192,7 +192,8 @@ def settle_weights(
     return jnp.dtype(weights), False
 
 
-def _platform(mesh: Mesh | None) -> str:
+def platform_of(mesh: Mesh | None) -> str:
+    """Of the devices of ``mesh``; None: of the default device."""
     return here().name if mesh is None else str(mesh.devices.flat[0].platform)
 
 

@@ -13,7 +13,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from specjax.checkpoint.assemble import check_layers, held, keep, on_mesh, place_of, placement
+from specjax.checkpoint.assemble import (
+    check_layers,
+    held,
+    is_quantised,
+    keep,
+    on_mesh,
+    place_of,
+    placement,
+)
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import read_config, read_layout
 from specjax.core import sharding
@@ -93,14 +101,14 @@ def plan(
     for path, parameter in nnx.to_flat_state(nnx.state(abstract)):
         name = ".".join(map(str, path))
         placed = placement(name, parameter, mesh, str(directory), replicate=False)
-        form = None
-        if packed and quantize is None:
+        form, may = None, is_quantised(path, parameter)
+        if may and packed and quantize is None:
             place = as_place(place_of(found.family, config, name)).among(found.tensors)
             there = all(n in found.tensors for n in place.names)
-            form = keep(path, parameter, place, found.tensors, placed) if there else None
+            form = keep(parameter, place, found.tensors, placed) if there else None
         part = _part(name)
         for into, at in ((whole, None), (device, placed)):
-            size = held(path, parameter, at, found.dtype, quantize, form)
+            size = held(parameter, at, found.dtype, quantize if may else None, form)
             into[part] = into.get(part, 0) + size
     stored, in_bits = (
         _stored(found.stored),

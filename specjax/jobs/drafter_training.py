@@ -257,10 +257,11 @@ def start(config: DrafterConfig, target: specjax.Model, read: Callable[[], Sourc
     if config.init:
         kind = class_of(config.kind)
         if ask(kind, "family") is Family.MODEL:
-            model = specjax.load(config.init, dtype=jnp.float32, mesh=target.mesh)
+            how: Any = {"dtype": jnp.float32, "weights": "unpacked"}
+            model = specjax.load(config.init, mesh=target.mesh, **how)
             return kind.made(model, config.num_draft)
         place = f"{config.kind}:{config.init}" if own.is_own(config.kind) else config.init
-        spec: Any = specjax.load_drafter(place, target)
+        spec: Any = specjax.load_drafter(place, target, weights="unpacked")
         if not isinstance(spec, kind):
             raise ValueError(
                 f"--config.init={config.init} holds {getattr(spec, 'name', 'a language model')}, "

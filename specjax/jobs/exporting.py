@@ -50,7 +50,7 @@ def export(options: Options) -> str:
     path = _find(checkpoint)
     called = lambda place: str(place) if kind is None else f"{kind}:{place}"
     # Read without loss, written as it was.
-    drafter = specjax.load_drafter(called(path), target, dtype="float32")
+    drafter = specjax.load_drafter(called(path), target, dtype="float32", weights="unpacked")
     dtype, verifier = options.dtype or _stored(path), _verifier(options)
     save_drafter(
         drafter, output, format=options.format, target=target, dtype=dtype, verifier=verifier

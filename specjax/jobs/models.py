@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import specjax
 from specjax.checkpoint.drafters import named
@@ -56,6 +56,15 @@ class Models:
         None, "Keep the target's keys and values in 8 bits, where layers keep every token's."
     )
 
+    quantize_draft: Literal["int8", "fp8"] | None = option(
+        None,
+        "Round the matrices that the drafter multiplies by to 8 bits as they are loaded. The text "
+        "stays the target's.",
+    )
+    weights_draft: Literal["packed", "unpacked", "bfloat16", "float32"] | None = option(
+        None, "--weights, of the drafter."
+    )
+
     def chosen(self) -> named.Named:
         """The drafter that is asked for, checked as far as it can be without models.
 
@@ -85,7 +94,8 @@ class Models:
 
     def load_drafter(self, choice: named.Named, target: specjax.Model) -> Spec:
         """The drafter, in the dtype of --dtype. Raises ValueError as `Named.load` does."""
-        return choice.load(target, dtype=self.dtype)
+        kept: Any = {"quantize": self.quantize_draft, "weights": self.weights_draft}
+        return choice.load(target, dtype=self.dtype, **kept)
 
     def load_target(self) -> specjax.Model:
         """The target.

@@ -179,6 +179,8 @@ def settings_of(options: Options, drafter: Named, request: dict[str, Any]) -> di
         "quantize",
         "weights",
         "kv_cache",
+        "quantize_draft",
+        "weights_draft",
     )
     given = {name: getattr(options, name) for name in named}
     bias = options.logit_bias

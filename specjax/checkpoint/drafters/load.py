@@ -15,11 +15,13 @@ from specjax.checkpoint.assemble import assemble_module, check_layers, on_mesh
 from specjax.checkpoint.drafters import plain
 from specjax.checkpoint.drafters.recognise import recognise
 from specjax.checkpoint.drafters.source import PICKLES, Plan, read_source
+from specjax.checkpoint.drafters.stored import Stored
 from specjax.checkpoint.errors import CheckpointError
-from specjax.checkpoint.load import Model, load, read_dtype
+from specjax.checkpoint.load import Model, Weights, load
 from specjax.checkpoint.located import download, locate, unchanged
 from specjax.checkpoint.packed import unpacked
 from specjax.core import own, sharding
+from specjax.core.quantised import Quantisation
 from specjax.core.types import KINDS
 from specjax.drafters.lm import LM
 from specjax.drafters.registry import class_of
@@ -37,6 +39,8 @@ def load_drafter(
     dtype: Any = None,
     revision: str | None = None,
     replicate: bool = True,
+    quantize: Quantisation | None = None,
+    weights: Weights | None = None,
 ) -> Spec:
     """Loads a drafter in any known format and checks that it fits the target.
 
@@ -55,14 +59,18 @@ def load_drafter(
       dtype: float32 or bfloat16; None: the target's.
       revision: of a hub repository only.
       replicate: on a mesh, put the whole drafter on every device.
+      quantize: "int8" or "fp8": the matrices that it multiplies by, its own head among them, are
+        rounded to 8 bits as they are loaded. Text stays the target's; tau may be another.
+      weights: of a drafter in 4 or 8 bits, as of `load`.
 
     Raises:
       CheckpointError: if there is no such checkpoint, if it is damaged or of a kind that is not
         supported (which is named), or if it belongs to another target.
-      ValueError: if ``num_draft`` or ``kind`` do not suit it.
+      ValueError: if ``num_draft``, ``kind``, ``quantize`` or ``weights`` do not suit it.
     """
-    asked = _Asked(num_draft, kind, read_dtype(dtype) or target.dtype, replicate)
     name = str(path_or_repo)
+    stored = Stored.read(target, dtype, quantize, weights)
+    asked = _Asked(num_draft, kind, replicate, stored)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")
     if isinstance(mesh, str):
@@ -91,8 +99,8 @@ class _Asked:
 
     num_draft: int | None
     kind: str | None
-    dtype: Any
     replicate: bool
+    stored: Stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +151,8 @@ def _read(name: str, target: Model, asked: _Asked, revision: str | None) -> _Fou
     with unchanged(path):
         net = _assemble(plan, source.where, target, asked)
     label = name if is_repository else path.resolve().name
-    return _Found(plan, net, f"{label} ({form.name})", source.where, cls)
+    label = f"{label} ({form.name}{asked.stored.told(net, source.where)})"
+    return _Found(plan, net, label, source.where, cls)
 
 
 def _assemble(plan: Plan, where: str, target: Model, asked: _Asked) -> Frozen:
@@ -154,13 +163,13 @@ def _assemble(plan: Plan, where: str, target: Model, asked: _Asked) -> Frozen:
         backbone = on_mesh(config.backbone, target.mesh, where, asked.replicate, beside=True)
         config = dataclasses.replace(config, backbone=backbone)
     return assemble_module(
-        lambda: plan.network(config, dtype=asked.dtype, rngs=nnx.Rngs(0)),
+        lambda: plan.network(config, dtype=asked.stored.dtype, rngs=nnx.Rngs(0)),
         plan.tensors,
         called=plan.called,
-        dtype=asked.dtype,
         mesh=target.mesh,
         where=where,
         replicate=asked.replicate,
+        **asked.stored.how,
     )
 
 
@@ -168,9 +177,11 @@ def _language_model(name: str, target: Model, asked: _Asked, revision: str | Non
     model = load(
         name,
         mesh=target.mesh,
-        dtype=asked.dtype,
+        dtype=asked.stored.dtype,
         revision=revision,
         replicate=asked.replicate and target.mesh is not None,
+        quantize=asked.stored.quantize,
+        weights=asked.stored.weights,
     )
     spec = LM(model, 5 if asked.num_draft is None else asked.num_draft, asked.kind)
     spec.bind(target, asked.kind or KINDS[0])

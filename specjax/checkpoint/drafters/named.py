@@ -16,9 +16,11 @@ from typing import Any
 
 from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.drafters.nextn import load_from_target
-from specjax.checkpoint.load import Model
+from specjax.checkpoint.drafters.stored import Stored
+from specjax.checkpoint.load import Model, Weights
 from specjax.core import own
 from specjax.core.family import Family
+from specjax.core.quantised import Quantisation
 from specjax.drafters import DRAFTERS, NoDraft, Spec
 from specjax.drafters.checking import check_spec
 from specjax.drafters.family import family_of
@@ -41,6 +43,16 @@ class Named:
     def entry(self) -> Entry | None:
         """What the name stands for. Raises ValueError if there is no such thing."""
         return None if self.name is None else entry_of(self.name)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether, `complete`, it reads weights of its own."""
+        entry = self.entry
+        if entry is not None and entry.in_target:
+            return True
+        if self.checkpoint is None:
+            return False
+        return entry is None or ask(entry.thing, "said")(self.checkpoint) is None
 
     def complete(self, target: str) -> Named:
         """With the embedded checkpoint, where ``target`` is the demo's and none was said.
@@ -71,13 +83,21 @@ class Named:
             f"checkpoint: write {self.name or 'NAME'}:CHECKPOINT, or use ngram."
         )
 
-    def load(self, target: Model, *, dtype: Any = None) -> Spec:
-        """The drafter, ready to be handed to `specjax.generate`.
+    def load(
+        self,
+        target: Model,
+        *,
+        dtype: Any = None,
+        quantize: Quantisation | None = None,
+        weights: Weights | None = None,
+    ) -> Spec:
+        """The drafter, ready to be handed to `specjax.generate`; keywords as of `load_drafter`.
 
         Raises:
           ValueError: if there is none of that kind, or it does not fit the target.
         """
-        return self.shortened(self._load(target, dtype))
+        how = {"dtype": dtype, "quantize": quantize, "weights": weights}
+        return self.shortened(self._load(target, how))
 
     def called(self, spec: Spec) -> str:
         """What ``spec``, loaded by this name, is called in words."""
@@ -96,20 +116,31 @@ class Named:
             )
         return dataclasses.replace(spec, min_confidence=self.min_confidence)
 
-    def _load(self, target: Model, dtype: Any) -> Spec:
+    def _load(self, target: Model, how: dict[str, Any]) -> Spec:
         said, entry = self.complete(target.name), self.entry
         if entry is not None and entry.in_target:
-            return load_from_target(entry.thing, target, said.checkpoint, said.num_draft)
+            stored = Stored.read(target, *how.values())
+            return load_from_target(entry.thing, target, said.checkpoint, said.num_draft, stored)
+        spec = None
         if said.checkpoint is None:
             assert entry is not None
-            return entry.build(target, said.num_draft)
-        if entry is not None and (spec := ask(entry.thing, "said")(said.checkpoint)) is not None:
-            return entry.make(spec, said.num_draft)
+            spec = entry.build(target, said.num_draft)
+        elif entry is not None and (found := ask(entry.thing, "said")(said.checkpoint)) is not None:
+            spec = entry.make(found, said.num_draft)
+        if spec is not None:
+            for asked in (how["quantize"], how["weights"]):
+                if asked is not None:
+                    raise ValueError(
+                        f"Drafter {self.called(spec)} reads no weights that could be kept as "
+                        f"{asked}; leave that out."
+                    )
+            return spec
+        assert said.checkpoint is not None
         own_kind = said.name is not None and own.is_own(said.name)
         place = f"{said.name}:{said.checkpoint}" if own_kind else said.checkpoint
         later = entry is not None and ask(entry.thing, "recounts")
         asked = None if later else said.num_draft
-        spec = load_drafter(place, target, dtype=dtype, num_draft=asked)
+        spec = load_drafter(place, target, num_draft=asked, **how)
         if entry is None or own_kind:
             return spec
         if (family_of(spec) is Family.MODEL) != (ask(entry.thing, "family") is Family.MODEL):

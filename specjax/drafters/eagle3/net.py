@@ -162,7 +162,7 @@ class Eagle3Net(Placed):
         if not self.config.own_head:
             assert vocabulary is not None
             return vocabulary.head(normed)
-        logits = linear(normed, self.lm_head.weight[...], platform=self.platform)
+        logits = linear(normed, self.lm_head.weight.get_value(), platform=self.platform)
         return self.constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
 
     def init_cache(self, rows: int, slots: int) -> Cache:

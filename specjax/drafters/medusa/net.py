@@ -53,7 +53,7 @@ class MedusaHead(Placed):
         """[..., D] -> logits [..., V] float32."""
         for block in self.blocks:
             h = block(h)
-        logits = linear(h, self.output.weight[...], platform=self.platform)
+        logits = linear(h, self.output.weight.get_value(), platform=self.platform)
         return self.constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
 
 
@@ -67,7 +67,7 @@ class MedusaNet(Placed):
     @property
     def dtype(self) -> jnp.dtype:
         """The type of the states."""
-        return activation_dtype(self.heads[0].output.weight[...].dtype, self.platform)
+        return activation_dtype(self.heads[0].output.weight.get_value().dtype, self.platform)
 
     def __call__(self, h: Array, num_heads: int) -> Array:
         """Final states of the target [..., D] -> logits [..., num_heads, V] float32."""

@@ -92,7 +92,7 @@ class MTPNet(Placed):
     @property
     def dtype(self) -> jnp.dtype:
         """The type of states and cache."""
-        return activation_dtype(self.heads[0].eh_proj.weight[...].dtype, self.platform)
+        return activation_dtype(self.heads[0].eh_proj.weight.get_value().dtype, self.platform)
 
     def __call__(
         self,

@@ -27,7 +27,7 @@ from specjax.prompts.rendering import Prompt, Rendering, draw, prompts_sha256, r
 from specjax.trace.replay import parse_stop
 
 MODES = ("measure", "synthetic", "replay", "predict")
-# Ways to keep a target: full as they are published, or written out if they are packed.
+# Ways to keep a target and its drafters: full as they are published, or written out if packed.
 FORMS: Mapping[str, Mapping[str, str]] = {
     "full": {"weights": "unpacked"},
     "packed": {"weights": "packed"},
@@ -35,6 +35,8 @@ FORMS: Mapping[str, Mapping[str, str]] = {
     "fp8": {"quantize": "fp8"},
     "cache-int8": {"kv_cache": "int8"},
     "cache-fp8": {"kv_cache": "fp8"},
+    "draft-int8": {"quantize_draft": "int8"},
+    "draft-fp8": {"quantize_draft": "fp8"},
 }
 # Of the config, what results do not depend on.
 _FREE = ("compilation_cache", "calibrate", "details")
@@ -68,10 +70,11 @@ class Config:
         "", "Of a packed target: packed, unpacked, bfloat16 or float32; '': as `load` does."
     )
     kv_cache: str = option("", "int8 or fp8: the target's keys and values in 8 bits.")
+    quantize_draft: str = option("", "int8 or fp8: the matrices of the drafters in 8 bits.")
     stored: tuple[str, ...] = option(
         (),
-        "Ways to keep the target, each measured in a run of its own and all shown side by side: "
-        f"{', '.join(FORMS)}; (): one run.",
+        "Ways to keep target and drafters, each measured in a run of its own and all shown side by "
+        f"side: {', '.join(FORMS)}; (): one run.",
     )
     mesh: str = option("", "Devices to shard over, such as data:2,model:4.")
     drafters: tuple[str, ...] = option(
@@ -168,7 +171,7 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
     chat = target.chat_template if how.template == "chat" else None
     if chat is not None:
         note_unread(target, variables)
-    specs = plan.load_specs(suite, target)
+    specs = plan.load_specs(suite, target, quantize=config.quantize_draft or None)
 
     def expand(prompts: Sequence[Prompt]) -> list[Group]:
         return plan.expand(suite, target, specs, prompts, curves)
@@ -204,9 +207,13 @@ def side_by_side(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     unknown = [name for name in names if name not in FORMS]
     if unknown or len(set(names)) < max(len(names), 2):
         raise ValueError(f"stored={names}: name two or more of {', '.join(FORMS)}, and each once.")
-    said = [name for name in ("quantize", "weights", "kv_cache") if getattr(config, name)]
+    said = [
+        name
+        for name in ("quantize", "weights", "kv_cache", "quantize_draft")
+        if getattr(config, name)
+    ]
     if said:
-        raise ValueError(f"stored={names} and {said[0]} both say how the target is kept.")
+        raise ValueError(f"stored={names} and {said[0]} both say how weights are kept.")
     if config.turns != 1:
         raise ValueError(
             f"stored={names} needs turns=1: targets answer differently, and so would the prompts."
@@ -239,6 +246,9 @@ def describe(
 ) -> Run:
     """What run.json will say, but for the sets that the prompts are of."""
     config, here = read_config(settings), machine.Machine.here()
+    stored = target.stored
+    if config.quantize_draft:
+        stored += f", drafters in {config.quantize_draft}"
     named = (config.target, *config.drafters, *config.rules, *config.prompt_sets)
     return Run(
         config=json.loads(json.dumps({k: v for k, v in settings.items() if k not in _FREE})),
@@ -249,7 +259,7 @@ def describe(
         git=machine.commits(),
         load=machine.load(),
         target=Target.of(target),
-        dtype=target.stored,
+        dtype=stored,
         prompts_sha256=prompts_sha256(prompts),
         num_prompts=len(prompts),
         template=how.template,

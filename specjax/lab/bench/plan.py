@@ -118,19 +118,29 @@ class Group:
     cases: tuple[Case, ...]
 
 
-def load_specs(suite: Suite, target: Model) -> dict[tuple[str, int], Spec]:
+def load_specs(suite: Suite, target: Model, *, quantize: Any = None) -> dict[tuple[str, int], Spec]:
     """(drafter, k) -> its spec, every checkpoint read once.
+
+    ``quantize`` is of those that have one, of which there must be one then.
 
     Raises:
       ValueError: in one line, on an unknown drafter, or a k that it cannot guess.
     """
     specs: dict[tuple[str, int], Spec] = {}
+    if quantize and not any(parse(n).complete(target.name).has_weights for n in suite.drafters):
+        raise ValueError(
+            f"quantize_draft={quantize}: none of the drafters ({', '.join(suite.drafters)}) has "
+            "weights of its own; leave it out."
+        )
     for named in suite.drafters:
         said = parse(named)
         if said.name == "none":
             raise ValueError("drafters holds none: plain decoding is part of every run.")
         said, k = dataclasses.replace(said, num_draft=None).complete(target.name), said.num_draft
-        spec, name = said.load(target), label_of(said)
+        spec, name = (
+            said.load(target, quantize=quantize if said.has_weights else None),
+            label_of(said),
+        )
         for count in (suite.num_draft or (None,)) if k is None else (k,):
             try:
                 one = with_num_draft(spec, count)

@@ -170,6 +170,9 @@ def _along(x: Array, like: Array) -> Array:
     return x.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
+MATRICES = ("gate_proj", "up_proj", "down_proj")  # of `Experts`
+
+
 class Experts(Placed):
     """Their weights, stacked: ``gate_proj``, ``up_proj`` [E, I, D] and ``down_proj`` [E, D, I]."""
 
@@ -200,7 +203,7 @@ class Experts(Placed):
 
     def __call__(self, x: Array, chosen: Array, weights: Array) -> Array:
         """The weighted sum of the experts ``chosen`` [B, T, k] on ``x`` [B, T, D], float32."""
-        held: list[Any] = [p.get_value() for p in (self.gate_proj, self.up_proj, self.down_proj)]
+        held: list[Any] = [getattr(self, name).get_value() for name in MATRICES]
         stack = Stack(held[0], held[1], held[2], mix=self.mix)
         where: dict[str, Any] = {"platform": self.platform, "replicated": self.replicated}
         if not self.mixture.bias:
