@@ -59,6 +59,35 @@ def test_nothing_grows_along_the_data_axis() -> None:
     assert one.plain.sent == 65 * 2 * 4096 * 2
 
 
+def test_what_drafts_send_is_their_own() -> None:
+    """As many sums as a pass of theirs has, of the tokens that it is fed, as wide as they are."""
+    v5p, mesh = chips.CHIPS["v5p"], {"data": 1, "model": 4, "experts": 1}
+    eagle = dataclasses.replace(EIGHT_B, drafter="eagle3", num_draft=3)
+    found = pods.predict(eagle, v5p, mesh, 2)
+    cycle, wide = found.cycle, 4096 * 2
+    assert cycle.sums == 65 + 3 * 3  # one layer, three passes: K + 1 tokens, and then one each
+    assert cycle.sent == (65 * 2 * 4 + 3 * 2 * (4 + 2)) * wide
+    full = dataclasses.replace(eagle, dtype="float32")
+    assert pods.predict(full, v5p, mesh, 2).cycle.sent == 2 * cycle.sent
+    assert pods.predict(eagle, H100, mesh, 2).cycle.sent == 2 * cycle.sent  # sums of float32
+    heads = dataclasses.replace(
+        EIGHT_B, target="qwen3.5-35b-a3b", drafter="mtp", num_draft=3, slots=4096, context=3072
+    )
+    assert pods.predict(heads, v5p, {**mesh, "model": 2}, 1).cycle.sums == 2 * 40 + 1 + 3 * 3
+    draft = dataclasses.replace(EIGHT_B, target="qwen3-8b", drafter="lm", num_draft=3)
+    draft = dataclasses.replace(draft, draft_model="qwen3-0.6b")  # 16 heads for 32
+    assert {one.mesh["model"] for one in pods.plan(draft, v5p, 32, 32)} == {1, 2, 4, 8, 16}
+
+
+def test_latents_lie_whole_on_every_device() -> None:
+    kimi = dataclasses.replace(EIGHT_B, target="kimi-k2.5", drafter="none", num_draft=1)
+    one, eight = (
+        pods.predict(kimi, H100, {"data": 1, "model": n, "experts": 1}, 1).held for n in (1, 8)
+    )
+    assert one["target cache"] == eight["target cache"]
+    assert eight["target weights"] < one["target weights"] / 6
+
+
 def test_meshes_divide_the_target_and_the_rows() -> None:
     sizes = lambda target, devices, rows: [
         tuple(mesh.values())

@@ -10,7 +10,7 @@ names sizes that fit. Expected: memory does not grow with the anchors (docs/benc
 
 from __future__ import annotations
 
-from specjax.cli.errors import needs_lab
+from specjax.cli.errors import needs_lab, one_line_errors
 from specjax.cli.script import Script
 
 with needs_lab():
@@ -18,7 +18,8 @@ with needs_lab():
 
 
 def main(options: training_cost.Options) -> None:
-    training_cost.benchmark_training.of(options)
+    with one_line_errors():
+        training_cost.benchmark_training.of(options)
 
 
 script = Script("benchmark_training", __doc__, training_cost.Options, main)

@@ -64,9 +64,9 @@ def mesh_sizes(spec: str) -> dict[str, int]:
     """The sizes of the axes that such a flag names; 1 where it does not.
 
     Raises:
-      ValueError: on an unknown axis or a size below one.
+      ValueError: on an unknown axis, one that is said twice, or a size below one.
     """
-    sizes = dict.fromkeys(AXES, 1)
+    sizes, said = dict.fromkeys(AXES, 1), set[str]()
     for part in spec.split(",") if spec else []:
         name, _, size = part.partition(":")
         name = name.strip()
@@ -75,6 +75,9 @@ def mesh_sizes(spec: str) -> dict[str, int]:
                 f"--mesh={spec}: {part!r} is not AXIS:SIZE with axis data, model, experts or (in "
                 "training) fsdp and a size of at least 1; write for example --mesh=data:2,model:4."
             )
+        if name in said:
+            raise ValueError(f"--mesh={spec}: the axis {name} is there twice; say it once.")
+        said.add(name)
         sizes[name] = int(size)
     return sizes
 

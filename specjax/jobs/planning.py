@@ -17,17 +17,19 @@ from specjax.checkpoint.load import (
 )
 from specjax.checkpoint.plan import Plan
 from specjax.checkpoint.plan import plan as make_plan
-from specjax.core.options import again, keywords, option, whole_numbers
+from specjax.core.options import again, check, default_of, keywords, option, whole_numbers
 from specjax.core.platform import here
 from specjax.core.sharding import mesh_sizes
 from specjax.jobs.models import Models
 from specjax.lab.compiler import pods as costs
-from specjax.lab.compiler.abstract import check
+from specjax.lab.compiler.abstract import check as check_setup
 from specjax.lab.compiler.chips import CHIPS, PRODUCTS, REACHED, parse
 from specjax.lab.compiler.target import shrink
 from specjax.lab.records import codec
 from specjax.lab.records.compiled import Setup
 from specjax.lab.records.planned import Planned, PodPlan
+
+_OF_PODS = ("drafter", "num_draft", "rows", "slots", "context", "reached", "every", "output")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,31 @@ class Options:
     every: bool = option(False, "All meshes, not the best alone.")
     output: str | None = option(None, "A .json file for the plans of --topology.", file="")
 
+    def __post_init__(self) -> None:
+        check(self)
+        whole_numbers("rows", self.rows)
+        if not 0.01 <= self.reached <= 1:
+            raise ValueError(f"--reached={self.reached}: must be a share, from 0.01 to 1.")
+        if self.context + self.num_draft + 1 > self.slots:
+            raise ValueError(
+                f"--slots={self.slots}: too few for --context={self.context} and the "
+                f"{self.num_draft + 1} tokens of a cycle."
+            )
+        if not self.topology:
+            for field in dataclasses.fields(self):
+                if field.name in _OF_PODS and _shown(getattr(self, field.name)) != _shown(
+                    default_of(field)
+                ):
+                    raise ValueError(
+                        f"--{field.name}={getattr(self, field.name)} is about devices that are not "
+                        "here: name them with --topology, or leave it out."
+                    )
+
+
+def _shown(value: Any) -> Any:
+    """As a flag gives it, so that 1 and '1' are alike."""
+    return tuple(map(str, value)) if isinstance(value, tuple) else value
+
 
 @keywords(Options)
 def pods(options: Options) -> list[PodPlan]:
@@ -73,7 +100,7 @@ def pods(options: Options) -> list[PodPlan]:
         dtype=options.dtype or "bfloat16",
     )
     setup, notes = shrink(setup)
-    check(setup)
+    check_setup(setup)
     made = []
     for name, chip, devices in chosen:
         found, without = list[Planned](), list[int]()

@@ -173,13 +173,19 @@ class Cache:
         return sum(map(num_bytes, self.layers))
 
     def bytes_read(self, length: int, devices: int = 1) -> int:
-        """Bytes that a pass behind ``length`` tokens cannot do without, on each of ``devices``.
-
-        An entry that is not split over them (latents have no heads) lies whole on each.
-        """
-        split = lambda entry: devices if getattr(entry, "axis", None) is not None else 1
-        count: int = round(sum(e.filled(length) * num_bytes(e) / split(e) for e in self.layers))
+        """Bytes that a pass behind ``length`` tokens cannot do without, on each of ``devices``."""
+        held = ((e.filled(length), num_bytes(e) / _split(e, devices)) for e in self.layers)
+        count: int = round(sum(share * size for share, size in held))
         return count
+
+    def bytes_held(self, devices: int = 1) -> int:
+        """Bytes of all entries' arrays, on each of ``devices`` that share the model."""
+        return round(sum(num_bytes(e) / _split(e, devices) for e in self.layers))
+
+
+def _split(entry: Any, devices: int) -> int:
+    """Over how many of ``devices`` it lies; what has no heads (latents) lies whole on each."""
+    return devices if getattr(entry, "axis", None) is not None else 1
 
 
 def where(rows: Array, one: Any, other: Any) -> Any:

@@ -26,7 +26,7 @@ class Eagle3Kind(Published):
         return num_draft
 
     def tokens_fed(self, num_draft: int) -> int:
-        return num_draft
+        return 2 * num_draft  # the pairs of a whole cycle, and then one after the other
 
     def weight_reads(self, weight: str, num_draft: int) -> int:
         return 1 if weight.startswith("fc") else num_draft  # what fuses the target's states

@@ -126,7 +126,7 @@ class LM(Spec):
         return num_draft
 
     def tokens_fed(self, num_draft: int) -> int:
-        return num_draft
+        return num_draft + 1  # the first step is two wide
 
 
 @pytree

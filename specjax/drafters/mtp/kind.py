@@ -42,7 +42,8 @@ class MTPKind(Spec):
         return num_draft
 
     def tokens_fed(self, num_draft: int) -> int:
-        return num_draft
+        heads: int = min(self.net.config.heads, num_draft)  # each reads the tokens of a whole cycle
+        return heads * (num_draft + heads) + num_draft - heads
 
     def weight_reads(self, weight: str, num_draft: int) -> int:
         config: MTPConfig = self.net.config

@@ -11,6 +11,9 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
 from specjax.core.platform import Platform
@@ -23,6 +26,9 @@ from specjax.lab.compiler.target import depth_of, plain_config
 from specjax.lab.costs import account
 from specjax.lab.records.compiled import Setup
 from specjax.lab.records.planned import Planned, Step
+from specjax.models.frozen import Frozen
+from specjax.models.layers.experts import Experts
+from specjax.models.layers.linear import Linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +38,10 @@ class Share:
     held: dict[str, float]
     plain: tuple[float, float]  # bytes, operations
     cycle: tuple[float, float]
-    plain_sums: float
-    cycle_sums: float
-    width: int  # of what is summed
-    num_draft: int
+    # Sums over the devices that share the model, and how many numbers cross in them.
+    plain_sums: tuple[float, float]
+    cycle_sums: tuple[float, float]
+    sent_bytes: int  # of one of these numbers
 
 
 def meshes(setup: Setup, devices: int, rows: int) -> Iterator[dict[str, int]]:
@@ -58,8 +64,19 @@ def meshes(setup: Setup, devices: int, rows: int) -> Iterator[dict[str, int]]:
 def plan(
     setup: Setup, chip: Chip, devices: int, rows: int, *, reached: float = REACHED
 ) -> list[Planned]:
-    """Every mesh, the one with the shortest cycle of those that fit first; none: none divides."""
-    found = [predict(setup, chip, mesh, rows, reached) for mesh in meshes(setup, devices, rows)]
+    """Every mesh, the one with the shortest cycle of those that fit first; none: none divides.
+
+    Raises:
+      ValueError: in one line, if the drafter cannot be split over any mesh of the target.
+    """
+    found, refused = list[Planned](), list[ValueError]()
+    for mesh in meshes(setup, devices, rows):
+        try:
+            found.append(predict(setup, chip, mesh, rows, reached))
+        except ValueError as error:  # of the drafter's sizes: `meshes` asks the target's
+            refused.append(error)
+    if refused and not found:
+        raise refused[0]
     return sorted(found, key=lambda p: (not p.fits, p.cycle.seconds))
 
 
@@ -71,10 +88,10 @@ def predict(
     share = whole_share(setup, chip, mesh["model"], mesh["experts"], here)
     shared = mesh["model"] * mesh["experts"]
 
-    def step(least: tuple[float, float], sums: float, tokens: int) -> Step:
+    def step(least: tuple[float, float], summed: tuple[float, float]) -> Step:
         num_bytes, flops = least
-        sums = sums if shared > 1 else 0.0
-        sent = sums * tokens * share.width * 2.0  # bfloat16
+        sums, numbers = summed if shared > 1 else (0.0, 0.0)
+        sent = numbers * share.sent_bytes
         busy = max(num_bytes / (reached * chip.bandwidth), flops / (PRODUCTS * chip.flops))
         seconds = busy + chip.sum_seconds(shared, sent, sums)
         return Step(num_bytes, flops, sums, sent, seconds)
@@ -84,8 +101,8 @@ def predict(
         rows=rows,
         held={name: round(size) for name, size in share.held.items()},
         memory=chip.memory,
-        plain=step(share.plain, share.plain_sums, here),
-        cycle=step(share.cycle, share.cycle_sums, here * (share.num_draft + 1)),
+        plain=step(share.plain, share.plain_sums),
+        cycle=step(share.cycle, share.cycle_sums),
     )
 
 
@@ -104,8 +121,8 @@ def whole_share(setup: Setup, chip: Chip, model: int, experts: int, rows: int) -
         held={name: along(one.held[name], two.held[name]) for name in one.held},
         plain=pair(one.plain, two.plain),
         cycle=pair(one.cycle, two.cycle),
-        plain_sums=along(one.plain_sums, two.plain_sums),
-        cycle_sums=along(one.cycle_sums, two.cycle_sums),
+        plain_sums=pair(one.plain_sums, two.plain_sums),
+        cycle_sums=pair(one.cycle_sums, two.cycle_sums),
     )
 
 
@@ -147,21 +164,46 @@ def _share(setup: Setup, chip: Chip, model: int, experts: int, rows: int, layers
     plain = NoDraft()
     one = account.cycle(target, plain, plain.bind(target, "one_hot"), **lengths)
     cycle = account.cycle(target, spec, drafter, **lengths)
+    count, width = drafter.num_draft, target.config.hidden_size
     # Two sums a layer, and one of the embedding (experiments.compile counts them).
-    of_pass = 2 * target.config.num_layers + 1
+    of_target = lambda net: 2 * net.config.num_layers + 1
+    once = np.array([of_target(target.net), of_target(target.net) * rows * width], float)
+    sums = once * [1, count + 1]
+    fed = rows * ask(spec, "tokens_fed")(count)  # in all draft passes of a cycle
     net = getattr(drafter, "net", None)
-    drafts = 0.0
     if net is not None and not net.replicated:
-        config = getattr(net.config, "backbone", net.config)
-        drafts = (2 * config.num_layers + 1) * account.serial_passes(spec, drafter.num_draft)
-    part, again = ask(spec, "target_passes")(target, drafter.num_draft)
-    drafts += again * (2 * part.config.num_layers + 1) if again else 0
+        of_pass = sums_of_pass(net)
+        passes = account.serial_passes(spec, count)
+        sums += [of_pass * passes, of_pass * fed * _width(net, width)]
+    part, again = ask(spec, "target_passes")(target, count)
+    if again:
+        sums += [of_target(part) * again, of_target(part) * fed * width]
+    # TPUs add up what is rounded already (`ops.sum_over_mesh`).
+    rounded = chip.platform.name == "tpu"
     return Share(
         held=dict(account.held_bytes(target, drafter, rows=rows, slots=setup.slots)),
         plain=(one.bytes, one.flops),
         cycle=(cycle.bytes, cycle.flops),
-        plain_sums=of_pass,
-        cycle_sums=of_pass + drafts,
-        width=target.config.hidden_size,
-        num_draft=drafter.num_draft,
+        plain_sums=tuple(once.tolist()),
+        cycle_sums=tuple(sums.tolist()),
+        sent_bytes=jnp.dtype(setup.dtype).itemsize if rounded else 4,
     )
+
+
+def sums_of_pass(net: Frozen) -> int:
+    """How many sums over the devices that share it a pass of a drafter's network takes.
+
+    One for each matrix whose input is split, experts and what is added to them counting once, and
+    one of the embedding where there is a layer that takes one.
+    """
+    module, found = net.module, 0
+    for path, part in nnx.iter_modules(module):
+        whole = isinstance(part, Linear) and part.splits_input and "shared" not in f"{path}"
+        found += whole or isinstance(part, Experts)
+    heads = len(module.heads) if found and hasattr(module, "heads") else 1  # a pass runs one
+    return found // heads + 1 if found else 0
+
+
+def _width(net: Frozen, otherwise: int) -> int:
+    config = getattr(net.config, "backbone", net.config)
+    return int(getattr(config, "hidden_size", otherwise))

@@ -218,11 +218,16 @@ def held_bytes(target: Model, drafter: Drafter, *, rows: int, slots: int) -> dic
     return {
         "target weights": of(target.net),
         "drafter weights": 0 if net is None else of(net),
-        # Of states the first two axes are rows and key/value heads.
-        "target cache": cache_base.num_bytes(cache) // (data * model),
-        "drafter state": cache_base.num_bytes(draft)
-        // (data if net is not None and net.replicated else data * model),
+        "target cache": cache.bytes_held(model) // data,
+        "drafter state": _held(draft, 1 if net is not None and net.replicated else model) // data,
     }
+
+
+def _held(state: Any, model: int) -> int:
+    """Bytes of a drafter's state on each of ``model`` devices; what is no cache is whole there."""
+    caches = cache_base.caches_in(state)
+    inside = sum(map(cache_base.num_bytes, caches))
+    return cache_base.num_bytes(state) - inside + sum(c.bytes_held(model) for c in caches)
 
 
 def _sizes(mesh: Mesh | None) -> tuple[int, int]:
