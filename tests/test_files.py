@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -218,6 +219,26 @@ def test_a_benchmark_killed_before_its_first_line_begins_again(tmp_path: Path) -
     (tmp_path / "else" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="holds no benchmark run"):
         Store(tmp_path / "else").begin(run, [])
+
+
+def test_a_benchmark_with_other_weights_is_another(tmp_path: Path) -> None:
+    """Under the same name, too: a tau over both would be of neither."""
+    run = Run(
+        config={"seed": 0},
+        prompts_sha256="",
+        target=Target("x"),
+        machine=Machine.here(),
+        versions={"jax": "0"},
+    )
+    weights = lambda sha: {"d": {"model.safetensors": sha}}
+    Store(tmp_path).begin(dataclasses.replace(run, checkpoints=weights("a")), [])
+    with pytest.raises(
+        ValueError, match=r"holds a run with another checkpoints\.d: .*model\.safet"
+    ):
+        Store(tmp_path).begin(dataclasses.replace(run, checkpoints=weights("b")), [])
+    old = dataclasses.replace(run, checkpoints=None)  # of a version that did not say
+    assert Store(tmp_path / "old").begin(old, []) == old
+    Store(tmp_path / "old").begin(dataclasses.replace(run, checkpoints=weights("a")), [])
 
 
 def test_a_line_that_cannot_be_written_names_its_file() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specjax import api
+from specjax.checkpoint.drafters.named import parse
 from specjax.checkpoint.load import Model, load
+from specjax.checkpoint.located import contents
 from specjax.core import hosts, machine, own
 from specjax.core.assignments import assign
-from specjax.core.options import option
+from specjax.core.options import check, option
 from specjax.core.sharding import parse_mesh
 from specjax.drafters import Spec
 from specjax.lab.bench import plan
@@ -120,7 +122,9 @@ class Config:
     stop_rules: tuple[str, ...] = option((), "For replay: confident:0.4, jointly:0.2.")
     # What results do not depend on, and run.json leaves out.
     compilation_cache: str = option("default", "A directory; '': none.")
-    calibrate: int = option(5, "Rounds of calibration behind the measurement; 0: no prediction.")
+    calibrate: int = option(
+        5, "Rounds of calibration behind the measurement; 0: no prediction.", least=0
+    )
     details: bool = option(
         False, "Also probabilities (alpha_model, the report's tooltips), untimed."
     )
@@ -146,7 +150,9 @@ class Config:
 
 def read_config(config: Mapping[str, Any]) -> Config:
     """Raises ValueError, in one line that names the field, on values that are none of it."""
-    return codec.from_json(Config, config, "config")
+    found = codec.from_json(Config, config, "config")
+    check(found)
+    return found
 
 
 def prepare(settings: Mapping[str, Any], store: Store) -> Job:
@@ -251,6 +257,7 @@ def describe(
         stored += f", drafters in {config.quantize_draft}"
     named = (config.target, *config.drafters, *config.rules, *config.prompt_sets)
     return Run(
+        checkpoints=contents([config.target, *places_of(config)]),
         config=json.loads(json.dumps({k: v for k, v in settings.items() if k not in _FREE})),
         mode=config.mode,
         device=here.device,
@@ -268,6 +275,14 @@ def describe(
         turns=how.turns,
         cases=tuple(case.planned for group in groups for case in group.cases),
     )
+
+
+def places_of(config: Config) -> Iterator[str]:
+    """Where the weights of its drafters lie."""
+    for name in config.drafters:
+        said = parse(name).complete(config.target)
+        if said.has_weights and said.checkpoint is not None:
+            yield said.checkpoint
 
 
 def check_mode(config: Config) -> list[Curve]:

@@ -25,7 +25,16 @@ from specjax.core import hosts
 from specjax.core.files import read_text, write_atomically
 from specjax.lab.records import codec
 from specjax.lab.records.experts import Union
-from specjax.lab.records.run import FIXED, VERSION, Difference, Measurement, Run, Warmup, read_run
+from specjax.lab.records.run import (
+    FIXED,
+    LATER,
+    VERSION,
+    Difference,
+    Measurement,
+    Run,
+    Warmup,
+    read_run,
+)
 from specjax.prompts.rendering import Prompt
 from specjax.runs import lines, places
 from specjax.runs.settings import Place, Settings
@@ -111,7 +120,7 @@ class Store:
         if self.run_path.exists():
             before = self.read_run()
             place = Place(self.path, self.run_path, _FLAG)
-            place.compare(settings_of(before, FIXED), settings_of(run, FIXED))
+            place.compare(depends_on(before), depends_on(run))
             run = dataclasses.replace(
                 run,
                 git=tuple(dict.fromkeys(before.git + run.git)),
@@ -210,3 +219,9 @@ class Store:
 def settings_of(run: Run, fields: Sequence[str]) -> Settings:
     """Some of a run's fields, in JSON values."""
     return {field: codec.to_json(getattr(run, field)) for field in fields}
+
+
+def depends_on(run: Run) -> Settings:
+    """What a run's results depend on."""
+    later = [field for field in LATER if getattr(run, field) is not None]
+    return settings_of(run, (*FIXED, *later))

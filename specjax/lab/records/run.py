@@ -15,6 +15,8 @@ from specjax.lab.records.codec import absent
 VERSION = 1  # of run.json and metrics.json
 # Of run.json: a run goes on only where these are what they were.
 FIXED = ("config", "prompts_sha256", "target", "machine", "versions")
+# The same, where a run says it: weights that were replaced are others under the same name.
+LATER = ("checkpoints",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Run:
     device: str = absent("")
     machine: Machine | None = absent()
     versions: Mapping[str, str] = absent({})
+    checkpoints: Mapping[str, Mapping[str, str]] | None = absent()  # their files' fingerprints
     git: tuple[str, ...] = ()  # commits, a "+" behind those with changes
     load: tuple[float, ...] = ()  # processes that wanted a core before each start; of others
     others: tuple[float, ...] = absent(())  # cores that others kept busy meanwhile
