@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from specjax.lab import costs as measure
     from specjax.lab.audit import AuditReport, audit
     from specjax.lab.diagnosis import DrafterReport, check_drafter
-    from specjax.lab.view.figures import plot_acceptance, plot_heat, plot_speedup, plot_timeline
+    from specjax.lab.view.figures import (
+        plot_acceptance,
+        plot_depth,
+        plot_heat,
+        plot_speedup,
+        plot_timeline,
+    )
     from specjax.lab.view.race import race
     from specjax.lab.view.show import show
     from specjax.lab.view.tables import table
@@ -60,6 +66,7 @@ __all__ = [
     "measure",
     "parse_mesh",
     "plot_acceptance",
+    "plot_depth",
     "plot_heat",
     "plot_speedup",
     "plot_timeline",
@@ -93,6 +100,7 @@ _LAB = {
     "audit": "specjax.lab.audit",
     "check_drafter": "specjax.lab.diagnosis",
     "plot_acceptance": "specjax.lab.view.figures",
+    "plot_depth": "specjax.lab.view.figures",
     "plot_heat": "specjax.lab.view.figures",
     "plot_speedup": "specjax.lab.view.figures",
     "plot_timeline": "specjax.lab.view.figures",

@@ -173,6 +173,18 @@ class Spec(abc.ABC):
         """The same drafter with other weights."""
         return dataclasses.replace(self, net=net)  # type: ignore[type-var]
 
+    takes_window: ClassVar[bool] = False  # whether it can be `windowed`
+
+    def windowed(self, window: int) -> Any:
+        """The same weights, whose layers see the last ``window`` tokens of a text alone.
+
+        Raises:
+          ValueError: if they see no text, or other memory than keys and values.
+        """
+        raise ValueError(
+            f"window={window}: {name_of(self)} has none to set; DFlash's kinds and EAGLE-3 have."
+        )
+
     def passes(self, num_draft: int) -> int:
         """Passes of a cycle that wait for each other."""
         del num_draft

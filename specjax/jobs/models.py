@@ -65,6 +65,12 @@ class Models:
         None, "--weights, of the drafter."
     )
 
+    draft_window: int | None = option(
+        None,
+        "The drafter sees the last so many tokens alone. Default: as it was trained.",
+        least=1,
+    )
+
     def chosen(self) -> named.Named:
         """The drafter that is asked for, checked as far as it can be without models.
 
@@ -95,6 +101,7 @@ class Models:
     def load_drafter(self, choice: named.Named, target: specjax.Model) -> Spec:
         """The drafter, in the dtype of --dtype. Raises ValueError as `Named.load` does."""
         kept: Any = {"quantize": self.quantize_draft, "weights": self.weights_draft}
+        kept["window"] = self.draft_window
         return choice.load(target, dtype=self.dtype, **kept)
 
     def load_target(self) -> specjax.Model:

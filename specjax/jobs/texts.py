@@ -181,6 +181,7 @@ def settings_of(options: Options, drafter: Named, request: dict[str, Any]) -> di
         "kv_cache",
         "quantize_draft",
         "weights_draft",
+        "draft_window",
     )
     given = {name: getattr(options, name) for name in named}
     bias = options.logit_bias

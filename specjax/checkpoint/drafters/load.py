@@ -41,6 +41,7 @@ def load_drafter(
     replicate: bool = True,
     quantize: Quantisation | None = None,
     weights: Weights | None = None,
+    window: int | None = None,
 ) -> Spec:
     """Loads a drafter in any known format and checks that it fits the target.
 
@@ -62,11 +63,14 @@ def load_drafter(
       quantize: "int8" or "fp8": the matrices that it multiplies by, its own head among them, are
         rounded to 8 bits as they are loaded. Text stays the target's; tau may be another.
       weights: of a drafter in 4 or 8 bits, as of `load`.
+      window: its layers see the last so many tokens alone, however long a text is; None: as they
+        were trained. Of DFlash's kinds and EAGLE-3.
 
     Raises:
       CheckpointError: if there is no such checkpoint, if it is damaged or of a kind that is not
         supported (which is named), or if it belongs to another target.
-      ValueError: if ``num_draft``, ``kind``, ``quantize`` or ``weights`` do not suit it.
+      ValueError: if ``num_draft``, ``kind``, ``quantize``, ``weights`` or ``window`` do not suit
+        it.
     """
     name = str(path_or_repo)
     stored = Stored.read(target, dtype, quantize, weights)
@@ -90,7 +94,7 @@ def load_drafter(
     if isinstance(found, _Found):
         found = found.make(target, asked)
         found.bind(target, kind or KINDS[0])
-    return found
+    return found if window is None else ask(found, "windowed")(window)
 
 
 @dataclasses.dataclass(frozen=True)

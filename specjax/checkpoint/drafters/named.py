@@ -90,6 +90,7 @@ class Named:
         dtype: Any = None,
         quantize: Quantisation | None = None,
         weights: Weights | None = None,
+        window: int | None = None,
     ) -> Spec:
         """The drafter, ready to be handed to `specjax.generate`; keywords as of `load_drafter`.
 
@@ -97,7 +98,8 @@ class Named:
           ValueError: if there is none of that kind, or it does not fit the target.
         """
         how = {"dtype": dtype, "quantize": quantize, "weights": weights}
-        return self.shortened(self._load(target, how))
+        spec = self.shortened(self._load(target, how))
+        return spec if window is None else ask(spec, "windowed")(window)
 
     def called(self, spec: Spec) -> str:
         """What ``spec``, loaded by this name, is called in words."""

@@ -19,7 +19,15 @@ class DFlashKind(Published):
     """A spec with a `DFlashNet`."""
 
     folder: ClassVar[str] = "specjax.drafters.dflash"
+    takes_window: ClassVar[bool] = True
     net_class = DFlashNet
+
+    def windowed(self, window: int) -> Any:
+        config: DFlashConfig = self.net.config
+        if window < config.block_size:
+            raise ValueError(f"window={window}: must hold a block, {config.block_size} tokens.")
+        windows = tuple(window if w is None else min(w, window) for w in config.windows)
+        return self.with_net(reread(self.net, windows=windows))
 
     def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: DFlashConfig = self.net.config

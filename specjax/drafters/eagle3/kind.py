@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.drafters.misreadings import norms, rope, taps, trial
@@ -20,6 +21,7 @@ class Eagle3Kind(Published):
     summary: ClassVar[str] = "one layer over fused states of the target, step by step"
     demo: ClassVar[str | None] = "demo:eagle3"
     outline_sizes: ClassVar[tuple[str, ...]] = ("vocab",)
+    takes_window: ClassVar[bool] = True
     net_class = Eagle3Net
 
     def passes(self, num_draft: int) -> int:
@@ -30,6 +32,17 @@ class Eagle3Kind(Published):
 
     def weight_reads(self, weight: str, num_draft: int) -> int:
         return 1 if weight.startswith("fc") else num_draft  # what fuses the target's states
+
+    def windowed(self, window: int) -> Any:
+        if self.net.config.latent is not None:
+            raise ValueError(f"window={window}: its attention is latent, without windows.")
+        if window < 1:
+            raise ValueError(f"window={window}: must be at least 1.")
+        module = self.net.module
+        for layer in module.layers:
+            layer.self_attn.window = window
+        module.config = dataclasses.replace(module.config, window=window)
+        return self.with_net(self.net.with_module(module))
 
     def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: Eagle3Config = self.net.config

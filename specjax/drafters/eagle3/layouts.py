@@ -36,6 +36,7 @@ def safeailab(spec: Any, tensors: Tensors, target: Target, verifier: str) -> Lay
     c: Eagle3Config = spec.net.config
     no = refuser("safeailab", spec)
     no(c.backbone.num_layers != 1, "more than one layer")
+    no(c.window is not None, "a window")
     more = c.norm_before_residual or c.norm_before_fc
     no(more or (c.latent is None and (c.fc_norm or c.norm_output)), "further norms")
     no(c.backbone.attention_bias or c.backbone.mlp_bias, "biases")
@@ -77,6 +78,7 @@ def speculators(spec: Any, tensors: Tensors, target: Target, verifier: str) -> L
     tensors = {**tensors, **_head(spec, target)}
     no = refuser("speculators", spec)
     no(c.latent is not None, "latent attention")
+    no(c.window is not None, "a window")
     no(UNNORMED in c.taps, _UNNORMED)
     no(c.target_hidden_size != c.backbone.hidden_size, "a width other than the target's")
     config = {

@@ -54,6 +54,7 @@ class Eagle3Config:
     own_embedding: bool = False
     own_head: bool = True  # else the target's
     latent: LatentConfig | None = None  # of latent attention; None: grouped queries
+    window: int | None = None  # pairs that one sees, itself included; None: all
 
 
 class Eagle3Layer(nnx.Module):
@@ -69,7 +70,7 @@ class Eagle3Layer(nnx.Module):
         fed: dict[str, Any] = {"in_features": wide, "dtype": dtype, "rngs": rngs}
         self.self_attn: Any
         if config.latent is None:
-            self.self_attn = Attention(c, head_norm=False, **fed)
+            self.self_attn = Attention(c, head_norm=False, window=config.window, **fed)
         else:
             self.self_attn = LatentAttention(config.latent, **fed)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, **norm)

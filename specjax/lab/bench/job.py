@@ -73,6 +73,11 @@ class Config:
     )
     kv_cache: str = option("", "int8 or fp8: the target's keys and values in 8 bits.")
     quantize_draft: str = option("", "int8 or fp8: the matrices of the drafters in 8 bits.")
+    draft_windows: tuple[int, ...] = option(
+        (),
+        "Of each drafter that can, cases in which it sees the last so many tokens alone; 0: as "
+        "trained; (): all as trained.",
+    )
     stored: tuple[str, ...] = option(
         (),
         "Ways to keep target and drafters, each measured in a run of its own and all shown side by "
@@ -177,7 +182,8 @@ def prepare(settings: Mapping[str, Any], store: Store) -> Job:
     chat = target.chat_template if how.template == "chat" else None
     if chat is not None:
         note_unread(target, variables)
-    specs = plan.load_specs(suite, target, quantize=config.quantize_draft or None)
+    changed: Any = {"quantize": config.quantize_draft or None, "windows": config.draft_windows}
+    specs = plan.load_specs(suite, target, **changed)
 
     def expand(prompts: Sequence[Prompt]) -> list[Group]:
         return plan.expand(suite, target, specs, prompts, curves)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,29 +118,22 @@ class Group:
     cases: tuple[Case, ...]
 
 
-def load_specs(suite: Suite, target: Model, *, quantize: Any = None) -> dict[tuple[str, int], Spec]:
+def load_specs(
+    suite: Suite, target: Model, *, quantize: Any = None, windows: Sequence[int] = ()
+) -> dict[tuple[str, int], Spec]:
     """(drafter, k) -> its spec, every checkpoint read once.
 
-    ``quantize`` is of those that have one, of which there must be one then.
+    Args:
+      suite: with the drafters.
+      target: what they draft for.
+      quantize: of those that have weights, of which there must be one then.
+      windows: of those that can see the last tokens alone, each; 0: as they were trained.
 
     Raises:
       ValueError: in one line, on an unknown drafter, or a k that it cannot guess.
     """
     specs: dict[tuple[str, int], Spec] = {}
-    if quantize and not any(parse(n).complete(target.name).has_weights for n in suite.drafters):
-        raise ValueError(
-            f"quantize_draft={quantize}: none of the drafters ({', '.join(suite.drafters)}) has "
-            "weights of its own; leave it out."
-        )
-    for named in suite.drafters:
-        said = parse(named)
-        if said.name == "none":
-            raise ValueError("drafters holds none: plain decoding is part of every run.")
-        said, k = dataclasses.replace(said, num_draft=None).complete(target.name), said.num_draft
-        spec, name = (
-            said.load(target, quantize=quantize if said.has_weights else None),
-            label_of(said),
-        )
+    for name, spec, k in _loaded(suite, target, quantize, windows):
         for count in (suite.num_draft or (None,)) if k is None else (k,):
             try:
                 one = with_num_draft(spec, count)
@@ -154,6 +147,39 @@ def load_specs(suite: Suite, target: Model, *, quantize: Any = None) -> dict[tup
                 )
             specs[name, bound.num_draft] = one
     return specs
+
+
+def _loaded(
+    suite: Suite, target: Model, quantize: Any, windows: Sequence[int]
+) -> Iterator[tuple[str, Spec, int | None]]:
+    """What each drafter is called, the drafter, and the guesses that its name says."""
+    every = [parse(named) for named in suite.drafters]
+    if any(said.name == "none" for said in every):
+        raise ValueError("drafters holds none: plain decoding is part of every run.")
+    ks = [said.num_draft for said in every]
+    every = [dataclasses.replace(said, num_draft=None).complete(target.name) for said in every]
+    if quantize and not any(said.has_weights for said in every):
+        raise ValueError(
+            f"quantize_draft={quantize}: none of the drafters ({', '.join(suite.drafters)}) has "
+            "weights of its own; leave it out."
+        )
+    if any(w < 0 for w in windows) or len(set(windows)) < len(windows):
+        raise ValueError(f"draft_windows={tuple(windows)}: each once, and 0 or more.")
+    can = False
+    for said, k in zip(every, ks):
+        spec = said.load(target, quantize=quantize if said.has_weights else None)
+        name, able = label_of(said), ask(spec, "takes_window")
+        can = can or able
+        for window in windows if able and windows else (0,):
+            if window:
+                yield f"{name}-w{window}", ask(spec, "windowed")(window), k
+            else:
+                yield name, spec, k
+    if any(windows) and not can:
+        raise ValueError(
+            f"draft_windows={tuple(windows)}: none of the drafters ({', '.join(suite.drafters)}) "
+            "has a window to set; leave it out."
+        )
 
 
 def label_of(said: Named) -> str:

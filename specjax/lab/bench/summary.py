@@ -18,6 +18,7 @@ from specjax.lab.records.run import Measurement, Run, Summary
 from specjax.session.slots import slots_at
 from specjax.trace import metrics
 from specjax.trace.clock import passes
+from specjax.trace.depth import Depth, by_depth
 from specjax.trace.trace import Trace
 
 
@@ -65,11 +66,18 @@ def _case(store: Store, planned: Planned, costs: Calibration | None) -> Case:
         compare=None if plain is None else _compare(store, name, trace, plain),
         per_category=by_category(trace, plain),
         wall=wall(results, store.results(planned.plain)),
+        depths=_depths(trace),
         experts=store.experts(name),
     )
     if plain is None or costs is None:
         return case
     return dataclasses.replace(case, predicted=predicted(costs, case, trace))
+
+
+def _depths(trace: Trace) -> tuple[Depth, ...]:
+    """tau by the length of the text, where there is more than one step of it."""
+    found = by_depth(trace) if trace.about.num_draft else ()
+    return found if len(found) > 1 else ()
 
 
 def by_category(trace: Trace, plain: Trace | None = None) -> dict[str, Category]:

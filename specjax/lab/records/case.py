@@ -11,6 +11,7 @@ from specjax.lab.records.experts import Union
 from specjax.lab.records.prediction import Predicted
 from specjax.trace import metrics as of_trace
 from specjax.trace.bootstrap import Interval
+from specjax.trace.depth import Depth
 
 PLAIN = "none"  # the drafter of plain decoding
 # How rows follow one another: batches that begin together, or prompts that move in where one ends.
@@ -107,6 +108,9 @@ class Case(Planned):
     predicted: Predicted | None = None
     per_category: Mapping[str, Category] | None = absent()
     wall: Wall | None = absent()
+    depths: tuple[Depth, ...] = absent(
+        ()
+    )  # tau by the text's length, where it grows past the first
     experts: Union | None = absent()  # that its passes read, of a target with such
 
     @property

@@ -1,6 +1,7 @@
 """All figures under one roof; each concept has a file of its own."""
 
 from specjax.lab.view.acceptance import plot_acceptance
+from specjax.lab.view.depth import plot_depth
 from specjax.lab.view.heat import plot_classes, plot_heat
 from specjax.lab.view.speed import Load, Point, plot_frontier, plot_speedup
 from specjax.lab.view.style import save, style
@@ -12,6 +13,7 @@ __all__ = [
     "Point",
     "plot_acceptance",
     "plot_classes",
+    "plot_depth",
     "plot_frontier",
     "plot_heat",
     "plot_speedup",

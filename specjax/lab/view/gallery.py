@@ -19,6 +19,8 @@ from specjax.lab.view.palette import MARKERS
 from specjax.lab.view.result import Result
 from specjax.lab.view.style import quietly, style
 from specjax.lab.view.timeline import seen_share
+from specjax.trace.depth import by_depth
+from specjax.trace.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Picture:
 def pictures(result: Result) -> list[Picture]:
     """What can be drawn of a result, the most telling first."""
     best = result.best
-    made = [*_speedups(result), *_frontier(result), *_acceptance(result)]
+    made = [*_speedups(result), *_frontier(result), *_acceptance(result), *_depth(result)]
     if best is not None and best.name in result.traces:
         made += _of_one(result, best)
     return made
@@ -127,11 +129,8 @@ def _frontier(result: Result) -> list[Picture]:
     return made
 
 
-def _acceptance(result: Result) -> list[Picture]:
-    """Survival of the cases that share the best one's setting, and of its prompts' categories."""
-    best = result.best
-    if best is None or best.name not in result.traces:
-        return []
+def _alike(result: Result, best: Case) -> list[Case]:
+    """The cases that share the best one's setting: of each drafter and rule the best k."""
     alike = [
         c
         for c in result.cases
@@ -140,18 +139,47 @@ def _acceptance(result: Result) -> list[Picture]:
         and c.name in result.traces
         and c.metrics.survival  # a lookup may have guessed nothing
     ]
-    if not alike:
-        return []
-    # Of each drafter and rule the best k; then the best of those.
     alike.sort(key=lambda c: -(c.speedup or c.metrics.tau or 0.0))
     kinds: dict[tuple[object, object], Case] = {}
     for case in alike:
         kinds.setdefault((method_of(case), case.rule), case)
-    chosen = list(kinds.values())[:MOST_GROUPS]
+    return list(kinds.values())[:MOST_GROUPS]
+
+
+def _named(result: Result, chosen: Sequence[Case]) -> dict[str, Trace]:
+    """Their traces."""
     names = [series_name(c) for c in chosen]
     if len(set(names)) < len(names):
         names = [f"{n}, {c.rule}" for n, c in zip(names, chosen)]
-    traces = {n: result.traces[c.name] for n, c in zip(names, chosen)}
+    return {n: result.traces[c.name] for n, c in zip(names, chosen)}
+
+
+def _depth(result: Result) -> list[Picture]:
+    """tau by the length of the text, of runs whose texts grow past the first step."""
+    best = result.best
+    chosen = [] if best is None else _alike(result, best)
+    traces = _named(result, chosen)
+    if best is None or not any(len(by_depth(t, resamples=1)) > 1 for t in traces.values()):
+        return []
+    return [
+        Picture(
+            "depth",
+            f"tau by position: {setting_of(best)}",
+            "tau of the cycles behind so many tokens, the prompt included; each step of the axis "
+            "is twice as long. Vertical lines: 95 % bootstrap intervals over the requests that "
+            "reached so far.",
+            partial(draw.plot_depth, traces),
+        )
+    ]
+
+
+def _acceptance(result: Result) -> list[Picture]:
+    """Survival of the cases that share the best one's setting, and of its prompts' categories."""
+    best = result.best
+    chosen = [] if best is None else _alike(result, best)
+    if best is None or not chosen:
+        return []
+    traces = _named(result, chosen)
     made = [
         Picture(
             "acceptance",
@@ -162,7 +190,7 @@ def _acceptance(result: Result) -> list[Picture]:
             partial(draw.plot_acceptance, traces),
         )
     ]
-    groups = categories(result.traces[best.name]) if best in alike else {}
+    groups = categories(result.traces[best.name]) if best in chosen else {}
     if 2 <= len(groups) <= MOST_GROUPS:
         made.append(
             Picture(
