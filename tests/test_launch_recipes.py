@@ -20,7 +20,9 @@ import yaml
 from several import ROOT
 
 RECIPES = ROOT / "configs" / "launch"
-EXPERIMENT = re.compile(r"python -m experiments\.\w+ --config=\S+\s+(\\\s+)?--config\.mesh=\S+")
+EXPERIMENT = re.compile(
+    r"python -m experiments\.\w+ --config=\S+\s+(\\\s+)?--config\.mesh=\S+ --config\.rows=\S+"
+)
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in RECIPES.glob("*.sh")))
@@ -37,6 +39,8 @@ def test_a_recipe_is_edited_in_three_places_and_knows_42(recipe: str) -> None:
     if recipe != "again.sh":
         assert re.findall(r"^ *# (\d)\. ", text, re.MULTILINE) == ["1", "2", "3"]
         assert f"configs/launch/{recipe}" in text and EXPERIMENT.search(text)
+        devices, rows = re.findall(r"--config\.mesh=data:(\d+) --config\.rows=(\d+)", text)[0]
+        assert int(rows) % int(devices) == 0
 
 
 def unknown(model: Any, value: Any, where: str) -> list[str]:

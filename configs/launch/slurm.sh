@@ -23,7 +23,7 @@ cd "${SPECJAX_CHECKOUT:-$HOME/specjax}" || exit 2
 [[ -e .venv/bin/activate ]] && source .venv/bin/activate
 # 3. What runs there.
 COMMAND=(python -m experiments.train_drafter --config=configs/train_dflash.py
-  --config.mesh=data:16 --workdir=/shared/runs/dflash)
+  --config.mesh=data:16 --config.rows=16 --workdir=/shared/runs/dflash)
 
 # Where one task ends, all do; specjax finds its place in what srun leaves in the environment.
 srun --kill-on-bad-exit=1 --wait=60 "${COMMAND[@]}"

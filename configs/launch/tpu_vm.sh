@@ -13,7 +13,7 @@ ZONE=us-west4-a
 CHECKOUT=specjax # from the home directory there
 # 3. What runs there.
 COMMAND='python -m experiments.train_drafter --config=configs/train_dflash.py
-  --config.mesh=data:16 --workdir=/mnt/shared/runs/dflash'
+  --config.mesh=data:16 --config.rows=16 --workdir=/mnt/shared/runs/dflash'
 
 # Each host starts its process again while it ends with 42.
 REMOTE="cd $CHECKOUT && exec configs/launch/again.sh $(tr '\n' ' ' <<<"$COMMAND") --coordinator=auto"

@@ -14,7 +14,7 @@ TPU_TYPE=v5litepod-16
 IMAGE=us-docker.pkg.dev/my-project/images/specjax:latest
 # 3. What runs there.
 COMMAND='python -m experiments.train_drafter --config=configs/train_dflash.py
-  --config.mesh=data:16 --workdir=/mnt/shared/runs/dflash'
+  --config.mesh=data:16 --config.rows=16 --workdir=/mnt/shared/runs/dflash'
 
 # exec, and nothing behind it: the shell would keep SIGTERM, and exit with another status.
 exec xpk workload create --cluster="$CLUSTER" --zone="$ZONE" --project="$PROJECT" \

@@ -19,10 +19,10 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain", "specjax")
 _FULL = 1 << 22  # bytes; of larger files a sample is read
 _PIECE, _PIECES = 1 << 16, 64  # of which so many bytes, so many times
-# Options of JAX's own that numbers depend on.
-_JAX = (
-    *("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl"),
-    *("jax_threefry_partitionable", "jax_numpy_dtype_promotion", "jax_disable_most_optimizations"),
+# Of JAX's options those that no number depends on: where things are, and what is told.
+_TOLD = re.compile(
+    "address|backend|cache|cross_host|debug|default_device|device|distributed|dump|explain|guard|log|"
+    "mock|platform|pprint|preemption|process|source|timeout|traceback|verbose"
 )
 # Options of XLA's that are about a place, or how many devices a process pretends to have.
 _PLACES = ("--xla_dump", "--xla_force_host_platform_device_count")
@@ -32,9 +32,11 @@ def program() -> dict[str, Any]:
     """Code, versions and settings that numbers depend on, by what they are called."""
     told: dict[str, Any] = {f"version of {name}": _version(name) for name in PACKAGES}
     told["code of specjax"] = digest_of(sorted(Path(__file__).parents[1].rglob("*.py")))
-    told |= {f"value of {name}": str(getattr(jax.config, name, None)) for name in _JAX}
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    told["XLA_FLAGS"] = sorted(f for f in flags if not f.startswith(_PLACES))
+    options = {name: v for name, v in jax.config.values.items() if not _TOLD.search(name)}
+    told |= {f"value of {name}": str(value) for name, value in options.items()}
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
+        flags = os.environ.get(name, "").split()
+        told[name] = sorted(f for f in flags if not f.startswith(_PLACES))
     return told
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from rich.console import Console
 
 from specjax.core.options import keywords, option, whole_numbers
-from specjax.core.sharding import axes_of, mesh_sizes, named, of_parameter, use_mesh
+from specjax.core.sharding import axes_of, mesh_sizes, named, of_parameter, pieces, use_mesh
 from specjax.drafters.dflash import fresh_config
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.dflash.objective import DFlashObjective
@@ -222,10 +222,14 @@ class Step:
             target = Frozen(params=params, graphdef=graphdef, config=config)
         self.flops = account.training_flops(objective, masters, target, setup.rows, setup.seq_len)
         batch, shardings = jax.eval_shape(self._batch), None
-        if topology is not None:
-            target = target.on(topology.written_for)
+        self._written_for = None if topology is None else topology.written_for
+        target = target.on(self._written_for)
         if mesh is not None:
             self.flops //= mesh.size
+            if setup.rows % (over := pieces("batch", mesh)):
+                raise ValueError(
+                    f"--rows={setup.rows}: the mesh splits a step's texts over {over}."
+                )
             shardings = state_shardings(state, skeleton, mesh)
             state = jax.tree.map(_at, state, shardings)
             batch = jax.tree.map(lambda x: _at(x, named(mesh, (None, "batch"))), batch)
@@ -237,10 +241,13 @@ class Step:
         self.shapes = (state, batch, target)
 
     def arguments(self) -> tuple[TrainState, Batch, Frozen]:
-        """What the program is called with, drawn at random."""
+        """What the program is called with, drawn at random, each where the program has it."""
         masters = Skeleton.of(jax.jit(self._make_draft)())[1]
         target = self._target or Frozen.of(jax.jit(self._make_target)())
-        return init_state(masters, self._optimizer), self._batch(), target
+        drawn = init_state(masters, self._optimizer), self._batch(), target.on(self._written_for)
+        put = lambda x, shape: x if shape.sharding is None else jax.device_put(x, shape.sharding)
+        found: tuple[TrainState, Batch, Frozen] = jax.tree.map(put, drawn, self.shapes)
+        return found
 
     def _batch(self) -> Batch:
         """One micro-batch of random text [1, B, T], all of it labels."""
@@ -260,6 +267,11 @@ def _spread(params: Any, mesh: Mesh) -> Any:
     for path, parameter in nnx.to_flat_state(params):
         value = parameter.get_value()
         place = of_parameter(mesh, axes_of(parameter), value.shape)
+        name = ".".join(map(str, path))
+        for size, axis in zip(value.shape, place.spec, strict=True):
+            over = 1 if axis is None else mesh.shape[axis]
+            if size % over:
+                raise ValueError(f"--mesh: {name} {list(value.shape)} does not fall into {over}.")
         found.append((path, parameter.replace(_at(value, place))))
     return nnx.from_flat_state(found)
 

@@ -77,6 +77,9 @@ def plan(
             refused.append(error)
     if refused and not found:
         raise refused[0]
+    # Whoever decodes without a drafter takes the mesh that is best for that.
+    able = [p.plain.seconds for p in found if p.fits] or [p.plain.seconds for p in found]
+    found = [dataclasses.replace(p, best_plain=min(able)) for p in found]
     return sorted(found, key=lambda p: (not p.fits, p.cycle.seconds))
 
 

@@ -16,6 +16,7 @@ from specjax.drafters.registry import entry_of
 from specjax.drafters.spec import ask
 from specjax.lab.records.compiled import Setup
 from specjax.models import family
+from specjax.models.config import flattened
 from specjax.models.shapes import SHAPES
 
 
@@ -30,7 +31,7 @@ def read_target(name: str, layers: int, field: str = "target") -> dict[str, Any]
     Raises:
       ValueError: in one line, if it is none of them or cannot be read.
     """
-    raw = dict(SHAPES[name]) if name in SHAPES else _read(name, field)
+    raw = dict(SHAPES[name]) if name in SHAPES else flattened(_read(name, field))
     if layers:
         raw["num_hidden_layers"] = layers
         for key, value in raw.items():

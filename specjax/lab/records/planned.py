@@ -29,6 +29,9 @@ class Planned:
     memory: int  # bytes of a device
     plain: Step
     cycle: Step
+    best_plain: float = (
+        0.0  # seconds of a plain step on the mesh that is best for it; 0: on this one
+    )
 
     @property
     def need(self) -> int:
@@ -42,7 +45,7 @@ class Planned:
     @property
     def break_even(self) -> float:
         """How many plain steps a cycle costs: the tau that it has to beat."""
-        return self.cycle.seconds / self.plain.seconds
+        return self.cycle.seconds / (self.best_plain or self.plain.seconds)
 
     @property
     def plain_rate(self) -> float:
