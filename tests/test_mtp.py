@@ -24,6 +24,7 @@ from specjax.checkpoint.parity import Tolerances
 from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter
 from specjax.drafters import MTP
 from specjax.drafters.misreadings import reread
+from specjax.jobs.exporting import export
 from specjax.train.drafter import Trainee
 
 
@@ -144,6 +145,24 @@ def test_several_heads_in_a_targets_files(tmp_path: Path) -> None:
         as_spec("mtp:0", whole)
     with pytest.raises(ValueError, match=r"sizes\.heads=0: must be a whole number"):
         MTP.fresh(target, num_draft=1, heads=0)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "deepseek_v3", "qwen3_5_moe"])
+def test_a_trained_head_is_found_by_its_directory(family: str, tmp_path: Path) -> None:
+    """Whatever its family has: sinks, experts, latent attention. And exported from there."""
+    target = tiny.model(family)
+    save_pretrained(target.net.module, tmp_path / "target", token_ids={}, dtype=np.dtype("float32"))
+    target = specjax.load(tmp_path / "target", dtype="float32")
+    spec = tiny.make("mtp", 3, target=target)
+    save_drafter(spec, tmp_path / "head", format="mtp", target=target)
+    for name in (f"{tmp_path}/head", f"mtp:{tmp_path}/head"):
+        loaded: Any = as_spec(name, target)
+        ours, theirs = (jax.tree.leaves(x.net.params) for x in (spec, loaded))
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+    asked = {"target": f"{tmp_path}/target", "checkpoint": f"{tmp_path}/head"}
+    assert "reads back equal" in export(**asked, format="mtp", output=f"{tmp_path}/again")
+    asked["checkpoint"] = f"mtp:{tmp_path}/again"
+    assert "reads back equal" in export(**asked, format="mtp", output=f"{tmp_path}/twice")
 
 
 def test_a_fresh_head_begins_as_the_last_layer_of_its_kind() -> None:

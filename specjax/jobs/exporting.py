@@ -10,11 +10,13 @@ import numpy as np
 
 import specjax
 from specjax.checkpoint.drafters.export import FORMATS, save_drafter, take_export
+from specjax.checkpoint.drafters.named import Named
 from specjax.checkpoint.drafters.source import PICKLES, read_source
 from specjax.checkpoint.export import named_tensors
 from specjax.checkpoint.load import own_family
 from specjax.checkpoint.located import download, locate
 from specjax.core.options import keywords, option
+from specjax.drafters import DRAFTERS
 from specjax.drafters.spec import ask
 
 
@@ -46,16 +48,18 @@ def export(options: Options) -> str:
     """
     output = take_export(options.output, "--output")
     target = specjax.load(options.target)
-    kind, checkpoint = own_family(options.checkpoint)
+    kind, checkpoint = _named(options)
     path = _find(checkpoint)
-    called = lambda place: str(place) if kind is None else f"{kind}:{place}"
-    # Read without loss, written as it was.
-    drafter = specjax.load_drafter(called(path), target, dtype="float32", weights="unpacked")
+
+    def read(place: Path, dtype: str) -> Any:
+        return Named(kind, str(place)).load(target, dtype=dtype, weights="unpacked")
+
+    drafter = read(path, "float32")  # without loss; it is written as it was
     dtype, verifier = options.dtype or _stored(path), _verifier(options)
     save_drafter(
         drafter, output, format=options.format, target=target, dtype=dtype, verifier=verifier
     )
-    again = specjax.load_drafter(called(output), target, dtype=dtype)
+    again = read(output, dtype)
     ours, theirs = _weights(drafter, dtype), _weights(again, dtype)
     if ours.keys() != theirs.keys() or any((ours[n] != theirs[n]).any() for n in ours):
         raise ValueError(f"{output}: reads back differently; this is a bug.")
@@ -64,6 +68,20 @@ def export(options: Options) -> str:
         f"{output}: {options.format}, {len(ours)} tensors in {dtype}, {size / 1e6:.1f} MB; reads "
         "back equal."
     )
+
+
+def _named(options: Options) -> tuple[str | None, str]:
+    """The kind that is said, FILE.py:NAME or one that lies in its target, and the place."""
+    kind, checkpoint = own_family(options.checkpoint)
+    if kind is None:
+        name, _, rest = checkpoint.partition(":")
+        entry = DRAFTERS.get(name)
+        if rest and entry is not None and entry.in_target:
+            return name, rest
+        asked = DRAFTERS.get(options.format)
+        if asked is not None and asked.in_target:
+            return options.format, checkpoint
+    return kind, checkpoint
 
 
 def _find(name: str) -> Path:

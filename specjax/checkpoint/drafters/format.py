@@ -24,6 +24,7 @@ class Format:
     architectures: tuple[str, ...] = ()  # of config.json
     looks: Callable[[Source], bool] = lambda source: False  # by keys and names of tensors
     latent: bool = False  # whether its layers may have latent attention
+    of_target: bool = False  # whether they are the target's, with whatever its family has
 
 
 @dataclasses.dataclass(frozen=True)

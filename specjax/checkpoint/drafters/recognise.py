@@ -154,6 +154,8 @@ def _refuse(source: Source) -> None:
 def _refuse_parts(source: Source, form: Format) -> None:
     """What a format might hold and none of its networks has; a language model may have it."""
     raw, found = source.raw, None
+    if form.of_target:
+        return
     for part, what in _REFUSED_PARTS.items():
         hit = next((n for n in source.tensors if part in n), None)
         if hit is not None:

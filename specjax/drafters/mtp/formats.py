@@ -75,6 +75,14 @@ def holds_only_a_head(tensors: Mapping[str, Tensor]) -> bool:
 
 
 FORMATS = Formats(
-    read=(Format("MTP", read, read_config, looks=lambda s: holds_only_a_head(s.tensors)),),
+    read=(
+        Format(
+            "MTP",
+            read,
+            read_config,
+            looks=lambda s: holds_only_a_head(s.tensors),
+            of_target=True,
+        ),
+    ),
     write={"mtp": write},
 )
