@@ -201,6 +201,7 @@ def _run(prompts: str, cases: Sequence[Planned]) -> Run:
         device=machine.device_name(),
         machine=Machine.here(),
         versions=machine.versions("specjax", "jax", "jaxlib"),
+        checkpoints={"target": {"model.safetensors": "1 bytes, 0"}},
         git=machine.commits(),
         load=(0.0,),
         target=Target("demo:target"),

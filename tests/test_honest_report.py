@@ -293,7 +293,10 @@ def shape(value: Any) -> Any:
 
 
 # Fields whose keys are data, or depend on the machine and the trace.
-OPEN = ("accept_hist", "per_category", "config", "target", "prompt_sets", "thinking", "cases")
+OPEN = (
+    *("accept_hist", "per_category", "config", "target", "prompt_sets", "thinking", "cases"),
+    "checkpoints",
+)
 
 
 def test_what_tests_make_by_hand_has_the_fields_of_a_real_run(run: Store, tmp_path: Path) -> None:

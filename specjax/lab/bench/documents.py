@@ -34,6 +34,7 @@ from specjax.lab.records.planned import PodPlan
 from specjax.lab.records.run import Run, load_summary
 from specjax.lab.view import escape, grid, planned
 from specjax.lab.view.grid import Cell, Column, Grid, Group
+from specjax.lab.view.headline import ends
 from specjax.lab.view.tables import table
 
 _FILTERS = ("prompt_set", "drafter", "num_draft", "rule", "temperature", "batch", "mode")
@@ -105,6 +106,19 @@ class Results:
         if not rows:
             raise ValueError(f"{name} has no case with a prediction.")
         return _markdown(rows, [(column, "") for column in rows[0]])
+
+    def lengths(self, name: str, **wanted: Any) -> str:
+        """Each case's tau by the length of the text, with its interval and cycles."""
+        made: list[dict[str, str]] = []
+        for case in self._chosen(name, wanted)[1]:
+            told = lambda d: f"{d.tau:.2f}{ends(d.interval)}, {d.cycles:,} cycles"
+            steps = {f"{d.low:,} to {d.high - 1:,}": told(d) for d in case.depths}
+            if steps:
+                made.append({"drafter": case.drafter, "k": f"{case.num_draft}", **steps})
+        if not made:
+            raise ValueError(f"{name} has no case with texts of several lengths.")
+        columns = dict.fromkeys(column for row in made for column in row)
+        return _markdown(made, [(column, "") for column in columns])
 
     def rows(self, file: str, path: str, columns: str) -> str:
         """A list of objects of a JSON file."""

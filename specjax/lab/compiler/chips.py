@@ -43,15 +43,16 @@ class Chip:
 _TPU, _TPU2, _GPU = Platform("tpu"), Platform("tpu", 2), Platform("gpu")
 # TPUs: Cloud TPU documentation, the page of each (memory, its bandwidth, peak, and half of the
 # bidirectional bandwidth of inter-chip links). GPUs: NVIDIA's data sheets of H100 SXM and H200
-# (NVLink 900 GB/s both ways); one 400 Gb/s adapter a GPU between machines.
+# (NVLink 900 GB/s both ways), memory as their descriptions for the compiler have it; one 400 Gb/s
+# adapter a GPU between machines.
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v5e", _TPU, 16 * GIB, 819e9, 197e12, 200e9, 1e-6, 256),
         Chip("v5p", _TPU2, 95 * GIB, 2765e9, 459e12, 600e9, 1e-6, 8960),
         Chip("v6e", _TPU, 32 * GIB, 1640e9, 918e12, 400e9, 1e-6, 256),
-        Chip("h100", _GPU, 80 * 10**9, 3350e9, 989e12, 450e9, 3e-6, 8, 50e9, 10e-6),
-        Chip("h200", _GPU, 141 * 10**9, 4800e9, 989e12, 450e9, 3e-6, 8, 50e9, 10e-6),
+        Chip("h100", _GPU, 84_929_347_584, 3350e9, 989e12, 450e9, 3e-6, 8, 50e9, 10e-6),
+        Chip("h200", _GPU, 150_000_000_000, 4800e9, 989e12, 450e9, 3e-6, 8, 50e9, 10e-6),
     )
 }
 # Of a memory's bandwidth in the data sheet, what a plain step of an 8B model read on one H100: 15.0

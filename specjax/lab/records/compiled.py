@@ -33,7 +33,9 @@ class Setup:
     # The published DFlash checkpoints have 5 layers, 5 taps and blocks of 16 (15 guesses); EAGLE-3
     # has one layer.
     drafter: str = setting(
-        "dflash", "none, lm, dflash, eagle3 or medusa, of the target's own width; or FILE.py:NAME"
+        "dflash",
+        "Any of specjax.drafters.DRAFTERS, such as none, lm, dflash, eagle3, mtp or medusa, of the "
+        "target's own width; or FILE.py:NAME",
     )
     num_draft: int = setting(15, "guesses of a cycle")
     draft_layers: int = setting(
