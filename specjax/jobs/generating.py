@@ -194,6 +194,7 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
         tokens=sum(len(row) for b in batches for row in b.tokens),
         seconds=sum(b.seconds for b in batches),
         rule=batch.rule,
+        drafts=run.job.drafter.name != "none",
         occupancy=batch.occupancy,
     )
     if batch.trace is not None:

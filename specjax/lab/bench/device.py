@@ -89,6 +89,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise ValueError(f"--shape={self.shape}: must be one of {', '.join(SHAPES)}.")
+        if math.isnan(self.minutes):
+            raise ValueError("--minutes=nan: must be a number of at least 0.")
         widest = max(_WIDEST, *self.ks)
         if not self.tau or not all(_is_tau(str(v)) for v in self.tau):
             raise ValueError("--tau: must be numbers of at least 1, such as 3,6.5.")

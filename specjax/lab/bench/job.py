@@ -98,7 +98,7 @@ class Config:
     rows: tuple[str, ...] = option(
         ("lockstep", "refilled"),
         "How prompts share the rows of a batch, where there are more of them: lockstep: batches "
-        "that begin together; refilled: where a text ends the next prompt moves in; or both.",
+        "that begin together; refilled: where a text ends the next prompt moves in; each of these.",
     )
     options: tuple[str, ...] = option((), "'top_k=40', 'top_p=0.9', ...: as of specjax.generate.")
     prompt_sets: tuple[str, ...] = option(
@@ -263,7 +263,7 @@ def describe(
         stored += f", drafters in {config.quantize_draft}"
     named = (config.target, *config.drafters, *config.rules, *config.prompt_sets)
     return Run(
-        checkpoints=contents([config.target, *places_of(config)]),
+        checkpoints=contents([config.target, *places_of(config, target.name)]),
         config=json.loads(json.dumps({k: v for k, v in settings.items() if k not in _FREE})),
         mode=config.mode,
         device=here.device,
@@ -283,10 +283,10 @@ def describe(
     )
 
 
-def places_of(config: Config) -> Iterator[str]:
-    """Where the weights of its drafters lie."""
+def places_of(config: Config, target: str) -> Iterator[str]:
+    """Where the weights of its drafters for ``target`` lie."""
     for name in config.drafters:
-        said = parse(name).complete(config.target)
+        said = parse(name).complete(target)
         if said.has_weights and said.checkpoint is not None:
             yield said.checkpoint
 

@@ -65,7 +65,11 @@ class Options:
 
     def __post_init__(self) -> None:
         check(self)
-        whole_numbers("concurrency", self.concurrency)
+        sizes = whole_numbers("concurrency", self.concurrency)
+        for name, values in (("concurrency", sizes), ("drafter", self.drafter)):
+            if len(set(values)) < len(values) or "none" in values:
+                told = "; plain decoding is always there" if "none" in values else ""
+                raise ValueError(f"--{name}={','.join(map(str, values))}: name each once{told}.")
         if self.shortest > self.longest:
             raise ValueError(f"--shortest={self.shortest} is more than --longest={self.longest}.")
 

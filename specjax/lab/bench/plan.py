@@ -63,8 +63,19 @@ class Suite:
             raise ValueError("options holds temperature: write it into temperatures.")
 
     def ways(self, batch: int, num_prompts: int) -> tuple[str, ...]:
-        """How batches of so many are decoded; where nothing waits, rows cannot change hands."""
-        return self.rows if 1 < batch < num_prompts else (LOCKSTEP,)
+        """How batches of so many are decoded; where nothing waits, rows cannot change hands.
+
+        Raises:
+          ValueError: if they were to change hands alone, and cannot.
+        """
+        if 1 < batch < num_prompts:
+            return self.rows
+        if batch > 1 and LOCKSTEP not in self.rows:
+            raise ValueError(
+                f"rows={self.rows}, but no prompt waits for a row: there are {num_prompts} for a "
+                f"batch of {batch}; ask more, or name {LOCKSTEP}."
+            )
+        return (LOCKSTEP,)
 
     def request(self, temperature: float) -> dict[str, Any]:
         """What every generation at ``temperature`` is asked for, as `specjax.generate` takes it."""

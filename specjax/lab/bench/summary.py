@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterator, Sequence
 
+from specjax.in_turn import AHEAD
 from specjax.lab.bench.exactness import SUSPICIOUS
 from specjax.lab.bench.store import Store
 from specjax.lab.costs.pooled import pool
@@ -155,8 +156,14 @@ def _mean_grown(trace: Trace, k: int) -> int:
         for row, text in zip(trace.rows, trace.texts)
         for cycle in row
     }
-    total = count = slots = 0
+    # Each call has a state of its own, which begins small.
+    call = {
+        id(c): b // (AHEAD * (trace.about.batch or 1)) for b, r in enumerate(trace.rows) for c in r
+    }
+    total = count = slots = at = 0
     for together in passes(trace):
+        if call[id(together[0])] != at:
+            slots, at = 0, call[id(together[0])]
         slots = max(slots, *(slots_at(longest[id(c)], c.position, k) for c in together))
         total, count = total + slots * len(together), count + len(together)
     return round(total / max(count, 1))

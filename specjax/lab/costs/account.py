@@ -109,11 +109,15 @@ def pass_flops(
     times: Callable[[str], int] = lambda name: 1,
 ) -> int:
     """Operations of ``tokens`` behind ``context`` others: products with weights, and attention."""
-    flops = 2 * tokens * products(net, times)
+    module = net.module
+    # Of heads with a layer each (MTP) a pass runs one.
+    heads = len(module.heads) if hasattr(getattr(module, "heads", [None])[0], "layer") else 1
+    flops = 2 * tokens * products(net, times) // heads
     config = getattr(net.config, "backbone", net.config)
     if not hasattr(config, "head_dim"):
         return flops
-    slots = 2 * config.num_layers * context * config.head_dim
+    depth = len(module.layers) if hasattr(module, "layers") else 1
+    slots = 2 * depth * context * config.head_dim
     return flops + 2 * tokens * slots * config.num_heads // shards
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from specjax.lab.records.case import Case, Comparison, Figures, Over
+from specjax.lab.records.case import LOCKSTEP, Case, Comparison, Figures, Over
 from specjax.trace.bootstrap import ratio_intervals
 from specjax.trace.metrics import Intervals, speedup, sums
 from specjax.trace.trace import Trace
@@ -26,13 +26,16 @@ def pool(cases: Sequence[Case], trace_of: Callable[[str], Trace]) -> list[Case]:
     Args:
       cases: of one run. Those of a method (drafter, k, and what acceptance is forced to or stopped
         by) are pooled over prompt sets, temperatures and batch sizes; rules only where the rule
-        follows from the temperature.
+        follows from the temperature. Of batches in lockstep and refilled those in lockstep count.
       trace_of: a case's trace, by its name.
 
     Returns:
       [] for fewer than two settings, of which the cases are the pooled rows already. ``over`` of a
       row holds the prompt sets, temperatures and batch sizes, and the number of prompts.
     """
+    # The same prompts once: in lockstep, whose speedups are the ones to quote.
+    both = {_setting(c)[:3] for c in cases if c.rows == LOCKSTEP}
+    cases = [c for c in cases if c.rows == LOCKSTEP or _setting(c)[:3] not in both]
     if len({_setting(c) for c in cases}) < 2:
         return []
     methods: dict[tuple[object, ...], list[Case]] = {}

@@ -12,9 +12,16 @@ def fair(case: Case) -> bool:
     return not case.is_plain and not case.is_synthetic
 
 
+def _impossible(case: Case) -> bool:
+    """Whether it is faster than its tau, which not even guesses that cost nothing would be."""
+    speedup, tau = case.speedup, case.metrics.tau
+    return speedup is not None and tau is not None and speedup > tau
+
+
 def best_of(cases: Sequence[Case]) -> Case | None:
     """The fastest that guesses and whose text is the model's; by tau without times."""
     able = [c for c in cases if fair(c)] or [c for c in cases if not c.is_plain]
+    able = [c for c in able if not _impossible(c)] or able
     return max(able, key=lambda c: (c.speedup or 0.0, c.metrics.tau or 0.0), default=None)
 
 

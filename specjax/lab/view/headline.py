@@ -46,16 +46,19 @@ def _pooled(row: Case, rows: Sequence[Case]) -> str:
 
 
 def _figures(case: Case) -> str:
-    speedup, ends, tau = case.speedup, case.speedup_interval, case.metrics.tau
-    told = "no tau" if tau is None else f"tau {tau:.2f}{_ends(case.intervals.tau)}"
+    speedup, tau = case.speedup, case.metrics.tau
+    told = "no tau" if tau is None else f"tau {tau:.2f}{ends(case.intervals.tau)}"
     told += "" if case.lossless else f" ({marks.Kind.LOSSY})"
     if speedup is None:
         found = case.predicted
         ahead = "" if found is None else f", predicted speedup {found.speedup:.2f}x"
         return f"{told}{ahead}, no speed measured"
     without = ", no interval from one prompt" if case.metrics.requests == 1 else ""
-    return f"{speedup:.2f}x{_ends(ends)} the speed of plain decoding, {told}{without}"
+    return (
+        f"{speedup:.2f}x{ends(case.speedup_interval)} the speed of plain decoding, {told}{without}"
+    )
 
 
-def _ends(ends: Interval) -> str:
-    return "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
+def ends(found: Interval) -> str:
+    """An interval behind its figure, " [1.20, 1.40]"; nothing for None."""
+    return "" if found is None else f" [{found[0]:.2f}, {found[1]:.2f}]"

@@ -47,6 +47,7 @@ class Report:
     records: Sequence[Mapping[str, Any]]
     setup: str = ""
     rule: str = ""
+    drafts: bool = True  # whether there is a drafter
     lossless: bool = True  # of the rule
     tokens: int = 0  # of this run, in
     seconds: float = 0.0  # of decoding, without compiling
@@ -74,6 +75,8 @@ def summary(console: Console, report: Report) -> None:
         )
     ]
     most = max(c[0] for c in cycles)
+    if not most and report.drafts:
+        rows.append(("guesses", "none: the drafter found nothing to guess in these texts"))
     if most:
         survival = [sum(c[1] >= i for c in cycles) / len(cycles) for i in range(1, most + 1)]
         curve = "  ".join(f"{i}: {s:.2f}" for i, s in enumerate(survival, 1))
@@ -85,7 +88,8 @@ def summary(console: Console, report: Report) -> None:
         rows += speed_rows(report, report.speed)
     elif report.seconds:
         rate = report.tokens / report.seconds
-        rows.append(("speed", f"{rate:.1f} tokens/s, compiling not counted; plain not measured"))
+        told = "the first run of its programs, which is slower than further ones"
+        rows.append(("speed", f"{rate:.1f} tokens/s, {told}; plain not measured"))
     if report.occupancy is not None:
         rows.append(("rows", f"{report.occupancy:.0%} of their cycles were some text's"))
     if report.experts is not None:
@@ -107,8 +111,8 @@ def speed_rows(report: Report, speed: Speed) -> list[tuple[str, str]]:
         (
             "speed",
             f"{speed.speculative:.1f} tokens/s, plain {speed.plain:.1f} tokens/s: "
-            f"speedup {speed.speedup:.2f}x (medians of {speed.repeats} interleaved runs each; "
-            f"speedup {speed.spread[0]:.2f}x to {speed.spread[1]:.2f}x)",
+            f"speedup {speed.speedup:.2f}x (medians of {speed.repeats} interleaved runs each, the "
+            f"speedup that of their pairs: {speed.spread[0]:.2f}x to {speed.spread[1]:.2f}x)",
         )
     ]
     if report.compile_seconds is not None:
