@@ -384,3 +384,11 @@ def test_a_script_for_one_process_says_so() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: experiments.report runs as one process")
+
+
+def test_what_differs_of_long_values_is_shown() -> None:
+    """Two command lines part in their middle."""
+    flags = [f"--flag{i}={i}" for i in range(20)]
+    own, first = launch._differing(flags, [*flags[:15], "--flag15=9", *flags[16:]])
+    assert "flag15=15" in own and "flag15=9" in first and max(map(len, (own, first))) <= 62
+    assert launch._differing(1, None) == ("1", "null")

@@ -9,7 +9,8 @@ CLUSTER=my-cluster
 ZONE=us-west4-a
 PROJECT=my-project
 WORKLOAD=dflash
-# 2. How many chips, and an image with specjax installed.
+# 2. How many chips, and an image with specjax installed. /mnt/shared is a Filestore or the like that
+# the cluster mounts into every workload (xpk storage attach ... --auto-mount=true).
 TPU_TYPE=v5litepod-16
 IMAGE=us-docker.pkg.dev/my-project/images/specjax:latest
 # 3. What runs there.

@@ -64,6 +64,7 @@ def define_import() -> None:
     if "import" not in flags.FLAGS:
         told = "A file of your own, FILE.py, that registers what is named (specjax.extend)."
         flags.DEFINE_multi_string("import", [], told)
+        list_in_help("import")
 
 
 def _define(field: dataclasses.Field[Any], hint: Any) -> None:
@@ -83,7 +84,7 @@ def _define(field: dataclasses.Field[Any], hint: Any) -> None:
         (flags.DEFINE_multi_string if about["many"] else flags.DEFINE_list)(field.name, **given)
     else:
         flags.DEFINE_string(field.name, **given)
-    _list_in_help(field.name)
+    list_in_help(field.name)
     if needed:
         flags.mark_flag_as_required(field.name)
 
@@ -106,12 +107,12 @@ def define_config(
     )
     # What `read` checks overrides against.
     flags.FLAGS["config"].file = default  # type: ignore[attr-defined]
-    _list_in_help("config")
+    list_in_help("config")
     if needed:
         flags.mark_flag_as_required("config")
 
 
-def _list_in_help(name: str) -> None:
+def list_in_help(name: str) -> None:
     """Makes --help of the running script list a flag that was defined here."""
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 

@@ -37,7 +37,8 @@ def main(options: planning.Options) -> int:
 def _pods(plans: list[PodPlan], options: planning.Options) -> int:
     """Prints them. 1: none fits."""
     setup = plans[0].setup
-    said = f"{setup.target}, {setup.dtype}, drafter {setup.drafter} (K = {setup.num_draft})"
+    said = f"{setup.target}, {setup.dtype}, drafter {setup.drafter}"
+    said += "" if setup.drafter == "none" else f" (K = {setup.num_draft})"
     print(f"{said}, {setup.context} tokens in {setup.slots} slots; figures of one device")
     print("\n".join(text(COLUMNS, lines(plans))))
     print("\n".join(planning.assumptions([made.chip for made in plans], options.reached)))

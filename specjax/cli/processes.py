@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from specjax.cli import errors
+from specjax.cli.flags import list_in_help
 from specjax.core import alike, hosts, launch, pulse
 from specjax.core.cluster import find_place
 
@@ -37,6 +38,8 @@ def define_flags() -> None:
         "whose partner is stuck, is named and all end. Compiling is not counted. 0: never.",
         lower_bound=0.0,
     )
+    for name in (*_PLACE, "patience"):
+        list_in_help(name)
 
 
 def join(argv: Sequence[str], *, several: bool, survives_sigterm: bool) -> None:

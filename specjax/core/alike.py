@@ -34,7 +34,7 @@ def program() -> dict[str, Any]:
     told["code of specjax"] = digest_of(sorted(Path(__file__).parents[1].rglob("*.py")))
     options = {name: v for name, v in jax.config.values.items() if not _TOLD.search(name)}
     told |= {f"value of {name}": str(value) for name, value in options.items()}
-    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE"):
         flags = os.environ.get(name, "").split()
         told[name] = sorted(f for f in flags if not f.startswith(_PLACES))
     return told

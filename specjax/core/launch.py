@@ -190,10 +190,10 @@ def _misfit(place: Place, told: Line, said: Line, found: dict[int, socket.socket
         return f"--process_id={process} was given to two processes; number them from 0."
     for name in sorted({*told, *said["told"]}):
         if told.get(name) != said["told"].get(name):
+            own, first = _differing(said["told"].get(name), told.get(name))
             return (
                 f"process {process} was started with another {name} than process 0 "
-                f"({_shown(said['told'].get(name))}, not {_shown(told.get(name))}); give all the "
-                "same."
+                f"({own}, not {first}); give all the same."
             )
     return None
 
@@ -246,6 +246,14 @@ def _some(numbers: list[int]) -> str:
     return shown if len(numbers) <= 5 else f"{shown} and {len(numbers) - 5} others"
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:59] + "…"
+def _differing(one: Any, other: Any, most: int = 60) -> tuple[str, str]:
+    """Two values as text, of long ones what stands about the first difference."""
+    texts = json.dumps(one), json.dumps(other)
+    same = next((i for i, (a, b) in enumerate(zip(*texts)) if a != b), min(map(len, texts)))
+    begin = 0 if max(map(len, texts)) <= most else max(same - most // 3, 0)
+
+    def part(text: str) -> str:
+        cut = text[begin : begin + most]
+        return "…" * (begin > 0) + cut + "…" * (begin + most < len(text))
+
+    return part(texts[0]), part(texts[1])

@@ -32,7 +32,7 @@ from specjax.models.surgery import narrowed
 from specjax.runs.places import check_shared
 from specjax.train import loop
 from specjax.train.config import FREE, DrafterConfig, identity, read_settings
-from specjax.train.data.batches import Batches, stack
+from specjax.train.data.batches import Batches, check_rows, stack
 from specjax.train.data.jsonl import read_rows
 from specjax.train.data.rows import heldout_rows
 from specjax.train.data.sources import Sources
@@ -126,6 +126,7 @@ def prepare(options: Options) -> Prepared:
     if export_dir:
         hosts.first_writes("export place", lambda: take_export(export_dir, "--export_dir"))
     with use_mesh(mesh):
+        check_rows(config.rows)
         parts = load(config, Path(options.workdir), mesh)
     return Prepared(config, Path(options.workdir), export_dir, options.export_only, mesh, *parts)
 

@@ -30,6 +30,7 @@ from specjax.train import loop, next_token
 from specjax.train import tokenizer as bpe
 from specjax.train.config import FREE, LMConfig, identity, read_settings
 from specjax.train.corpus import Corpus, load_corpus
+from specjax.train.data.batches import check_rows
 from specjax.train.optimizer import make_optimizer, schedule
 from specjax.train.state import TrainState, init_state, place, shardings_of
 from specjax.train.step import make_step
@@ -106,6 +107,7 @@ def prepare(options: Options) -> Prepared:
         raise ValueError("--export_only needs --export_dir.")
     mesh, workdir = parse_mesh(config.mesh, training=True), Path(options.workdir)
     with use_mesh(mesh):
+        check_rows(config.rows)
         board = tensorboard(workdir) if config.tensorboard and hosts.is_first() else None
         corpus = load_corpus(config.corpus.manifest, allow_mismatch=config.corpus.allow_mismatch)
         print(f"corpus: {len(corpus.train)} files, hash {corpus.sha256}")

@@ -54,7 +54,7 @@ class Options:
     context: int = option(3072, "Tokens that are in them.", least=1)
     reached: float = option(REACHED, "Share of a memory's bandwidth that is reached.", least=0.01)
     every: bool = option(False, "All meshes, not the best alone.")
-    output: str | None = option(None, "A .json file for the plans of --topology.", file="")
+    output: str | None = option(None, "A .json file for the plans of --topology.", file=".json")
 
     def __post_init__(self) -> None:
         check(self)
@@ -99,8 +99,11 @@ def pods(options: Options) -> list[PodPlan]:
         kv_cache=options.kv_cache or "",
         dtype=options.dtype or "bfloat16",
     )
-    setup, notes = shrink(setup)
-    check_setup(setup)
+    try:
+        setup, notes = shrink(setup)
+        check_setup(setup)
+    except ValueError as error:  # which speaks of the fields of another script
+        raise ValueError(str(error).replace("--config.", "--")) from None
     made = []
     for name, chip, devices in chosen:
         found, without = list[Planned](), list[int]()

@@ -38,7 +38,7 @@ class Served:
     tpot_ms: Spread  # between its first tokens and its last, a token
     gap_ms: Spread  # between the ends of its cycles, by the clock of device calls
     over_lockstep: float | None = None  # of the same drafter: median over the rounds
-    over_plain: float | None = None  # of plain decoding, refilled
+    over_plain: float | None = None  # of plain decoding, in rows of the same kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

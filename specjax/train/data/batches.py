@@ -15,6 +15,17 @@ from specjax.train.data.rows import Row, Rows
 from specjax.train.objectives.base import Batch
 
 
+def check_rows(micro: int) -> None:
+    """Raises ValueError, in one line, if the mesh in use does not divide the rows of a batch."""
+    mesh = jax.sharding.get_mesh()
+    shards = 1 if mesh.empty else pieces("batch", mesh)
+    if micro % shards:
+        raise ValueError(
+            f"--config.rows={micro}: the mesh has {shards} data shards, which must divide it; take "
+            "a multiple."
+        )
+
+
 class Batches:
     """Endless batches `Batch` [A, B, T], rows in a new order every epoch.
 
@@ -28,13 +39,8 @@ class Batches:
         Raises:
           ValueError: if the data axis of the mesh does not divide the rows.
         """
+        check_rows(micro)
         mesh = jax.sharding.get_mesh()
-        shards = 1 if mesh.empty else pieces("batch", mesh)
-        if micro % shards:
-            raise ValueError(
-                f"--config.rows={micro}: the mesh has {shards} data shards, which must divide it; "
-                "take a multiple."
-            )
         self._shape = (accumulate, micro)
         self._sharding = None
         mine = list(range(micro))

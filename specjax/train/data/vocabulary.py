@@ -26,7 +26,8 @@ def frequent_tokens(rows: Rows, num: int, vocab_size: int) -> tuple[np.ndarray, 
     """
     if not 1 <= num <= vocab_size:
         raise ValueError(
-            f"draft_vocab_size={num}: must lie between 1 and the target's {vocab_size} tokens."
+            f"--config.sizes.draft_vocab_size={num}: must lie between 1 and the target's "
+            f"{vocab_size} tokens."
         )
     counts = np.zeros(vocab_size, np.int64)
     for row in heldout_rows(rows, _ROWS):
