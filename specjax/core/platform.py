@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import Literal
 
 import jax
 import jaxlib
+
+
+# Which kernels a program may run: XLA's alone, or attention of our own beside them, on GPUs.
+Kernels = Literal["attention", "xla"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Platform:
     # That share one device: 2 on TPU v4 and v5p, else 1. Where there are two, what a matrix product
     # writes goes through main memory.
     cores: int = 1
+    kernels: Kernels = "attention"
 
 
 def here() -> Platform:

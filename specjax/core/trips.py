@@ -1,7 +1,8 @@
 """How often a loop is expected to run whose length the program decides when it runs.
 
-A compiled program does not say. What makes such a loop writes it into the names of its operations
-(`expected`), where whoever reads the program finds it (`stated`).
+A compiled program does not say, nor what a kernel of our own reads of its operands. What makes such a
+loop or kernel writes it into the names of its operations (`expected`, `reads_valid_slots`), where
+whoever reads the program finds it (`stated`, `share_read`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 import jax
 
 _NAME = re.compile(r"\bexpected_(trips|tiles)_(\d+)(?:_of_(\d+)_in_(\d+))?\b")
+_VALID = re.compile(r"\bvalid_of_(\d+)_slots_in_(\d+)_operands_from_(\d+)\b")
 
 
 def expected(trips: float) -> contextlib.AbstractContextManager[None]:
@@ -28,6 +30,34 @@ def expected_tiles(size: int, rows: int, slots: int) -> contextlib.AbstractConte
     They have room for ``slots``.
     """
     return jax.named_scope(f"expected_tiles_{rows}_of_{size}_in_{slots}")
+
+
+def reads_valid_slots(
+    slots: int, first: int, count: int
+) -> contextlib.AbstractContextManager[None]:
+    """A scope whose kernel reads ``count`` of its operands, from ``first`` on, as far as texts reach.
+
+    They have room for ``slots``.
+    """
+    return jax.named_scope(f"valid_of_{slots}_slots_in_{count}_operands_from_{first}")
+
+
+def share_read(op_name: str, operand: int, context: int | None = None) -> float:
+    """The share of an operand that a kernel reads, by the name of the operation; 1: all of it.
+
+    ``context`` as of `stated`.
+    """
+    found = _VALID.findall(op_name)
+    if not found:
+        return 1.0
+    slots, count, first = map(int, found[-1])
+    inside = first <= operand < first + count
+    return 1.0 if context is None or not inside else min(context, slots) / slots
+
+
+def reads_in_part(op_name: str) -> bool:
+    """Whether an operation of that name is a kernel that reads as far as texts reach."""
+    return bool(_VALID.search(op_name))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from specjax.core.ops.one_softmax import (
 )
 from specjax.core.ops.op import Op
 from specjax.core.ops.tiles import Follow
+from specjax.core.ops.valid_slots import ValidSlots
 from specjax.core.platform import Platform
 from specjax.core.types import Array
 
@@ -74,12 +75,13 @@ def _on_cpu(queries: int) -> float:
 
 # On TPUs a tile's products read it where it lies, and all else of it stays on the chip; but heads
 # that fill no row of 128 lanes are laid in another order there, and would be copied. On GPUs the
-# host would ask after every tile whether there is another one.
+# host would ask after every tile whether there is another one: there a kernel of our own does so.
 ATTEND = Op(
     reference,
     {
         "cpu": Follow(reference, tile_bytes=1 << 19, sizes=(256, 1024), cost=_on_cpu),
-        "gpu": on_gpu,
+        "gpu": ValidSlots(on_gpu),
+        "gpu:xla": on_gpu,
         "tpu": Follow(reference, tile_bytes=2 << 20, sizes=(256, 2048), width=128),
         "tpu:2": Follow(on_two_cores, tile_bytes=2 << 20, sizes=(256, 2048), width=128),
     },

@@ -17,13 +17,15 @@ class Op:
     """
 
     reference: Callable[..., Any]
-    # By platform, "cpu"; or by platform and cores that share a device, "tpu:2".
+    # By platform, "cpu"; by platform and cores that share a device, "tpu:2"; or by platform and
+    # whose kernels it may run, "gpu:xla".
     variants: Mapping[str, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
     def on(self, platform: Platform | None) -> Callable[..., Any]:
         """How it is written for a platform; None: JAX's default devices."""
         there = platform or here()
-        for name in (f"{there.name}:{there.cores}", there.name):
+        kinds = (f":{there.kernels}", f":{there.cores}", "")
+        for name in (there.name + kind for kind in kinds):
             if name in self.variants:
                 return self.variants[name]
         return self.reference

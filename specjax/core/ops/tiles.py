@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
+from specjax.core.ops.laid import Laid
 from specjax.core.ops.one_softmax import Cached, Form, Known, Parts, Queries, weighted
-from specjax.core.sharding import fitting, pieces
 from specjax.core.trips import expected_tiles
 from specjax.core.types import Array
 
@@ -131,25 +130,16 @@ class Follow:
         scale: float | None,
         sinks: Array | None = None,
     ) -> Array:
-        where = None if cached is None else _partition(q, k, v, visible, cached, sinks)
-        if cached is None or where is None:
+        laid = None if cached is None else Laid.of(q, v, visible, cached, sinks)
+        if cached is None or laid is None:
             return self.whole(q, k, v, visible, cached, scale, sinks)
-        specs, groups = where
-        size = self.tile(cached, groups)
+        size = self.tile(cached, laid.groups)
         one = jax.tree.leaves(v)[0]
         if cached.seen.shape[-1] < 4 * size or one.shape[-1] % self.width:
             return self.whole(q, k, v, visible, cached, scale, sinks)
 
-        def local(q: Queries, k: Parts, v: Known, visible: Array, known: Any, sinks: Any) -> Array:
-            here = cached._replace(keys=known[0], values=known[1], seen=known[2], reach=known[3])
-            return self._cheaper(q, k, v, visible, here, scale, sinks, size=size)
-
-        given = (q, k, v, visible, cached[:4], sinks)
-        if specs is None:
-            return local(*given)
-        run = jax.shard_map(local, in_specs=specs, out_specs=specs[0], check_vma=False)
-        found: Array = run(*given)
-        return found
+        cheaper = functools.partial(self._cheaper, size=size)
+        return laid.run(cheaper, q, k, v, visible, cached, scale, sinks)
 
     def tile(self, cached: Cached, groups: int) -> int:
         """How many slots a tile has, of ``groups`` heads on a device: a power of two."""
@@ -169,28 +159,3 @@ class Follow:
         few = Tiles(cached, size).of_rows.sum() < round(every / (cost * size))
         found: Array = jax.lax.cond(few, lambda: tiled(*given), lambda: self.whole(*given))
         return found
-
-
-def _partition(
-    q: Queries, k: Parts, v: Known, visible: Array, cached: Cached, sinks: Array | None
-) -> tuple[Any, int] | None:
-    """How the arguments lie on the mesh, and of how many key/value heads a device has the cache.
-
-    On a mesh every device goes over the rows and heads that it has. None: they do not lie so.
-    """
-    if cached.reach is None:
-        return None
-    groups, mesh = v.shape[1], jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return None, groups
-    query = q[0] if isinstance(q, tuple) else q
-    of_q, of_kv = cached.axes
-    queries = fitting(query.shape, ("batch", of_q, None, None))
-    keys = fitting(v.shape, ("batch", of_kv, None, None))
-    if cached.write is not None or (groups > 1 and queries[1] != keys[1]):
-        return None
-    masks = [fitting(x.shape, ("batch", None, None)) for x in (visible, cached.seen)]
-    known = (keys, keys, masks[1], fitting(cached.reach.shape, ("batch",)))
-    specs = (queries, keys, keys, masks[0], known)
-    split = pieces(of_kv) if keys[1] is not None and of_kv is not None else 1
-    return (*specs, None if sinks is None else PartitionSpec(queries[1])), groups // split

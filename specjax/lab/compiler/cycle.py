@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from specjax.core.cache import Cache
-from specjax.core.trips import stated
+from specjax.core.trips import reads_in_part, stated
 from specjax.lab.compiler import branches, hlo, kernels, traffic
 from specjax.lab.compiler.abstract import Abstract
 from specjax.lab.compiler.origins import Origins, aliased
@@ -168,6 +168,12 @@ def unknown(
         found.append(
             f"{len(calls)} kernels of our own update buffers in place; what they read of those was"
             " not counted."
+        )
+    partly = sum(i.opcode == "custom-call" and reads_in_part(i.op_name) for i in executed)
+    if partly:
+        found.append(
+            f"{partly} kernels of our own read of every row what its text has filled: tokens as"
+            " --config.context says, each once."
         )
     if topology.platform == "gpu":
         found.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -21,7 +22,8 @@ def plan(setup: Setup, topology: Topology, mesh: Mesh | None) -> tuple[Abstract,
     Raises:
       ValueError: if something does not fit together, or does not fit into a device's memory.
     """
-    session = abstract(setup, mesh, topology.written_for)
+    platform = dataclasses.replace(topology.written_for, kernels=setup.kernels)  # type: ignore[arg-type]
+    session = abstract(setup, mesh, platform)
     held = account.held_bytes(session.target, session.drafter, rows=setup.rows, slots=setup.slots)
     total, room = sum(held.values()), topology.hbm_bytes
     if room is not None and total > room:

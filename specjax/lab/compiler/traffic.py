@@ -11,6 +11,7 @@ counts twice. Here
     compiler has inserted copies, which are counted, wherever that is not possible;
   - a custom call (a kernel) that takes a buffer and hands it out again writes as much of it as it
     is given beside it; what it reads of the buffer is not known, and not counted;
+  - of operands that a kernel reads as far as texts reach (`core.trips.share_read`) that much counts;
   - loops inside count as often as they run;
   - communication that the compiler has spread over several fusions, which hand its buffers on,
     reads and writes once.
@@ -26,6 +27,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
+from specjax.core.trips import share_read
 from specjax.lab.compiler.hlo import Computation, Instruction, Module
 from specjax.lab.compiler.origins import PUTS, SEE_THROUGH, aliased
 from specjax.lab.records.compiled import Collective
@@ -117,8 +119,9 @@ def _touched(module: Module, home: Computation, user: Instruction, index: int) -
         return user.arrays[0].nbytes if index == 0 else full
     if user.opcode in PUTS and index == 0:
         return 0
-    if user.opcode == "custom-call" and index in aliased(user).values():
-        return 0
+    if user.opcode == "custom-call":
+        read = 0.0 if index in aliased(user).values() else 1.0
+        return round(read * full * share_read(user.op_name, index, module.context))
     return full
 
 

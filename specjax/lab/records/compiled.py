@@ -54,6 +54,7 @@ class Setup:
     temperature: float = setting(0.0, "0 is greedy")
     top_p: float = setting(1.0, "as of experiments.generate")
     rule: str = setting("", "'': the best lossless one")
+    kernels: str = setting("attention", "on GPUs: attention of our own, or xla: XLA's alone")
     trips: int = setting(
         1, "of loops in the cycle that end when the program says so, and say no expected number"
     )
