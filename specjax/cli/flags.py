@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -18,6 +19,7 @@ from specjax.cli.configs import plain, take_fields
 from specjax.cli.errors import one_line_errors
 from specjax.core import own
 from specjax.core.options import default_of
+from specjax.core.platform import KERNELS, Kernels
 from specjax.runs.places import take_directory, take_file
 
 DEFAULTS = Path(__file__).with_name("defaults.py")
@@ -46,6 +48,8 @@ def define(kind: type, script: str, settings: type | None = None) -> None:
     if any(field.metadata["config"] for field in dataclasses.fields(kind)):
         define_config(_defaults(script, kind))
     define_import()
+    if not hasattr(kind, "kernels"):
+        define_kernels()
 
 
 def _complete(kind: type) -> bool:
@@ -65,6 +69,13 @@ def define_import() -> None:
         told = "A file of your own, FILE.py, that registers what is named (specjax.extend)."
         flags.DEFINE_multi_string("import", [], told)
         list_in_help("import")
+
+
+def define_kernels() -> None:
+    """The flag --kernels of scripts without such an option. Repeated calls change nothing."""
+    if "kernels" not in flags.FLAGS:
+        told = f"On GPUs: attention of our own, or XLA's kernels alone. Default: {KERNELS}."
+        flags.DEFINE_enum("kernels", None, get_args(Kernels), told)
 
 
 def _define(field: dataclasses.Field[Any], hint: Any) -> None:
@@ -159,6 +170,12 @@ def import_files() -> None:
             own.import_file(file)
         except ValueError as error:
             raise ValueError(f"--import={file}: {error}") from None
+
+
+def take_kernels() -> None:
+    """Tells this process, and those that it starts, what --kernels says."""
+    if "kernels" in flags.FLAGS and flags.FLAGS.kernels is not None:
+        os.environ[KERNELS] = flags.FLAGS.kernels
 
 
 def take_places(kind: type) -> None:

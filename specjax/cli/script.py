@@ -55,6 +55,7 @@ class Script:
             with one_line_errors():
                 processes.join(argv, several=self.several, survives_sigterm=self.survives_sigterm)
                 flags.import_files()
+                flags.take_kernels()
                 hosts.first_writes("places", lambda: flags.take_places(self.options))
                 flags.expand_places(self.options)
             return rest
@@ -67,6 +68,7 @@ class Script:
         flags.read(argv)
         with one_line_errors():
             flags.import_files()
+            flags.take_kernels()
             flags.take_places(self.options)
         return self._main()
 

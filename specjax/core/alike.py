@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 
+from specjax.core.platform import KERNELS
+
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain", "specjax")
 _FULL = 1 << 22  # bytes; of larger files a sample is read
 _PIECE, _PIECES = 1 << 16, 64  # of which so many bytes, so many times
@@ -34,7 +36,7 @@ def program() -> dict[str, Any]:
     told["code of specjax"] = digest_of(sorted(Path(__file__).parents[1].rglob("*.py")))
     options = {name: v for name, v in jax.config.values.items() if not _TOLD.search(name)}
     told |= {f"value of {name}": str(value) for name, value in options.items()}
-    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE"):
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", KERNELS):
         flags = os.environ.get(name, "").split()
         told[name] = sorted(f for f in flags if not f.startswith(_PLACES))
     return told

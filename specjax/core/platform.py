@@ -9,15 +9,17 @@ leaves nothing behind.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jaxlib
 
-
-# Which kernels a program may run: XLA's alone, or attention of our own beside them, on GPUs.
+# Which kernels a program for GPUs may run: "xla", what XLA makes, or attention of our own beside.
 Kernels = Literal["attention", "xla"]
+KERNELS = "SPECJAX_KERNELS"  # the environment variable that says so for a process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +30,28 @@ class Platform:
     # That share one device: 2 on TPU v4 and v5p, else 1. Where there are two, what a matrix product
     # writes goes through main memory.
     cores: int = 1
-    kernels: Kernels = "attention"
+    kernels: Kernels = "attention"  # on GPUs
 
 
 def here() -> Platform:
-    """That of JAX's default devices."""
+    """That of JAX's default devices. Raises ValueError as `allowed_kernels` does."""
     name = jax.default_backend()
-    return Platform(name, getattr(jax.devices()[0], "num_cores", 1) if name == "tpu" else 1)
+    cores = getattr(jax.devices()[0], "num_cores", 1) if name == "tpu" else 1
+    return Platform(name, cores, allowed_kernels() if name == "gpu" else "attention")
+
+
+@functools.cache  # what was traced is not traced again
+def allowed_kernels() -> Kernels:
+    """Those of this process, by its environment when this is first asked.
+
+    Raises:
+      ValueError: in one line, if that names none.
+    """
+    said = os.environ.get(KERNELS) or "attention"
+    for kernels in get_args(Kernels):
+        if said == kernels:
+            return kernels  # type: ignore[no-any-return]
+    raise ValueError(f"{KERNELS}={said}: must be one of {', '.join(get_args(Kernels))}.")
 
 
 def warn_of_slow_updates() -> None:

@@ -1,7 +1,7 @@
 """How often a loop is expected to run whose length the program decides when it runs.
 
-A compiled program does not say, nor what a kernel of our own reads of its operands. What makes such a
-loop or kernel writes it into the names of its operations (`expected`, `reads_valid_slots`), where
+A compiled program does not say, nor what a kernel of our own reads of its operands. What makes such
+a loop or kernel writes it into the names of its operations (`expected`, `reads_valid_slots`), where
 whoever reads the program finds it (`stated`, `share_read`).
 """
 
@@ -35,7 +35,7 @@ def expected_tiles(size: int, rows: int, slots: int) -> contextlib.AbstractConte
 def reads_valid_slots(
     slots: int, first: int, count: int
 ) -> contextlib.AbstractContextManager[None]:
-    """A scope whose kernel reads ``count`` of its operands, from ``first`` on, as far as texts reach.
+    """A scope whose kernel reads ``count`` operands, from ``first`` on, as far as texts reach.
 
     They have room for ``slots``.
     """

@@ -6,8 +6,8 @@ Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135). Where row
 few to keep a GPU busy the slots are split among several programs, whose sums a second kernel adds
 up. The first share takes the block's own tokens as well.
 
-Written in Pallas for Triton: sides of tiles are powers of two, and at least 16 in a product. What is
-beyond the edge of an array is neither read nor written.
+Written in Pallas for Triton: sides of tiles are powers of two, and at least 16 in a product. What
+is beyond the edge of an array is neither read nor written.
 """
 
 from __future__ import annotations
@@ -96,9 +96,8 @@ class Plan:
         shape = (self.rows, self.tokens, self.heads)
         if self.splits == 1:
             return (jax.ShapeDtypeStruct((*shape, self.values), dtype),)
-        shape = (*shape, self.splits)
-        sums = jax.ShapeDtypeStruct(shape, jnp.float32)
-        return sums, sums, jax.ShapeDtypeStruct((*shape, self.values), jnp.float32)
+        sums = jax.ShapeDtypeStruct((*shape, self.splits), jnp.float32)
+        return sums, sums, jax.ShapeDtypeStruct((*sums.shape, self.values), jnp.float32)
 
 
 def power(size: int) -> int:
@@ -225,10 +224,12 @@ class Program:
                 one = triton.load(given.seen.at[mask_row, 0, slot], mask=filled, other=0)
                 filled = filled & (one != 0)
                 seen = jnp.broadcast_to(filled[None, :], (self.plan.queries, size))
-            keys = [self.known(x, (*here, slot), filled) for x in given.old_keys]
-            return self.fold(so_far, keys, self.known(given.old_values, (*here, slot), filled), seen)
+            at = (*here, slot)
+            keys = [self.known(x, at, filled) for x in given.old_keys]
+            return self.fold(so_far, keys, self.known(given.old_values, at, filled), seen)
 
-        return jax.lax.fori_loop(0, jnp.maximum(end - begin, 0), fold, so_far)
+        found: _Sums = jax.lax.fori_loop(0, jnp.maximum(end - begin, 0), fold, so_far)
+        return found
 
     def block(self, so_far: _Sums) -> _Sums:
         """The tokens that are being fed, in the first share."""
@@ -243,19 +244,22 @@ class Program:
             where = (row, self.token[:, None], token[None, :])
             inside = self.live[:, None] & there[None, :]
             seen = triton.load(given.visible.at[where], mask=inside, other=0) != 0
-            where = (self.row, token, self.group)
-            keys = [self.known(x, where, there) for x in given.keys]
-            return self.fold(so_far, keys, self.known(given.values, where, there), seen)
+            at = (self.row, token, self.group)
+            keys = [self.known(x, at, there) for x in given.keys]
+            return self.fold(so_far, keys, self.known(given.values, at, there), seen)
 
-        return jax.lax.fori_loop(0, tiles, fold, so_far)
+        found: _Sums = jax.lax.fori_loop(0, tiles, fold, so_far)
+        return found
 
     def known(self, x: Any, where: tuple[Array, ...], there: Array) -> tuple[Array, Array | None]:
         """Keys or values [S, H] in the type of queries, and a factor of each, if they have one."""
         if not isinstance(x, Quantised):
             return read(x, where, there), None
+        ref: Any = x.factors
+        factors = triton.load(ref.at[(*where, 0)], mask=there, other=0)
         values = read(x.values, where, there)
-        factors = triton.load(x.factors.at[(*where, 0)], mask=there, other=0)
-        return (of_bits(values) if values.dtype == jnp.uint8 else values).astype(self.dtype), factors
+        values = of_bits(values) if values.dtype == jnp.uint8 else values
+        return values.astype(self.dtype), factors
 
     def fold(
         self,
@@ -274,13 +278,14 @@ class Program:
         total = total * shrunk + weights.sum(1)
         value, factors = values
         weights = weights if factors is None else weights * factors[None, :]
-        return higher, total, sums * shrunk[:, None] + pl.dot(weights.astype(value.dtype), value)
+        new = triton.dot(weights.astype(value.dtype), value)
+        return higher, total, sums * shrunk[:, None] + new
 
 
 def scores_of(q: Array, keys: tuple[Array, Array | None]) -> Array:
     """[M, H] and [S, H], with a factor a key -> [M, S] float32."""
     key, factors = keys
-    dots = pl.dot(q, key, trans_b=True)
+    dots: Array = triton.dot(q, key, trans_b=True)
     return dots if factors is None else dots * factors[None, :]
 
 

@@ -1,4 +1,4 @@
-"""Attention in a kernel of our own where it can take the arguments, and as XLA does it elsewhere."""
+"""Attention in a kernel of our own where that takes the arguments, and as XLA does it elsewhere."""
 
 from __future__ import annotations
 

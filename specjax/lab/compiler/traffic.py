@@ -11,7 +11,7 @@ counts twice. Here
     compiler has inserted copies, which are counted, wherever that is not possible;
   - a custom call (a kernel) that takes a buffer and hands it out again writes as much of it as it
     is given beside it; what it reads of the buffer is not known, and not counted;
-  - of operands that a kernel reads as far as texts reach (`core.trips.share_read`) that much counts;
+  - what a kernel reads as far as texts reach (`core.trips.share_read`) counts as much;
   - loops inside count as often as they run;
   - communication that the compiler has spread over several fusions, which hand its buffers on,
     reads and writes once.

@@ -1,0 +1,110 @@
+"""The kernel that attends to valid slots alone: interpreted here, as there is no GPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import attention_cases
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+import specjax
+from specjax.core import trips
+from specjax.core.ops import Cached, attend
+from specjax.core.ops.valid_slots import unfit
+from specjax.core.platform import Platform, allowed_kernels
+
+ROOT = Path(specjax.__file__).parent
+
+# The rest of the matrix is in tests/long/test_kernels.py.
+FEW = {"sinks and shares": jnp.float32, "tree": jnp.bfloat16, "fp8, padded width": jnp.float32}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_it_gives_what_the_reference_does(name: str) -> None:
+    """And reads nothing behind a text, where NaN may lie."""
+    case = next(case for case in attention_cases.CASES if str(case).startswith(name))
+    attention_cases.check(case, FEW[name])
+
+
+def traced(given: tuple[Any, ...], platform: Platform) -> str:
+    """How attention is written for a platform."""
+    q, k, v, visible, cached, scale, sinks = given
+    how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": platform}
+    return str(jax.make_jaxpr(lambda q: attend(q, k, v, visible, cached, **how))(q))
+
+
+CASE = attention_cases.CASES[0]
+GPU, XLA = Platform("gpu"), Platform("gpu", kernels="xla")
+
+
+def test_one_setting_goes_back_to_what_xla_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = attention_cases.arguments(CASE, jnp.bfloat16)
+    assert "pallas_call" in traced(given, GPU)
+    assert "pallas_call" not in traced(given, XLA) + traced(given, Platform("cpu"))
+    for said, found in (("", "attention"), ("xla", "xla")):
+        allowed_kernels.cache_clear()
+        monkeypatch.setenv("SPECJAX_KERNELS", said)
+        assert allowed_kernels() == found
+    allowed_kernels.cache_clear()
+    monkeypatch.setenv("SPECJAX_KERNELS", "ours")
+    with pytest.raises(ValueError, match="SPECJAX_KERNELS=ours: must be one of attention, xla"):
+        allowed_kernels()
+    allowed_kernels.cache_clear()
+
+
+def test_what_it_does_not_take_is_left_to_xla() -> None:
+    """Each for a reason, in words."""
+    q, k, v, visible, cached, scale, sinks = attention_cases.arguments(CASE, jnp.bfloat16)
+    wide = jnp.zeros((3, 2, 90, 640), jnp.bfloat16)
+    half = cached._replace(keys=cached.keys.astype(jnp.float16))
+    reasons = {
+        "no cache": None,
+        "how far": cached._replace(reach=None),
+        "made of": cached._replace(write=lambda *given: given[:2]),
+        "no slots": Cached(*(x[:, :, :0] for x in cached[:3]), cached.reach),
+        "one type": half,
+        "wider": cached._replace(values=wide),
+    }
+    for reason, other in reasons.items():
+        assert reason in (unfit(q, k, v, other) or "")
+    for other in (None, cached._replace(reach=None)):
+        assert "pallas_call" not in traced((q, k, v, visible, other, scale, sinks), GPU)
+
+
+def test_on_a_mesh_each_device_attends_with_its_own_heads() -> None:
+    """One call of the kernel on half of the heads, and nothing exchanged."""
+    q, k, v, visible, cached, *rest = attention_cases.arguments(CASE, jnp.bfloat16)
+    mesh = AbstractMesh((1, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    cached = cached._replace(axes=("heads", "kv_heads"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = traced((q, k, v, visible, cached, *rest), GPU)
+    assert "shard_map" in text and "pallas_call" in text
+    kernel = text[text.index("pallas_call") :]
+    assert "[3,3,2,64]" in kernel and "[3,3,4,64]" not in kernel
+    for exchange in ("psum", "all_gather", "ppermute"):
+        assert exchange not in text
+
+
+def test_a_report_counts_what_it_reads() -> None:
+    """Of its operands the cache's: slots up to the context."""
+    name = "jit(run)/verify/valid_of_2048_slots_in_3_operands_from_4/attend_valid_slots/pallas_call"
+    assert trips.reads_in_part(name) and not trips.reads_in_part("jit(run)/verify/pallas_call")
+    shares = [trips.share_read(name, operand, 512) for operand in range(9)]
+    assert shares == [1, 1, 1, 1, 0.25, 0.25, 0.25, 1, 1]
+    assert trips.share_read(name, 5) == trips.share_read(name, 5, 4096) == 1
+
+
+def test_pallas_comes_with_the_kernel_alone() -> None:
+    """It takes a second to import, which nobody waits for who has no GPU."""
+    files = {path.stem: path.read_text() for path in ROOT.rglob("*.py")}
+    brings = re.compile(r"^(?:from|import) .*\bpallas\b", re.MULTILINE)
+    kernels = {name for name, text in files.items() if brings.search(text)}
+    assert kernels == {"flash"}
+    for name, text in files.items():
+        found = re.findall(r"^from specjax\.core\.ops\.(\w+) import", text, re.MULTILINE)
+        assert name in kernels or not kernels & set(found), name
