@@ -9,6 +9,7 @@ from typing import Any
 import attention_cases
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
@@ -16,6 +17,7 @@ import specjax
 from specjax.core import trips
 from specjax.core.ops import Cached, attend
 from specjax.core.ops.valid_slots import unfit
+from specjax.core.ops.write import Together, Write, one_by_one
 from specjax.core.platform import Platform, allowed_kernels
 
 ROOT = Path(specjax.__file__).parent
@@ -99,12 +101,29 @@ def test_a_report_counts_what_it_reads() -> None:
     assert trips.share_read(name, 5) == trips.share_read(name, 5, 4096) == 1
 
 
+def test_many_caches_are_written_at_once() -> None:
+    """Of any type and number of heads, at a row's length or slot by slot, none past the end."""
+    rng = np.random.default_rng(0)
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape) * 10, jnp.float32)
+    start, slots = jnp.asarray([0, 13]), jnp.asarray(rng.permutation(40)[:34].reshape(2, 17))
+    kinds = ((2, 80, jnp.bfloat16), (3, 1, jnp.float32), (1, 16, jnp.float8_e4m3fn))
+    writes = [
+        Write(drawn(2, heads, 30, width).astype(dtype), drawn(2, heads, 17, width), at)
+        for heads, width, dtype in kinds
+        for at in (start, slots)
+    ]
+    found = jax.jit(lambda: Together(interpret=True, most=4)(writes, None))()
+    for got, want in zip(found, one_by_one(writes, Platform("cpu")), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+
+
 def test_pallas_comes_with_the_kernel_alone() -> None:
     """It takes a second to import, which nobody waits for who has no GPU."""
     files = {path.stem: path.read_text() for path in ROOT.rglob("*.py")}
     brings = re.compile(r"^(?:from|import) .*\bpallas\b", re.MULTILINE)
     kernels = {name for name, text in files.items() if brings.search(text)}
-    assert kernels == {"flash"}
+    assert kernels == {"flash", "put"}
     for name, text in files.items():
         found = re.findall(r"^from specjax\.core\.ops\.(\w+) import", text, re.MULTILINE)
         assert name in kernels or not kernels & set(found), name

@@ -18,6 +18,8 @@ import jax
 _NAME = re.compile(r"\bexpected_(trips|tiles)_(\d+)(?:_of_(\d+)_in_(\d+))?\b")
 _VALID = re.compile(r"\bvalid_of_(\d+)_slots_in_(\d+)_operands_from_(\d+)\b")
 
+_UPDATES = re.compile(r"\bupdates_of_\d+_buffers\b")
+
 
 def expected(trips: float) -> contextlib.AbstractContextManager[None]:
     """A scope whose loops are expected to run so often."""
@@ -53,6 +55,19 @@ def share_read(op_name: str, operand: int, context: int | None = None) -> float:
     slots, count, first = map(int, found[-1])
     inside = first <= operand < first + count
     return 1.0 if context is None or not inside else min(context, slots) / slots
+
+
+def updates(count: int) -> contextlib.AbstractContextManager[None]:
+    """A scope whose kernel puts each of its first ``count`` operands into a buffer, a result each.
+
+    Of the buffers, which it updates in place, it reads nothing.
+    """
+    return jax.named_scope(f"updates_of_{count}_buffers")
+
+
+def only_updates(op_name: str) -> bool:
+    """Whether an operation of that name is such a kernel."""
+    return bool(_UPDATES.search(op_name))
 
 
 def reads_in_part(op_name: str) -> bool:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.cache.block import Block, Part, take
+from specjax.core.cache.slots import commit_all
 from specjax.core.ops import waiting_for
 from specjax.core.platform import Platform
 from specjax.core.sharding import constrain
@@ -104,9 +105,7 @@ class Cache:
         if path is not None:
             block = jax.tree.map(lambda x: take(x, path), block)
         start = waiting_for(self.length, count if after is None else after)
-        layers = tuple(
-            entry.commit(part, start, count) for entry, part in zip(self.layers, block, strict=True)
-        )
+        layers = commit_all(self.layers, block, start, count)
         return Cache(layers, constrain(self.length + count, "batch"))
 
     def cut(self, length: Array) -> Cache:

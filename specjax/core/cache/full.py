@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
-from specjax.core.ops import Cached, attend, write
+from specjax.core.ops import Cached, Write, attend
 from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 
 
 @pytree
-class Full:
+class Full(lay.Slotted):
     """Slot s of row b holds the token at position s, and is valid iff ``s < length[b]``."""
 
     keys: Array  # [B, G, S, H]
@@ -65,13 +66,14 @@ class Full:
             cached = Cached(self.keys, self.values, seen, length, axes)
         return attend(q, keys, values, view.visible, cached, **how)
 
-    def commit(self, part: Part, length: Array, count: Array) -> Full:
-        """Writes all of ``part``; what lies behind ``count`` is stale."""
+    def writes(self, part: Part, length: Array, count: Array) -> tuple[Write, ...]:
+        """All of ``part``; what lies behind ``count`` is stale."""
         del count
-        keys, values = (
-            lay.pin(write(old, new, length, platform=self.platform), self.axis)
-            for old, new in zip((self.keys, self.values), part, strict=True)
-        )
+        both = zip((self.keys, self.values), part, strict=True)
+        return tuple(Write(old, new, length, self.axis) for old, new in both)
+
+    def written(self, arrays: Sequence[Array]) -> Any:
+        keys, values = (lay.pin(x, self.axis) for x in arrays)
         return dataclasses.replace(self, keys=keys, values=values)
 
     def cut(self, length: Array, to: Array) -> tuple[Full, Array]:

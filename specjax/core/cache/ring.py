@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,14 +11,14 @@ import jax.numpy as jnp
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
 from specjax.core.cache.full import heads_axes
-from specjax.core.ops import Cached, attend, write_at
+from specjax.core.ops import Cached, Write, attend
 from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 
 
 @pytree
-class Ring:
+class Ring(lay.Slotted):
     """The tokens that a window of attention may still see, and memory for no more.
 
     R slots suffice for a window of R + 1: a token sees itself and those before it, and it is not
@@ -85,16 +86,17 @@ class Ring:
             cached = Cached(self.keys, self.values, seen, reach, axes)
         return attend(q, keys, values, visible, cached, **how)
 
-    def commit(self, part: Part, length: Array, count: Array) -> Ring:
-        """Writes those of the first ``count`` [B] tokens that the window may still see."""
+    def writes(self, part: Part, length: Array, count: Array) -> tuple[Write, ...]:
+        """Those of the first ``count`` [B] tokens that the window may still see."""
         size, place = self.keys.shape[2], jnp.arange(part[0].shape[2])[None, :]
         # Of a part longer than the ring only the last tokens: two never share a slot.
         kept = (place < count[:, None]) & (place >= count[:, None] - size)
         slots = jnp.where(kept, (length[:, None] + place) % max(size, 1), size)
-        keys, values = (
-            lay.pin(write_at(old, new, slots), self.axis)
-            for old, new in zip((self.keys, self.values), part, strict=True)
-        )
+        both = zip((self.keys, self.values), part, strict=True)
+        return tuple(Write(old, new, slots, self.axis) for old, new in both)
+
+    def written(self, arrays: Sequence[Array]) -> Any:
+        keys, values = (lay.pin(x, self.axis) for x in arrays)
         return dataclasses.replace(self, keys=keys, values=values)
 
     def cut(self, length: Array, to: Array) -> tuple[Ring, Array]:

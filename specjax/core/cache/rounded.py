@@ -8,6 +8,7 @@ from the cache, so that what is written does not depend on how many tokens a pas
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,10 +17,12 @@ from specjax.core.cache import slots as lay
 from specjax.core.cache.base import Cache
 from specjax.core.cache.block import Part
 from specjax.core.cache.full import Full, heads_axes, valid_slots
-from specjax.core.ops import Cached, attend, write
+from specjax.core.ops import Cached, Write, attend
 from specjax.core.quantised import TYPES, Quantisation, Quantised, quantise
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
+
+_NAMES = ("keys", "values", "key_factors", "value_factors")
 
 
 @pytree
@@ -71,27 +74,24 @@ class Rounded(Full):
         how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
         return attend(q, keys, values, view.visible, cached, **how)
 
-    def commit(self, part: Part, length: Array, count: Array) -> Rounded:
+    def writes(self, part: Part, length: Array, count: Array) -> tuple[Write, ...]:
         del count
         keys, values = (quantise(x, self.kind) for x in part)
-        put = lambda old, new: lay.pin(write(old, new, length, platform=self.platform), self.axis)
-        return self._with(put, (keys, values))
+        new = (keys.values, values.values, keys.factors, values.factors)
+        both = zip(self._arrays, new, strict=True)
+        return tuple(Write(old, x, length, self.axis) for old, x in both)
 
-    def _with(self, put: Any, parts: tuple[Quantised, Quantised]) -> Rounded:
-        keys, values = parts
-        return dataclasses.replace(
-            self,
-            keys=put(self.keys, keys.values),
-            values=put(self.values, values.values),
-            key_factors=put(self.key_factors, keys.factors),
-            value_factors=put(self.value_factors, values.factors),
-        )
+    def written(self, arrays: Sequence[Array]) -> Any:
+        found: dict[str, Any] = {n: lay.pin(x, self.axis) for n, x in zip(_NAMES, arrays)}
+        return dataclasses.replace(self, **found)
+
+    @property
+    def _arrays(self) -> tuple[Array, ...]:
+        return tuple(getattr(self, name) for name in _NAMES)
 
     def grow(self, slots: int) -> Rounded:
-        wider = lambda x: lay.pin(lay.widened(x, slots), self.axis)
-        names = ("keys", "values", "key_factors", "value_factors")
-        found: dict[str, Any] = {name: wider(getattr(self, name)) for name in names}
-        return dataclasses.replace(self, **found)
+        found: Rounded = self.written([lay.widened(x, slots) for x in self._arrays])
+        return found
 
     def stale(self, length: Array) -> Rounded:
         """Poison lies in the factors: what is 8 bits wide has no NaN, or no room for more."""

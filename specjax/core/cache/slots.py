@@ -1,11 +1,46 @@
-"""What entries with slots share: zeros, room for more, and poison."""
+"""What entries with slots share: how they are written, zeros, room for more, and poison."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 
+from specjax.core.cache.block import Part
+from specjax.core.ops import Write, write_all
 from specjax.core.sharding import constrain
 from specjax.core.types import Array
+
+
+class Slotted:
+    """An entry that is written a slot a token: those of many layers are written at once."""
+
+    def writes(self, part: Part, length: Array, count: Array) -> tuple[Write, ...]:
+        """What must be written where to append the first ``count`` [B] tokens of ``part``."""
+        raise NotImplementedError
+
+    def written(self, arrays: Sequence[Array]) -> Any:
+        """The entry with what `writes` made of its arrays, in that order."""
+        raise NotImplementedError
+
+    def commit(self, part: Part, length: Array, count: Array) -> Any:
+        return commit_all((self,), (part,), length, count)[0]
+
+
+def commit_all(
+    entries: Sequence[Any], block: Sequence[Part], length: Array, count: Array
+) -> tuple[Any, ...]:
+    """Every entry with the first ``count`` [B] tokens of its part behind ``length`` [B]."""
+    pairs = list(zip(entries, block, strict=True))
+    asked = [e.writes(p, length, count) if isinstance(e, Slotted) else () for e, p in pairs]
+    platforms = [e.platform for e in entries if isinstance(e, Slotted)]  # type: ignore[attr-defined]
+    every = [one for writes in asked for one in writes]
+    arrays = iter(write_all(every, platform=platforms[0] if platforms else None))
+    return tuple(
+        e.written([next(arrays) for _ in writes]) if writes else e.commit(p, length, count)
+        for (e, p), writes in zip(pairs, asked, strict=True)
+    )
 
 
 def zeros(

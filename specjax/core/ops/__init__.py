@@ -21,7 +21,7 @@ from specjax.core.ops.lookup import ROWS, lookup
 from specjax.core.ops.one_softmax import Cached
 from specjax.core.ops.op import Op
 from specjax.core.ops.per_head import PER_HEAD, per_head
-from specjax.core.ops.write import WRITE, waiting_for, write, write_at
+from specjax.core.ops.write import WRITE, Write, waiting_for, write, write_all, write_at
 
 OPS = {
     "product": PRODUCT,
@@ -42,6 +42,7 @@ __all__ = [
     "Cached",
     "Op",
     "Stack",
+    "Write",
     "activation_dtype",
     "apart",
     "argmax",
@@ -54,5 +55,6 @@ __all__ = [
     "sum_over_mesh",
     "waiting_for",
     "write",
+    "write_all",
     "write_at",
 ]

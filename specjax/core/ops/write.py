@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
-from specjax.core.sharding import pieces
+from specjax.core.sharding import fitting, pieces
 from specjax.core.types import Array
 
 # On CPU a per-row dynamic_update_slice is several times cheaper than a scatter; unrolled over the
@@ -54,6 +59,64 @@ def write_at(buffer: Array, new: Array, slots: Array) -> Array:
         return buffer.at[:, slots].set(new, mode="drop")
 
     return jax.vmap(one_row)(buffer, new.astype(buffer.dtype), slots)
+
+
+class Write(NamedTuple):
+    """A block of new tokens, and where it goes."""
+
+    buffer: Array  # [B, G, S, H]
+    new: Array  # [B, G, T, H]
+    at: Array  # [B], as ``start`` of `write`, or [B, T], as ``slots`` of `write_at`
+    axis: str | None = None  # the logical axis of the heads on a mesh
+
+
+def one_by_one(writes: Sequence[Write], platform: Platform | None) -> list[Array]:
+    """See `write_all`."""
+    return [
+        write_at(w.buffer, w.new, w.at) if w.at.ndim > 1 else write(*w[:3], platform=platform)
+        for w in writes
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """A variant of `write_all` for GPUs: a kernel of our own for all (`ops.put`)."""
+
+    interpret: bool = False  # the kernel as an XLA program: where there is no GPU, and slowly
+    most: int = 96  # buffers of a kernel, whose arguments must fit into 4 KiB
+
+    def __call__(self, writes: Sequence[Write], platform: Platform | None) -> list[Array]:
+        from specjax.core.ops.put import put  # only here: it brings Pallas
+
+        found = []
+        for i in range(0, len(writes), self.most):
+            some = writes[i : i + self.most]
+            new = [w.new.astype(w.buffer.dtype) for w in some]
+            told = {id(w.at): w.at for w in some}  # layers of one kind write to the same slots
+            which = [list(told).index(id(w.at)) for w in some]
+            local = functools.partial(put, which=which, interpret=self.interpret)
+            given = [w.buffer for w in some], new, list(told.values())
+            if jax.sharding.get_abstract_mesh().empty:
+                found += local(*given)
+                continue
+            lie = [fitting(w.buffer.shape, ("batch", w.axis, None, None)) for w in some]
+            at = [fitting(x.shape, ("batch", None)[: x.ndim]) for x in told.values()]
+            specs = (lie, lie, at)
+            found += jax.shard_map(local, in_specs=specs, out_specs=lie, check_vma=False)(*given)
+        return found
+
+
+# (Not among `ops.OPS`: nothing is differentiated here.)
+WRITE_ALL = Op(one_by_one, {"gpu": Together(), "gpu:xla": one_by_one})
+
+
+def write_all(writes: Sequence[Write], *, platform: Platform | None = None) -> list[Array]:
+    """The buffers of all ``writes`` with the new tokens in them, as `write` and `write_at` do it.
+
+    For what is written with `write` the same holds: the caller guarantees that it fits.
+    """
+    written: list[Array] = WRITE_ALL.on(platform)(writes, platform) if writes else []
+    return written
 
 
 def waiting_for(start: Array, read: Array) -> Array:

@@ -27,7 +27,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from specjax.core.trips import share_read
+from specjax.core.trips import only_updates, share_read
 from specjax.lab.compiler.hlo import Computation, Instruction, Module
 from specjax.lab.compiler.origins import PUTS, SEE_THROUGH, aliased
 from specjax.lab.records.compiled import Collective
@@ -172,9 +172,13 @@ def _results(module: Module, home: Computation, instruction: Instruction) -> lis
 def _given(home: Computation, call: Instruction) -> dict[int, int]:
     """Bytes that a custom call writes of each buffer it updates in place, by its result.
 
-    All that it is given beside the buffers, shared among them by their sizes.
+    All that it is given beside the buffers, shared among them by their sizes, where it does not say
+    which goes where (`core.trips.updates`).
     """
     places = aliased(call)
+    if only_updates(call.op_name):
+        of = lambda i: sum(a.nbytes for a in home.instructions[call.operands[i]].arrays)
+        return {index: of(index) for index in places}
     names = [o for i, o in enumerate(call.operands) if i not in places.values()]
     beside = [home.instructions[o] for o in names if o in home.instructions]
     given = sum(a.nbytes for source in beside for a in source.arrays)
