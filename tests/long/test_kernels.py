@@ -7,14 +7,56 @@ Not part of the suite, which has a few of these cases: on two cores this takes a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import attention_cases
+import jax
 import jax.numpy as jnp
 import pytest
+import tiny
+
+import specjax
+from specjax import drafters
+from specjax.core.ops.attend import ATTEND, reference
+from specjax.core.ops.valid_slots import ValidSlots
+from specjax.core.ops.write import WRITE_ALL, Together
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", attention_cases.CASES, ids=str)
 def test_attention(case: attention_cases.Case, dtype: Any) -> None:
     attention_cases.check(case, dtype)
+
+
+@pytest.fixture
+def kernels_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs for CPU made of kernels for GPUs, interpreted; those before and behind are not."""
+    jax.clear_caches()
+    monkeypatch.setitem(ATTEND.variants, "cpu", ValidSlots(reference, interpret=True))
+    monkeypatch.setitem(WRITE_ALL.variants, "cpu", Together(interpret=True))
+    yield
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", "qwen3_5"])
+@pytest.mark.parametrize("kv_cache", [None, "int8"])
+def test_texts(family: str, kv_cache: Any, kernels_here: None) -> None:
+    """Whole texts on several kinds of memory: those that the model writes without any cache."""
+    target = tiny.model(family)
+    if kv_cache is not None:
+        if family != "llama":
+            pytest.skip("its memory stays whole")
+        target = target.remembering(kv_cache)
+    prompts = tiny.prompts(3)
+    found = specjax.generate(target, drafters.make("ngram", num_draft=3), prompts, max_new_tokens=9)
+    assert found.tokens == [tiny.greedy_reference(target, p, 9) for p in prompts]
+
+
+@pytest.mark.parametrize("name", ["lm", "dflash", "eagle3", "medusa_tree"])
+def test_drafters(name: str, kernels_here: None) -> None:
+    """Drafters with memories of their own, one of them with trees."""
+    target, prompts = tiny.model(), tiny.prompts(2)
+    found = specjax.generate(target, tiny.make(name, target=target), prompts, max_new_tokens=9)
+    assert found.tokens == [tiny.greedy_reference(target, p, 9) for p in prompts]
