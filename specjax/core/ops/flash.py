@@ -139,7 +139,7 @@ def flash(
         cached.reach,
         sinks,
     )
-    given = jax.tree.map(_as_bits, given)
+    given = jax.tree.map(as_bits, given)
     plan, dtype = Plan.of(given), given.queries[0].dtype
     factor = scale or sum(part.shape[-1] for part in given.queries) ** -0.5
     before = len(jax.tree.leaves((given.queries, given.keys, given.values, given.visible)))
@@ -161,7 +161,7 @@ def flash(
     return out.swapaxes(1, 2)
 
 
-def _as_bits(x: Array) -> Array:
+def as_bits(x: Array) -> Array:
     """Floats of 8 bits as bytes: not every GPU converts them."""
     return jax.lax.bitcast_convert_type(x, jnp.uint8) if x.dtype == jnp.float8_e4m3fn else x
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from specjax.core.ops.flash import power, read, write
+from specjax.core.ops.flash import as_bits, power, read, write
 from specjax.core.trips import updates
 from specjax.core.types import Array
 
@@ -34,7 +34,8 @@ def put(
     Those of buffer i go to the slots ``at[which[i]]``: [B], the first token's, or [B, T], of each;
     past the end is nowhere.
     """
-    turned = [x.swapaxes(1, 2) for x in new]  # as projections have them
+    kept, buffers = buffers, [as_bits(x) for x in buffers]
+    turned = [as_bits(x.swapaxes(1, 2)) for x in new]  # as projections have them
     tokens = max(x.shape[1] for x in turned)
     size = min(power(tokens), _TOKENS)
     tiles = -(-tokens // size)
@@ -68,4 +69,5 @@ def put(
             interpret=interpret,
             name="write_blocks",
         )(turned, list(at), list(buffers))
-    return list(found)
+    back = jax.lax.bitcast_convert_type
+    return [x if x.dtype == old.dtype else back(x, old.dtype) for x, old in zip(found, kept)]
