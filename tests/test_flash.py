@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
+from scripts import flags_of, invoke, script
 
 import specjax
 from specjax.core import trips
@@ -57,6 +59,20 @@ def test_one_setting_goes_back_to_what_xla_makes(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="SPECJAX_KERNELS=ours: must be one of attention, xla"):
         allowed_kernels()
     allowed_kernels.cache_clear()
+
+
+def test_every_script_has_that_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a flag, or as a field of what is compiled; wrong ones end in one line."""
+    monkeypatch.setenv("SPECJAX_KERNELS", "attention")
+    line = ("generate", "--kernels=xla", "--prompt=x", "--prompt_file=y")
+    assert invoke(script("generate"), capsys, *line)[0] == 2  # two prompts
+    assert os.environ["SPECJAX_KERNELS"] == "xla"
+    assert "kernels" not in flags_of("compile")
+    wrong = ("compile", "--topology=local", "--config.kernels=ours")
+    status, _, told = invoke(script("compile"), capsys, *wrong)
+    assert status == 2 and "--config.kernels='ours': must be attention or xla." in told
 
 
 def test_what_it_does_not_take_is_left_to_xla() -> None:
