@@ -25,22 +25,30 @@ class Slotted:
         raise NotImplementedError
 
     def commit(self, part: Part, length: Array, count: Array) -> Any:
-        return commit_all((self,), (part,), length, count)[0]
+        return _written((self,), (part,), length, count)[0]
 
 
 def commit_all(
     entries: Sequence[Any], block: Sequence[Part], length: Array, count: Array
 ) -> tuple[Any, ...]:
-    """Every entry with the first ``count`` [B] tokens of its part behind ``length`` [B]."""
-    pairs = list(zip(entries, block, strict=True))
-    asked = [e.writes(p, length, count) if isinstance(e, Slotted) else () for e, p in pairs]
-    platforms = [e.platform for e in entries if isinstance(e, Slotted)]  # type: ignore[attr-defined]
-    every = [one for writes in asked for one in writes]
-    arrays = iter(write_all(every, platform=platforms[0] if platforms else None))
-    return tuple(
-        e.written([next(arrays) for _ in writes]) if writes else e.commit(p, length, count)
-        for (e, p), writes in zip(pairs, asked, strict=True)
-    )
+    """Every entry with the first ``count`` [B] tokens of its part behind ``length`` [B].
+
+    One that commits in its own way does so; the others are written at once.
+    """
+    together = [getattr(type(e), "commit", None) is Slotted.commit for e in entries]
+    pairs = list(zip(entries, block, together, strict=True))
+    slotted, parts = [e for e, _, t in pairs if t], [p for _, p, t in pairs if t]
+    written = iter(_written(slotted, parts, length, count))
+    return tuple(next(written) if t else e.commit(p, length, count) for e, p, t in pairs)
+
+
+def _written(
+    entries: Sequence[Any], parts: Sequence[Part], length: Array, count: Array
+) -> list[Any]:
+    asked = [e.writes(part, length, count) for e, part in zip(entries, parts, strict=True)]
+    platform = entries[0].platform if entries else None
+    arrays = iter(write_all([one for writes in asked for one in writes], platform=platform))
+    return [e.written([next(arrays) for _ in w]) for e, w in zip(entries, asked, strict=True)]
 
 
 def zeros(
