@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 
+from specjax.core.platform import allowed_kernels
+
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
@@ -49,8 +51,10 @@ def device_name() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Those of packages, and of Python."""
-    return {**{name: _version(name) for name in packages}, "python": platform.python_version()}
+    """Those of packages, and of Python, and which kernels programs may run where not the usual."""
+    found = {**{name: _version(name) for name in packages}, "python": platform.python_version()}
+    kernels = allowed_kernels()
+    return found if kernels == "attention" else {**found, "kernels": kernels}
 
 
 def load() -> tuple[float, ...]:
