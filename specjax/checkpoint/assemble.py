@@ -8,7 +8,6 @@ where they belong. On a mesh each device gets its slice of the file and nothing 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,13 +19,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from specjax.checkpoint import kept, memory
 from specjax.checkpoint.errors import CheckpointError, some
-from specjax.core import pulse, sharding
+from specjax.checkpoint.laid import Site, held, own_dtype, place_of
+from specjax.core import pulse
 from specjax.core.quantised import Quantisation, quantise_in_place
 from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen
-from specjax.models.layers.experts import MATRICES, Experts
-from specjax.models.layers.linear import Linear
-from specjax.models.places import Place, as_place
+from specjax.models.places import Place
 
 DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))  # that a network computes in
 STORED = (*DTYPES, np.dtype(np.float16), np.dtype(np.float64))  # that are cast to those
@@ -44,6 +42,7 @@ def assemble(
     replicate: bool = False,
     quantize: Quantisation | None = None,
     packed: bool = False,
+    join: bool = True,
 ) -> Frozen:
     """The network of ``family`` with these weights.
 
@@ -57,6 +56,8 @@ def assemble(
       replicate: put all of the network on every device of the mesh, whatever its sizes.
       quantize: keep the matrices of layers, which are multiplied, in 8 bits; None: as they are.
       packed: leave those of them that the checkpoint packs as they are packed, where they can be.
+      join: matrices of one input are kept as one (`models.joining`), but for those that could then
+        not stay as they are packed.
 
     Raises:
       CheckpointError: before any tensor is read, on missing, unknown or misshapen tensors and on
@@ -74,6 +75,7 @@ def assemble(
         replicate=replicate,
         quantize=quantize,
         packed=packed,
+        join=join,
     )
 
 
@@ -98,6 +100,7 @@ def assemble_module(
     quantize: Quantisation | None = None,
     packed: bool = False,
     all_products: bool = False,
+    join: bool = True,
 ) -> Frozen:
     """The module that ``build`` makes, with these weights; nothing random is ever computed.
 
@@ -106,7 +109,7 @@ def assemble_module(
       tensors: exactly those that its parameters are made of, by their names in the checkpoint.
       called: the tensor, or the place in several, of a parameter, from its path in the module,
         ``layers.3.norm.weight``.
-      dtype, mesh, where, replicate, quantize, packed: as in `assemble`.
+      dtype, mesh, where, replicate, quantize, packed, join: as in `assemble`.
       all_products: ``quantize`` and ``packed`` are about every matrix of a `Linear`, heads among
         them, which nobody borrows of a drafter.
 
@@ -116,107 +119,30 @@ def assemble_module(
     if dtype not in DTYPES:
         raise CheckpointError(f"{where}: dtype {dtype} is not supported; use float32 or bfloat16.")
     abstract = nnx.eval_shape(build)
-    graphdef, state = nnx.split(abstract)
-    flat = nnx.to_flat_state(state)
-    places = [as_place(called(".".join(map(str, path)))).among(tensors) for path, _ in flat]
-    parameters = [parameter for _, parameter in flat]
-    others = product_paths(abstract) if all_products else frozenset()
-    short = [is_quantised(path, p) or path in others for path, p in flat]
-    bound = bind(places, [p.get_value().shape for p in parameters], tensors, where)
-    placements = [placement(n, p, mesh, where, replicate) for n, p in zip(places, parameters)]
-    forms = [
-        keep(p, place, tensors, placed) if may and packed and quantize is None else None
-        for (_, p), may, place, placed in zip(flat, short, places, placements)
-    ]
-    need = sum(
-        held(p, placed, dtype, quantize if may else None, form)
-        for (_, p), may, placed, form in zip(flat, short, placements, forms)
-    )
+    keeps = packed and quantize is None
+    site = Site(tensors, called, mesh, where, replicate, keeps, all_products)
+    laid = site.lay(abstract)
+    shapes = [one.parameter.get_value().shape for one in laid.values()]
+    bind([one.place for one in laid.values()], shapes, tensors, where)
+    if join:
+        laid = site.join(abstract, laid)
+    rounded = lambda one: quantize if one.short else None
+    need = sum(held(x.parameter, x.at, dtype, rounded(x), x.form) for x in laid.values())
     memory.check_fits(need, mesh, where)
     loaded = []
-    found = zip(flat, short, places, bound, placements, forms, strict=True)
-    for (path, parameter), may, name, tensor, placed, form in found:
-        put = functools.partial(_place, str(name), where=where)
-        own = _own_dtype(parameter, dtype)
-        if form is not None:
-            value: Any = form.load(put, own, placed)
+    for path, one in laid.items():
+        put = functools.partial(_place, str(one.place), where=where)
+        own = own_dtype(one.parameter, dtype)
+        if one.form is not None:
+            value: Any = one.form.load(put, own, one.at)
         else:
-            value = put(tensor, own, placed)
-        if quantize is not None and may:
+            value = put(one.place.bind(tensors), own, one.at)
+        if quantize is not None and one.short:
             value = quantise_in_place(value, kind=quantize)
-        loaded.append((path, parameter.replace(value)))
+        loaded.append((path, one.parameter.replace(value)))
         pulse.beat()
-    params = nnx.from_flat_state(loaded)
+    params, graphdef = nnx.from_flat_state(loaded), nnx.graphdef(abstract)
     return Frozen(params=params, graphdef=graphdef, config=abstract.config, replicated=replicate)
-
-
-def tensor_name(name: str) -> str:
-    """A target's tensor: layers.3.norm.weight -> model.layers.3.norm.weight; the head is itself."""
-    return name if name.startswith("lm_head.") else f"model.{name}"
-
-
-def place_of(family: Any, config: Any, path: str) -> str | Place:
-    """What a family says of a parameter; of one that says nothing, `tensor_name`."""
-    said = getattr(family, "place_of", None)
-    return tensor_name(path) if said is None else said(config, path)
-
-
-def is_quantised(path: Sequence[Any], parameter: nnx.Param) -> bool:
-    """Whether a parameter is one of the matrices that may be kept in 8 bits.
-
-    Those of layers and of experts. Routers, norms, tables and what is kept precise stay whole.
-    """
-    if "layers" not in path or parameter.get_metadata().get("precise"):
-        return False
-    ndim = parameter.get_value().ndim
-    return ndim == 3 if "experts" in path else ndim == 2 and "router" not in path
-
-
-def product_paths(module: Any) -> frozenset[tuple[Any, ...]]:
-    """The paths of the matrices of every `Linear` in ``module``, and of those of experts."""
-    found = []
-    for path, part in nnx.iter_modules(module):
-        if isinstance(part, Linear) and not part.weight.get_metadata().get("precise"):
-            found.append((*path, "weight"))
-        elif isinstance(part, Experts):
-            found += [(*path, name) for name in MATRICES]
-    return frozenset(found)
-
-
-def keep(
-    parameter: nnx.Param,
-    place: Place,
-    tensors: Mapping[str, Tensor],
-    placed: Any,
-) -> kept.Kept | None:
-    """A matrix as it is packed; None where it is not, or devices would share a group."""
-    form = kept.bind(place, tensors, parameter.get_value().shape)
-    return form if form is not None and form.fits(placed) else None
-
-
-def held(
-    parameter: nnx.Param,
-    placed: Any,
-    dtype: np.dtype,
-    quantize: Quantisation | None,
-    form: kept.Kept | None = None,
-) -> int:
-    """Bytes of a device's share of a parameter.
-
-    ``quantize``: what it is rounded to, None: nothing; ``form``: its packed form, if that is kept.
-    """
-    whole: tuple[int, ...] = parameter.get_value().shape
-    shape = whole if placed is None else placed.shard_shape(whole)
-    if form is not None:
-        return form.num_bytes(placed)
-    if quantize is not None:
-        return math.prod(shape) + math.prod(shape[:-1]) * np.dtype(np.float32).itemsize
-    return math.prod(shape) * _own_dtype(parameter, dtype).itemsize
-
-
-def _own_dtype(parameter: nnx.Param, dtype: np.dtype) -> np.dtype:
-    """float32 of those that are marked as ``precise``, whatever the others are."""
-    return np.dtype(np.float32) if parameter.get_metadata().get("precise") else dtype
 
 
 def bind(
@@ -318,25 +244,6 @@ def _fits(config: DecoderConfig, size: int) -> bool:
     except ValueError:
         return False
     return True
-
-
-def placement(
-    name: Place | str, parameter: nnx.Param, mesh: Mesh | None, where: str, replicate: bool
-) -> NamedSharding | None:
-    """Where a parameter lives, after its logical axes."""
-    if mesh is None:
-        return None
-    if replicate:
-        return sharding.named(mesh, ())
-    axes, shape = sharding.axes_of(parameter), parameter.get_value().shape
-    placement = sharding.of_parameter(mesh, axes, shape)
-    for size, axis in zip(shape, placement.spec, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
-            raise CheckpointError(
-                f"{where}: {name} {list(shape)} cannot be split over the {mesh.shape[axis]} "
-                f"devices of the mesh axis {axis}, which do not divide {size}."
-            )
-    return placement
 
 
 def _place(

@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from specjax.checkpoint.assemble import place_of
 from specjax.checkpoint.errors import CheckpointError
+from specjax.checkpoint.laid import place_of
 from specjax.core import hosts
 from specjax.core.files import sync_directory, sync_files
 from specjax.core.quantised import Quantised
+from specjax.models.joining import by_themselves
 from specjax.models.places import Piece, as_place, put_together
 
 _UNFINISHED = ".export-"
@@ -122,8 +123,8 @@ def named_tensors(state: Any, dtype: Any = None) -> dict[str, np.ndarray]:
       ValueError: naming a tensor that is not finite.
     """
     tensors = {}
-    for path, parameter in nnx.to_flat_state(state):
-        name, value = ".".join(map(str, path)), parameter.get_value()
+    for path, parameter, value in by_themselves(state):
+        name = ".".join(map(str, path))
         if isinstance(value, Quantised):
             raise ValueError(
                 f"{name} is kept in 4 or 8 bits; load it without quantize, and with "

@@ -71,6 +71,7 @@ def load_network(
     family_name: str | None = None,
     quantize: Quantisation | None = None,
     packed: bool = False,
+    join: bool = True,
 ) -> tuple[Frozen, np.dtype]:
     """Reads the weights of a directory.
 
@@ -81,7 +82,7 @@ def load_network(
       dtype: float32 or bfloat16; None: as the checkpoint says.
       replicate: as in `assemble`.
       family_name: of its class, instead of what ``model_type`` says.
-      quantize, packed: as in `assemble`.
+      quantize, packed, join: as in `assemble`.
 
     Returns:
       The network and the dtype of its parameters.
@@ -100,6 +101,7 @@ def load_network(
         replicate=replicate,
         quantize=quantize,
         packed=packed,
+        join=join,
     )
     return net, found.dtype
 

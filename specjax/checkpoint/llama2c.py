@@ -29,7 +29,7 @@ _ROW = np.dtype("<f4")
 
 
 def load_llama2c(
-    path: Path, *, mesh: Mesh | None, dtype: np.dtype, replicate: bool = False
+    path: Path, *, mesh: Mesh | None, dtype: np.dtype, replicate: bool = False, join: bool = True
 ) -> Frozen:
     """The network of a llama2.c ``.bin`` file, version 0.
 
@@ -45,6 +45,7 @@ def load_llama2c(
         mesh=mesh,
         where=str(path),
         replicate=replicate,
+        join=join,
     )
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from specjax.checkpoint.assemble import DTYPES
@@ -27,6 +27,7 @@ from specjax.core.platform import here
 from specjax.core.quantised import Quantisation, Quantised, check_quantisation
 from specjax.core.sharding import parse_mesh
 from specjax.models import DecoderConfig, Frozen
+from specjax.models.joint import joint_of
 
 if TYPE_CHECKING:
     from specjax.checkpoint.chat import ChatTemplate
@@ -98,6 +99,7 @@ def load(
     quantize: Quantisation | None = None,
     weights: Weights | None = None,
     kv_cache: Quantisation | None = None,
+    join: bool = True,
 ) -> Model:
     """Loads a model and its tokenizer.
 
@@ -121,6 +123,9 @@ def load(
         elsewhere.
       kv_cache: "int8" or "fp8": keys and values are remembered in 8 bits, a factor a head and token
         (windows, latent and recurrent memory stay whole). This, too, is another model.
+      join: matrices that multiply one input (queries, keys and values; gate and up) are kept as
+        one, which is read faster. Training and exports take them apart; False: so does this, for
+        code that looks for them by the names of the checkpoint.
 
     Raises:
       CheckpointError: if there is no such checkpoint, or it is damaged or not supported.
@@ -132,7 +137,7 @@ def load(
     if isinstance(mesh, str):
         mesh = parse_mesh(mesh)
     dtype, packed = settle_weights(weights, dtype, quantize, platform_of(mesh))
-    how: dict[str, Any] = {"replicate": replicate, "quantize": quantize}
+    how: dict[str, Any] = {"replicate": replicate, "quantize": quantize, "join": join}
     try:
         model = _find(name, revision, weights, packed, mesh=mesh, dtype=dtype, **how)
     except OSError as error:
@@ -198,9 +203,9 @@ def platform_of(mesh: Mesh | None) -> str:
 
 
 def num_packed(net: Frozen) -> int:
-    """How many matrices are kept in 4 or 8 bits."""
-    leaves = jax.tree.leaves(net.params, is_leaf=lambda x: isinstance(x, Quantised))
-    return sum(isinstance(x, Quantised) for x in leaves)
+    """How many matrices are kept in 4 or 8 bits, those of a joined one by themselves."""
+    found = [p for _, p in nnx.to_flat_state(net.params) if isinstance(p.get_value(), Quantised)]
+    return sum(1 if (joint := joint_of(p)) is None else len(joint.names) for p in found)
 
 
 def own_family(name: str) -> tuple[str | None, str]:
@@ -223,6 +228,7 @@ def _load_directory(
     family: str | None = None,
     quantize: Quantisation | None = None,
     packed: bool = False,
+    join: bool = True,
 ) -> Model:
     config_path = directory / "config.json"
     if not is_there(config_path):
@@ -236,6 +242,7 @@ def _load_directory(
     bos_ids, _ = special_ids(directory, raw, "bos_token_id")
     tokenizer = load_tokenizer(directory)
     how: dict[str, Any] = {"replicate": replicate, "quantize": quantize, "packed": packed}
+    how["join"] = join
     net, dtype = load_network(directory, raw, mesh=mesh, dtype=dtype, family_name=family, **how)
     bos_id = bos_ids[0] if bos_ids else tokenizer.bos_id if tokenizer else None
     if tokenizer:
@@ -287,11 +294,12 @@ def _load_file(
     dtype: np.dtype | None,
     replicate: bool,
     quantize: Quantisation | None,
+    join: bool,
 ) -> Model:
     if quantize is not None:
         raise CheckpointError(f"{path}: quantize is for Hugging Face directories; leave it out.")
     dtype = dtype or np.dtype(np.float32)  # what llama2.c stores
-    net = load_llama2c(path, mesh=mesh, dtype=dtype, replicate=replicate)
+    net = load_llama2c(path, mesh=mesh, dtype=dtype, replicate=replicate, join=join)
     tokenizer = find_llama2c_tokenizer(path, net.config.vocab_size)
     # These models end a story by beginning the next one.
     stop_ids = tuple(i for i in (BOS, EOS) if i < net.config.vocab_size)

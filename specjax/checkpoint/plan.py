@@ -13,22 +13,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh
 
-from specjax.checkpoint.assemble import (
-    check_layers,
-    held,
-    is_quantised,
-    keep,
-    on_mesh,
-    place_of,
-    placement,
-)
+from specjax.checkpoint.assemble import check_layers, on_mesh
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.hf import read_config, read_layout
+from specjax.checkpoint.laid import Site, held, place_of
 from specjax.core import sharding
 from specjax.core.files import is_there
 from specjax.core.quantised import Quantisation
 from specjax.models import Frozen
-from specjax.models.places import as_place
 
 # Parts, and what the names of their parameters and tensors hold; the first that does.
 _PARTS = {
@@ -98,17 +90,14 @@ def plan(
     net = Frozen.of(abstract).remembering(kv_cache, directory.name)
     whole: dict[str, int] = {}
     device: dict[str, int] = {}
-    for path, parameter in nnx.to_flat_state(nnx.state(abstract)):
-        name = ".".join(map(str, path))
-        placed = placement(name, parameter, mesh, str(directory), replicate=False)
-        form, may = None, is_quantised(path, parameter)
-        if may and packed and quantize is None:
-            place = as_place(place_of(found.family, config, name)).among(found.tensors)
-            there = all(n in found.tensors for n in place.names)
-            form = keep(parameter, place, found.tensors, placed) if there else None
-        part = _part(name)
-        for into, at in ((whole, None), (device, placed)):
-            size = held(parameter, at, found.dtype, quantize if may else None, form)
+    called = lambda path: place_of(found.family, config, path)
+    keeps = packed and quantize is None
+    site = Site(found.tensors, called, mesh, str(directory), replicate=False, keeps=keeps)
+    # Joined or not, matrices take the same room.
+    for path, one in site.lay(abstract).items():
+        part = _part(".".join(map(str, path)))
+        for into, at in ((whole, None), (device, one.at)):
+            size = held(one.parameter, at, found.dtype, quantize if one.short else None, one.form)
             into[part] = into.get(part, 0) + size
     stored, in_bits = (
         _stored(found.stored),

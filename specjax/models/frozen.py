@@ -14,6 +14,7 @@ from specjax.core.cache import Cache, Full, rounded
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantisation, Quantised
 from specjax.core.types import Array, pytree, static
+from specjax.models.joint import dotted, joint_of
 from specjax.models.layers.decoder import Pass
 from specjax.models.layers.linear import Adapted
 from specjax.models.layers.placed import place
@@ -122,15 +123,21 @@ class Frozen:
         Raises:
           ValueError: if there is no such weight.
         """
-        flat = {".".join(map(str, path)): (path, p) for path, p in nnx.to_flat_state(self.params)}
+        flat = dict(nnx.to_flat_state(self.params))
+        known: dict[str, tuple[Any, int | None, tuple[int, ...]]] = {}
+        for path, p in flat.items():
+            known[dotted(path)] = path, None, p.shape
+            if (joint := joint_of(p)) is not None:
+                for i, (place, rows) in enumerate(zip(joint.paths(path), joint.sizes)):
+                    known[dotted(place)] = path, i, (rows, *p.shape[1:])
         for name, (down, up) in adapters.items():
-            path, weight = flat.get(name, ((), None))
+            path, part, there = known.get(name, ((), None, ()))
             shape = (up.shape[0], down.shape[1])
-            if weight is None or path[0] != "layers" or weight.shape != shape:
+            if not path or path[0] != "layers" or there != shape:
                 raise ValueError(f"{name}: no layer has a weight {list(shape)} of that name.")
-            side = Adapted(weight.get_value(), down, up, tokens)
-            flat[name] = path, weight.replace(side)
-        return dataclasses.replace(self, params=nnx.from_flat_state(list(flat.values())))
+            side = Adapted(flat[path].get_value(), down, up, tokens, part)
+            flat[path] = flat[path].replace(side)
+        return dataclasses.replace(self, params=nnx.from_flat_state(list(flat.items())))
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -8,6 +8,7 @@ writes through it, the other way. A place is made of these:
     Part(name, axis, 0, 2)          the first of two halves, or with ``strided`` every second row
     Turned(place)                   the last two axes exchanged
     Stacked(places)                 one behind the other, on a new first axis
+    Joined(places, joint)           rows of all of them, behind one another in each device's share
     FirstOf(places)                 the first whose tensors are all there; written as the first
 
 What is packed in the file (8, 4 bits) is unpacked beneath: names and shapes here are those of plain
@@ -23,6 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from specjax.core.tensors import Made, Tensor
+from specjax.models.joint import Joint
 
 Index = tuple[slice, ...]
 # (tensor, its shape, the box of it, the values there)
@@ -187,6 +189,48 @@ class Stacked:
 
     def __str__(self) -> str:
         return f"{self.places[0]} .. {self.places[-1]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """The rows of several places as those of one array (`models.joint`)."""
+
+    places: tuple[Place, ...]
+    joint: Joint
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for place in self.places for name in place.names))
+
+    def among(self, names: Container[str]) -> Place:
+        return Joined(tuple(place.among(names) for place in self.places), self.joint)
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        parts, joint = [place.bind(tensors) for place in self.places], self.joint
+        rows, rest = tuple(part.shape[0] for part in parts), {part.shape[1:] for part in parts}
+        if rows != joint.sizes or len(rest) > 1:
+            told = ", ".join(str(list(part.shape)) for part in parts)
+            raise ValueError(f"{self}: {told} have other rows than {joint.sizes}, or columns.")
+        dtype = parts[0].dtype if len({part.dtype for part in parts}) == 1 else np.dtype(np.float64)
+
+        def make(index: Index) -> np.ndarray:
+            lines = index[0]
+            found = [
+                parts[number].read()[(slice(start, stop), *index[1:])].astype(dtype, copy=False)
+                for number, start, stop in joint.rows(lines.start, lines.stop)
+            ]
+            whole = np.concatenate(found) if len(found) > 1 else found[0]
+            return whole if lines.step == 1 else whole[:: lines.step]
+
+        return Made((joint.size, *rest.pop()), make).as_tensor(dtype)
+
+    def write(self, value: np.ndarray) -> Iterator[Piece]:
+        for place, part in zip(self.places, self.joint.split(value), strict=True):
+            yield from place.write(part)
+
+    def __str__(self) -> str:
+        *some, last = map(str, self.places)
+        return f"{', '.join(some)} and {last}"
 
 
 @dataclasses.dataclass(frozen=True)

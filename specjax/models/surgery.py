@@ -14,6 +14,7 @@ from flax import nnx
 
 from specjax.core.types import Array
 from specjax.models.frozen import Frozen
+from specjax.models.joining import separate, separated
 from specjax.models.layers.attention import MLP, Attention
 from specjax.models.layers.norm import RMSNorm, ZeroCentredNorm
 from specjax.models.target import Target
@@ -25,7 +26,7 @@ def warm_start(params: dict[str, Array], net: Frozen) -> dict[str, Array]:
     Raises:
       ValueError: if the two differ in names or shapes.
     """
-    flat = nnx.to_flat_state(net.params)
+    flat = nnx.to_flat_state(separated(net).params)
     given = {".".join(map(str, path)): param[...] for path, param in flat}
     ours, theirs = ({n: p.shape for n, p in tree.items()} for tree in (params, given))
     if ours != theirs:
@@ -64,6 +65,7 @@ def start_from(net: Frozen, target: Target) -> Frozen:
         )
     value = lambda param: param[...].astype(target.dtype)
     for layer, source in zip(module.layers, theirs.layers[-ours.num_layers :]):
+        separate(source)
         gain = value(source.input_layernorm.weight).astype(jnp.float32)
         for name in ("input_layernorm", "post_attention_layernorm"):
             getattr(layer, name).weight[...] = value(getattr(source, name).weight)
@@ -131,6 +133,7 @@ def narrowed(net: Frozen, intermediate_size: int) -> Frozen:
             f"{' with biases' if backbone.mlp_bias else ''} cannot be narrowed to "
             f"{intermediate_size}: choose an intermediate_size that it has, or leave it out."
         )
+    net = separated(net)
     module = net.module  # merged anew by each call: changing it leaves ``net`` as it is
     for layer in module.layers:
         mlp = layer.mlp

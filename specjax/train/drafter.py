@@ -22,6 +22,7 @@ from specjax.drafters.lm import LM
 from specjax.drafters.registry import class_of
 from specjax.drafters.spec import Spec, ask, is_trained, name_of
 from specjax.models.frozen import Frozen
+from specjax.models.joining import separated
 from specjax.models.registry import family
 from specjax.train import next_token
 from specjax.train.data.rows import Row
@@ -62,7 +63,7 @@ class Trainee:
         Raises:
           ValueError: on a hyperparameter that the objective does not have.
         """
-        net = network(spec)
+        net = separated(network(spec))
         skeleton, params = Skeleton.of(nnx.merge(net.graphdef, net.params))
         given = dict(hyperparameters)
         objective = objective_of(kind, given.pop("name", ""))

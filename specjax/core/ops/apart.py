@@ -27,8 +27,9 @@ def apart(x: Array, *, platform: Platform | None = None) -> Array:
     """``x`` for a further product with a large weight.
 
     XLA's GPU compiler makes one product of several that share an input of some rows. To do so it
-    puts their weights together, a copy of all of them in every pass: in Qwen3.5-27B 169 MB read
-    and written a layer, a quarter of what a cycle reads.
+    puts their weights together, a copy of all of them in every pass: in Qwen3.5-27B, each by
+    itself, 169 MB read and written a layer, a quarter of what a cycle reads. Weights of one layer
+    are joined when they are loaded (`models.joining`); those of several layers are not.
     """
     found: Array = APART.on(platform)(x)
     return found

@@ -18,13 +18,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.cache import Block, Cache, Full, Part, Ring, empty
-from specjax.core.ops import Cached, activation_dtype, attend
+from specjax.core.ops import Cached, activation_dtype, apart, attend
 from specjax.core.types import Array, pytree
 from specjax.core.view import View
 from specjax.drafters.dflash.heads import (
@@ -154,13 +154,12 @@ def block_views(config: DFlashConfig, num_slots: int) -> tuple[View, ...]:
 class DFlashAttention(Attention):
     """Queries from the block; keys and values from the context and the block."""
 
+    joints: ClassVar = {"kv_proj": ("k_proj", "v_proj")}  # the context has no queries
+
     def keys_values(self, x: Array, rotate: Rotation) -> Part:
         """[B, T, D] -> [B, G, T, H] twice."""
         c = self.config
-        k, v = (
-            split_heads(self.k_proj(x), c.num_kv_heads),
-            split_heads(self.v_proj(x), c.num_kv_heads),
-        )
+        k, v = (split_heads(y, c.num_kv_heads) for y in self.products("kv_proj", x))
         k = rotate(self.k_norm(k))
         if c.kv_repeat > 1:
             k, v = jnp.repeat(k, c.kv_repeat, axis=1), jnp.repeat(v, c.kv_repeat, axis=1)
@@ -248,7 +247,11 @@ class DFlashNet(Placed):
         """Keys and values in every layer of the tokens at ``positions`` [B, T]."""
         c = self.fuse(features)
         rotate = rotation(self.config.backbone.rope, positions, self.config.backbone.head_dim)
-        return tuple(layer.self_attn.keys_values(c, rotate) for layer in self.layers)
+        found: list[Part] = []
+        for layer in self.layers:
+            found = [*found, layer.self_attn.keys_values(c, rotate)]
+            c = apart(c, platform=self.platform)
+        return tuple(found)
 
     def block(self, x: Array, positions: Array, offsets: Array, look: Look) -> Array:
         """Runs blocks of embedded tokens over the context.

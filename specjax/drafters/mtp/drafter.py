@@ -23,6 +23,7 @@ from specjax.drafters.mtp.several import MTPHeadsDrafter
 from specjax.drafters.pairs import PairDrafting
 from specjax.drafters.spec import Outline, Sizes
 from specjax.models.frozen import Frozen
+from specjax.models.joining import separate
 from specjax.models.target import Target
 from specjax.models.vocabulary import Vocabulary
 from specjax.sampling import Counts
@@ -103,10 +104,13 @@ class MTP(MTPKind):
             passed = jnp.eye(width, dtype=weight[...].dtype)
             weight[...] = jnp.concatenate([0.1 * weight[...][:, :width], passed], axis=1)
         shapes = lambda layer: jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(layer)))
+        layers = list(target.net.module.layers)
         for head in net.heads:
-            theirs = [x for x in target.net.module.layers if shapes(x) == shapes(head.layer)]
-            if theirs:
-                nnx.update(head.layer, jax.tree.map(jnp.copy, nnx.state(theirs[-1])))
+            for layer in reversed(layers):
+                separate(layer)
+                if shapes(layer) == shapes(head.layer):
+                    nnx.update(head.layer, jax.tree.map(jnp.copy, nnx.state(layer)))
+                    break
         return cls(Frozen.of(net), num_draft, kind)
 
     @classmethod

@@ -38,6 +38,7 @@ from specjax.lab.records.device import (
 from specjax.lab.view.device import show
 from specjax.models import Frozen
 from specjax.models import family as registered
+from specjax.models.joining import join
 from specjax.models.shapes import SHAPES
 
 _DRAFT_VOCABULARY = 32_000  # of the published EAGLE-3 drafters
@@ -311,6 +312,7 @@ def random_net(raw: dict[str, Any], dtype: Any) -> Frozen:
     family = registered(raw["model_type"])
     config = family.read_config(raw)
     abstract = nnx.eval_shape(lambda: family(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    join(abstract)
     graphdef, state = nnx.split(abstract)
     leaves, treedef = jax.tree.flatten(state)
     key = jax.random.key(0)

@@ -32,6 +32,7 @@ from specjax.lab.costs import account
 from specjax.lab.records.compiled import Floor, Setup
 from specjax.models import Frozen
 from specjax.models import family as registered
+from specjax.models.joining import join, joined
 from specjax.sampling import Options
 from specjax.session import Row
 from specjax.session.layout import Layout
@@ -157,6 +158,7 @@ def abstract_net(
     ``packed``: one of `lab.compiler.packed.FORMATS`.
     """
     module = nnx.eval_shape(build)
+    join(module, mesh, replicate=replicate)
     graphdef, state = nnx.split(module)
     params = _placed(state, mesh, replicate)
     params = packed_shapes(params, packed, mesh) if packed else params
@@ -252,6 +254,8 @@ def _begun(cls: Any, setup: Setup, target: Model, replicate: bool) -> Any:
 
     def build(net: Frozen) -> tuple[Any, dict[str, Any]]:
         spec = cls.fresh(dataclasses.replace(target, net=net), num_draft=setup.num_draft)
+        net = joined(dataclasses.replace(spec.net, replicated=replicate), target.mesh)
+        spec = dataclasses.replace(spec, net=net)
         made.append(spec)
         values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
         return spec.net.params, {n: v for n, v in values.items() if isinstance(v, jax.Array)}

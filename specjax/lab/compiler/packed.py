@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from specjax.checkpoint.assemble import is_quantised
+from specjax.checkpoint.laid import is_quantised
 from specjax.core import sharding
 from specjax.core.quantised import Quantised, axes_of
 

@@ -24,9 +24,11 @@ def products_seconds(net: Frozen, *, steps: int, repeats: int = 3) -> float:
         def body(_: Array, x: Array) -> Array:
             for layer in module.layers:
                 a, m = layer.self_attn, layer.mlp
-                mixed = a.q_proj(x) + jnp.tile(a.k_proj(x) + a.v_proj(x), (1, 1, heads))
+                q, k, v = a.products("qkv_proj", x)
+                mixed = q + jnp.tile(k + v, (1, 1, heads))
                 x = jnp.tanh(x + a.o_proj(mixed))
-                x = jnp.tanh(x + m.down_proj(m.gate_proj(x) * m.up_proj(x)))
+                gate, up = m.products("gate_up_proj", x)
+                x = jnp.tanh(x + m.down_proj(gate * up))
             top = module.head(x).max(-1, keepdims=True)
             return jnp.tanh(x + top.astype(x.dtype))  # so that the next step waits for the head
 

@@ -7,7 +7,7 @@ committed when the verdict is known (`core.cache`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from specjax.core.cache.block import join
 from specjax.core.types import Array
 from specjax.core.view import View
 from specjax.models.config import DecoderConfig
+from specjax.models.layers.joined import Joining
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
@@ -44,7 +45,7 @@ def looking_back(cache: Cache, views: View | Sequence[View], before: Block | Non
     return look
 
 
-class Attention(Placed):
+class Attention(Joining, Placed):
     """Projections, rotation, attention, output projection.
 
     ``head_norm`` makes the norm that some families apply to each query and key head, of the kind
@@ -55,6 +56,8 @@ class Attention(Placed):
     ``gated``: a head's rows in `q_proj` are its query and a gate, ``sigmoid(gate)`` times what it
     attends to (Qiu et al. 2025, arXiv:2505.06708). ``sinks``: `ops.attend`.
     """
+
+    joints: ClassVar = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 
     def __init__(
         self,
@@ -111,9 +114,9 @@ class Attention(Placed):
         """`project`, and what follows a head's query in its rows: its gate, or nothing."""
         c = self.config
         rotate = reading.rotation(self.rope, c.head_dim)
-        q, gate = jnp.split(split_heads(self.q_proj(x), c.num_heads), [c.head_dim], axis=-1)
-        k = split_heads(self.k_proj(x), c.num_kv_heads)
-        v = split_heads(self.v_proj(x), c.num_kv_heads)
+        q, k, v = self.products("qkv_proj", x)
+        q, gate = jnp.split(split_heads(q, c.num_heads), [c.head_dim], axis=-1)
+        k, v = split_heads(k, c.num_kv_heads), split_heads(v, c.num_kv_heads)
         if self.head_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q), rotate(k)
@@ -152,11 +155,13 @@ def split_heads(x: Array, heads: int) -> Array:
     return x.reshape(rows, num_tokens, heads, -1).swapaxes(1, 2)
 
 
-class MLP(nnx.Module):
+class MLP(Joining):
     """``down(act(gate x) * up x)``, with silu SwiGLU (Shazeer 2020, arXiv:2002.05202).
 
     ``width`` is that of the config by default, ``act`` is silu.
     """
+
+    joints: ClassVar = {"gate_up_proj": ("gate_proj", "up_proj")}
 
     def __init__(
         self,
@@ -176,4 +181,5 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, D]."""
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.products("gate_up_proj", x)
+        return self.down_proj(self.act(gate) * up)

@@ -11,7 +11,7 @@ y       = W_out (RMSNorm(o) * silu(W_z x))
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from specjax.core.cache import Part, Recurrent
 from specjax.core.cache.block import join
 from specjax.core.ops import apart
 from specjax.core.types import Array
+from specjax.models.layers.joined import Joining
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
@@ -53,8 +54,10 @@ class Conv1d(nnx.Module):
         self.weight = nnx.Param(init.astype(dtype), axes=("heads", None, None))
 
 
-class GatedDeltaNet(Placed):
+class GatedDeltaNet(Joining, Placed):
     """Attributes are named as the checkpoints' tensors: ``linear_attn.in_proj_qkv.weight``."""
+
+    joints: ClassVar = {"in_proj": ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b")}
 
     def __init__(self, config: DeltaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         c = config
@@ -96,16 +99,23 @@ class GatedDeltaNet(Placed):
 
         ``before`` is that of the block's P tokens that were fed earlier.
         """
-        inputs = self.in_proj_qkv(x)
+        inputs, z, a, b = self._project(x)
         fed, rest = (None, None) if before is None else (before[0], before[1:])
         q, k, v = self._heads(entry, join(fed, inputs), reading)
-        further = apart(x, platform=self.platform)
-        decay, beta = self._gates(apart(further, platform=self.platform))
+        decay, beta = self._gates(a, b)
         out, part = entry.recur(q, k, v, decay, beta, rest, reading.view)
-        gate = _split(self.in_proj_z(further), self.config.value_heads).astype(jnp.float32)
+        gate = _split(z, self.config.value_heads).astype(jnp.float32)
         out = (self.norm(out.astype(jnp.float32)) * jax.nn.silu(gate)).astype(x.dtype)
         rows, _, num_tokens, _ = out.shape
         return self.out_proj(out.swapaxes(1, 2).reshape(rows, num_tokens, -1)), (inputs, *part)
+
+    def _project(self, x: Array) -> tuple[Array, ...]:
+        if self.is_joined("in_proj"):
+            return self.products("in_proj", x)
+        further = apart(x, platform=self.platform)
+        last = apart(further, platform=self.platform)
+        wide, z = self.in_proj_qkv(x), self.in_proj_z(further)
+        return wide, z, self.in_proj_a(last), self.in_proj_b(last)
 
     def _heads(
         self, entry: Recurrent, inputs: Array, reading: Reading
@@ -125,11 +135,11 @@ class GatedDeltaNet(Placed):
         v = self.constrain(_split(v, c.value_heads), "batch", "heads", None, None)
         return c.key_head_dim**-0.5 * spread(q), spread(k), v
 
-    def _gates(self, x: Array) -> tuple[Array, Array]:
+    def _gates(self, a: Array, b: Array) -> tuple[Array, Array]:
         """Logarithms of the decays, and strengths, [B, N, T, 1] float32."""
         bias, speed = (p[...].astype(jnp.float32)[None, None] for p in (self.dt_bias, self.A_log))
-        decay = -jnp.exp(speed) * jax.nn.softplus(self.in_proj_a(x).astype(jnp.float32) + bias)
-        beta = jax.nn.sigmoid(self.in_proj_b(x).astype(jnp.float32))
+        decay = -jnp.exp(speed) * jax.nn.softplus(a.astype(jnp.float32) + bias)
+        beta = jax.nn.sigmoid(b.astype(jnp.float32))
         return _split(decay, self.config.value_heads), _split(beta, self.config.value_heads)
 
 

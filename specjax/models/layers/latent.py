@@ -14,7 +14,7 @@ order.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +24,7 @@ from specjax.core.cache.block import join
 from specjax.core.ops import per_head
 from specjax.core.types import Array
 from specjax.models.layers.attention import split_heads
+from specjax.models.layers.joined import Joining
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
@@ -62,12 +63,14 @@ class LatentConfig:
         return num_tokens * (2 * self.rank - written) > self.rank * written
 
 
-class LatentAttention(Placed):
+class LatentAttention(Joining, Placed):
     """Attributes are named as the checkpoints' tensors: ``self_attn.kv_b_proj.weight``.
 
     ``in_features`` is the width of the input where it is not the model's. ``written`` says which
     form is used; None: the one with fewer multiplications.
     """
+
+    joints: ClassVar = {"qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa")}
 
     def __init__(
         self,
@@ -111,9 +114,10 @@ class LatentAttention(Placed):
         """
         c, num_tokens = self.config, x.shape[1]
         rotate = reading.rotation(c.rope, c.rotary_dim)
-        plain, rotary = jnp.split(split_heads(self._queries(x), c.num_heads), [c.plain_dim], -1)
+        queries, low = self._project(x)
+        plain, rotary = jnp.split(split_heads(queries, c.num_heads), [c.plain_dim], -1)
         rotary = rotate(halved(rotary))
-        compressed, key = jnp.split(self.kv_a_proj_with_mqa(x)[:, None], [c.rank], -1)
+        compressed, key = jnp.split(low[:, None], [c.rank], -1)
         part = (rotate(halved(key)), self.kv_a_layernorm(compressed))
         new = join(before, part)
 
@@ -127,10 +131,12 @@ class LatentAttention(Placed):
         out = self.constrain(out, "batch", "heads", None, None)
         return self.o_proj(out.swapaxes(1, 2).reshape(x.shape[0], num_tokens, -1)), part
 
-    def _queries(self, x: Array) -> Array:
+    def _project(self, x: Array) -> tuple[Array, Array]:
+        """Queries [B, T, N * (H + R)], and what keys and values are made of [B, T, C + R]."""
         if self.config.query_rank is None:
-            return self.q_proj(x)
-        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+            return self.q_proj(x), self.kv_a_proj_with_mqa(x)
+        queries, low = self.products("qkv_a_proj", x)
+        return self.q_b_proj(self.q_a_layernorm(queries)), low
 
     def _write(self, rotary: Array, compressed: Array) -> tuple[Array, Array]:
         """Keys [B, N, S, H] and values [B, N, S, Hv] of all heads."""

@@ -12,7 +12,7 @@ from specjax.core.ops import linear, sum_over_mesh
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised
 from specjax.core.sharding import axis_size
-from specjax.core.types import Array, pytree
+from specjax.core.types import Array, pytree, static
 from specjax.models.layers.placed import Placed
 
 
@@ -23,10 +23,11 @@ class Adapted:
     `Linear` takes one where it has a plain weight (`Frozen.adapted`), which pays nothing for it.
     """
 
-    weight: Array | Quantised  # [O, I]
+    weight: Array | Quantised | Adapted  # [O, I], or what has a side path for another part
     down: Array  # [rank, I]
     up: Array  # [O, rank]
     tokens: Array  # [T] bool: those that take the side path
+    part: int | None = static(default=None)  # of a joined weight; None: of all its rows
 
     def __getitem__(self, key: Any) -> Array:
         """A layer that reads the matrix itself, not its product with a token. Raises ValueError."""
@@ -59,10 +60,21 @@ class Linear(Placed):
         self.has_bias = bias
         self.splits_input = axes[1] is not None
 
+    @classmethod
+    def holding(cls, weight: Any, bias: Any, *, axes: tuple[str | None, str | None]) -> Linear:
+        """One with these weights, or their shapes; ``bias`` None: without."""
+        (rows, width), dtype = weight.shape, weight.dtype
+        kwargs: dict[str, Any] = {"axes": axes, "bias": bias is not None, "dtype": dtype}
+        made: Linear = nnx.eval_shape(lambda: cls(width, rows, **kwargs, rngs=nnx.Rngs(0)))
+        made.weight = nnx.Param(weight, axes=axes)
+        if bias is not None:
+            made.bias = nnx.Param(bias, axes=(axes[0],))
+        return made
+
     def __call__(self, x: Array) -> Array:
         """[..., in] -> [..., out] in the type of ``x``."""
         given: Array | Quantised | Adapted = self.weight.get_value()
-        w = given.weight if isinstance(given, Adapted) else given
+        w: Any = given.weight if isinstance(given, Adapted) else given
         if self._adds_over_mesh():
             y = sum_over_mesh(x, w, platform=self.platform)
         else:

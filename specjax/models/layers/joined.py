@@ -1,0 +1,88 @@
+"""Layers that multiply one input by several matrices, each by itself or all of them at once.
+
+A pass over few tokens takes as long as reading its weights, and one large matrix is read faster
+than several small ones. So what decodes has them joined (`models.joining`), and whatever trains,
+or looks at matrices by the names of checkpoints, has each by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from flax import nnx
+
+from specjax.core.ops import linear
+from specjax.core.sharding import axes_of
+from specjax.core.types import Array
+from specjax.models.joint import Joint
+from specjax.models.layers.linear import Adapted, Linear
+from specjax.models.layers.placed import Placed
+
+
+class Joined(Placed):
+    """`Linear` layers of one input as one. Its parameters know their parts (``joint``)."""
+
+    def __init__(self, parts: Mapping[str, Linear], blocks: int):
+        first, *_ = parts.values()
+        sizes = tuple(part.weight.shape[0] for part in parts.values())
+        axes = tuple(axes_of(part.weight)[0] for part in parts.values())
+        self.joint = Joint(tuple(parts), sizes, axes, blocks)
+        self.has_bias = first.has_bias
+        self.weight = self._join([part.weight for part in parts.values()])
+        if self.has_bias:
+            self.bias = self._join([part.bias for part in parts.values()])
+
+    def _join(self, params: list[Any]) -> nnx.Param[Any]:
+        value = self.joint.join([param.get_value() for param in params])
+        return nnx.Param(value, axes=axes_of(params[0]), joint=self.joint)
+
+    def __call__(self, x: Array) -> tuple[Array, ...]:
+        """[..., in] -> what each part makes of it, [..., out] in the type of ``x``."""
+        given: Any = self.weight.get_value()
+        sides: list[Adapted] = []
+        while isinstance(given, Adapted):
+            sides, given = [*sides, given], given.weight
+        bias = self.bias[...] if self.has_bias else None
+        y = linear(x, given, bias, platform=self.platform)
+        if not sides:
+            found: tuple[Array, ...] = self.joint.split(y.astype(x.dtype), axis=-1)
+            return found
+        added = [(side.part, side.side(x, self.platform)) for side in sides]
+        y = y + sum(more for part, more in added if part is None)
+        parts = list(self.joint.split(y, axis=-1))
+        for part, more in added:
+            if part is not None:
+                parts[part] = parts[part] + more
+        return tuple(part.astype(x.dtype) for part in parts)
+
+    def parts(self) -> dict[str, Linear]:
+        """The layers that it was made of."""
+        weights = self.joint.split(self.weight.get_value())
+        biases = self.joint.split(self.bias.get_value()) if self.has_bias else weights
+        return {
+            name: Linear.holding(weight, bias if self.has_bias else None, axes=(axis, None))
+            for name, axis, weight, bias in zip(
+                self.joint.names, self.joint.axes, weights, biases, strict=True
+            )
+        }
+
+
+class Joining(nnx.Module):
+    """A layer with such matrices.
+
+    ``joints`` names what may be joined: an attribute for the whole, and those of the parts. A
+    subclass that calls the parts by name has none, unless it says so itself.
+    """
+
+    joints: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def is_joined(self, whole: str) -> bool:
+        return hasattr(self, whole)
+
+    def products(self, whole: str, x: Array) -> tuple[Array, ...]:
+        """What each of the parts of ``whole`` makes of ``x``."""
+        if self.is_joined(whole):
+            together: tuple[Array, ...] = getattr(self, whole)(x)
+            return together
+        return tuple(getattr(self, part)(x) for part in type(self).joints[whole])
