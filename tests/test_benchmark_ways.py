@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -80,10 +81,19 @@ def test_rows_that_change_hands_beside_lockstep(place: Path, tmp_path: Path) -> 
     assert len(both) == 4 and len(cases) == 8
     for one, other in both:
         traces = [store.trace(c.name) for c in (one, other)]
-        assert traces[0].rows == traces[1].rows  # details too; times are not compared
+        # Times are not compared; probabilities, which widths of passes round, to 1e-5.
+        told = [[c for row in trace.rows for c in row] for trace in traces]
+        cycles = [[dataclasses.replace(c, detail=None) for c in each] for each in told]
+        assert cycles[0] == cycles[1]
+        details = ([c.detail for c in each if c.detail is not None] for each in told)
+        for a, b in zip(*details, strict=True):
+            assert a.rank == b.rank and a.q == pytest.approx(b.q, rel=1e-5)
+            assert (*a.p, *a.p_emitted) == pytest.approx((*b.p, *b.p_emitted), rel=1e-5)
         assert traces[1].about.in_turn and traces[1].about.batch == 2
-        for field in ("tau", "survival", "accept_hist", "tokens", "cycles", "alpha_model"):
+        for field in ("tau", "survival", "accept_hist", "tokens", "cycles"):
             assert getattr(one.metrics, field) == getattr(other.metrics, field), field
+        alphas = [case.metrics.alpha_model for case in (one, other)]
+        assert alphas[0] == alphas[1] or alphas[0] == pytest.approx(alphas[1], rel=1e-5)
         (line,) = store.results(other.name)
         assert len(line.prompts) == 3 and line.compiles == 0
         spans = [sum(c.end - c.begin for c in row) for row in traces[1].rows]

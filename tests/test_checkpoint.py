@@ -105,7 +105,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_loads_every_tensor_in_its_place(tmp_path: Path) -> None:
-    model = load(write(tmp_path / "tiny"))
+    model = load(write(tmp_path / "tiny"), join=False)
     assert isinstance(model, Model)
     assert (model.name, model.dtype, model.mesh) == ("tiny", jnp.bfloat16, None)
     assert (model.stop_token_ids, model.bos_token_id, model.tokenizer) == ((2,), 1, None)
@@ -146,7 +146,7 @@ def test_dtype(tmp_path: Path) -> None:
 def test_mesh_places_parameters_by_their_axes(tmp_path: Path) -> None:
     path = write(tmp_path / "m")
     model = load(path, mesh="data:1,model:1")
-    weight = model.net.params["layers"][0]["mlp"]["up_proj"]["weight"][...]
+    weight = model.net.params["layers"][0]["mlp"]["gate_up_proj"]["weight"][...]
     assert weight.sharding.spec == jax.sharding.PartitionSpec("model", None)
     assert equal(model.net, load(path).net)
 
@@ -161,8 +161,11 @@ def test_one_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(reader, "_reader", spy)
     monkeypatch.setattr(assemble.jax, "device_put", lambda x: (events.append("put"), put(x))[1])
-    load(write(tmp_path / "m"))
+    load(write(tmp_path / "m"), join=False)
     assert events == ["read", "put"] * len(tiny_tensors())
+    events.clear()
+    load(tmp_path / "m")  # of those that are joined, all parts
+    assert {len(reads) for reads in "".join(e[0] for e in events).split("p")} == {0, 1, 2, 3}
 
 
 def test_head(tmp_path: Path) -> None:
@@ -415,7 +418,7 @@ def llama2c_bytes(vocab: int = 24, heads: int = 2, kv_heads: int = 1, dim: int =
 def test_llama2c_layout(tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     path.write_bytes(llama2c_bytes(vocab=-24))
-    model = load(path)
+    model = load(path, join=False)
     config, module = model.config, model.net.module
     assert (config.head_dim, config.rms_norm_eps, config.rope.theta) == (4, 1e-5, 10000.0)
     assert not config.tie_word_embeddings and model.tokenizer is None and model.name == "m"

@@ -114,9 +114,11 @@ def with_config(model: specjax.Model, **changes: Any) -> specjax.Model:
 def rebuilt(model: specjax.Model, config: Any) -> specjax.Model:
     from flax import nnx
 
+    from specjax.models.joining import separated
+
     cls = type(model.net.module)
     made = nnx.eval_shape(lambda: cls(config, dtype=np.float32, rngs=nnx.Rngs(0)))
-    nnx.update(made, nnx.state(model.net.module))
+    nnx.update(made, nnx.state(separated(model.net).module))
     return dataclasses.replace(model, net=model.net.with_module(made))
 
 

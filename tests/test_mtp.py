@@ -25,6 +25,7 @@ from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter
 from specjax.drafters import MTP
 from specjax.drafters.misreadings import reread
 from specjax.jobs.exporting import export
+from specjax.models.joining import separated
 from specjax.train.drafter import Trainee
 
 
@@ -133,7 +134,7 @@ def test_several_heads_in_a_targets_files(tmp_path: Path) -> None:
     assert loaded.num_draft == 3 and loaded.net.config == dataclasses.replace(
         spec.net.config, backbone=loaded.net.config.backbone
     )
-    ours, theirs = (jax.tree.leaves(x.net.params) for x in (spec, loaded))
+    ours, theirs = (jax.tree.leaves(separated(x.net).params) for x in (spec, loaded))
     assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
     fewer = as_spec("mtp:2", whole).bind(whole, "one_hot")
     assert fewer.net.config.heads == 2 and len(fewer.init(1, 8).cache.layers) == 2
@@ -157,7 +158,7 @@ def test_a_trained_head_is_found_by_its_directory(family: str, tmp_path: Path) -
     save_drafter(spec, tmp_path / "head", format="mtp", target=target)
     for name in (f"{tmp_path}/head", f"mtp:{tmp_path}/head"):
         loaded: Any = as_spec(name, target)
-        ours, theirs = (jax.tree.leaves(x.net.params) for x in (spec, loaded))
+        ours, theirs = (jax.tree.leaves(separated(x.net).params) for x in (spec, loaded))
         assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
     asked = {"target": f"{tmp_path}/target", "checkpoint": f"{tmp_path}/head"}
     assert "reads back equal" in export(**asked, format="mtp", output=f"{tmp_path}/again")

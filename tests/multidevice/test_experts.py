@@ -75,7 +75,7 @@ def test_a_dense_draft_is_split_over_the_model_axis_alone(tmp_path: Path) -> Non
     save_drafter(spec, tmp_path, format="zlab", target=target)
     split = tiny.placed(target, parse_mesh("data:2,model:2,experts:2"))
     draft: Any = load_drafter(tmp_path, split, replicate=False)
-    weight = draft.net.params["layers"][0]["mlp"]["up_proj"]["weight"][...]
+    weight = draft.net.params["layers"][0]["mlp"]["gate_up_proj"]["weight"][...]
     assert weight.addressable_shards[0].data.size == weight.size // 2
     prompts, how = tiny.prompts(2, 32), {"max_new_tokens": 8}
     ours, theirs = (specjax.generate(*x, prompts, **how) for x in ((split, draft), (target, spec)))

@@ -33,6 +33,8 @@ from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.lm import LM
 from specjax.lab.compiler import hlo, traffic
 from specjax.lab.compiler.abstract import abstract_net
+from specjax.models.joining import separated
+from specjax.models.joint import joint_of
 from specjax.session import between
 
 VOCAB, STEPS, ROWS = 32, 12, 8
@@ -148,12 +150,19 @@ def test_a_trained_drafter_that_is_split() -> None:
     config = dataclasses.replace(spec.net.config, backbone=backbone)
     build = lambda: DFlashNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
     places = abstract_net(build, big.mesh)
-    flat = [
-        (path, place.replace(jax.device_put(param[...], place.get_value().sharding)))
-        for (path, place), (_, param) in zip(
-            nnx.to_flat_state(places.params), nnx.to_flat_state(spec.net.params), strict=True
+    given = dict(nnx.to_flat_state(spec.net.params))
+
+    def value(path: Any, place: Any) -> jax.Array:
+        joint = joint_of(place)
+        whole = (
+            given[path][...]
+            if joint is None
+            else joint.join([given[part][...] for part in joint.paths(path)])
         )
-    ]
+        return jax.device_put(whole, place.get_value().sharding)
+
+    there = nnx.to_flat_state(places.params)
+    flat = [(path, place.replace(value(path, place))) for path, place in there]
     net = dataclasses.replace(places, params=nnx.from_flat_state(flat))
     fc = net.module.fc.weight[...]
     assert fc.sharding.shard_shape(fc.shape)[0] == fc.shape[0] // 4
@@ -171,7 +180,7 @@ def test_parameters_and_caches_are_split_and_stay_where_they_are() -> None:
         "q_proj": (layer.self_attn.q_proj, (8, 32)),
         "k_proj": (layer.self_attn.k_proj, (16, 32)),  # repeated heads: whole
         "o_proj": (layer.self_attn.o_proj, (32, 8)),
-        "up_proj": (layer.mlp.up_proj, (6, 32)),
+        "gate_up_proj": (layer.mlp.gate_up_proj, (12, 32)),
         "down_proj": (layer.mlp.down_proj, (32, 6)),
         "head": (big.net.module.lm_head, (4, 32)),
         "embedding": (big.net.module.embed_tokens, (4, 32)),
@@ -298,9 +307,9 @@ def test_a_mesh_that_does_not_divide_is_refused(axis: int, field: str) -> None:
 
 def test_a_checkpoint_is_loaded_in_slices(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny")
-    split = specjax.load(path, mesh="data:4,model:2")
-    whole = specjax.load(path, mesh="data:4,model:2", replicate=True)
-    plain = specjax.load(path)
+    split = specjax.load(path, mesh="data:4,model:2", join=False)
+    whole = specjax.load(path, mesh="data:4,model:2", replicate=True, join=False)
+    plain = specjax.load(path, join=False)
     flat = [dict(nnx.to_flat_state(m.net.params)) for m in (plain, split, whole)]
     for place, param in flat[0].items():
         a, b = flat[1][place][...], flat[2][place][...]
@@ -310,6 +319,11 @@ def test_a_checkpoint_is_loaded_in_slices(tmp_path: Path) -> None:
         halves = math.prod(a.shape) // math.prod(a.sharding.shard_shape(a.shape))
         kept_whole = any(n in place for n in ("k_proj", "v_proj")) or a.ndim == 1
         assert halves == (1 if kept_whole else 2), place
+    together = specjax.load(path, mesh="data:4,model:2").net
+    weight = together.params["layers"][0]["mlp"]["gate_up_proj"]["weight"][...]
+    assert math.prod(weight.sharding.shard_shape(weight.shape)) == weight.size // 2
+    for place, param in nnx.to_flat_state(separated(together).params):
+        np.testing.assert_array_equal(param[...], flat[0][place][...])
 
 
 def collectives(text: str) -> list[tuple[str, list[int]]]:
