@@ -222,15 +222,15 @@ def held_bytes(target: Model, drafter: Drafter, *, rows: int, slots: int) -> dic
     return {
         "target weights": of(target.net),
         "drafter weights": 0 if net is None else of(net),
-        "target cache": cache.bytes_held(model) // data,
+        "target cache": _held(cache, model) // data,
         "drafter state": _held(draft, 1 if net is not None and net.replicated else model) // data,
     }
 
 
 def _held(state: Any, model: int) -> int:
-    """Bytes of a drafter's state on each of ``model`` devices; what is no cache is whole there."""
+    """Bytes of a state on each of ``model`` devices; what is in no cache's entry is whole there."""
     caches = cache_base.caches_in(state)
-    inside = sum(map(cache_base.num_bytes, caches))
+    inside = sum(c.num_bytes for c in caches)
     return cache_base.num_bytes(state) - inside + sum(c.bytes_held(model) for c in caches)
 
 
