@@ -14,7 +14,8 @@ from specjax.checkpoint.load import Model
 from specjax.drafters import DFlash, Eagle3, dflash, eagle3
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.eagle3.net import Eagle3Net
-from specjax.lab.bench import device, training_cost
+from specjax.lab.bench import training_cost
+from specjax.lab.bench.device import options as device
 from specjax.lab.costs import account
 from specjax.models import FAMILIES, Frozen
 from specjax.train.state import Skeleton
@@ -75,9 +76,11 @@ def test_arithmetic_of_training(target: Any) -> None:
     assert 2 * drafter == pytest.approx(17e12, rel=0.1)
     context = 3072 * (5 * H * H + 5 * 2 * 8 * 128 * H)
     passes = 3072 * max(config.taps) * LAYER
-    want = 2 * (passes + 3 * (context + drafter) + 2 * head)
-    found = account.training_flops(objective, masters, target.net, 1, 3072)
+    want = {"target": 2 * passes, "draft": 6 * (context + drafter), "head": 4 * head}
+    found = account.training_parts(objective, masters, target.net, 1, 3072)
     assert found == pytest.approx(want, rel=1e-6)
+    total = account.training_flops(objective, masters, target.net, 1, 3072)
+    assert total == sum(found.values())
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,11 @@ def test_arithmetic_of_training(target: Any) -> None:
         (lambda: device.Options(shape="tiny", tau=("0.5",)), "tau: must be numbers of at least 1"),
         (lambda: device.Options(shape="tiny", num_draft=(200,), slots=256), "slots=256: too few"),
         (lambda: device.Options(shape="tiny", anchors=9, seq_len=8), "anchors=9: more than"),
+        (
+            lambda: device.Options(shape="tiny", skip=("plain", "trees")),
+            "skip=trees: must be among",
+        ),
+        (lambda: device.Options(shape="tiny", batches=("0",)), "batches=0: must be positive"),
         (lambda: device.Options(shape="llama-3.1-8b"), "on a CPU: try the script with"),
         (lambda: training_cost.Options(anchors=(9,), seq_len=8), "anchors=9: more than the 8"),
         (lambda: training_cost.Options(vocab=()), "vocab=: must be positive integers"),

@@ -1,17 +1,29 @@
-"""Times a decoding step of a random-weight model on an accelerator, against the memory's speed.
+"""Times a random-weight model on an accelerator, against the speed of its memory and arithmetic.
 
-How much of the measured copy bandwidth plain decoding reaches at batch 1; what a cycle that
-verifies k guesses costs over a plain step; what cycles of DFlash (blocks of 16, 5 layers) and
-EAGLE-3 (5 steps) with random weights cost over it, for the speedup at any assumed tau, beside what
-reading the weights alone would take; what the loop on the device is worth; how long compilation
-takes; where a step's time goes; and, on a GPU, how fast a DFlash drafter trains for this target.
-Weights are drawn on the device. Expected: under 8 minutes on a data-centre GPU for the 8B shape;
---shape=tiny runs on a CPU within a minute or two.
+Parts, in this order, each left out by --skip:
+
+  plain     a decoding step at batch 1: the share that it reaches of the bandwidths of a copy and
+            of a read that are measured before; where its time goes; what the loop on the device is
+            worth
+  verify    what a cycle that verifies k guesses costs over it
+  cycles    what cycles of DFlash (blocks of 16, 5 layers) and EAGLE-3 (5 steps) with random
+            weights cost over it, for the speedup at any assumed tau, beside what reading the
+            weights alone would take
+  batches   a step, a pass that verifies 15 guesses and a DFlash cycle of 8 and 32 rows: shares of
+            bandwidth and of the peak in bfloat16, and the tau above which a cycle pays
+  contexts  passes behind long texts, where --contexts names their lengths
+  training  steps of a DFlash drafter for this target: texts, tokens and anchor updates a second,
+            share of the peak by part, memory
+
+With each program its kernels a cycle and how long compiling took; with all, versions, the clocks
+that nvidia-smi tells, --kernels and the command. Weights are drawn on the device. --shape=tiny runs
+on a CPU, in a few minutes.
 
   python -m experiments.benchmark_device --shape=llama-3.1-8b --output=device.json
-  python -m experiments.benchmark_device --shape=tiny --cycles=16 --slots=256
+  python -m experiments.benchmark_device --shape=tiny --cycles=16 --slots=256 --skip=training
 
-Later parts are left out once --minutes have passed, and the output is written after every part.
+Each figure is printed, and written, when it is there. Once --minutes have passed nothing further is
+begun; Ctrl-C and SIGTERM end the run behind the tables of what was measured.
 """
 
 from __future__ import annotations
@@ -20,11 +32,11 @@ from specjax.cli.errors import needs_lab
 from specjax.cli.script import Script
 
 with needs_lab():
-    from specjax.lab.bench import device
+    from specjax.lab.bench.device import job, options
 
 
-def main(options: device.Options) -> None:
-    device.benchmark_device.of(options)
+def main(asked: options.Options) -> None:
+    job.benchmark_device.of(asked)
 
 
-script = Script("benchmark_device", __doc__, device.Options, main)
+script = Script("benchmark_device", __doc__, options.Options, main)

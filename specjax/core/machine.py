@@ -57,6 +57,32 @@ def versions(*packages: str) -> dict[str, str]:
     return found if kernels == "attention" else {**found, "kernels": kernels}
 
 
+def gpu_state() -> dict[str, str]:
+    """What `nvidia-smi` says of the first GPU of this process now: driver, clocks, power.
+
+    {} where there is no such program, or it does not answer in a line that can be read. A name and
+    its unit are the key ("clocks.current.sm [MHz]"), what is "[N/A]" is left out.
+    """
+    asked = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem"
+    asked += ",power.draw,power.limit,temperature.gpu"
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    command = ["nvidia-smi", f"--id={first}", f"--query-gpu={asked}"]
+    try:
+        said = subprocess.run(
+            [*command, "--format=csv,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    if len(said) != 2:
+        return {}
+    names, values = ([x.strip() for x in line.split(",")] for line in said)
+    return {n: v for n, v in zip(names, values) if not v.startswith("[")}
+
+
 def load() -> tuple[float, ...]:
     """How many processes wanted a core in the last minute; () where the system does not say.
 

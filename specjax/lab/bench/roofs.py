@@ -17,6 +17,31 @@ import numpy as np
 
 from specjax.core.ops import linear
 
+# Dense bfloat16 FLOP/s by what a device calls itself, from the makers' data sheets. The longest
+# name that fits counts; cards for PCIe are slower than their namesakes.
+PEAKS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops(kind: str | None = None) -> float | None:
+    """The peak in bfloat16 of a kind of device, by default of the first; None: not known.
+
+    Not of a part of a GPU (MIG).
+    """
+    kind = jax.devices()[0].device_kind if kind is None else kind
+    fits = [name for name in PEAKS if f"{kind} ".startswith((f"{name} ", f"{name}-"))]
+    return None if " MIG " in f"{kind} " or not fits else PEAKS[max(fits, key=len)]
+
 
 def best_seconds(run: Callable[[], Any], *, repeats: int, calls: int) -> float:
     """Seconds of one of ``calls`` calls in a row: a ceiling wants the best of the repeats."""
@@ -37,6 +62,21 @@ def copy_bandwidth(num_bytes: int, *, repeats: int = 5, calls: int = 5) -> float
     ways = [jax.jit(lambda x: x ^ 1), jax.jit(jnp.copy)]
     seconds = min(best_seconds(lambda f=f: f(x), repeats=repeats, calls=calls) for f in ways)  # type: ignore[misc]
     return 2 * x.nbytes / seconds
+
+
+def read_bandwidth(num_bytes: int, *, repeats: int = 5, calls: int = 5) -> float:
+    """Bytes a second that a reduction on the device reads; the better of two ways.
+
+    Of a buffer of int32 that is reduced to its greatest number, or to that of each of its rows of
+    64 Ki: every byte counts once, as read. What is written is a 65536th of it at most, and not
+    counted.
+    """
+    width = 2**16
+    rows = max(num_bytes // 4 // width, 1)
+    x = jax.jit(lambda: jnp.arange(rows * width, dtype=jnp.int32).reshape(rows, width))()
+    ways = [jax.jit(jnp.max), jax.jit(lambda x: x.max(-1))]
+    seconds = min(best_seconds(lambda f=f: f(x), repeats=repeats, calls=calls) for f in ways)  # type: ignore[misc]
+    return x.nbytes / seconds
 
 
 def product_bandwidth(

@@ -15,11 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from rich.console import Console
 
+from specjax.core import machine
 from specjax.core.options import keywords, option, whole_numbers
 from specjax.core.sharding import axes_of, mesh_sizes, named, of_parameter, pieces, use_mesh
 from specjax.drafters.dflash import fresh_config
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.dflash.objective import DFlashObjective
+from specjax.lab.bench import roofs
 from specjax.lab.compiler import topology as topologies
 from specjax.lab.compiler.topology import Topology
 from specjax.lab.costs import account
@@ -54,17 +56,6 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }
 _DRAFT_LAYERS = {"small": 2, "8b": 5}
-
-# Dense bfloat16 FLOP/s by what a device calls itself, from the makers' data sheets.
-PEAKS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,21 +166,28 @@ def measure(
     )
     if not steps:
         return cost
+    before = machine.peak_bytes()
     state, batch, net = step.arguments()
     seconds = []
     for _ in range(steps + 1):
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch, net))
         seconds.append(time.perf_counter() - began)
-    median = statistics.median(seconds[1:])
-    speed, peak = step.flops / median, peak_flops()
+    median, peak = statistics.median(seconds[1:]), roofs.peak_flops()
+    shares = None if peak is None else {n: f / median / peak for n, f in step.flops.items()}
+    most = machine.peak_bytes()
     return dataclasses.replace(
         cost,
         seconds=median,
+        samples_per_s=setup.rows / median,
         tokens_per_s=setup.tokens / median,
-        flops_per_s=speed,
-        share_of_peak=None if peak is None else speed / peak,
-        peak_bytes=(jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        anchor_updates_per_s=setup.updates / median,
+        flops=step.flops,
+        flops_per_s=sum(step.flops.values()) / median,
+        share_of_peak=None if shares is None else sum(shares.values()),
+        share_of_peak_by_part=shares,
+        # What was there before may have needed more: then the peak is not this step's.
+        peak_bytes=most if most is not None and most > (before or 0) else None,
     )
 
 
@@ -220,12 +218,13 @@ class Step:
         if target is None:
             graphdef, params = nnx.split(nnx.eval_shape(self._make_target))
             target = Frozen(params=params, graphdef=graphdef, config=config)
-        self.flops = account.training_flops(objective, masters, target, setup.rows, setup.seq_len)
+        sizes = (setup.rows, setup.seq_len)
+        self.flops = account.training_parts(objective, masters, target, *sizes)
         batch, shardings = jax.eval_shape(self._batch), None
         self._written_for = None if topology is None else topology.written_for
         target = target.on(self._written_for)
         if mesh is not None:
-            self.flops //= mesh.size
+            self.flops = {name: n // mesh.size for name, n in self.flops.items()}
             if setup.rows % (over := pieces("batch", mesh)):
                 raise ValueError(
                     f"--rows={setup.rows}: the mesh splits a step's texts over {over}."
@@ -274,9 +273,3 @@ def _spread(params: Any, mesh: Mesh) -> Any:
                 raise ValueError(f"--mesh: {name} {list(value.shape)} does not fall into {over}.")
         found.append((path, parameter.replace(_at(value, place))))
     return nnx.from_flat_state(found)
-
-
-def peak_flops() -> float | None:
-    """The peak of the first device in bfloat16; None: not known."""
-    kind = jax.devices()[0].device_kind
-    return next((peak for name, peak in PEAKS.items() if kind.startswith(name)), None)

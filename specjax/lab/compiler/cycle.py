@@ -15,7 +15,14 @@ from specjax.lab.compiler.abstract import Abstract
 from specjax.lab.compiler.origins import Origins, aliased
 from specjax.lab.compiler.programs import Compiled
 from specjax.lab.compiler.topology import Topology
-from specjax.lab.records.compiled import BranchCost, Conditional, CycleCost, Loops, Setup
+from specjax.lab.records.compiled import (
+    BranchCost,
+    Conditional,
+    CycleCost,
+    Kernels,
+    Loops,
+    Setup,
+)
 
 SCOPES = ("draft", "verify", "accept", "commit")
 _WHY = {
@@ -76,6 +83,33 @@ def cycle(
         unknown=tuple(unknown(module, body, choices, topology, setup)),
         scopes={s: text.count(f"specjax/{s}") for s in SCOPES},
     )
+
+
+def kernels_of(text: str, *, loop: bool = True) -> Kernels:
+    """The kernels of a cycle of an optimised program's ``text``; see `kernels.count`.
+
+    Args:
+      text: of a program that `specjax.decode` ran, compiled for where it runs.
+      loop: whether it runs many cycles, and one is the body of its loop; else it is one.
+
+    Raises:
+      RuntimeError: if there is no such loop.
+    """
+    module = hlo.parse(text)
+    name, main = module.entry, module.main_loop
+    if loop:
+        if main is None:
+            raise RuntimeError("The compiled program has no loop of cycles.")
+        name = main.called("body")
+    origins = Origins(module)
+
+    def kind(home: hlo.Computation, value: hlo.Instruction, index: int) -> str:
+        origin = origins.of(home, value, index)
+        is_argument = origin.argument.startswith(("net.", "drafter.", "state.cache", "state.draft"))
+        return "weights" if is_argument and not origin.moved else "rest"
+
+    module, _ = branches.settle(module, name, kind, origins)
+    return kernels.count(module, name, origins, SCOPES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -244,7 +244,14 @@ def _sizes(mesh: Mesh | None) -> tuple[int, int]:
 def training_flops(
     objective: Any, params: Mapping[str, Any], target: Frozen, rows: int, length: int
 ) -> int:
-    """Operations of a step's products with weights, on one device.
+    """Operations of a step's products with weights, on one device: all `training_parts`."""
+    return sum(training_parts(objective, params, target, rows, length).values())
+
+
+def training_parts(
+    objective: Any, params: Mapping[str, Any], target: Frozen, rows: int, length: int
+) -> dict[str, int]:
+    """Operations of a step's products with weights on one device: "target", "draft" and "head".
 
     Two a weight and token, thrice where the weight is trained, twice where it is frozen and
     gradients pass through it: the head. Recomputation is not counted (it is no progress), nor is
@@ -263,4 +270,5 @@ def training_flops(
     runs = lambda name: int(name.startswith("layers.") and int(name.split(".")[1]) < depth)
     trained = sum(through(n) * math.prod(x.shape) for n, x in params.items() if len(x.shape) == 2)
     head = through("lm_head.weight") * _local_size(target.vocabulary.output)
-    return int(2 * (rows * length * products(target, runs) + 3 * trained + 2 * head))
+    forward = rows * length * products(target, runs)
+    return {"target": int(2 * forward), "draft": int(6 * trained), "head": int(4 * head)}

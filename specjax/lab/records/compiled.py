@@ -80,6 +80,11 @@ class Floor:
         object.__setattr__(self, "bytes", weights + self.cache_bytes + self.logits_bytes)
 
     @property
+    def read_bytes(self) -> int:
+        """Weights and what is remembered: what must be read. Logits may stay near."""
+        return self.weight_bytes + self.drafting_bytes + self.cache_bytes
+
+    @property
     def drafting_bytes(self) -> int:
         """Weights that drafting reads, its own and the target's."""
         return self.draft_bytes + self.borrowed_bytes

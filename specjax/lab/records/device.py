@@ -19,14 +19,36 @@ class Compilation:
     temp_bytes: int  # -1: the backend does not say
     loop_copies: int  # copies of cache-sized buffers in the body of the loop
     all_copies: int  # and in the whole program
+    kernels: int | None = absent()  # that a cycle launches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopTime(Compilation):
-    """A loop that verifies k guesses."""
+class CycleTime(Compilation):
+    """A loop of cycles: its speed, and that over what the hardware allows."""
 
     seconds: float  # of a cycle
+    plain_steps: float | None = absent()  # of as many rows, that a cycle takes; tau must be more
+    read_bytes: int = absent(0)  # weights and remembered tokens that a cycle must read
+    flops: int = absent(0)  # of its products with weights and of attention
+    share_of_copy_bandwidth: float | None = absent()  # that reading these bytes reaches
+    share_of_read_bandwidth: float | None = absent()
+    share_of_peak: float | None = absent()  # of the arithmetic in bfloat16, of programs in it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopTime(CycleTime):
+    """A loop that verifies k guesses."""
+
     prefill_and_init_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchTime(CycleTime):
+    """A loop of several rows."""
+
+    rows: int
+    name: str  # "plain", "verify" or that of a drafter
+    num_draft: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +62,11 @@ class ContextTime:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DrafterTime(Compilation):
+class DrafterTime(CycleTime):
     """The loop of a drafter with random weights; whatever it accepts, its time is the same."""
 
-    seconds: float  # of a cycle
-    plain_steps: float  # that a cycle takes
     draft_bytes: int  # that drafting reads
-    share: float  # speedup over tau
+    share: float | None  # speedup over tau; None: no plain step was timed
     ideal_share: float  # the same, if reading were all that takes time
 
 
@@ -67,6 +87,11 @@ class TrainingSetup:
         """The tokens of one step."""
         return self.rows * self.seq_len
 
+    @property
+    def updates(self) -> int:
+        """The slots of all anchored blocks of one step."""
+        return self.rows * self.anchors * self.block
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingCost:
@@ -76,10 +101,16 @@ class TrainingCost:
     temporary_bytes: int
     argument_bytes: int  # weights and moments
     seconds: float | None = absent()
-    tokens_per_s: float | None = absent()
+    samples_per_s: float | None = absent()  # texts
+    tokens_per_s: float | None = absent()  # of the texts
+    anchor_updates_per_s: float | None = absent()  # slots of anchored blocks
+    # Of a step's products with weights, by part (`account.training_parts`).
+    flops: Mapping[str, int] | None = absent()
     flops_per_s: float | None = absent()
     share_of_peak: float | None = absent()  # of the device's arithmetic in bfloat16
-    peak_bytes: int | None = absent()  # of memory in use
+    # What each part adds to it: its operations over those of the peak in a whole step's time.
+    share_of_peak_by_part: Mapping[str, float] | None = absent()
+    peak_bytes: int | None = absent()  # of memory in use; None too if more was before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,20 +145,31 @@ class DeviceReport:
     repeats: int
     device: str
     jax: str
-    skipped: tuple[str, ...] = ()
+    command: str = absent("")
+    commit: tuple[str, ...] = absent(())  # of the checkout, if it is one
+    kernels: str = absent("")  # which a program for GPUs may run (`core.platform.Kernels`)
+    versions: Mapping[str, str] = absent({})
+    platform_version: str = absent("")  # what JAX's client says of what is below it
+    gpu: Mapping[str, str] = absent({})  # `core.machine.gpu_state` while plain steps ran
+    skipped: tuple[str, ...] = ()  # for want of time
+    no_room: tuple[str, ...] = absent(())  # for want of the device's memory
+    stopped_in: str = absent("")  # the step that a signal or an error ended
     programs: Mapping[str, LoopTime] = dataclasses.field(default_factory=dict)
     drafters: Mapping[str, DrafterTime] = dataclasses.field(default_factory=dict)
     init_seconds: float | None = absent()
     weight_bytes: int = absent(0)  # that a step reads
     cache_bytes: int = absent(0)  # of the tokens that there are on average
     cache_bytes_all_slots: int = absent(0)
+    buffer_bytes: int = absent(0)  # int32, that is copied and read
     copy_bandwidth: float | None = absent()  # bytes a second, reads plus writes
+    read_bandwidth: float | None = absent()  # bytes a second, of a reduction
+    peak_flops: float | None = absent()  # a second, of the device; None: not known, or not bfloat16
     product_bandwidth: float | None = absent()
     products_seconds: float | None = absent()
     pass_seconds: float | None = absent()
     training: DeviceTraining | None = absent()
+    batches: tuple[BatchTime, ...] = absent(())
     contexts: tuple[ContextTime, ...] = absent(())
-    share_of_copy_bandwidth: float | None = absent()  # that a plain step reaches
 
     @property
     def plain(self) -> LoopTime | None:

@@ -2,61 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from specjax.lab.records.device import ContextTime, DeviceReport, DeviceTraining, TrainingReport
+from specjax.lab.records.device import (
+    BatchTime,
+    ContextTime,
+    CycleTime,
+    DeviceReport,
+    DeviceTraining,
+    TrainingReport,
+)
 from specjax.lab.view.plain import table
 
 GOAL = 0.85  # share of the copy bandwidth that plain decoding should reach
+_SHARES = ("GB", "copy", "read", "peak", "kernels")
+
+
+def timed(c: CycleTime) -> str:
+    """What was found of one program, in a line."""
+    told = f"{1e3 * c.seconds:.3f} ms a cycle"
+    if c.plain_steps is not None:
+        told += f", {c.plain_steps:.2f} plain steps"
+    roofs = {
+        "copy": c.share_of_copy_bandwidth,
+        "read": c.share_of_read_bandwidth,
+        "peak": c.share_of_peak,
+    }
+    shares = [f"{x:.0%} of {name}" for name, x in roofs.items() if x is not None]
+    if shares:
+        told += f"; {c.read_bytes / 1e9:.3g} GB, {', '.join(shares)}"
+    return told + ("" if c.kernels is None else f"; {c.kernels} kernels")
+
+
+def bandwidths(found: DeviceReport) -> str:
+    """What shares are of, in a line."""
+    told = []
+    if found.copy_bandwidth is not None and found.read_bandwidth is not None:
+        told.append(
+            f"copy {found.copy_bandwidth / 1e9:.0f} GB/s (reads plus writes), read"
+            f" {found.read_bandwidth / 1e9:.0f} GB/s (both of {found.buffer_bytes / 2**20:.0f} MiB"
+            " of int32)"
+        )
+    if found.product_bandwidth is not None:
+        told.append(f"one large {found.dtype} product {found.product_bandwidth / 1e9:.0f} GB/s")
+    if found.peak_flops is not None:
+        told.append(f"peak {found.peak_flops / 1e12:.0f} TFLOP/s (data sheet)")
+    return ", ".join(told)
 
 
 def show(console: Console, found: DeviceReport, *, taus: Sequence[str], minutes: float) -> None:
     """Prints everything; speeds of drafters for each assumed tau."""
-    say = lambda line: console.print(line, soft_wrap=True)
+    say = lambda line: console.print(line, soft_wrap=True, markup=False)
     say(
-        f"\n{found.shape}, {found.dtype}, batch 1, {found.slots} slots on {found.device},"
+        f"\n{found.shape}, {found.dtype}, {found.slots} slots on {found.device},"
         f" jax {found.jax}; weights {found.weight_bytes / 1e9:.2f} GB, drawn in"
-        f" {found.init_seconds:.1f} s"
+        f" {found.init_seconds or 0:.1f} s"
     )
-    if found.copy_bandwidth is not None and found.product_bandwidth is not None:
-        say(
-            f"copy {found.copy_bandwidth / 1e9:.0f} GB/s (reads plus writes), one large"
-            f" product {found.product_bandwidth / 1e9:.0f} GB/s"
-        )
-    plain = found.plain
-    rows = [
+    _show_setup(console, found)
+    if roofs := bandwidths(found):
+        say(roofs)
+    if found.programs:
+        _show_loops(console, found)
+    if found.plain and found.plain.share_of_copy_bandwidth is not None:
+        _show_step(console, found)
+    if found.drafters:
+        _show_drafters(console, found, taus)
+    if found.batches:
+        _show_batches(console, found, taus)
+    if found.programs or found.drafters or found.batches:
+        _explain_shares(console, found)
+    if found.contexts:
+        _show_contexts(console, found.contexts)
+    if found.training is not None:
+        _show_training(console, found.training)
+    if found.stopped_in:
+        say(f"stopped in: {found.stopped_in}")
+    for name in found.skipped:
+        say(f"left out after {minutes:g} minutes: {name}")
+    for name in found.no_room:
+        say(f"did not fit into the device's memory: {name}")
+
+
+def _show_setup(console: Console, found: DeviceReport) -> None:
+    """What times depend on, and how they are measured again."""
+    say = lambda line: console.print(line, soft_wrap=True, markup=False)
+    say(found.command)
+    versions = [f"{name} {version}" for name, version in found.versions.items()]
+    versions += [f"commit {commit[:12]}" for commit in found.commit]
+    say(f"kernels={found.kernels}; {', '.join(versions)}; {found.platform_version}")
+    if found.gpu:
+        state = ", ".join(f"{name} {value}" for name, value in found.gpu.items())
+        say(f"while plain steps ran: {state}")
+
+
+def _shares(c: CycleTime) -> tuple[str, ...]:
+    """Columns of `_SHARES`."""
+    of = (c.share_of_copy_bandwidth, c.share_of_read_bandwidth, c.share_of_peak)
+    percents = ("-" if x is None else f"{x:.1%}" for x in of)
+    return f"{c.read_bytes / 1e9:.3g}", *percents, "-" if c.kernels is None else str(c.kernels)
+
+
+def _explain_shares(console: Console, found: DeviceReport) -> None:
+    told = f"ms: a cycle. GB: weights in {found.dtype}, keys and values that it must read;"
+    told += " copy, read: this a second, of their bandwidths."
+    if found.peak_flops is not None:
+        told += " peak: its arithmetic."
+    console.print(told, soft_wrap=True)
+
+
+def _steps(c: CycleTime) -> str:
+    return "" if c.plain_steps is None else f"{c.plain_steps:.2f}"
+
+
+def _show_loops(console: Console, found: DeviceReport) -> None:
+    """Plain steps and verify passes: their times, then what compiling them took."""
+    loops = [((*name.split(),), p) for name, p in found.programs.items()]
+    rows: Iterable[tuple[str, ...]] = (
+        (*name, f"{1e3 * p.seconds:.3f}", _steps(p), *_shares(p)) for name, p in loops
+    )
+    console.print(table(("loop", "k", "ms", "x step", *_SHARES), rows, words=2))
+    rows = (
         (
-            *name.split(),
-            f"{1e3 * p.seconds:.3f}",
-            f"{p.seconds / plain.seconds:.2f}" if plain else "",
+            *name,
             *(f"{s:.1f}" for s in (p.trace_seconds, p.lower_seconds, p.compile_seconds)),
             f"{p.temp_bytes / 1e6:.1f}",
             f"{p.loop_copies} of {p.all_copies}",
         )
-        for name, p in found.programs.items()
-    ]
-    header = ("loop", "k", "ms/cycle", "x step", "trace s", "lower s", "compile s", "temp MB")
-    console.print(table((*header, "cache copies"), rows, words=2))
+        for name, p in loops
+    )
+    header = ("loop", "k", "trace s", "lower s", "compile s", "temp MB", "cache copies")
+    console.print(table(header, rows, words=2))
     console.print("cache copies: in the body of the loop, of those in the whole program.")
-    if found.share_of_copy_bandwidth is not None:
-        _show_step(console, found)
-    if found.drafters:
-        _show_drafters(console, found, taus)
-    if found.contexts:
-        _show_contexts(console, found.contexts)
-    if found.training is not None:
-        say(_training(found.training))
-    for name in found.skipped:
-        console.print(f"left out after {minutes:g} minutes: {name}")
 
 
 def _show_step(console: Console, found: DeviceReport) -> None:
     """The plain step against the floor."""
     say = lambda line: console.print(line, soft_wrap=True)
-    assert found.plain and found.copy_bandwidth and found.share_of_copy_bandwidth
-    step, needed, share = found.plain.seconds, found.needed_bytes, found.share_of_copy_bandwidth
+    assert found.plain and found.copy_bandwidth and found.plain.share_of_copy_bandwidth
+    step, needed, share = (
+        found.plain.seconds,
+        found.needed_bytes,
+        found.plain.share_of_copy_bandwidth,
+    )
     word = "[green]PASS[/green]" if share >= GOAL else "[red]FAIL[/red]"
     say(
         f"{word} plain decoding reads {needed / step / 1e9:.0f} GB/s, {share:.0%} of the copy"
@@ -93,7 +182,7 @@ def _show_contexts(console: Console, contexts: Sequence[ContextTime]) -> None:
         )
         for c in contexts
     ]
-    header = ("k", "tokens in the caches", "slots", "ms/cycle", "x the first")
+    header = ("k", "tokens in the caches", "slots", "ms", "x the first")
     console.print(table(header, rows, words=2))
 
 
@@ -103,27 +192,94 @@ def _show_drafters(console: Console, found: DeviceReport, taus: Sequence[str]) -
         (
             name,
             f"{1e3 * d.seconds:.3f}",
-            *(f"{x:.2f}" for x in (d.plain_steps, d.share, d.ideal_share)),
+            _steps(d),
+            "" if d.share is None else f"{d.share:.2f}",
+            f"{d.ideal_share:.2f}",
+            *_shares(d),
         )
         for name, d in found.drafters.items()
     ]
-    console.print(table(("drafter", "ms/cycle", "x step", "speedup/tau", "ideal"), rows, words=5))
-    console.print("ideal: if reading weights were all that takes time.")
+    header = ("drafter", "ms", "x step", "per tau", "ideal", *_SHARES)
+    console.print(table(header, rows))
+    console.print("per tau: speedup; ideal: if reading weights were all that takes time.")
     for name, d in found.drafters.items():
-        speeds = [(t, float(t) / d.seconds, float(t) * d.share) for t in taus]
-        rates = "; ".join(f"{t}: {rate:,.0f} ({gain:.2f}x)" for t, rate, gain in speeds)
+        gain = lambda t, d=d: "" if d.share is None else f" ({float(t) * d.share:.2f}x)"
+        rates = "; ".join(f"{t}: {float(t) / d.seconds:,.0f}{gain(t)}" for t in taus)
         console.print(f"{name}, tokens/s at an assumed tau of {rates}", soft_wrap=True)
 
 
-def _training(t: DeviceTraining) -> str:
-    """Steps of DFlash training, in a sentence."""
-    share = "" if t.share_of_peak is None else f", {t.share_of_peak:.0%} of the bf16 peak"
-    peak = "" if t.peak_bytes is None else f", {t.peak_bytes / 1e9:.1f} GB at the peak"
+def _show_batches(console: Console, found: DeviceReport, taus: Sequence[str]) -> None:
+    """Steps, verify passes and cycles of several rows; those of one row before them."""
+    one: list[tuple[int, str, int, CycleTime]] = []
+    if found.plain is not None:
+        one.append((1, "plain", 0, found.plain))
+    for b in found.batches:
+        if b.name == "verify" and f"device {b.num_draft}" in found.programs and len(one) < 2:
+            one.append((1, "verify", b.num_draft, found.programs[f"device {b.num_draft}"]))
+    if "dflash" in found.drafters:
+        k = next((b.num_draft for b in found.batches if b.name == "dflash"), 0)
+        one.append((1, "dflash", k, found.drafters["dflash"]))
+    several = [(b.rows, b.name, b.num_draft, b) for b in found.batches]
+    rows = [
+        (
+            str(n),
+            f"{name} {k}" if name == "verify" else name,
+            f"{1e3 * c.seconds:.3f}",
+            f"{n / c.seconds:,.0f}",
+            _steps(c),
+            *_shares(c),
+        )
+        for n, name, k, c in (*one, *several)
+    ]
+    header = ("rows", "cycle", "ms", "cycles/s", "x step", *_SHARES)
+    console.print(table(header, rows, words=2))
+    console.print(
+        "x step: over a plain step of as many rows. A cycle pays where tau is more.\n"
+        "cycles/s: of all rows together; times tau, tokens/s.",
+        soft_wrap=True,
+    )
+    for b in found.batches:
+        if b.name == "dflash" and b.plain_steps is not None:
+            console.print(_pays(b, taus), soft_wrap=True)
+
+
+def _pays(b: BatchTime, taus: Sequence[str]) -> str:
+    """Whether a cycle of several rows is worth it, in a sentence."""
+    assert b.plain_steps is not None
+    paying = [f"{t} ({float(t) / b.plain_steps:.2f}x)" for t in taus if float(t) > b.plain_steps]
+    told = f"of the assumed {', '.join(paying)}" if paying else "none of those that are assumed"
+    return f"{b.name}, {b.rows} rows: pays above a tau of {b.plain_steps:.2f}; {told}"
+
+
+def training_speed(t: DeviceTraining) -> str:
+    """Steps of DFlash training, in a line."""
+    of_peak = "" if t.share_of_peak is None else f", {t.share_of_peak:.1%} of the bf16 peak"
     return (
-        f"training DFlash, {t.rows} x {t.seq_len} tokens, {t.anchors} anchors:"
-        f" {t.tokens_per_s or 0:,.0f} tokens/s, {(t.flops_per_s or 0) / 1e12:.0f} TFLOP/s{share};"
-        f" temporaries {t.temporary_bytes / 1e9:.1f} GB, weights and moments"
-        f" {t.argument_bytes / 1e9:.1f} GB{peak}"
+        f"{t.samples_per_s or 0:.2f} samples/s, {t.tokens_per_s or 0:,.0f} target tokens/s,"
+        f" {t.anchor_updates_per_s or 0:,.0f} anchor updates/s,"
+        f" {(t.flops_per_s or 0) / 1e12:.3g} TFLOP/s{of_peak}"
+    )
+
+
+def _show_training(console: Console, t: DeviceTraining) -> None:
+    """Steps of DFlash training: speed, arithmetic by part, memory."""
+    say = lambda line: console.print(line, soft_wrap=True, markup=False)
+    say(
+        f"training DFlash, {t.rows} x {t.seq_len} tokens, {t.anchors} anchors x {t.block}:"
+        f" {training_speed(t)}"
+    )
+    if t.flops is not None:
+        shares = t.share_of_peak_by_part or {}
+        parts = [
+            f"{name} {flops / 1e12:.3g} TFLOP" + (f" ({shares[name]:.1%})" if shares else "")
+            for name, flops in t.flops.items()
+        ]
+        told = f"of a step of {1e3 * (t.seconds or 0):.1f} ms: {', '.join(parts)}"
+        say(told + ("; shares of the peak over the whole step" if shares else ""))
+    peak = "" if t.peak_bytes is None else f", {t.peak_bytes / 1e9:.2f} GB in use at the peak"
+    say(
+        f"temporaries {t.temporary_bytes / 1e9:.2f} GB, weights and moments"
+        f" {t.argument_bytes / 1e9:.2f} GB{peak}"
     )
 
 

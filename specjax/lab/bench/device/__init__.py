@@ -1,0 +1,1 @@
+"""A random-weight model on an accelerator, against what the hardware allows, part by part."""
