@@ -109,6 +109,9 @@ def _explain_shares(console: Console, found: DeviceReport) -> None:
     told += " copy, read: this a second, of their bandwidths."
     if found.peak_flops is not None:
         told += " peak: its arithmetic."
+    cycles = (*found.programs.values(), *found.drafters.values(), *found.batches)
+    if any((c.share_of_read_bandwidth or 0) > 1 for c in cycles):
+        told += " More than 100%: what is read stays in nearer memory, and the share says nothing."
     console.print(told, soft_wrap=True)
 
 
