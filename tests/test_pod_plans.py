@@ -76,7 +76,7 @@ def test_what_drafts_send_is_their_own() -> None:
     assert pods.predict(heads, v5p, {**mesh, "model": 2}, 1).cycle.sums == 2 * 40 + 1 + 3 * 3
     draft = dataclasses.replace(EIGHT_B, target="qwen3-8b", drafter="lm", num_draft=3)
     draft = dataclasses.replace(draft, draft_model="qwen3-0.6b")  # 16 heads for 32
-    assert {one.mesh["model"] for one in pods.plan(draft, v5p, 32, 32)} == {1, 2, 4, 8, 16}
+    assert {one.mesh["model"] for one in pods.plan(draft, v5p, 32, 2)} == {16}  # and not 32
 
 
 def test_latents_lie_whole_on_every_device() -> None:
