@@ -25,7 +25,7 @@ from configs.benchmark import get_config
 from specjax.jobs import benchmarking
 from specjax.lab.bench import job, measure, outputs
 from specjax.lab.bench.store import Store
-from specjax.lab.bench.summary import summarise
+from specjax.lab.bench.summary import mean_slots, summarise
 from specjax.lab.costs.cost_model import predict, survival_of
 from specjax.lab.costs.pooled import pool
 from specjax.lab.records.case import Case, Comparison, Figures, read_case
@@ -34,11 +34,14 @@ from specjax.lab.records.costs import costs_at, load
 from specjax.lab.records.run import Run, Summary
 from specjax.lab.view import marks
 from specjax.lab.view import summary as after_generation
+from specjax.lab.view.cases import best_of
 from specjax.lab.view.gallery import pictures
 from specjax.lab.view.headline import headline
 from specjax.lab.view.result import read_result
+from specjax.session.slots import slots_at
 from specjax.trace import trace_file
 from specjax.trace.metrics import METRICS
+from specjax.trace.trace import Cycle, Text, Trace
 
 SETS = {"jsonl": ["def area(", "x = 1\n", "def naïve(é):"], "turns": ["import os\n"]}
 
@@ -156,6 +159,37 @@ def test_a_prompt_is_drawn_with_all_its_settings() -> None:
     rules = [r.rule for r in pool(twice, lambda name: traces[name[0]])]
     assert rules == ["greedy, block", "greedy", "block", "token"]
     assert pool(cases[:2], lambda name: traces[name[0]]) == []  # pooled already
+    # The same prompts in rows that change hands are no further evidence.
+    refilled = [dataclasses.replace(c, rows="refilled") for c in cases]
+    assert pool([*cases, *refilled], lambda name: traces[name[0]])[1] == row
+    assert len(pool(refilled, lambda name: traces[name[0]])) == 2
+
+
+def test_what_cannot_be_is_not_quoted() -> None:
+    """A case faster than its tau is the best of none, unless there are no others."""
+    made = lambda name, speedup, tau: Case(
+        name=name,
+        drafter="x",
+        num_draft=4,
+        metrics=Figures(tau=tau),
+        compare=Comparison(speedup=speedup),
+    )
+    sane, odd = made("sane", 1.5, 2.0), made("odd", 2.5, 2.0)
+    assert best_of([sane, odd]) is sane and best_of([odd]) is odd
+
+
+def test_slots_of_a_call_begin_anew() -> None:
+    """Of a set of many calls, in each of which the caches begin small."""
+    row = lambda tokens, start: tuple(
+        Cycle(position, (0,), 0, 1, (0,), None, start + i, start + i + 1.0)
+        for i, position in enumerate(range(tokens, tokens + 3))
+    )
+    sizes = [600, *[4] * 31]  # one long prompt, in the first of two calls of a row each
+    rows = tuple(row(size, 10.0 * i) for i, size in enumerate(sizes))
+    texts = tuple(Text((1,) * size, prefilled=0.0) for size in sizes)
+    trace = Trace(rows=rows, texts=texts, setup={"num_draft": 1, "batch": 1, "in_turn": True})
+    large, small = slots_at(600, 602, 1), slots_at(4, 6, 1)
+    assert large > small and mean_slots(trace, 1) == (large + small) // 2
 
 
 def provoke(store: Store) -> Summary:

@@ -25,6 +25,7 @@ from specjax.checkpoint.parity_drafters import DraftTolerances, compare_drafter
 from specjax.drafters import MTP
 from specjax.drafters.misreadings import reread
 from specjax.jobs.exporting import export
+from specjax.lab.compiler.pods import sums_of_pass
 from specjax.models.joining import separated
 from specjax.train.drafter import Trainee
 
@@ -141,6 +142,7 @@ def test_several_heads_in_a_targets_files(tmp_path: Path) -> None:
     single = as_spec("mtp:1", whole).bind(whole, "one_hot")
     assert type(single).__name__ == "MTPDrafter" and single.net.config.heads == 1
     reads = [loaded.weight_reads(f"heads.{i}.layer.mlp.up_proj", 5) for i in range(3)]
+    assert sums_of_pass(spec.net) == 3  # a pass runs one head: its two, and that of the embedding
     assert reads == [1, 1, 3] and loaded.weight_reads("heads.2.norm.weight", 2) == 0
     with pytest.raises(ValueError, match=r"num_draft=0: a drafter guesses at least 1 token"):
         as_spec("mtp:0", whole)

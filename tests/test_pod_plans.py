@@ -85,6 +85,10 @@ def test_latents_lie_whole_on_every_device() -> None:
         pods.predict(kimi, H100, {"data": 1, "model": n, "experts": 1}, 1).held for n in (1, 8)
     )
     assert one["target cache"] == eight["target cache"]
+    split = [
+        pods.predict(EIGHT_B, H100, {"data": 1, "model": n, "experts": 1}, 8).held for n in (1, 8)
+    ]
+    assert split[0]["target cache"] == pytest.approx(8 * split[1]["target cache"], rel=1e-4)
     assert eight["target weights"] < one["target weights"] / 6
 
 

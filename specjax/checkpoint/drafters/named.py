@@ -121,7 +121,7 @@ class Named:
     def _load(self, target: Model, how: dict[str, Any]) -> Spec:
         said, entry = self.complete(target.name), self.entry
         if entry is not None and entry.in_target:
-            stored = Stored.read(target, *how.values())
+            stored = Stored.read(target, **how)
             return load_from_target(entry.thing, target, said.checkpoint, said.num_draft, stored)
         spec = None
         if said.checkpoint is None:
