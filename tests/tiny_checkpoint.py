@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from specjax.checkpoint import CheckpointError, load
 
 END = "<|endoftext|>"
 CONFIG: dict[str, Any] = {
@@ -80,3 +83,12 @@ def byte_level_bpe(text: str, vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator([text], trainer)
     assert tokenizer.get_vocab_size() == vocab_size
     return tokenizer
+
+
+def error_of(path: Any, **kwargs: Any) -> str:
+    """The message of the one exception type that loading raises: one line."""
+    with pytest.raises(CheckpointError) as caught:
+        load(path, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500
+    return message
