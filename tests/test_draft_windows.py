@@ -66,7 +66,7 @@ def test_windows_are_cases_of_a_benchmark() -> None:
     specs = plan.load_specs(suite, target, windows=(0, 64))
     assert list(specs) == [("demo:dflash", 4), ("demo:dflash-w64", 4), ("ngram", 3)]
     windowed: Any = specs["demo:dflash-w64", 4]
-    assert set(windowed.net.config.windows) == {64}
+    assert set(windowed.net.config.windows) == {64} and windowed.name.endswith(", window 64")
     for drafters, windows, words in (
         (("ngram:3",), (64,), "none of the drafters .ngram:3. has a window"),
         (("demo:dflash:4",), (2,), "window=2: must hold a block"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from specjax.checkpoint.drafters.format import Formats
 from specjax.core.types import Array
-from specjax.drafters.spec import Spec
+from specjax.drafters.spec import Spec, name_of
 from specjax.models.frozen import Frozen
 from specjax.models.target import Target
 
@@ -23,6 +24,11 @@ class Published(Spec):
     needs_model: ClassVar[bool] = True
     folder: ClassVar[str]
     net: Frozen
+
+    def windowed_by(self, net: Frozen, window: int) -> Any:
+        """The same with ``net``, whose layers have the window; its name says so."""
+        named = f"{name_of(self)}, window {window}"
+        return dataclasses.replace(self.with_net(net), name=named)
 
     @classmethod
     def objective(cls) -> Any:

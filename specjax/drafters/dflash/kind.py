@@ -27,7 +27,7 @@ class DFlashKind(Published):
         if window < config.block_size:
             raise ValueError(f"window={window}: must hold a block, {config.block_size} tokens.")
         windows = tuple(window if w is None else min(w, window) for w in config.windows)
-        return self.with_net(reread(self.net, windows=windows))
+        return self.windowed_by(reread(self.net, windows=windows), window)
 
     def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: DFlashConfig = self.net.config

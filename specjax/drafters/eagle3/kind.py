@@ -42,7 +42,7 @@ class Eagle3Kind(Published):
         for layer in module.layers:
             layer.self_attn.window = window
         module.config = dataclasses.replace(module.config, window=window)
-        return self.with_net(self.net.with_module(module))
+        return self.windowed_by(self.net.with_module(module), window)
 
     def misreadings(self, target: Target) -> Iterable[Misreading]:
         config: Eagle3Config = self.net.config
