@@ -74,6 +74,11 @@ def test_windows_are_cases_of_a_benchmark() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             plan.load_specs(plan.Suite(drafters=drafters), target, windows=windows)
+    for odd in (0, 2.5, True, 1 << 40):
+        with pytest.raises(ValueError, match=r"window=.*: must be a whole number, at least 1"):
+            specjax.load_drafter("demo:eagle3", target, window=odd)  # type: ignore[arg-type]
+    narrow: Any = specjax.load_drafter("demo:eagle3", target, window=5)
+    assert narrow.windowed(100).net.config.window == 5  # never wider than it was
     with pytest.raises(ValueError, match="has none to set"):
         NGram(3).windowed(64)
 
@@ -98,6 +103,8 @@ def test_tau_by_depth_and_its_figure() -> None:
     assert found[0].cycles == 6 and found[0].requests == 3 and found[1].interval == (3.0, 3.0)
     one = dataclasses.replace(trace, rows=rows[:1], texts=trace.texts[:1])
     assert by_depth(one)[0].interval is None
+    with pytest.raises(ValueError, match="resamples=0"):
+        by_depth(one, resamples=0)
     ax = specjax.plot_depth({"all": trace, "one": one}, ax=Figure().add_subplot())
     lines = {line.get_label(): list(line.get_ydata()) for line in ax.lines}  # type: ignore[arg-type]
     assert lines["all"] == lines["one"] == [2.0, 3.0, 1.0, 2.0]

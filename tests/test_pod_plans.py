@@ -99,6 +99,7 @@ def test_meshes_divide_the_target_and_the_rows() -> None:
     ]
     assert sizes("llama-3.1-8b", 4, 1) == [(1, 4, 1)]
     assert sizes("llama-3.1-8b", 4, 2) == [(2, 2, 1), (1, 4, 1)]
+    assert sizes("qwen3.5-27b", 4, 1) == [(1, 4, 1)]  # whose family has experts, and it none
     assert (1, 1, 4) in sizes("qwen3-30b-a3b", 4, 1) and (1, 2, 2) in sizes("qwen3-30b-a3b", 4, 1)
     assert pods.plan(EIGHT_B, H100, 3, 1) == []
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from specjax.checkpoint.drafters.format import Formats
 from specjax.core.family import Family
+from specjax.core.options import check_count
 from specjax.core.types import Array
 from specjax.drafters.base import Drafter
 from specjax.models.frozen import Frozen
@@ -245,6 +246,12 @@ def is_trained(kind: Any) -> bool:
     """Whether a kind (a class) can be made with random weights, to be trained."""
     said = getattr(kind, "fresh", None)
     return said is not None and getattr(said, "__func__", said) is not Spec.fresh.__func__  # type: ignore[attr-defined]
+
+
+def with_window(spec: Any, window: int) -> Any:
+    """``spec`` seeing the last ``window`` tokens alone. Raises ValueError as `Spec.windowed`."""
+    check_count("window", window)
+    return ask(spec, "windowed")(window)
 
 
 def with_num_draft(spec: Any, num_draft: int | None) -> Any:

@@ -35,6 +35,8 @@ def by_depth(trace: Trace, *, resamples: int = 1000, seed: int = 0) -> tuple[Dep
     Raises:
       ValueError: if ``resamples`` is below 1.
     """
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: must be at least 1; 1000 is usual.")
     steps = sorted({_step(cycle.position) for cycle in trace})
     found = []
     for step in steps:

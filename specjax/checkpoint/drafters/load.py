@@ -25,7 +25,7 @@ from specjax.core.quantised import Quantisation
 from specjax.core.types import KINDS
 from specjax.drafters.lm import LM
 from specjax.drafters.registry import class_of
-from specjax.drafters.spec import Spec, ask
+from specjax.drafters.spec import Spec, ask, with_window
 from specjax.models.frozen import Frozen
 
 
@@ -94,7 +94,7 @@ def load_drafter(
     if isinstance(found, _Found):
         found = found.make(target, asked)
         found.bind(target, kind or KINDS[0])
-    return found if window is None else ask(found, "windowed")(window)
+    return found if window is None else with_window(found, window)
 
 
 @dataclasses.dataclass(frozen=True)

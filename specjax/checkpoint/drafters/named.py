@@ -25,7 +25,7 @@ from specjax.drafters import DRAFTERS, NoDraft, Spec
 from specjax.drafters.checking import check_spec
 from specjax.drafters.family import family_of
 from specjax.drafters.registry import Entry, entry_of
-from specjax.drafters.spec import ask, name_of
+from specjax.drafters.spec import ask, name_of, with_window
 
 DEMO = "demo:target"
 
@@ -99,7 +99,7 @@ class Named:
         """
         how = {"dtype": dtype, "quantize": quantize, "weights": weights}
         spec = self.shortened(self._load(target, how))
-        return spec if window is None else ask(spec, "windowed")(window)
+        return spec if window is None else with_window(spec, window)
 
     def called(self, spec: Spec) -> str:
         """What ``spec``, loaded by this name, is called in words."""

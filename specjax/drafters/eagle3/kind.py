@@ -36,8 +36,7 @@ class Eagle3Kind(Published):
     def windowed(self, window: int) -> Any:
         if self.net.config.latent is not None:
             raise ValueError(f"window={window}: its attention is latent, without windows.")
-        if window < 1:
-            raise ValueError(f"window={window}: must be at least 1.")
+        window = min(window, self.net.config.window or window)
         module = self.net.module
         for layer in module.layers:
             layer.self_attn.window = window

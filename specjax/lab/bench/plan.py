@@ -18,7 +18,7 @@ from specjax.core import own
 from specjax.drafters import NoDraft, Spec
 from specjax.drafters.checking import bind
 from specjax.drafters.family import family_of
-from specjax.drafters.spec import ask, with_num_draft
+from specjax.drafters.spec import ask, with_num_draft, with_window
 from specjax.lab.bench.synthetic import Curve, Forced
 from specjax.lab.records.case import LOCKSTEP, PLAIN, REFILLED, ROWS, Planned
 from specjax.prompts.rendering import Prompt
@@ -183,7 +183,7 @@ def _loaded(
         can = can or able
         for window in windows if able and windows else (0,):
             if window:
-                yield f"{name}-w{window}", ask(spec, "windowed")(window), k
+                yield f"{name}-w{window}", with_window(spec, window), k
             else:
                 yield name, spec, k
     if any(windows) and not can:

@@ -98,7 +98,8 @@ class MixtureConfig(DecoderConfig):
         return any(self.is_mixture(layer) for layer in range(self.num_layers))
 
     def for_model_axis(self, size: int) -> Self:
-        if self.mixture.width % size or (self.shared_width or size) % size:
+        widths = (self.mixture.width, self.shared_width or size)
+        if self.has_mixture and any(width % size for width in widths):
             raise ValueError(
                 f"The mesh's model axis has {size} devices, which does not divide the width of "
                 f"this {self.model_type} model's experts, {self.mixture.width}; choose a divisor, "
