@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import pytest
 from scripts import invoke, script, start
 
-from specjax.core.program import Program, compiler_options
+from specjax.core.platform import Platform
+from specjax.core.program import Program, compiler_options, is_known
 from specjax.core.sharding import mesh_sizes
 from specjax.jobs import compiling
 from specjax.lab.bench import depths
@@ -242,7 +243,11 @@ def test_a_report_on_what_is_here() -> None:
 
 
 def test_the_compiler_is_told_by_platform() -> None:
-    assert compiler_options("cpu") == {} and compiler_options("tpu")
+    """On GPUs, not to split products: with an option that it knows, or none."""
+    assert compiler_options(Platform("cpu")) == {} and compiler_options(Platform("tpu"))
+    (option,) = compiler_options(Platform("gpu"))
+    assert is_known(option) and not is_known(f"{option}s")
+    assert compiler_options(Platform("gpu", split_k="xla")) == {}
     double = Program(lambda x: 2 * x)
     assert int(double(jnp.int32(4))) == 8
     assert double._cache_size() == 1 and "multiply" in double.lower(jnp.int32(1)).as_text()

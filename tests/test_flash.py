@@ -64,15 +64,19 @@ def test_one_setting_goes_back_to_what_xla_makes(monkeypatch: pytest.MonkeyPatch
 def test_every_script_has_that_setting(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a flag, or as a field of what is compiled; wrong ones end in one line."""
+    """And that of split products: as a flag, or as a field of what is compiled."""
     monkeypatch.setenv("SPECJAX_KERNELS", "attention")
-    line = ("generate", "--kernels=xla", "--prompt=x", "--prompt_file=y")
+    monkeypatch.setenv("SPECJAX_SPLIT_K", "off")
+    line = ("generate", "--kernels=xla", "--split_k=xla", "--prompt=x", "--prompt_file=y")
     assert invoke(script("generate"), capsys, *line)[0] == 2  # two prompts
-    assert os.environ["SPECJAX_KERNELS"] == "xla"
-    assert "kernels" not in flags_of("compile")
+    assert os.environ["SPECJAX_KERNELS"] == os.environ["SPECJAX_SPLIT_K"] == "xla"
+    assert not {"kernels", "split_k"} & flags_of("compile")
     wrong = ("compile", "--topology=local", "--config.kernels=ours")
     status, _, told = invoke(script("compile"), capsys, *wrong)
     assert status == 2 and "--config.kernels='ours': must be attention or xla." in told
+    wrong = ("compile", "--topology=local", "--config.split_k=2")
+    status, _, told = invoke(script("compile"), capsys, *wrong)
+    assert status == 2 and "split_k" in told
 
 
 def test_what_it_does_not_take_is_left_to_xla() -> None:
@@ -139,7 +143,7 @@ def test_pallas_comes_with_the_kernel_alone() -> None:
     files = {path.stem: path.read_text() for path in ROOT.rglob("*.py")}
     brings = re.compile(r"^(?:from|import) .*\bpallas\b", re.MULTILINE)
     kernels = {name for name, text in files.items() if brings.search(text)}
-    assert kernels == {"flash", "put"}
+    assert kernels == {"flash", "heads_kernel", "norm_kernel", "put"}
     for name, text in files.items():
         found = re.findall(r"^from specjax\.core\.ops\.(\w+) import", text, re.MULTILINE)
         assert name in kernels or not kernels & set(found), name

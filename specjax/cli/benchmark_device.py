@@ -16,8 +16,8 @@ Parts, in this order, each left out by --skip:
             share of the peak by part, memory
 
 With each program its kernels a cycle and how long compiling took; with all, versions, the clocks
-that nvidia-smi tells, --kernels and the command. Weights are drawn on the device. --shape=tiny runs
-on a CPU, in a few minutes.
+that nvidia-smi tells, --kernels, --split_k and the command. Weights are drawn on the device.
+--shape=tiny runs on a CPU, in a few minutes.
 
   python -m experiments.benchmark_device --shape=llama-3.1-8b --output=device.json
   python -m experiments.benchmark_device --shape=tiny --cycles=16 --slots=256 --skip=training

@@ -19,7 +19,7 @@ from specjax.cli.configs import plain, take_fields
 from specjax.cli.errors import one_line_errors
 from specjax.core import own
 from specjax.core.options import default_of
-from specjax.core.platform import KERNELS, Kernels
+from specjax.core.platform import KERNELS, SPLIT_K, Kernels, SplitK
 from specjax.runs.places import take_directory, take_file
 
 DEFAULTS = Path(__file__).with_name("defaults.py")
@@ -72,10 +72,12 @@ def define_import() -> None:
 
 
 def define_kernels() -> None:
-    """The flag --kernels of scripts without such an option. Repeated calls change nothing."""
+    """The flags --kernels and --split_k of scripts without such options, once."""
     if "kernels" not in flags.FLAGS:
         told = f"On GPUs: attention of our own, or XLA's kernels alone. Default: {KERNELS}."
         flags.DEFINE_enum("kernels", None, get_args(Kernels), told)
+        told = f"On GPUs: no product is split along its sum, or as XLA does it. Default: {SPLIT_K}."
+        flags.DEFINE_enum("split_k", None, get_args(SplitK), told)
 
 
 def _define(field: dataclasses.Field[Any], hint: Any) -> None:
@@ -173,9 +175,10 @@ def import_files() -> None:
 
 
 def take_kernels() -> None:
-    """Tells this process, and those that it starts, what --kernels says."""
-    if "kernels" in flags.FLAGS and flags.FLAGS.kernels is not None:
-        os.environ[KERNELS] = flags.FLAGS.kernels
+    """Tells this process, and those that it starts, what --kernels and --split_k say."""
+    for name, variable in (("kernels", KERNELS), ("split_k", SPLIT_K)):
+        if name in flags.FLAGS and (said := flags.FLAGS[name].value) is not None:
+            os.environ[variable] = str(said)
 
 
 def take_places(kind: type) -> None:

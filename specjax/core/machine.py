@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from specjax.core.platform import allowed_kernels
+from specjax.core.platform import allowed_kernels, allowed_splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +51,11 @@ def device_name() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Those of packages, and of Python, and which kernels programs may run where not the usual."""
+    """Those of packages, and of Python; `allowed_kernels` and `allowed_splits` if not the usual."""
     found = {**{name: _version(name) for name in packages}, "python": platform.python_version()}
-    kernels = allowed_kernels()
-    return found if kernels == "attention" else {**found, "kernels": kernels}
+    usual = {"kernels": "attention", "split_k": "off"}
+    said = {"kernels": allowed_kernels(), "split_k": allowed_splits()}
+    return {**found, **{name: word for name, word in said.items() if word != usual[name]}}
 
 
 def gpu_state() -> dict[str, str]:

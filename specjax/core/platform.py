@@ -20,6 +20,10 @@ import jaxlib
 # Which kernels a program for GPUs may run: "xla", what XLA makes, or attention of our own beside.
 Kernels = Literal["attention", "xla"]
 KERNELS = "SPECJAX_KERNELS"  # the environment variable that says so for a process
+# Whether XLA may split a product on a GPU along what is summed, and add up the parts in a kernel
+# behind it ("xla"), or not.
+SplitK = Literal["off", "xla"]
+SPLIT_K = "SPECJAX_SPLIT_K"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +35,16 @@ class Platform:
     # writes goes through main memory.
     cores: int = 1
     kernels: Kernels = "attention"  # on GPUs
+    split_k: SplitK = "off"  # on GPUs
 
 
 def here() -> Platform:
-    """That of JAX's default devices. Raises ValueError as `allowed_kernels` does."""
+    """That of JAX's default devices. ValueError as of `allowed_kernels` and `allowed_splits`."""
     name = jax.default_backend()
     cores = getattr(jax.devices()[0], "num_cores", 1) if name == "tpu" else 1
-    return Platform(name, cores, allowed_kernels() if name == "gpu" else "attention")
+    if name != "gpu":
+        return Platform(name, cores)
+    return Platform(name, cores, allowed_kernels(), allowed_splits())
 
 
 @functools.cache  # what was traced is not traced again
@@ -47,11 +54,21 @@ def allowed_kernels() -> Kernels:
     Raises:
       ValueError: in one line, if that names none.
     """
-    said = os.environ.get(KERNELS) or "attention"
-    for kernels in get_args(Kernels):
-        if said == kernels:
-            return kernels  # type: ignore[no-any-return]
-    raise ValueError(f"{KERNELS}={said}: must be one of {', '.join(get_args(Kernels))}.")
+    return _said(KERNELS, "attention", get_args(Kernels))  # type: ignore[return-value]
+
+
+@functools.cache
+def allowed_splits() -> SplitK:
+    """The same of split products."""
+    return _said(SPLIT_K, "off", get_args(SplitK))  # type: ignore[return-value]
+
+
+def _said(variable: str, usual: str, known: tuple[str, ...]) -> str:
+    """What a variable of the environment says, of words that are known; ValueError: another."""
+    said = os.environ.get(variable) or usual
+    if said not in known:
+        raise ValueError(f"{variable}={said}: must be one of {', '.join(known)}.")
+    return said
 
 
 def warn_of_slow_updates() -> None:

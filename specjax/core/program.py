@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,28 @@ from specjax.core.platform import Platform, here
 # this share of the bytes that were moved is used: a block of new tokens never is.
 _TPU_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": "0.6"}
 
+# A GPU's compiler decides by the shape of a product into how many it splits it, before any of them
+# is timed. One that is split, as all of a few rows but the largest are, takes another kernel to add
+# up the parts.
+_WHOLE_PRODUCTS = {"xla_gpu_experimental_force_split_k": "1"}
 
-def compiler_options(name: str) -> dict[str, str]:
-    """Options for programs with caches, by the name of the platform."""
-    return dict(_TPU_OPTIONS) if name == "tpu" else {}
+
+def compiler_options(platform: Platform) -> dict[str, str]:
+    """Options for programs with caches."""
+    if platform.name == "gpu" and platform.split_k == "off" and is_known(*_WHOLE_PRODUCTS):
+        return dict(_WHOLE_PRODUCTS)
+    return dict(_TPU_OPTIONS) if platform.name == "tpu" else {}
+
+
+@functools.cache
+def is_known(option: str) -> bool:
+    """Whether the compiler here has an option, a whole number, that may go in another version."""
+    try:
+        nothing = jax.jit(lambda: (), compiler_options={option: "1"})
+        nothing.lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def platform_of(*args: Any) -> Platform:
@@ -37,14 +56,14 @@ class Program:
         """Takes what `jax.jit` takes."""
         self.function, self._kwargs = function, kwargs
         self._met: set[Any] = set()  # structures and shapes of arguments
-        self._jitted: dict[str, Any] = {}  # by the name of the platform
+        self._jitted: dict[Platform, Any] = {}
 
     def _on(self, platform: Platform) -> Any:
-        if platform.name not in self._jitted:
-            options = compiler_options(platform.name) or None
+        if platform not in self._jitted:
+            options = compiler_options(platform) or None
             jitted = jax.jit(self.function, compiler_options=options, **self._kwargs)
-            self._jitted[platform.name] = jitted
-        return self._jitted[platform.name]
+            self._jitted[platform] = jitted
+        return self._jitted[platform]
 
     def _for(self, args: Any, kwargs: Any) -> Any:
         return self._on(platform_of(*args, *kwargs.values()))

@@ -14,11 +14,14 @@ import attention_cases
 import jax
 import jax.numpy as jnp
 import pytest
+import state_cases
 import tiny
 
 import specjax
 from specjax import drafters
 from specjax.core.ops.attend import ATTEND, reference
+from specjax.core.ops.heads import HEADS, HeadsAtOnce
+from specjax.core.ops.norm import ADD_NORM, NormAtOnce
 from specjax.core.ops.valid_slots import ValidSlots
 from specjax.core.ops.write import WRITE_ALL, Together
 
@@ -27,6 +30,20 @@ from specjax.core.ops.write import WRITE_ALL, Together
 @pytest.mark.parametrize("case", attention_cases.CASES, ids=str)
 def test_attention(case: attention_cases.Case, dtype: Any) -> None:
     attention_cases.check(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("case", state_cases.CASES, ids=str)
+def test_heads(case: state_cases.Case, dtype: Any) -> None:
+    state_cases.check(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1, 4096), (8, 1, 64), (2, 17, 1000)], ids=str)
+@pytest.mark.parametrize("kind", state_cases.KINDS)
+def test_sums_and_norms(kind: str, shape: tuple[int, ...], dtype: Any) -> None:
+    for added in (True, False):
+        state_cases.check_norm(kind, shape, dtype, added=added)
 
 
 def whole(*given: Any) -> Any:
@@ -42,12 +59,16 @@ def kernels_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jax.clear_caches()
     monkeypatch.setitem(ATTEND.variants, "cpu", ValidSlots(whole, interpret=True))
     monkeypatch.setitem(WRITE_ALL.variants, "cpu", Together(interpret=True))
+    monkeypatch.setitem(HEADS.variants, "cpu", HeadsAtOnce(interpret=True))
+    monkeypatch.setitem(ADD_NORM.variants, "cpu", NormAtOnce(interpret=True))
     yield
     monkeypatch.undo()
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("family", ["llama", "int8 llama", "gpt_oss", "deepseek_v3", "qwen3_5"])
+@pytest.mark.parametrize(
+    "family", ["llama", "int8 llama", "gpt_oss", "deepseek_v3", "qwen3_5", "gemma3", "qwen3"]
+)
 def test_texts(family: str, kernels_here: None) -> None:
     """Whole texts on several kinds of memory: those that the model writes without any cache."""
     target = tiny.model(family.removeprefix("int8 "))

@@ -8,6 +8,7 @@ from specjax.core.ops.apart import APART, apart
 from specjax.core.ops.argmax import ARGMAX, argmax
 from specjax.core.ops.attend import ATTEND, attend
 from specjax.core.ops.experts import EXPERTS, Stack, experts, gated_silu
+from specjax.core.ops.heads import Form, Products, Rotation, heads, split_heads
 from specjax.core.ops.linear import (
     GROUPED,
     PRODUCT,
@@ -18,6 +19,7 @@ from specjax.core.ops.linear import (
     sum_over_mesh,
 )
 from specjax.core.ops.lookup import ROWS, lookup
+from specjax.core.ops.norm import Norm, add_norm, adds_at_once
 from specjax.core.ops.one_softmax import Cached
 from specjax.core.ops.op import Op
 from specjax.core.ops.per_head import PER_HEAD, per_head
@@ -40,18 +42,26 @@ OPS = {
 __all__ = [
     "OPS",
     "Cached",
+    "Form",
+    "Norm",
     "Op",
+    "Products",
+    "Rotation",
     "Stack",
     "Write",
     "activation_dtype",
+    "add_norm",
+    "adds_at_once",
     "apart",
     "argmax",
     "attend",
     "experts",
     "gated_silu",
+    "heads",
     "linear",
     "lookup",
     "per_head",
+    "split_heads",
     "sum_over_mesh",
     "waiting_for",
     "write",

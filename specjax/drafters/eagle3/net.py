@@ -36,6 +36,7 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
+from specjax.models.layers.residual import mapped, residual, value_of
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -147,15 +148,17 @@ class Eagle3Net(Placed):
           The states to feed back [B, T, D], those for the head [B, T, D], what to commit.
         """
         reading = Reading(cache.length, view)
-        embedded = self.constrain(embedded.astype(x.dtype), "batch", None, None)
+        pinned = lambda x: self.constrain(x, "batch", None, None)
+        embedded = pinned(embedded.astype(x.dtype))
+        x = residual(x, self.platform)
         block: list[Part] = []
         for i, layer in enumerate(self.layers):
             fed = None if before is None else before[i]
             x, part = layer(x, embedded, cache.layers[i], fed, reading)
-            x = self.constrain(x, "batch", None, None)
+            x = mapped(pinned, x)
             block = [*block, part]
         normed = self.norm(x)
-        fed_back = normed if self.config.norm_output else x
+        fed_back = normed if self.config.norm_output else value_of(x)
         return fed_back, normed, tuple(block)
 
     def head(self, normed: Array, vocabulary: Vocabulary | None = None) -> Array:

@@ -29,6 +29,7 @@ from specjax.models.frozen import Frozen
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
+from specjax.models.layers.residual import mapped, residual, value_of
 from specjax.models.registry import family
 
 
@@ -123,12 +124,13 @@ class MTPNet(Placed):
         own = self.heads[head]
         parts = self.heads[0] if self.shared else own
         x = parts.eh_proj(jnp.concatenate([parts.enorm(embedded), parts.hnorm(x)], axis=-1))
-        x = self.constrain(x, "batch", None, None)
+        pinned = lambda x: self.constrain(x, "batch", None, None)
+        x = residual(pinned(x), self.platform)
         fed = None if before is None else before[0]
         x, part = own.layer(x, cache.layers[head], fed, Reading(cache.length, view))
-        x = self.constrain(x, "batch", None, None)
+        x = mapped(pinned, x)
         normed = parts.norm(x)
-        return normed if self.config.recycle == "normed" else x, normed, (part,)
+        return normed if self.config.recycle == "normed" else value_of(x), normed, (part,)
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of pairs, in the type of the activations."""

@@ -10,7 +10,7 @@ from specjax.lab.records.compiled import CompileReport
 
 _SAME = ("topology", "mesh", "num_draft", "rule")
 # Of the setup: a plain cycle has no guesses, and whose kernels run is what may be compared.
-_FREE = {"num_draft", "programs", "kernels"}
+_FREE = {"num_draft", "programs", "kernels", "split_k"}
 
 
 @dataclasses.dataclass(frozen=True)

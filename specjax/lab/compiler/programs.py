@@ -41,7 +41,7 @@ def compile_all(abstract: Abstract, only: str) -> Iterator[Compiled]:
     """Compiles them one by one; ``only`` is "all", or "run" (and "init", which is quick)."""
     net, drafter, rule = abstract.target.net, abstract.drafter, abstract.rule
     mesh = abstract.target.mesh
-    options = compiler_options(platform_of(net).name)
+    options = compiler_options(platform_of(net))
 
     def build(name: str, function: Callable[..., Any], donate: int | None, *args: Any) -> Compiled:
         donated = () if donate is None else (donate,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -22,7 +23,8 @@ def plan(setup: Setup, topology: Topology, mesh: Mesh | None) -> tuple[Abstract,
     Raises:
       ValueError: if something does not fit together, or does not fit into a device's memory.
     """
-    platform = dataclasses.replace(topology.written_for, kernels=setup.kernels)  # type: ignore[arg-type]
+    said: dict[str, Any] = {"kernels": setup.kernels, "split_k": setup.split_k}
+    platform = dataclasses.replace(topology.written_for, **said)
     session = abstract(setup, mesh, platform)
     held = account.held_bytes(session.target, session.drafter, rows=setup.rows, slots=setup.slots)
     total, room = sum(held.values()), topology.hbm_bytes

@@ -55,6 +55,7 @@ class Setup:
     top_p: float = setting(1.0, "as of experiments.generate")
     rule: str = setting("", "'': the best lossless one")
     kernels: str = setting("attention", "on GPUs: attention of our own, or xla: XLA's alone")
+    split_k: str = setting("off", "on GPUs: products are whole, or xla: split as XLA likes")
     trips: int = setting(
         1, "of loops in the cycle that end when the program says so, and say no expected number"
     )

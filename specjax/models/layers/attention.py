@@ -15,6 +15,8 @@ from flax import nnx
 
 from specjax.core.cache import Block, Cache, Full, Part, Ring
 from specjax.core.cache.block import join
+from specjax.core.ops import Form, Products, heads
+from specjax.core.ops import split_heads as split_heads
 from specjax.core.types import Array
 from specjax.core.view import View
 from specjax.models.config import DecoderConfig
@@ -113,13 +115,19 @@ class Attention(Joining, Placed):
     def _project(self, x: Array, reading: Reading) -> tuple[Array, Array, Array, Array]:
         """`project`, and what follows a head's query in its rows: its gate, or nothing."""
         c = self.config
-        rotate = reading.rotation(self.rope, c.head_dim)
-        q, k, v = self.products("qkv_proj", x)
-        q, gate = jnp.split(split_heads(q, c.num_heads), [c.head_dim], axis=-1)
-        k, v = split_heads(k, c.num_kv_heads), split_heads(v, c.num_kv_heads)
-        if self.head_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q), rotate(k)
+        (q, k, v), whole, blocks = self.multiplied("qkv_proj", x)
+        products = Products(q, k, v, whole, blocks)
+        rotation = reading.rotation(self.rope, c.head_dim)
+        form = Form(
+            c.num_heads,
+            c.num_kv_heads,
+            c.head_dim,
+            norm=self.q_norm.norm if self.head_norm else None,
+            axes=(self.axis("heads"), self.axis("kv_heads") if c.kv_repeat == 1 else None),
+        )
+        weights = (self.q_norm.weight[...], self.k_norm.weight[...]) if self.head_norm else None
+        q, k, v = heads(products, rotation, weights, form, platform=self.platform)
+        gate = split_heads(products.q, c.num_heads)[..., c.head_dim :]
         if c.kv_repeat > 1:
             k, v = jnp.repeat(k, c.kv_repeat, axis=1), jnp.repeat(v, c.kv_repeat, axis=1)
         q = self.constrain(q, "batch", "heads", None, None)
@@ -147,12 +155,6 @@ class Attention(Joining, Placed):
             out = out * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
         rows, _, num_tokens, _ = out.shape
         return self.o_proj(out.swapaxes(1, 2).reshape(rows, num_tokens, -1)), (k, v)
-
-
-def split_heads(x: Array, heads: int) -> Array:
-    """[B, T, N * H] -> [B, N, T, H]."""
-    rows, num_tokens, _ = x.shape
-    return x.reshape(rows, num_tokens, heads, -1).swapaxes(1, 2)
 
 
 class MLP(Joining):

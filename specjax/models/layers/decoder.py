@@ -19,6 +19,7 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
+from specjax.models.layers.residual import mapped, residual, value_of
 from specjax.models.places import Place
 
 
@@ -177,17 +178,18 @@ class Decoder(Placed):
             view = View.chain(tokens.shape[1], 0 if before is None else num_tokens(before))
         reading = Reading(cache.length, view)
 
-        x = self.constrain(self.embed(tokens), "batch", None, None)
+        pinned = lambda x: self.constrain(x, "batch", None, None)
+        x = residual(pinned(self.embed(tokens)), self.platform)
         states = [x]
         block: list[Part] = []
         for i, layer in enumerate(self.layers):
             fed = None if before is None else before[i]
             x, part = layer(x, cache.layers[i], fed, reading)
-            x = self.constrain(x, "batch", None, None)
+            x = mapped(pinned, x)
             states, block = [*states, x], [*block, part]
         x = self.norm(x)
         raw, states[-1] = states[-1], x
-        tapped = [raw if t == UNNORMED else states[t] for t in taps]
+        tapped = [value_of(raw if t == UNNORMED else states[t]) for t in taps]
         features = jnp.concatenate(tapped, axis=-1) if taps else None
         return Pass(x, features, tuple(block))
 

@@ -8,7 +8,7 @@ or looks at matrices by the names of checkpoints, has each by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from flax import nnx
 
@@ -18,6 +18,14 @@ from specjax.core.types import Array
 from specjax.models.joint import Joint
 from specjax.models.layers.linear import Adapted, Linear
 from specjax.models.layers.placed import Placed
+
+
+class Multiplied(NamedTuple):
+    """What several matrices made of one input."""
+
+    parts: tuple[Array, ...]  # [..., out] of each
+    whole: Array | None = None  # [..., all of them], as a `Joint` of so many ``blocks`` lays them
+    blocks: int = 1
 
 
 class Joined(Placed):
@@ -39,6 +47,10 @@ class Joined(Placed):
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
         """[..., in] -> what each part makes of it, [..., out] in the type of ``x``."""
+        return self.multiplied(x).parts
+
+    def multiplied(self, x: Array) -> Multiplied:
+        """The same, and all of it in one array if it was formed so."""
         given: Any = self.weight.get_value()
         sides: list[Adapted] = []
         while isinstance(given, Adapted):
@@ -46,15 +58,15 @@ class Joined(Placed):
         bias = self.bias[...] if self.has_bias else None
         y = linear(x, given, bias, platform=self.platform)
         if not sides:
-            found: tuple[Array, ...] = self.joint.split(y.astype(x.dtype), axis=-1)
-            return found
+            y = y.astype(x.dtype)
+            return Multiplied(self.joint.split(y, axis=-1), y, self.joint.blocks)
         added = [(side.part, side.side(x, self.platform)) for side in sides]
         y = y + sum(more for part, more in added if part is None)
         parts = list(self.joint.split(y, axis=-1))
         for part, more in added:
             if part is not None:
                 parts[part] = parts[part] + more
-        return tuple(part.astype(x.dtype) for part in parts)
+        return Multiplied(tuple(part.astype(x.dtype) for part in parts))
 
     def parts(self) -> dict[str, Linear]:
         """The layers that it was made of."""
@@ -82,7 +94,11 @@ class Joining(nnx.Module):
 
     def products(self, whole: str, x: Array) -> tuple[Array, ...]:
         """What each of the parts of ``whole`` makes of ``x``."""
+        return self.multiplied(whole, x).parts
+
+    def multiplied(self, whole: str, x: Array) -> Multiplied:
+        """The same, and all of it in one array if it was formed so."""
         if self.is_joined(whole):
-            together: tuple[Array, ...] = getattr(self, whole)(x)
+            together: Multiplied = getattr(self, whole).multiplied(x)
             return together
-        return tuple(getattr(self, part)(x) for part in type(self).joints[whole])
+        return Multiplied(tuple(getattr(self, part)(x) for part in type(self).joints[whole]))

@@ -6,15 +6,20 @@ the gain is, and in where the product is rounded to the type of activations.
 
 from __future__ import annotations
 
-import jax
+from typing import Any, ClassVar
+
 import jax.numpy as jnp
 from flax import nnx
 
+from specjax.core.ops import Norm
 from specjax.core.types import Array
+from specjax.models.layers.residual import Residual
 
 
 class RMSNorm(nnx.Module):
     """``w * round(n(x))`` (Llama's kind). ``precise``: w is float32 whatever the others are."""
+
+    kind: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -36,37 +41,29 @@ class RMSNorm(nnx.Module):
         """The weights of a norm that only normalises."""
         return jnp.ones(shape, dtype)
 
-    def __call__(self, x: Array) -> Array:
-        """[..., D] -> [..., D] in the type of ``x``."""
-        normed = self.normed(x).astype(x.dtype)
-        return normed * _along(self.weight[...].astype(x.dtype), x)
+    @property
+    def norm(self) -> Norm:
+        """What it does, without its weights."""
+        return Norm(self.eps, **self.kind)
 
-    def normed(self, x: Array) -> Array:
-        """n(x), float32."""
-        full = x.astype(jnp.float32)
-        return full * jax.lax.rsqrt(jnp.mean(full * full, axis=-1, keepdims=True) + self.eps)
+    def __call__(self, x: Array | Residual) -> Array:
+        """[..., D] -> [..., D] in the type of ``x``."""
+        if isinstance(x, Residual):
+            return x.normed(self.weight[...], self.norm)
+        return self.norm(x, self.weight[...])
 
 
 class LateRoundedNorm(RMSNorm):
     """``round(w * n(x))`` (gpt-oss)."""
 
-    def __call__(self, x: Array) -> Array:
-        weight = self.weight[...].astype(jnp.float32)
-        return (self.normed(x) * _along(weight, x)).astype(x.dtype)
+    kind: ClassVar = {"early": False}
 
 
 class ZeroCentredNorm(RMSNorm):
     """``round((1 + w) * n(x))`` (Gemma, Qwen3.5): w is what the gain is above 1."""
 
+    kind: ClassVar = {"early": False, "one": True}
+
     @staticmethod
     def first(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
         return jnp.zeros(shape, dtype)
-
-    def __call__(self, x: Array) -> Array:
-        gain = 1.0 + self.weight[...].astype(jnp.float32)
-        return (self.normed(x) * _along(gain, x)).astype(x.dtype)
-
-
-def _along(weight: Array, x: Array) -> Array:
-    """[D], for every vector of ``x`` [..., D]."""
-    return jax.lax.broadcast_in_dim(weight, x.shape, (x.ndim - 1,))

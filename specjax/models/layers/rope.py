@@ -12,6 +12,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.core.ops import Rotation as Rotation
 from specjax.core.types import Array
 
 
@@ -113,26 +114,6 @@ class Rope:
         blend = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
         blend = np.clip(blend, 0.0, 1.0)
         return (1 - blend) * freqs / s.factor + blend * freqs
-
-
-@dataclasses.dataclass(frozen=True)
-class Rotation:
-    """Cosines and sines of one forward pass, shared by all its layers."""
-
-    cos: Array  # [B, 1, T, H] float32, over heads
-    sin: Array  # [B, 1, T, H] float32, its first half negated
-
-    def __call__(self, x: Array) -> Array:
-        """Rotates ``x`` [B, N, T, H], or the first H features of wider heads."""
-        size = self.cos.shape[-1]
-        if size < x.shape[-1]:
-            return jnp.concatenate([self(x[..., :size]), x[..., size:]], axis=-1)
-        full = x.astype(jnp.float32)
-        half = x.shape[-1] // 2
-        swapped = jnp.concatenate([full[..., half:], full[..., :half]], axis=-1)
-        cos = jnp.broadcast_to(self.cos, x.shape)
-        sin = jnp.broadcast_to(self.sin, x.shape)
-        return (full * cos + swapped * sin).astype(x.dtype)
 
 
 def rotation(rope: Rope, positions: Array, head_dim: int) -> Rotation:

@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 
 from specjax.core.options import option, whole_numbers
-from specjax.core.platform import allowed_kernels
+from specjax.core.platform import allowed_kernels, allowed_splits
 from specjax.lab.costs.programs import begins_at
 from specjax.models.shapes import SHAPES
 
@@ -84,6 +84,8 @@ class Options:
                 words.append(f"--{field.name}={told}")
         if (kernels := allowed_kernels()) != "attention":
             words.append(f"--kernels={kernels}")
+        if (splits := allowed_splits()) != "off":
+            words.append(f"--split_k={splits}")
         flags = os.environ.get("XLA_FLAGS")
         before = f"XLA_FLAGS={shlex.quote(flags)} " if flags else ""
         return before + shlex.join(words)

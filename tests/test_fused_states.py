@@ -1,0 +1,135 @@
+"""Kernels for what lies between products: interpreted here, as there is no GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import state_cases
+import tiny
+from jax.sharding import AbstractMesh, AxisType
+
+from specjax.core.ops import Form, add_norm, heads
+from specjax.core.ops.heads import HeadsAtOnce, Laid, unfit
+from specjax.core.ops.heads import reference as cut_apart
+from specjax.core.ops.norm import ADD_NORM, NormAtOnce
+from specjax.core.ops.norm import reference as added_and_normed
+from specjax.core.ops.norm import unfit as unfit_norm
+from specjax.core.platform import Platform
+from specjax.core.sharding import use_mesh
+from specjax.models.layers.residual import Residual, mapped, residual, value_of
+
+GPU, XLA, CPU = Platform("gpu"), Platform("gpu", kernels="xla"), Platform("cpu")
+
+# The rest of the matrix is in tests/long/test_kernels.py.
+FEW = {"llama": jnp.bfloat16, "gated, partly": jnp.float32, "other widths": jnp.bfloat16}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_heads_are_what_the_reference_makes(name: str) -> None:
+    case = next(case for case in state_cases.CASES if str(case).startswith(name))
+    state_cases.check(case, FEW[name])
+
+
+@pytest.mark.parametrize("kind", state_cases.KINDS)
+def test_a_sum_and_its_norm_are(kind: str) -> None:
+    state_cases.check_norm(kind, (2, 3, 80), jnp.bfloat16, added=kind != "from one")
+
+
+def test_gradients_are_those_of_the_references() -> None:
+    """Which run in the place of the kernels: no kernel has a derivative."""
+    case = dataclasses.replace(state_cases.CASES[-2], kind="late gain", tokens=2)
+    products, rotation, weights, form = state_cases.arguments(case, jnp.float32)
+    x, weight = products.q, jnp.ones(products.q.shape[-1])
+
+    def gradients(cut: Any, norm: Any) -> Any:
+        def total(given: Any) -> Any:
+            (products, weights), (x, weight) = given
+            q, k, v = cut(products, rotation, weights, form)
+            both = norm(x, 2 * x, weight, state_cases.KINDS["late gain"])
+            return sum((y**2).sum() for y in (q, k, v, *both))
+
+        return jax.grad(total)(((products, weights), (x, weight)))
+
+    products = products._replace(blocks=None)
+    wants = gradients(cut_apart, added_and_normed)
+    gots = gradients(HeadsAtOnce(), NormAtOnce())
+    for got, want in zip(jax.tree.leaves(gots), jax.tree.leaves(wants), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def traced(function: Any, *given: Any) -> str:
+    return str(jax.make_jaxpr(function)(*given))
+
+
+def test_other_platforms_have_no_kernel() -> None:
+    """Nor have programs for GPUs that are left to XLA."""
+    products, *rest = state_cases.arguments(state_cases.CASES[0], jnp.bfloat16)
+    x, weight, kind = products.q, jnp.ones(products.q.shape[-1]), state_cases.KINDS["late gain"]
+    for platform, ours in ((GPU, True), (XLA, False), (CPU, False), (Platform("tpu"), False)):
+        cut = traced(lambda p, on=platform: heads(p, *rest, platform=on), products)
+        norm = traced(lambda x, on=platform: add_norm(x, x, weight, kind, platform=on), x)
+        assert ("pallas_call" in cut, "pallas_call" in norm) == (ours, ours)
+        assert isinstance(residual(x, platform), Residual) == ours
+
+
+def test_what_they_do_not_take_is_left_to_xla() -> None:
+    """Each for a reason, in words."""
+    products, _, _, form = state_cases.arguments(state_cases.CASES[0], jnp.bfloat16)
+    half = products._replace(v=products.v.astype(jnp.float16))
+    assert unfit(products, form) is None
+    assert "one type" in (unfit(half, form) or "")
+    assert "wider" in (unfit(products, dataclasses.replace(form, width=640)) or "")
+    assert unfit_norm(products.q, products.q) is None
+    assert "one type" in (unfit_norm(products.q, half.v) or "")
+    assert "wider" in (unfit_norm(jnp.zeros((1, 1 << 15)), None) or "")
+
+
+def laid(products: Any, rotation: Any, form: Form, model: int) -> Laid | None:
+    mesh = AbstractMesh((1, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with use_mesh(mesh):
+        return Laid.of(products, rotation, form)
+
+
+def test_on_a_mesh_each_device_cuts_its_own_heads() -> None:
+    """One that does not have them whole, or not all three in its share, leaves it to XLA."""
+    products, rotation, _, form = state_cases.arguments(state_cases.CASES[0], jnp.bfloat16)
+    split = dataclasses.replace(form, axes=("heads", "kv_heads"))
+    found = laid(products._replace(blocks=2), rotation, split, 2)
+    assert found is not None and (found.form.queries, found.form.groups) == (3, 1)
+    assert laid(products, rotation, split, 2) is None  # not joined for two devices
+    assert laid(products._replace(whole=None), rotation, split, 4) is None
+    # Keys and values from whole matrices, as where they are repeated to reach the axis.
+    apart = dataclasses.replace(form, axes=("heads", None))
+    found = laid(products._replace(whole=None), rotation, apart, 2)
+    assert found is not None and (found.form.queries, found.form.groups) == (3, 2)
+    assert laid(products._replace(blocks=2), rotation, apart, 2) is None
+
+
+def test_a_stream_is_the_sum_of_what_was_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is normed or asked for first, and in parts."""
+    monkeypatch.setitem(ADD_NORM.variants, "cpu", added_and_normed)
+    x, y, z = (jnp.full((1, 2, 4), v, jnp.float32) for v in (1.0, 2.0, 4.0))
+    norm, weight = state_cases.KINDS["late gain"], jnp.ones(4)
+    for asked in (False, True):
+        stream = mapped(lambda v: 2 * v, Residual(x, CPU) + y)
+        if asked:
+            np.testing.assert_array_equal(value_of(stream), x + 2 * y)
+        np.testing.assert_array_equal(stream.normed(weight, norm), norm(x + 2 * y, weight))
+        np.testing.assert_array_equal(value_of(stream + z), x + 2 * y + z)
+        np.testing.assert_array_equal(jnp.square(stream + z), (x + 2 * y + z) ** 2)
+        assert (stream + z).shape == x.shape
+
+
+def test_one_pass_has_few_kernels_between_products() -> None:
+    """Two norms with what is added, one that cuts heads, attention: nothing else of our own."""
+    target = tiny.model()
+    net, cache = target.net.on(GPU), target.net.on(GPU).init_cache(1, 32)
+    text = traced(lambda tokens: net(tokens, cache).hidden, jnp.zeros((1, 2), jnp.int32))
+    layers = target.config.num_layers
+    names = {name: text.count(f"name={name}\n") for name in ("add_norm", "cut_heads")}
+    assert names == {"add_norm": 2 * layers + 1, "cut_heads": layers}
