@@ -21,7 +21,7 @@ from specjax.core.ops.norm import reference as added_and_normed
 from specjax.core.ops.norm import unfit as unfit_norm
 from specjax.core.platform import Platform
 from specjax.core.sharding import use_mesh
-from specjax.models.layers.residual import Residual, mapped, residual, value_of
+from specjax.models.layers.residual import Residual, given_to, mapped, states_of, takes_residual
 
 GPU, XLA, CPU = Platform("gpu"), Platform("gpu", kernels="xla"), Platform("cpu")
 
@@ -62,6 +62,21 @@ def test_gradients_are_those_of_the_references() -> None:
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+class Adding:
+    """A layer that only adds and norms."""
+
+    @takes_residual
+    def __call__(self, x: Any) -> Any:
+        return x + x
+
+
+class Squaring(Adding):
+    """One that does otherwise."""
+
+    def __call__(self, x: Any) -> Any:
+        return x**2
+
+
 def traced(function: Any, *given: Any) -> str:
     return str(jax.make_jaxpr(function)(*given))
 
@@ -71,10 +86,11 @@ def test_other_platforms_have_no_kernel() -> None:
     products, *rest = state_cases.arguments(state_cases.CASES[0], jnp.bfloat16)
     x, weight, kind = products.q, jnp.ones(products.q.shape[-1]), state_cases.KINDS["late gain"]
     for platform, ours in ((GPU, True), (XLA, False), (CPU, False), (Platform("tpu"), False)):
-        cut = traced(lambda p, on=platform: heads(p, *rest, platform=on), products)
+        cut = traced(lambda q, on=platform: heads(products._replace(q=q), *rest, platform=on), x)
         norm = traced(lambda x, on=platform: add_norm(x, x, weight, kind, platform=on), x)
         assert ("pallas_call" in cut, "pallas_call" in norm) == (ours, ours)
-        assert isinstance(residual(x, platform), Residual) == ours
+        assert isinstance(given_to(Adding(), x, platform), Residual) == ours
+        assert given_to(Squaring(), x, platform) is x
 
 
 def test_what_they_do_not_take_is_left_to_xla() -> None:
@@ -118,11 +134,11 @@ def test_a_stream_is_the_sum_of_what_was_added(monkeypatch: pytest.MonkeyPatch) 
     for asked in (False, True):
         stream = mapped(lambda v: 2 * v, Residual(x, CPU) + y)
         if asked:
-            np.testing.assert_array_equal(value_of(stream), x + 2 * y)
+            np.testing.assert_array_equal(states_of(stream), x + 2 * y)
         np.testing.assert_array_equal(stream.normed(weight, norm), norm(x + 2 * y, weight))
-        np.testing.assert_array_equal(value_of(stream + z), x + 2 * y + z)
-        np.testing.assert_array_equal(jnp.square(stream + z), (x + 2 * y + z) ** 2)
-        assert (stream + z).shape == x.shape
+        np.testing.assert_array_equal(states_of(stream + z), x + 2 * y + z)
+        assert given_to(Adding(), stream, GPU) is stream
+        np.testing.assert_array_equal(given_to(Squaring(), stream + z, GPU), x + 2 * y + z)
 
 
 def test_one_pass_has_few_kernels_between_products() -> None:

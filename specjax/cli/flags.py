@@ -177,7 +177,7 @@ def import_files() -> None:
 def take_kernels() -> None:
     """Tells this process, and those that it starts, what --kernels and --split_k say."""
     for name, variable in (("kernels", KERNELS), ("split_k", SPLIT_K)):
-        if name in flags.FLAGS and (said := flags.FLAGS[name].value) is not None:
+        if name in flags.FLAGS and (said := getattr(flags.FLAGS, name)) is not None:
             os.environ[variable] = str(said)
 
 

@@ -29,6 +29,7 @@ from specjax.models.layers.attention import MLP, Attention
 from specjax.models.layers.decoder import Decoder
 from specjax.models.layers.norm import ZeroCentredNorm
 from specjax.models.layers.reading import Reading
+from specjax.models.layers.residual import takes_residual
 from specjax.models.layers.rope import Rope
 from specjax.models.registry import register
 from specjax.models.rope_config import read_rope, write_rope_scaling
@@ -86,6 +87,7 @@ class GemmaLayer(nnx.Module):
     def init_entry(self, rows: int, slots: int, dtype: jnp.dtype) -> Entry:
         return self.self_attn.init_entry(rows, slots, dtype)
 
+    @takes_residual
     def __call__(
         self, x: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:

@@ -15,6 +15,7 @@ from specjax.models.layers.attention import MLP, Attention
 from specjax.models.layers.decoder import Decoder
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.reading import Reading
+from specjax.models.layers.residual import takes_residual
 from specjax.models.registry import register
 
 
@@ -49,6 +50,7 @@ class LlamaLayer(nnx.Module):
         entry: Entry = self.self_attn.init_entry(rows, slots, dtype)
         return entry
 
+    @takes_residual
     def __call__(
         self, x: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:

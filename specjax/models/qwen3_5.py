@@ -34,6 +34,7 @@ from specjax.models.layers.experts import (
 )
 from specjax.models.layers.norm import ZeroCentredNorm
 from specjax.models.layers.reading import Reading
+from specjax.models.layers.residual import takes_residual
 from specjax.models.places import Place
 from specjax.models.registry import register
 from specjax.models.rope_config import read_rope
@@ -83,6 +84,7 @@ class Qwen35Layer(nnx.Module):
         entry: Entry = self._mixing().init_entry(rows, slots, dtype)
         return entry
 
+    @takes_residual
     def __call__(
         self, x: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.ops.op import Op
+from specjax.core.ops.op import Op, differentiated_as
 from specjax.core.platform import Platform, here
 from specjax.core.quantised import Quantised
 from specjax.core.types import Array
@@ -35,6 +35,18 @@ def product_on_cpu(x: Array, w: Array) -> Array:
         # the weights anew in every pass: up to 1.4 times slower. In bfloat16 that is the faster.
         y = jax.lax.optimization_barrier(y)
     return y.T[:rows]
+
+
+def product_on_gpu(x: Array, w: Array) -> Array:
+    """A lone row would be multiplied in TF32, both operands converted first."""
+    if x.shape[0] > 1 or x.dtype != jnp.bfloat16 or w.dtype != jnp.bfloat16:
+        return product(x, w)
+    how: Any = {"precision": jax.lax.DotAlgorithmPreset.BF16_BF16_F32}
+    how["preferred_element_type"] = jnp.float32
+    found: Array = differentiated_as(lambda x, w: jnp.einsum("mi,oi->mo", x, w, **how), product)(
+        x, w
+    )
+    return found
 
 
 def weight_gradient(x: Array, g: Array) -> Array:
@@ -70,10 +82,10 @@ def rounded_before_the_sum(x: Array, w: Array | Quantised, platform: Platform | 
     return jnp.einsum("...i,oi->...o", x.astype(w.dtype), w, preferred_element_type=x.dtype)
 
 
-PRODUCT = Op(product, {"cpu": product_on_cpu})
+PRODUCT = Op(product, {"cpu": product_on_cpu, "gpu": product_on_gpu})
 WEIGHT_GRADIENT = Op(weight_gradient, {"cpu": weight_gradient_on_cpu})
 # Of a weight whose input dimension is split over the devices of a mesh.
-SUM_OVER_MESH = Op(whole_sum, {"tpu": rounded_before_the_sum})
+SUM_OVER_MESH = Op(whole_sum, {"gpu": rounded_before_the_sum, "tpu": rounded_before_the_sum})
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

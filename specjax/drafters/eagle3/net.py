@@ -36,7 +36,7 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
-from specjax.models.layers.residual import mapped, residual, value_of
+from specjax.models.layers.residual import given_to, mapped, states_of, takes_residual
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -78,6 +78,7 @@ class Eagle3Layer(nnx.Module):
         self.mlp = MLP(c, dtype=dtype, rngs=rngs)
         self.first, self.norm_before_residual = first, config.norm_before_residual
 
+    @takes_residual
     def __call__(
         self, x: Array, embedded: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:
@@ -150,15 +151,15 @@ class Eagle3Net(Placed):
         reading = Reading(cache.length, view)
         pinned = lambda x: self.constrain(x, "batch", None, None)
         embedded = pinned(embedded.astype(x.dtype))
-        x = residual(x, self.platform)
         block: list[Part] = []
         for i, layer in enumerate(self.layers):
             fed = None if before is None else before[i]
+            x = given_to(layer, x, self.platform)
             x, part = layer(x, embedded, cache.layers[i], fed, reading)
             x = mapped(pinned, x)
             block = [*block, part]
         normed = self.norm(x)
-        fed_back = normed if self.config.norm_output else value_of(x)
+        fed_back = normed if self.config.norm_output else states_of(x)
         return fed_back, normed, tuple(block)
 
     def head(self, normed: Array, vocabulary: Vocabulary | None = None) -> Array:

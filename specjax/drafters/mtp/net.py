@@ -29,7 +29,7 @@ from specjax.models.frozen import Frozen
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
-from specjax.models.layers.residual import mapped, residual, value_of
+from specjax.models.layers.residual import given_to, mapped, states_of
 from specjax.models.registry import family
 
 
@@ -125,12 +125,12 @@ class MTPNet(Placed):
         parts = self.heads[0] if self.shared else own
         x = parts.eh_proj(jnp.concatenate([parts.enorm(embedded), parts.hnorm(x)], axis=-1))
         pinned = lambda x: self.constrain(x, "batch", None, None)
-        x = residual(pinned(x), self.platform)
+        x = given_to(own.layer, pinned(x), self.platform)
         fed = None if before is None else before[0]
         x, part = own.layer(x, cache.layers[head], fed, Reading(cache.length, view))
         x = mapped(pinned, x)
         normed = parts.norm(x)
-        return normed if self.config.recycle == "normed" else value_of(x), normed, (part,)
+        return normed if self.config.recycle == "normed" else states_of(x), normed, (part,)
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of pairs, in the type of the activations."""

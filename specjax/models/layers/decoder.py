@@ -19,7 +19,7 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
-from specjax.models.layers.residual import mapped, residual, value_of
+from specjax.models.layers.residual import given_to, mapped, states_of
 from specjax.models.places import Place
 
 
@@ -179,17 +179,18 @@ class Decoder(Placed):
         reading = Reading(cache.length, view)
 
         pinned = lambda x: self.constrain(x, "batch", None, None)
-        x = residual(pinned(self.embed(tokens)), self.platform)
+        x = pinned(self.embed(tokens))
         states = [x]
         block: list[Part] = []
         for i, layer in enumerate(self.layers):
             fed = None if before is None else before[i]
+            x = given_to(layer, x, self.platform)
             x, part = layer(x, cache.layers[i], fed, reading)
             x = mapped(pinned, x)
             states, block = [*states, x], [*block, part]
         x = self.norm(x)
         raw, states[-1] = states[-1], x
-        tapped = [value_of(raw if t == UNNORMED else states[t]) for t in taps]
+        tapped = [states_of(raw if t == UNNORMED else states[t]) for t in taps]
         features = jnp.concatenate(tapped, axis=-1) if taps else None
         return Pass(x, features, tuple(block))
 

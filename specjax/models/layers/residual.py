@@ -1,8 +1,8 @@
 """The stream of states that the layers of a decoder add to.
 
 On GPUs a sum and the norm that follows are one kernel of our own (`ops.add_norm`), across the
-border of two layers as well. Layers are written as if there were none: ``x + y`` is not formed
-until it is normed, or asked for.
+border of two layers as well. Layers are written as if there were none: ``x + y`` is formed when it
+is normed, or asked for.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Residual:
         self._x, self._more, self.platform = x, more, platform
 
     @property
-    def value(self) -> Array:
+    def states(self) -> Array:
         """The sum [B, T, D]."""
         if self._more is not None:
             self._x, self._more = self._x + self._more, None
         return self._x
 
     def __add__(self, more: Array) -> Residual:
-        return Residual(self.value, self.platform, more)
+        return Residual(self.states, self.platform, more)
 
     def normed(self, weight: Array, norm: Norm) -> Array:
         """What ``norm`` makes of the sum; from now on that is known, too."""
@@ -43,26 +43,29 @@ class Residual:
             return Residual(function(self._x), self.platform)
         return Residual(self._x, self.platform, function(self._more))
 
-    def __jax_array__(self) -> Array:
-        return self.value
 
-    def __getattr__(self, name: str) -> Any:
-        """What arrays have: a family of one's own may do with ``x`` what it likes."""
-        return getattr(self.value, name)
+def takes_residual(call: Any) -> Any:
+    """Marks the ``__call__`` of a layer that does nothing with its states but norm and add.
+
+    All others, those of subclasses that have their own among them, are given arrays.
+    """
+    call.takes_residual = True
+    return call
 
 
-def residual(x: Array, platform: Platform | None) -> Any:
-    """The stream that begins with ``x`` [B, T, D]: where sums are formed at once, ``x`` itself."""
-    return Residual(x, platform) if adds_at_once(platform) else x
+def given_to(layer: Any, x: Any, platform: Platform | None) -> Any:
+    """The states ``x`` [B, T, D] as ``layer`` takes them, on a platform."""
+    if not getattr(type(layer).__call__, "takes_residual", False):
+        return states_of(x)
+    at_once = adds_at_once(platform) and not isinstance(x, Residual)
+    return Residual(x, platform) if at_once else x
 
 
 def mapped(function: Callable[[Array], Array], x: Any) -> Any:
-    """A stream with ``function``, that of a sum the sum of its results, of what was added last."""
-    if not isinstance(x, Residual):
-        return function(x)
-    return x.mapped(function)
+    """``function`` of states; of a sum, where it is that of the parts, of what was added last."""
+    return x.mapped(function) if isinstance(x, Residual) else function(x)
 
 
-def value_of(x: Any) -> Array:
-    """The states of a stream."""
-    return x.value if isinstance(x, Residual) else x
+def states_of(x: Any) -> Array:
+    """The states, as an array."""
+    return x.states if isinstance(x, Residual) else x
