@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.ops import activation_dtype
+from specjax.core.program import Program
 from specjax.core.types import Array
 from specjax.models import Frozen
 
@@ -36,7 +37,7 @@ def products_seconds(net: Frozen, *, steps: int, repeats: int = 3) -> float:
 
     dtype = activation_dtype(net.module.norm.weight[...].dtype)
     x = jax.random.normal(jax.random.key(1), (1, 1, net.config.hidden_size), dtype)
-    return _loop_seconds(jax.jit(run), net, x, steps=steps, repeats=repeats)
+    return _loop_seconds(Program(run), net, x, steps=steps, repeats=repeats)
 
 
 def pass_seconds(net: Frozen, *, slots: int, length: int, steps: int, repeats: int = 3) -> float:
@@ -50,7 +51,7 @@ def pass_seconds(net: Frozen, *, slots: int, length: int, steps: int, repeats: i
 
         return jax.lax.fori_loop(0, steps, body, jnp.ones((1, 1), jnp.int32))
 
-    return _loop_seconds(jax.jit(run), net, cache, steps=steps, repeats=repeats)
+    return _loop_seconds(Program(run), net, cache, steps=steps, repeats=repeats)
 
 
 def _loop_seconds(program: Any, net: Any, x: Any, *, steps: int, repeats: int) -> float:

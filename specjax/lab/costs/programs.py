@@ -26,6 +26,7 @@ from specjax import decode
 from specjax.checkpoint.load import Model
 from specjax.core import hosts, trees
 from specjax.core.cache import Cache
+from specjax.core.program import Program
 from specjax.core.record import put
 from specjax.core.sharding import use_mesh
 from specjax.core.types import Array, Kept, Parents, Proposal, pytree, static
@@ -382,5 +383,5 @@ def _cache(net: Any, *, rows: int, slots: int) -> Any:
 
 
 _init_cache = jax.jit(_cache, static_argnames=("rows", "slots"))
-_draft_program = jax.jit(draft_loop, donate_argnames=("tokens", "draft"))
+_draft_program = Program(draft_loop, donate_argnames=("tokens", "draft"))
 _init_draft = jax.jit(_init, static_argnames=("rows", "slots"))
