@@ -50,7 +50,7 @@ What there is besides; `help(specjax.extend.NAME)` says more of each:
     families        Decoder DecoderConfig Pass Layer Embed Vocabulary Llama LlamaLayer Qwen3
                     Qwen3Layer read_decoder_config read_windows dense_like
     layers          Attention MLP Linear RMSNorm Rope Rotation rotation attend linear lookup
-                    argmax looking_back split_heads activation_dtype Placed
+                    argmax looking_back split_heads activation_dtype Placed takes_residual
     caches          Cache Block blocks Entry Full Ring Latent Recurrent empty causal
     arrays          Array pytree static one_line constrain Platform nnx Frozen
     names           register_drafter register_rule register_family register_objective
@@ -99,6 +99,7 @@ from specjax.models.layers.decoder import Decoder, Embed, Layer, Pass
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
+from specjax.models.layers.residual import takes_residual
 from specjax.models.layers.rope import Rope, Rotation, rotation
 from specjax.models.llama import Llama, LlamaLayer
 from specjax.models.qwen3 import Qwen3, Qwen3Layer

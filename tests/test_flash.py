@@ -17,9 +17,10 @@ from scripts import flags_of, invoke, script
 
 import specjax
 from specjax.core import trips
+from specjax.core.cache.block import put
 from specjax.core.ops import Cached, attend
 from specjax.core.ops.valid_slots import unfit
-from specjax.core.ops.write import Together, Write, one_by_one
+from specjax.core.ops.write import WRITE_ALL, Together, Write, one_by_one
 from specjax.core.platform import Platform, allowed_kernels
 
 ROOT = Path(specjax.__file__).parent
@@ -136,6 +137,24 @@ def test_many_caches_are_written_at_once() -> None:
     for got, want in zip(found, one_by_one(writes, Platform("cpu")), strict=True):
         assert got.dtype == want.dtype
         np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+
+
+def test_a_draft_step_is_put_into_its_block_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys and values of all layers; what is no array of heads goes by itself."""
+    rng = np.random.default_rng(0)
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    parts = [tuple(drawn(2, heads, n, 16) for n in (6, 1)) for heads in (2, 1, 3, 3)]
+    old, new = ((tuple(p[i] for p in parts[:2]), tuple(p[i] for p in parts[2:])) for i in (0, 1))
+    want = put(old, new, jnp.int32(4))
+    monkeypatch.setitem(WRITE_ALL.variants, "cpu", Together(interpret=True))
+    got = jax.jit(put)(old, new, jnp.int32(4))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    flat = (((old[0][0][:, 0]),),), (((new[0][0][:, 0]),),)
+    for platform, kernels in ((GPU, 1), (XLA, 0), (Platform("cpu"), 1)):
+        count = lambda *blocks, on=platform: str(
+            jax.make_jaxpr(lambda *x: put(*x, jnp.int32(4), on))(*blocks)
+        ).count("pallas_call")
+        assert (count(old, new), count(*flat)) == (kernels, 0)
 
 
 def test_pallas_comes_with_the_kernel_alone() -> None:

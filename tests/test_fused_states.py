@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import state_cases
 import tiny
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
-from specjax.core.ops import Form, add_norm, heads
+from specjax.core.ops import Form, Norm, Products, Rotation, add_norm, heads
 from specjax.core.ops.heads import HeadsAtOnce, Laid, unfit
 from specjax.core.ops.heads import reference as cut_apart
 from specjax.core.ops.norm import ADD_NORM, NormAtOnce
@@ -21,6 +22,7 @@ from specjax.core.ops.norm import reference as added_and_normed
 from specjax.core.ops.norm import unfit as unfit_norm
 from specjax.core.platform import Platform
 from specjax.core.sharding import use_mesh
+from specjax.models.layers.norm import RMSNorm, of_heads
 from specjax.models.layers.residual import Residual, given_to, mapped, states_of, takes_residual
 
 GPU, XLA, CPU = Platform("gpu"), Platform("gpu", kernels="xla"), Platform("cpu")
@@ -70,6 +72,13 @@ class Adding:
         return x + x
 
 
+class Squares(RMSNorm):
+    """A norm that does otherwise."""
+
+    def __call__(self, x: Any) -> Any:
+        return jnp.square(x)
+
+
 class Squaring(Adding):
     """One that does otherwise."""
 
@@ -91,6 +100,8 @@ def test_other_platforms_have_no_kernel() -> None:
         assert ("pallas_call" in cut, "pallas_call" in norm) == (ours, ours)
         assert isinstance(given_to(Adding(), x, platform), Residual) == ours
         assert given_to(Squaring(), x, platform) is x
+    own = Squares(4, eps=1e-6, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(own(Residual(jnp.full(4, 3.0), GPU)), jnp.full(4, 9.0))
 
 
 def test_what_they_do_not_take_is_left_to_xla() -> None:
@@ -100,9 +111,28 @@ def test_what_they_do_not_take_is_left_to_xla() -> None:
     assert unfit(products, form) is None
     assert "one type" in (unfit(half, form) or "")
     assert "wider" in (unfit(products, dataclasses.replace(form, width=640)) or "")
+    of_another = dataclasses.replace(form, norm=lambda x, layer: layer(x))
+    assert "another kind" in (unfit(products, of_another) or "")
     assert unfit_norm(products.q, products.q) is None
     assert "one type" in (unfit_norm(products.q, half.v) or "")
     assert "wider" in (unfit_norm(jnp.zeros((1, 1 << 15)), None) or "")
+
+
+def test_a_norm_of_ones_own_is_asked() -> None:
+    """Of heads as of states, on every platform; and two of one kind that differ are each asked."""
+    made = lambda kind, eps: kind(4, eps=eps, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
+    products = Products(jnp.full((1, 1, 4), 3.0), jnp.full((1, 1, 4), 2.0), jnp.ones((1, 1, 4)))
+    rotation = Rotation(jnp.ones((1, 1, 1, 4)), jnp.zeros((1, 1, 1, 4)))
+    for layers, known in (
+        ((made(Squares, 1e-6), made(Squares, 1e-6)), False),
+        ((made(RMSNorm, 1e-6), made(RMSNorm, 1e-1)), False),
+        ((made(RMSNorm, 1e-6), made(RMSNorm, 1e-6)), True),
+    ):
+        norm, weights = of_heads(*layers)
+        assert isinstance(norm, Norm) == known
+        found = heads(products, rotation, weights, Form(1, 1, 4, norm=norm), platform=CPU)
+        for got, layer, x in zip(found, layers, products):
+            np.testing.assert_array_equal(got[:, 0], layer(x))
 
 
 def laid(products: Any, rotation: Any, form: Form, model: int) -> Laid | None:

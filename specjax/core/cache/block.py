@@ -6,11 +6,13 @@ Joining, widening and taking a path are therefore written once, for all kinds of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
+from specjax.core.ops import Write, write_all, writes_at_once
+from specjax.core.platform import Platform
 from specjax.core.types import Array
 
 Part = tuple[Array, ...]  # of one layer: arrays [B, .., T, .]
@@ -39,14 +41,18 @@ def widen(block: Block, size: int) -> Block:
     return found
 
 
-def put(block: Block, new: Block, place: Array) -> Block:
+def put(block: Block, new: Block, place: Array, platform: Platform | None = None) -> Block:
     """Writes the tokens of ``new`` from ``place`` [] on."""
-
-    def one(old: Array, x: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, x, place, axis=old.ndim - 2)
-
-    found: Block = jax.tree.map(one, block, new)
-    return found
+    (olds, structure), more = jax.tree.flatten(block), jax.tree.leaves(new)
+    by_heads = all(x.ndim == 4 for x in olds) and jax.sharding.get_abstract_mesh().empty
+    if by_heads and writes_at_once(platform):
+        start = jnp.broadcast_to(place, olds[0].shape[:1])
+        writes = [Write(old, x, start) for old, x in zip(olds, more, strict=True)]
+        found = write_all(writes, platform=platform)
+    else:
+        one = jax.lax.dynamic_update_slice_in_dim
+        found = [one(old, x, place, old.ndim - 2) for old, x in zip(olds, more, strict=True)]
+    return cast(Block, jax.tree.unflatten(structure, found))
 
 
 def drop_first(block: Block, drop: Array) -> Block:

@@ -23,7 +23,15 @@ from specjax.core.ops.norm import Norm, add_norm, adds_at_once
 from specjax.core.ops.one_softmax import Cached
 from specjax.core.ops.op import Op
 from specjax.core.ops.per_head import PER_HEAD, per_head
-from specjax.core.ops.write import WRITE, Write, waiting_for, write, write_all, write_at
+from specjax.core.ops.write import (
+    WRITE,
+    Write,
+    waiting_for,
+    write,
+    write_all,
+    write_at,
+    writes_at_once,
+)
 
 OPS = {
     "product": PRODUCT,
@@ -67,4 +75,5 @@ __all__ = [
     "write",
     "write_all",
     "write_at",
+    "writes_at_once",
 ]

@@ -19,7 +19,7 @@ from specjax.core.types import Array
 _WIDEST = 512  # of a head
 
 Heads = tuple[Array, Array, Array]
-Weights = tuple[Array, Array] | None
+Weights = tuple[Any, Any] | None
 
 
 class Products(NamedTuple):
@@ -68,7 +68,8 @@ class Form:
     queries: int  # N
     groups: int  # G
     width: int  # H
-    norm: Norm | None = None  # of each head of queries and keys
+    # Of each head of queries and keys: what it makes of it and of weights; None: there is none.
+    norm: Callable[[Array, Any], Array] | None = None
     # The logical axes of the heads of queries, and of keys and values.
     axes: tuple[str | None, str | None] = (None, None)
 
@@ -172,6 +173,8 @@ def unfit(products: Products, form: Form) -> str | None:
     dtypes = {x.dtype for x in products[:3]}
     if len(dtypes) > 1 or not dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}:
         return "products are not of one type, float32 or bfloat16"
+    if form.norm is not None and not isinstance(form.norm, Norm):
+        return "heads have a norm of another kind"
     if form.width > _WIDEST:
         return f"a head is wider than {_WIDEST}"
     return None
@@ -191,7 +194,8 @@ def heads(
 ) -> Heads:
     """Queries [B, N, T, H], and keys and values [B, G, T, H], in the type of the products.
 
-    ``weights`` [H] are those of the norms of each head of queries and keys, if ``form`` has one.
+    ``weights`` are those of the norms of each head of queries and keys, if ``form`` has one: [H],
+    or what else such a norm takes.
     """
     found: Heads = HEADS.on(platform)(products, rotation, weights, form)
     return found

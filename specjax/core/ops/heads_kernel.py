@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton
 
 from specjax.core.ops.flash import power
 from specjax.core.ops.heads import Form, Heads, Rotation
+from specjax.core.ops.norm import Norm
 from specjax.core.types import Array
 
 _TOKENS = 16  # of a program, at most
@@ -107,7 +108,7 @@ class Source:
         x, swapped = self.read(column), self.read(other)
         if weight is not None:
             norm, inside = self.form.norm, column < self.form.width
-            assert norm is not None
+            assert isinstance(norm, Norm)
             full = x.astype(jnp.float32)
             mean = (full * full).sum(1, keepdims=True) / self.form.width
             scale = jax.lax.rsqrt(mean + norm.eps)

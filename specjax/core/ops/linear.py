@@ -38,14 +38,16 @@ def product_on_cpu(x: Array, w: Array) -> Array:
 
 
 def product_on_gpu(x: Array, w: Array) -> Array:
-    """A lone row would be multiplied in TF32, both operands converted first."""
+    """XLA would multiply a lone row in TF32, and convert both operands first."""
     if x.shape[0] > 1 or x.dtype != jnp.bfloat16 or w.dtype != jnp.bfloat16:
         return product(x, w)
-    how: Any = {"precision": jax.lax.DotAlgorithmPreset.BF16_BF16_F32}
-    how["preferred_element_type"] = jnp.float32
-    found: Array = differentiated_as(lambda x, w: jnp.einsum("mi,oi->mo", x, w, **how), product)(
-        x, w
-    )
+    found: Array = differentiated_as(_in_bfloat16, product)(x, w)
+    return found
+
+
+def _in_bfloat16(x: Array, w: Array) -> Array:
+    how: dict[str, Any] = {"precision": jax.lax.DotAlgorithmPreset.BF16_BF16_F32}
+    found: Array = jnp.einsum("mi,oi->mo", x, w, preferred_element_type=jnp.float32, **how)
     return found
 
 

@@ -119,6 +119,11 @@ def write_all(writes: Sequence[Write], *, platform: Platform | None = None) -> l
     return written
 
 
+def writes_at_once(platform: Platform | None) -> bool:
+    """Whether `write_all` takes less than a write each."""
+    return WRITE_ALL.on(platform) is not one_by_one
+
+
 def waiting_for(start: Array, read: Array) -> Array:
     """``start`` [B], made to depend on ``read`` [B], which is never negative.
 

@@ -172,7 +172,7 @@ class EarlyExitDrafter:
             seen = jnp.append(place < i, True)[None, None, :]
             out = net(guess[:, None], cache, view=View(depth, seen), before=block)
             guess, law = guess_behind(out.hidden[:, 0], i, counts)
-            return (guess, put(block, out.block, i), counts), (guess, law)
+            return (guess, put(block, out.block, i, net.platform), counts), (guess, law)
 
         out = net(context.pending, cache)
         first = guess_behind(out.hidden[:, 0], jnp.int32(0), context.counts)

@@ -201,7 +201,7 @@ class LMDrafter:
                 jnp.pad(seen, ((0, 0), (0, 0), (0, 1)), constant_values=True),
             )
             out = self.net(guess[:, None], cache, view=view, before=block)
-            return self._logits(out.hidden[:, 0]), put(block, out.block, i + 1)
+            return self._logits(out.hidden[:, 0]), put(block, out.block, i + 1, self.net.platform)
 
         logits, block = self._logits(out.hidden[:, -1]), widen(out.block, width)
         if self.min_confidence is not None:

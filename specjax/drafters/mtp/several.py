@@ -213,7 +213,7 @@ class MTPHeadsDrafter:
             view = View(jnp.concatenate([depth, here], axis=1), committed | drafted[None, None, :])
             fed, normed, new = self._read(fed, guess[:, None], state.cache, view, head, block)
             guess, law = self._draw(normed, none, i, counts, context)
-            block = put(block, new, width + i - n)
+            block = put(block, new, width + i - n, self.net.platform)
             return (guess, fed, block, count_guess(counts, guess)), (guess, law)
 
         carry = (guess, fed, widen(block, size - 1), counts)

@@ -22,7 +22,7 @@ from specjax.core.view import View
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.joined import Joining
 from specjax.models.layers.linear import Linear
-from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.norm import RMSNorm, of_heads
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
 from specjax.models.layers.rope import Rope
@@ -118,14 +118,14 @@ class Attention(Joining, Placed):
         (q, k, v), whole, blocks = self.multiplied("qkv_proj", x)
         products = Products(q, k, v, whole, blocks)
         rotation = reading.rotation(self.rope, c.head_dim)
+        norm, weights = of_heads(self.q_norm, self.k_norm) if self.head_norm else (None, None)
         form = Form(
             c.num_heads,
             c.num_kv_heads,
             c.head_dim,
-            norm=self.q_norm.norm if self.head_norm else None,
+            norm=norm,
             axes=(self.axis("heads"), self.axis("kv_heads") if c.kv_repeat == 1 else None),
         )
-        weights = (self.q_norm.weight[...], self.k_norm.weight[...]) if self.head_norm else None
         q, k, v = heads(products, rotation, weights, form, platform=self.platform)
         gate = split_heads(products.q, c.num_heads)[..., c.head_dim :]
         if c.kv_repeat > 1:

@@ -47,26 +47,27 @@ class Joined(Placed):
 
     def __call__(self, x: Array) -> tuple[Array, ...]:
         """[..., in] -> what each part makes of it, [..., out] in the type of ``x``."""
-        return self.multiplied(x).parts
-
-    def multiplied(self, x: Array) -> Multiplied:
-        """The same, and all of it in one array if it was formed so."""
         given: Any = self.weight.get_value()
+        if not isinstance(given, Adapted):
+            return self.joint.split(self.whole(x), axis=-1)
         sides: list[Adapted] = []
         while isinstance(given, Adapted):
             sides, given = [*sides, given], given.weight
         bias = self.bias[...] if self.has_bias else None
         y = linear(x, given, bias, platform=self.platform)
-        if not sides:
-            y = y.astype(x.dtype)
-            return Multiplied(self.joint.split(y, axis=-1), y, self.joint.blocks)
         added = [(side.part, side.side(x, self.platform)) for side in sides]
         y = y + sum(more for part, more in added if part is None)
         parts = list(self.joint.split(y, axis=-1))
         for part, more in added:
             if part is not None:
                 parts[part] = parts[part] + more
-        return Multiplied(tuple(part.astype(x.dtype) for part in parts))
+        return tuple(part.astype(x.dtype) for part in parts)
+
+    def whole(self, x: Array) -> Array:
+        """[..., in] -> what all parts make of it, as their rows lie, in the type of ``x``."""
+        bias = self.bias[...] if self.has_bias else None
+        y = linear(x, self.weight.get_value(), bias, platform=self.platform)
+        return y.astype(x.dtype)
 
     def parts(self) -> dict[str, Linear]:
         """The layers that it was made of."""
@@ -92,13 +93,17 @@ class Joining(nnx.Module):
     def is_joined(self, whole: str) -> bool:
         return hasattr(self, whole)
 
+    def multiplied(self, whole: str, x: Array) -> Multiplied:
+        """What each of the parts of ``whole`` makes of ``x``, and all of it if it is one array."""
+        layer: Joined | None = getattr(self, whole, None)
+        if layer is None or isinstance(layer.weight.get_value(), Adapted):
+            return Multiplied(self.products(whole, x))
+        y = layer.whole(x)
+        return Multiplied(layer.joint.split(y, axis=-1), y, layer.joint.blocks)
+
     def products(self, whole: str, x: Array) -> tuple[Array, ...]:
         """What each of the parts of ``whole`` makes of ``x``."""
-        return self.multiplied(whole, x).parts
-
-    def multiplied(self, whole: str, x: Array) -> Multiplied:
-        """The same, and all of it in one array if it was formed so."""
         if self.is_joined(whole):
-            together: Multiplied = getattr(self, whole).multiplied(x)
+            together: tuple[Array, ...] = getattr(self, whole)(x)
             return together
-        return Multiplied(tuple(getattr(self, part)(x) for part in type(self).joints[whole]))
+        return tuple(getattr(self, part)(x) for part in type(self).joints[whole])

@@ -6,6 +6,8 @@ the gain is, and in where the product is rounded to the type of activations.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from flax import nnx
 
 from specjax.core.ops import Norm
 from specjax.core.types import Array
-from specjax.models.layers.residual import Residual
+from specjax.models.layers.residual import Residual, states_of
 
 
 class RMSNorm(nnx.Module):
@@ -35,6 +37,12 @@ class RMSNorm(nnx.Module):
         marks = {"precise": True} if precise else {}
         self.weight = nnx.Param(first, axes=(None,), **marks)
         self.eps = eps
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """A kind that does otherwise is given arrays, wherever it stands."""
+        super().__init_subclass__(**kwargs)
+        if own := cls.__dict__.get("__call__"):
+            cls.__call__ = functools.wraps(own)(lambda self, x: own(self, states_of(x)))  # type: ignore[method-assign]
 
     @staticmethod
     def first(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
@@ -67,3 +75,15 @@ class ZeroCentredNorm(RMSNorm):
     @staticmethod
     def first(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
         return jnp.zeros(shape, dtype)
+
+
+def of_heads(*layers: RMSNorm) -> tuple[Callable[[Array, Any], Array], tuple[Any, Any]]:
+    """What norms of queries and of keys do, and what each takes beside them: its weights.
+
+    If they are of no kind that is here, they take themselves.
+    """
+    first, second = layers
+    known = all(type(layer).__call__ is RMSNorm.__call__ for layer in layers)
+    if known and first.norm == second.norm:
+        return first.norm, (first.weight[...], second.weight[...])
+    return (lambda x, layer: layer(x)), (first, second)
