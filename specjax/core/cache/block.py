@@ -44,8 +44,8 @@ def widen(block: Block, size: int) -> Block:
 def put(block: Block, new: Block, place: Array, platform: Platform | None = None) -> Block:
     """Writes the tokens of ``new`` from ``place`` [] on."""
     (olds, structure), more = jax.tree.flatten(block), jax.tree.leaves(new)
-    by_heads = all(x.ndim == 4 for x in olds) and jax.sharding.get_abstract_mesh().empty
-    if by_heads and writes_at_once(platform):
+    alone = jax.sharding.get_abstract_mesh().size <= 1  # else heads may be split
+    if alone and all(x.ndim == 4 for x in olds) and writes_at_once(platform):
         start = jnp.broadcast_to(place, olds[0].shape[:1])
         writes = [Write(old, x, start) for old, x in zip(olds, more, strict=True)]
         found = write_all(writes, platform=platform)
