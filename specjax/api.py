@@ -20,7 +20,6 @@ from specjax.session.limits import check_memory
 from specjax.session.memory import Memory, open_session
 from specjax.session.refill import check_rows
 from specjax.session.requests import check_requests
-from specjax.session.slots import CHUNKS
 from specjax.stopping import StopStrings, held_back
 from specjax.trace.trace import Cycle, Trace
 from specjax.verify.base import Rule
@@ -83,7 +82,7 @@ def generate(
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     host_loop: bool = False,
-    chunk: int = CHUNKS[-1],
+    chunk: int | None = None,
     details: bool = False,
     memory: Memory | None = None,
     batch_size: int | None = None,
@@ -108,7 +107,8 @@ def generate(
         token's text means that token.
       stop_token_ids: instead of the checkpoint's own; one list, or one a prompt.
       host_loop: one device call a cycle, to measure what the loop on the device is worth.
-      chunk: the most prompt tokens that one prefill pass feeds.
+      chunk: the most tokens of a prompt that one prefill pass feeds. None: 256; without
+        ``batch_size``, up to 2048 (GPUs) and 1024 (TPUs) of all prompts together.
       details: whether the trace notes probabilities (`trace.trace.Detail`): a softmax a cycle.
       memory: what earlier calls left, so that what they fed is not fed again; see `Memory`.
       batch_size: how many prompts are decoded together; where a text ends, the next prompt moves
@@ -210,7 +210,7 @@ def stream(
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     cycles_per_call: int = 4,
-    chunk: int = CHUNKS[-1],
+    chunk: int | None = None,
     details: bool = False,
     memory: Memory | None = None,
     template_args: Mapping[str, Any] | None = None,
@@ -241,7 +241,7 @@ def check(
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
     template_args: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    chunk: int = CHUNKS[-1],
+    chunk: int | None = None,
     batch_size: int | None = None,
     **options: Any,
 ) -> None:
@@ -252,7 +252,8 @@ def check(
     rows, _ = prepare(
         target, prompts, max_new_tokens, seed, stop, stop_token_ids, options, template_args, tools
     )
-    check_count("chunk", chunk)
+    if chunk is not None:
+        check_count("chunk", chunk)
     drafter = as_spec(drafter, target)
     bound, _ = check_requests(target, drafter, rows, rule)
     check_memory(target, bound, [len(r.prompt) + r.max_new_tokens for r in rows], batch_size)

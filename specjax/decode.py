@@ -128,10 +128,20 @@ def prefill(
     out = target(chunk, state.cache, taps=drafter.taps)
     state = dataclasses.replace(
         state,
-        cache=state.cache.commit(out.block, count),
+        cache=state.cache.commit(out.block, count, after=seen_by(out.block)),
         draft=drafter.prefill(state.draft, chunk, count, out.features),
     )
     return pin(state)
+
+
+def seen_by(block: Block) -> Array:
+    """[B] int32, never negative: made of what the last layer remembers, and so of all reads before.
+
+    Without it XLA copies each cache before it is written; a verdict, which a cycle waits for, there
+    is none.
+    """
+    last = jax.tree.leaves(block[-1])[0]
+    return jnp.isnan(last.reshape(last.shape[0], -1)[:, 0].astype(jnp.float32)).astype(jnp.int32)
 
 
 def cycle(

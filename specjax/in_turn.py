@@ -15,7 +15,6 @@ from specjax.recording import complete_row, finish_reason
 from specjax.request import prepare
 from specjax.session import Row
 from specjax.session.refill import Finished, Refill
-from specjax.session.slots import CHUNKS
 from specjax.stopping import StopStrings
 from specjax.trace.trace import Trace
 from specjax.verify.base import Rule
@@ -49,7 +48,7 @@ def generate_each(
     rule: str | Rule | None = None,
     stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
-    chunk: int = CHUNKS[-1],
+    chunk: int | None = None,
     details: bool = False,
     template_args: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,

@@ -38,7 +38,7 @@ from specjax.lab.view.cases import best_of
 from specjax.lab.view.gallery import pictures
 from specjax.lab.view.headline import headline
 from specjax.lab.view.result import read_result
-from specjax.session.slots import slots_at
+from specjax.session.slots import Passes
 from specjax.trace import trace_file
 from specjax.trace.metrics import METRICS
 from specjax.trace.trace import Cycle, Text, Trace
@@ -188,6 +188,7 @@ def test_slots_of_a_call_begin_anew() -> None:
     rows = tuple(row(size, 10.0 * i) for i, size in enumerate(sizes))
     texts = tuple(Text((1,) * size, prefilled=0.0) for size in sizes)
     trace = Trace(rows=rows, texts=texts, setup={"num_draft": 1, "batch": 1, "in_turn": True})
+    slots_at = Passes().slots_at
     large, small = slots_at(600, 602, 1), slots_at(4, 6, 1)
     assert large > small and mean_slots(trace, 1) == (large + small) // 2
 

@@ -47,6 +47,15 @@ def here() -> Platform:
     return Platform(name, cores, allowed_kernels(), allowed_splits())
 
 
+def follows_text(platform: Platform | None = None) -> bool:
+    """Whether attention there costs what texts have filled of their buffers, however large those.
+
+    None: on JAX's default devices.
+    """
+    platform = platform or here()
+    return platform.name == "gpu" and platform.kernels != "xla"
+
+
 @functools.cache  # what was traced is not traced again
 def allowed_kernels() -> Kernels:
     """Those of this process, by its environment when this is first asked.

@@ -14,7 +14,6 @@ from specjax.core.compile_cache import default_directory, use_compile_cache
 from specjax.core.options import LARGEST, again, check, option
 from specjax.prompts.files import FilePrompt
 from specjax.prompts.ids import conversation_ids, conversation_text
-from specjax.session.slots import CHUNKS
 from specjax.verify import RULES
 
 
@@ -44,7 +43,13 @@ class Law(sampling.Options):
     stop_token_ids: tuple[int, ...] | None = option(
         None, "Tokens that end a text; None: the checkpoint's own.", config=True
     )
-    chunk: int = option(CHUNKS[-1], "Most prompt tokens of one prefill pass.", config=True, least=1)
+    chunk: int | None = option(
+        None,
+        "Most tokens of a prompt in one prefill pass. None: 256; where prompts do not take turns"
+        " up to 2048 on GPUs, 1024 on TPUs.",
+        config=True,
+        least=1,
+    )
     cycles_per_call: int = option(
         4, "Where text is shown as it comes: cycles between two looks.", config=True, least=1
     )

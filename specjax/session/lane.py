@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from specjax.decode import DecodeState
 from specjax.session.layout import Layout
-from specjax.session.slots import CHUNKS, plan_chunks
+from specjax.session.slots import Passes
 
 Plan = tuple[tuple[int, int], ...]  # (start, width) of each pass
 
@@ -40,18 +40,18 @@ class Shape:
     program whatever else waits.
     """
 
-    widest: int  # pass
+    passes: Passes
     chunk: int  # tokens of a pass
     most: int  # prompts of a lane
     multiple: int  # of rows
 
     def plan(self, length: int) -> Plan:
         """The passes that feed a prompt of ``length`` tokens, all but the last one."""
-        return tuple(plan_chunks(length - 1, self.widest))
+        return tuple(self.passes.plan(length - 1))
 
     def rows(self, plan: Plan) -> int:
         """How many prompts of one plan are fed together."""
-        width = max((width for _, width in plan), default=CHUNKS[0])
+        width = max((width for _, width in plan), default=self.passes.widths[0])
         rows = max(min(self.most, self.chunk // width), 1)
         return rows + -rows % self.multiple
 

@@ -20,7 +20,7 @@ from specjax.core import hosts
 from specjax.core.cache import Mark
 from specjax.core.compiles import Stopwatch
 from specjax.core.options import LARGEST, check_count
-from specjax.core.platform import warn_of_slow_updates
+from specjax.core.platform import follows_text, warn_of_slow_updates
 from specjax.core.program import Program
 from specjax.core.sharding import check_mesh, pieces, use_mesh
 from specjax.drafters import checking
@@ -30,7 +30,7 @@ from specjax.session import between
 from specjax.session.layout import Layout, Row
 from specjax.session.limits import check_memory
 from specjax.session.requests import check_requests
-from specjax.session.slots import CHUNKS, bucket, first_slots, plan_chunks
+from specjax.session.slots import CHUNKS, Passes, bucket
 from specjax.trace.trace import Call, Trace
 
 TOGETHER = 64  # cycles of one call where several processes wait for each other
@@ -60,7 +60,7 @@ class Session:
         rows: Sequence[Row],
         *,
         rule: str | verify.Rule | None = None,
-        chunk: int = CHUNKS[-1],
+        chunk: int | None = None,
         details: bool = False,
         remember: bool = False,
         likeliest: bool = False,
@@ -72,7 +72,7 @@ class Session:
           drafter: what to draft with.
           rows: the requests.
           rule: a verification rule or its name; None: the best for the drafter and temperature.
-          chunk: the widest prefill pass.
+          chunk: the widest prefill pass; None: what suits the platform (`slots.Passes`).
           details: whether the trace also notes probabilities (`core.record.Details`).
           remember: for a `turn` that leaves the text in an answer, copies what cannot be cut there
             (windows, recurrent states) shortly before the end of each turn's prompt.
@@ -86,15 +86,18 @@ class Session:
         self.clock = Stopwatch()
         warn_of_slow_updates()
         self.target, self.spec, self.num_rows = target, drafter, len(rows)
-        check_count("chunk", chunk)
+        if chunk is not None:
+            check_count("chunk", chunk)
         bound, found = check_requests(target, drafter, rows, rule)
         lengths, self._remembers = [len(r.prompt) + r.max_new_tokens for r in rows], remember
         check_memory(target, bound, lengths, marked=remember)
         layout = self._lay_out(rows, found)
         self._likeliest = likeliest
-        self._begin(layout, bound, found, chunk)
+        self._begin(layout, bound, found, self._passes_of(layout, chunk))
         self.kept, self.turns = [0] * len(rows), 1
-        slots = first_slots(layout.longest, bound.num_draft, self._widest)
+        slots = self._passes.first_slots(layout.longest, bound.num_draft)
+        if self._at_once:
+            slots = max(slots, bucket(max(lengths) + bound.num_draft + 1))
         with use_mesh(target.mesh):
             begin = self.clock.seconds
             self.state = decode.init_program(
@@ -108,7 +111,7 @@ class Session:
         rows: Sequence[Row],
         *,
         rule: str | verify.Rule | None = None,
-        chunk: int = CHUNKS[-1],
+        chunk: int | None = None,
         details: bool = False,
     ) -> bool:
         """Goes on with as many other requests, and feeds of them only what is not known yet.
@@ -123,18 +126,20 @@ class Session:
         clock = Stopwatch()
         if len(rows) != self.num_rows:
             raise ValueError(f"{len(rows)} requests in a session of {self.num_rows}: give as many.")
-        check_count("chunk", chunk)
+        if chunk is not None:
+            check_count("chunk", chunk)
         bound, found = check_requests(self.target, self.spec, rows, rule)
         held = sum(x.nbytes for x in jax.tree.leaves((self.state, self._marks)))
         lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
         check_memory(self.target, bound, lengths, held=held, marked=self._remembers)
         layout = self._lay_out(rows, found)
         least = layout.longest + bound.num_draft + 1
-        if not can_cut(bound, self.state.draft) or 2 * bucket(least) < self.num_slots:
+        short = 2 * bucket(least) < self.num_slots and not self._at_once
+        if short or not can_cut(bound, self.state.draft):
             return False
         self.clock = clock
         self.turns += 1
-        self._begin(layout, bound, found, chunk)
+        self._begin(layout, bound, found, self._passes_of(layout, chunk))
         with use_mesh(self.target.mesh):
             self.grow_to(least)
             same = layout.agreement(*hosts.fetch((self.state.tokens, self.state.length)))
@@ -162,7 +167,18 @@ class Session:
         platform = self.target.net.platform
         return Layout.of(rows, vocab, greedy=rule.greedy_only, multiple=shards, platform=platform)
 
-    def _begin(self, layout: Layout, drafter: Drafter, rule: verify.Rule, chunk: int) -> None:
+    def _passes_of(self, layout: Layout, chunk: int | None) -> Passes:
+        mesh = self.target.mesh
+        rows = len(layout.texts) // (1 if mesh is None else pieces("batch", mesh))
+        platform = self.target.net.platform
+        return Passes.of(layout.longest, chunk, rows=rows, platform=platform)
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether slots that texts may come to need are there from the beginning."""
+        return follows_text(self.target.net.platform)
+
+    def _begin(self, layout: Layout, drafter: Drafter, rule: verify.Rule, passes: Passes) -> None:
         """Notes what is decoded from now on."""
         self._calls: list[Call] = []
         self._was_new = False  # the program of the last call
@@ -170,7 +186,7 @@ class Session:
         self.drafter, self.rule = drafter, rule
         self.request = dataclasses.replace(layout.request, likeliest=self._likeliest)
         self.prompt_lengths = layout.prompt_lengths
-        self._widest = min(int(chunk), bucket(layout.longest))
+        self._passes = passes
         self.clock.leave_out_compiling(0.0)
 
     def _prefill(self, first: np.ndarray, longest: int) -> None:
@@ -195,7 +211,7 @@ class Session:
 
     def _feed(self, first: np.ndarray, last: np.ndarray, *end: np.ndarray) -> None:
         """Feeds the tokens from ``first`` [B] up to ``last`` [B] (``end`` of `decode.prefill`)."""
-        chunks = plan_chunks(int((last - first).max()), self._widest)
+        chunks = self._passes.plan(int((last - first).max()))
         # A row that is fed up still takes part, at the place where its cache ends.
         ends = [int(np.minimum(first + start, last).max()) + width for start, width in chunks]
         self.grow_to(max(ends, default=0))
@@ -246,6 +262,15 @@ class Session:
                     continue
                 if ends or not cut or (not new and self.done.all()):
                     return
+
+    def outline_cycles(self, *, by_host: bool = False) -> None:
+        """Runs what `advance` or `advance_by_host` runs, for `core.ahead`."""
+        given = (self.target.net, self.drafter, self.rule, self.request, self.state)
+        with use_mesh(self.target.mesh):
+            if by_host:
+                decode.cycle_program(*given)
+            else:
+                decode.run_program(*given, jnp.int32(1))
 
     def advance_by_host(self) -> None:
         """Runs cycles until every row is done, each a device call of its own.

@@ -40,7 +40,7 @@ from specjax.session.layout import Layout, Row
 from specjax.session.limits import check_memory
 from specjax.session.loop import Session
 from specjax.session.requests import check_requests
-from specjax.session.slots import CHUNKS, bucket, first_slots, slots_at
+from specjax.session.slots import CHUNKS, Passes, bucket
 from specjax.trace.trace import Trace
 
 BURST = 8  # cycles of one call where the host looks for the ends of texts
@@ -70,7 +70,7 @@ class Refill(Session):
         *,
         batch_size: int,
         rule: str | verify.Rule | None = None,
-        chunk: int = CHUNKS[-1],
+        chunk: int | None = None,
         details: bool = False,
         ahead: int | None = None,
         over: Callable[[int, list[int]], bool] | None = None,
@@ -84,7 +84,7 @@ class Refill(Session):
           batch_size: how many are decoded together.
           rule: a verification rule or its name; None: the best for the drafter and temperature.
           chunk: the most tokens of a prefill pass (if the mesh allows it): how long the batch waits
-            for prompts at a time.
+            for prompts at a time. None: 256.
           details: whether the trace also notes probabilities (`core.record.Details`).
           ahead: how many requests behind the first unfinished one may be begun, so that who needs
             them in order holds few; None: any.
@@ -95,6 +95,7 @@ class Refill(Session):
             drafter whose state is not made of rows.
         """
         check_mesh(target.mesh)
+        chunk = CHUNKS[-1] if chunk is None else chunk
         check_count("chunk", chunk)
         self.clock = Stopwatch()
         warn_of_slow_updates()
@@ -104,8 +105,8 @@ class Refill(Session):
         self._shards = 1 if target.mesh is None else pieces("batch", target.mesh)
         padded = batch_size + -batch_size % self._shards  # rows that only fill the mesh stay empty
         lengths = [len(r.prompt) + r.max_new_tokens for r in rows]
-        widest = min(int(chunk), bucket(max(len(r.prompt) for r in rows)))
-        self.shape = Shape(widest, int(chunk), max(batch_size // 4, 1), self._shards)
+        passes = Passes.of(max(len(r.prompt) for r in rows), int(chunk))
+        self.shape = Shape(passes, int(chunk), max(batch_size // 4, 1), self._shards)
         self.plans = {self.shape.plan(len(r.prompt)): i for i, r in enumerate(rows)}
         check_memory(target, bound, lengths, padded + max(map(self.shape.rows, self.plans)))
         self.num_rows, self.kept, self.turns, self._likeliest = batch_size, [], 1, False
@@ -113,9 +114,9 @@ class Refill(Session):
         self._line_up(rows, len(rows) if ahead is None else max(ahead, batch_size))
         empty = self._laid_out([self._patterns[0]] * padded, found, padded)
         empty = dataclasses.replace(empty, done=np.ones(padded, np.bool_))
-        self._begin(empty, bound, found, chunk)
-        self._widest = widest
-        self.state = self._init(empty, first_slots(1, bound.num_draft, 1))
+        self._begin(empty, bound, found, passes)
+        begin = self.most_slots if self._at_once else bucket(bound.num_draft + 2)
+        self.state = self._init(empty, begin)
         self.prefilled = self.clock.seconds
 
     def _line_up(self, rows: Sequence[Row], ahead: int) -> None:
@@ -210,7 +211,7 @@ class Refill(Session):
             return
         indices = self._waiting.take(self._first + self._ahead)
         longest = max(len(self._rows[i].prompt) for i in indices)
-        self.grow_to(first_slots(longest, self.drafter.num_draft, self._widest))
+        self.grow_to(self._passes.first_slots(longest, self.drafter.num_draft))
         self._lane = self.lane_of(indices)
 
     def lane_of(self, indices: list[int]) -> Lane:
@@ -323,7 +324,7 @@ class Refill(Session):
         """What the longest text needs that may be asked for."""
         k = self.drafter.num_draft
         each = ((len(r.prompt), len(r.prompt) + r.max_new_tokens) for r in self._rows)
-        return max(slots_at(prompt, whole, k) for prompt, whole in each)
+        return max(self._passes.slots_at(prompt, whole, k) for prompt, whole in each)
 
 
 def patterns(rows: Sequence[Row]) -> list[Row]:
@@ -343,7 +344,7 @@ def patterns(rows: Sequence[Row]) -> list[Row]:
 def check_rows(drafter: Drafter, name: str) -> None:
     """Raises ValueError unless every leaf of a drafter's state is made of rows."""
     two, three = (
-        jax.tree.leaves(jax.eval_shape(lambda rows=rows: drafter.init(rows, 256)))
+        jax.tree.leaves(jax.eval_shape(lambda drafter, rows=rows: drafter.init(rows, 256), drafter))
         for rows in (2, 3)
     )
     for a, b in zip(two, three, strict=True):

@@ -19,6 +19,7 @@ from specjax import api
 from specjax.checkpoint.load import Model
 from specjax.core.compiles import Compiles
 from specjax.core.seeds import seed_of
+from specjax.core.sharding import pieces
 from specjax.drafters.checking import bind
 from specjax.in_turn import AHEAD, generate_each
 from specjax.lab.bench.exactness import differences
@@ -37,7 +38,7 @@ from specjax.lab.records.run import Measurement, Warmup
 from specjax.prompts.rendering import Prompt
 from specjax.session import Row, Session
 from specjax.session.refill import Refill
-from specjax.session.slots import bucket, first_slots, plan_chunks, slots_at
+from specjax.session.slots import Passes, bucket
 from specjax.session.warming import warm_up
 from specjax.trace import trace_file
 from specjax.trace.clock import passes
@@ -212,12 +213,13 @@ def rows_of(
 
 def warm_together(target: Model, suite: Suite, case: Case, batches: Sequence[Batch]) -> None:
     """What batches need whose rows begin together."""
-    seen = set()
+    seen, shards = set(), 1 if target.mesh is None else pieces("batch", target.mesh)
     for batch in batches:
-        longest = max(map(len, batch.tokens))
-        most = slots_at(longest, longest + suite.max_new_tokens, case.num_draft)
-        widths = frozenset(width for _, width in plan_chunks(longest - 1))
-        key = (widths, first_slots(longest, case.num_draft), most)
+        longest, rows_here = max(map(len, batch.tokens)), -(-len(batch.tokens) // shards)
+        plan = Passes.of(longest, rows=rows_here, platform=target.net.platform)
+        most = plan.slots_at(longest, longest + suite.max_new_tokens, case.num_draft)
+        widths = frozenset(width for _, width in plan.plan(longest - 1))
+        key = (widths, plan.first_slots(longest, case.num_draft), most)
         if key in seen:
             continue
         seen.add(key)

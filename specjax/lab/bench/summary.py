@@ -16,7 +16,7 @@ from specjax.lab.records.costs import Calibration, costs_at
 from specjax.lab.records.costs import load as load_costs
 from specjax.lab.records.prediction import Predicted
 from specjax.lab.records.run import Measurement, Run, Summary
-from specjax.session.slots import slots_at
+from specjax.session.slots import Passes
 from specjax.trace import metrics
 from specjax.trace.clock import passes
 from specjax.trace.depth import Depth, by_depth
@@ -145,7 +145,7 @@ def mean_slots(trace: Trace, k: int) -> int:
     for row, text in zip(trace.rows, trace.texts):
         longest = len(text.prompt_tokens)
         for cycle in row:
-            total += slots_at(longest, cycle.position, k)
+            total += Passes().slots_at(longest, cycle.position, k)
             count += 1
     return round(total / max(count, 1))
 
@@ -160,7 +160,8 @@ def _mean_grown(trace: Trace, k: int) -> int:
     call = {
         id(c): b // (AHEAD * (trace.about.batch or 1)) for b, r in enumerate(trace.rows) for c in r
     }
-    total = count = slots = at = 0
+    total, slots_at = 0, Passes().slots_at
+    count = slots = at = 0
     for together in passes(trace):
         if call[id(together[0])] != at:
             slots, at = 0, call[id(together[0])]

@@ -63,6 +63,10 @@ def _figures(report: CompileReport) -> Iterator[tuple[str, float]]:
     for kind, found in cycle.collectives.items():
         yield kind, found.count
         yield f"{kind}, bytes", found.bytes
+    for name, fed in report.prefills.items():
+        yield f"{name}, bytes", fed.bytes
+        yield f"{name}, flops", fed.flops
+        yield f"{name}, kernels", fed.kernels
     if run.memory is not None:
         yield "temporaries, bytes", run.memory.temporaries
         yield "peak, bytes", run.peak_bytes

@@ -41,14 +41,7 @@ def cycle(
     if loop is None:
         raise RuntimeError("The compiled program has no loop of cycles.")
     body, origins, kind_of = loop.called("body"), Origins(module), argument_kinds(session)
-
-    def kind(home: hlo.Computation, value: hlo.Instruction, index: int) -> str:
-        origin = origins.of(home, value, index)
-        found = "rest" if origin.moved else kind_of(origin.argument)
-        size = value.arrays[index].nbytes
-        fits = topology.cache_bytes is not None and size <= topology.cache_bytes
-        return "near" if found == "rest" and fits else found
-
+    kind = sort_arrays(origins, kind_of, topology)
     module, choices = branches.settle(module, body, kind, origins)
     moved = traffic.memory_bytes(module, body, kind)
     if not moved.read.get("weights"):
@@ -83,6 +76,21 @@ def cycle(
         unknown=tuple(unknown(module, body, choices, topology, setup)),
         scopes={s: text.count(f"specjax/{s}") for s in SCOPES},
     )
+
+
+def sort_arrays(
+    origins: Origins, kind_of: Callable[[str], str], topology: Topology
+) -> traffic.Kind:
+    """Sorts arrays as `CycleCost` does; ``kind_of`` is `argument_kinds`."""
+
+    def kind(home: hlo.Computation, value: hlo.Instruction, index: int) -> str:
+        origin = origins.of(home, value, index)
+        found = "rest" if origin.moved else kind_of(origin.argument)
+        size = value.arrays[index].nbytes
+        fits = topology.cache_bytes is not None and size <= topology.cache_bytes
+        return "near" if found == "rest" and fits else found
+
+    return kind
 
 
 def kernels_of(text: str, *, loop: bool = True) -> Kernels:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 
 from specjax import decode
 from specjax.core.cache.base import num_bytes
+from specjax.core.platform import follows_text
 from specjax.core.program import compiler_options, platform_of
-from specjax.core.sharding import use_mesh
+from specjax.core.sharding import pieces, use_mesh
 from specjax.lab.compiler.abstract import Abstract, shaped
 from specjax.lab.costs.programs import memory_of, stage
 from specjax.lab.records.compiled import ProgramCost
 from specjax.session import between
-from specjax.session.slots import CHUNKS
+from specjax.session.slots import Passes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,15 @@ class Compiled:
 
 def names(abstract: Abstract) -> list[str]:
     """The programs of a generation: prompts of any length, texts that outgrow their buffers."""
-    del abstract
-    return ["init", *(f"prefill {width}" for width in CHUNKS), "run", "grow a layer"]
+    grows = () if follows_text(abstract.target.net.platform) else ("grow a layer",)
+    return ["init", *(f"prefill {width}" for width in widths(abstract)), "run", *grows]
+
+
+def widths(abstract: Abstract) -> tuple[int, ...]:
+    """Of the prefill passes of prompts of any length that fit into the buffers."""
+    (rows, slots), mesh = abstract.tokens.shape, abstract.target.mesh
+    rows //= 1 if mesh is None else pieces("batch", mesh)
+    return Passes.of(slots, rows=rows, platform=abstract.target.net.platform).widths
 
 
 def compile_all(abstract: Abstract, only: str) -> Iterator[Compiled]:
@@ -73,8 +81,11 @@ def compile_all(abstract: Abstract, only: str) -> Iterator[Compiled]:
     )
     number = shaped((), jnp.int32, mesh)
     if only == "all":
-        for width in CHUNKS:
-            prefill = lambda *args, width=width: decode.prefill(*args, width=width)
+        for width in widths(abstract):
+
+            def prefill(net: Any, drafter: Any, state: Any, start: Any, width: int = width) -> Any:
+                return decode.prefill(net, drafter, state, start, width=width)
+
             yield build(f"prefill {width}", prefill, 2, net, drafter, state, number)
 
     def run(net: Any, drafter: Any, request: Any, state: Any, number: Any) -> Any:
@@ -82,7 +93,7 @@ def compile_all(abstract: Abstract, only: str) -> Iterator[Compiled]:
         return decode.run(net, drafter, rule, request, state, number)
 
     yield build("run", run, 3, net, drafter, abstract.request, state, number)
-    if only == "all":
+    if "grow a layer" in names(abstract) and only == "all":
         slots = 2 * abstract.tokens.shape[1]
         largest = max(state.cache.layers, key=num_bytes)
         grow = lambda entry: between.grow_entry(entry, slots=slots)

@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 
 from specjax.lab.compiler.abstract import Abstract, abstract
 from specjax.lab.compiler.cycle import cycle
+from specjax.lab.compiler.feeding import feeding
 from specjax.lab.compiler.programs import Compiled, compile_all, names
 from specjax.lab.compiler.topology import GIB, Topology
 from specjax.lab.costs import account
-from specjax.lab.records.compiled import CompileReport, ProgramCost, Setup
+from specjax.lab.records.compiled import CompileReport, PrefillCost, ProgramCost, Setup
 
 
 def plan(setup: Setup, topology: Topology, mesh: Mesh | None) -> tuple[Abstract, dict[str, int]]:
@@ -60,12 +61,16 @@ def make(
     """
     session, held = plan(setup, topology, mesh)
     programs: dict[str, ProgramCost] = {}
+    prefills: dict[str, PrefillCost] = {}
     for compiled in _in_one_line(compile_all(session, setup.programs)):
         programs[compiled.name] = compiled.cost
         text = compiled.executable.as_text()
         hlo_text(compiled.name, text)
         if compiled.name == "run":
             counted = cycle(session, setup, topology, compiled, text)
+        if compiled.name.startswith("prefill "):
+            width = int(compiled.name.removeprefix("prefill "))
+            prefills[compiled.name] = feeding(session, setup, topology, width, text)
         done(compiled)
     return CompileReport(
         setup=setup,
@@ -83,6 +88,7 @@ def make(
         programs_of_a_generation=tuple(names(session)),
         programs=programs,
         cycle=counted,
+        prefills=prefills,
     )
 
 

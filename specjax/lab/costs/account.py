@@ -201,6 +201,54 @@ def cycle(
     )
 
 
+def feeding(
+    target: Model,
+    drafter: Drafter,
+    *,
+    needed: frozenset[str],
+    rows: int,
+    slots: int,
+    context: int,
+    width: int,
+) -> Floor:
+    """The floor of a prefill pass, which runs no head: it feeds ``width`` tokens of every row.
+
+    Each weight is read once, what is remembered of ``context`` tokens by the target is read, and
+    what both remember of the new ones is written. What drafts read of their memory is not counted.
+
+    Args:
+      target: weights, or their shapes.
+      drafter: as it is bound.
+      needed: of the weights of both those that feeding takes, by their paths; the drafter's behind
+        "drafter.".
+      rows: of the whole batch.
+      slots: of the caches.
+      context: committed tokens in every row.
+      width: tokens of a row.
+    """
+    data, model = _sizes(target.mesh)
+    tokens, net = rows // data * width, getattr(drafter, "net", None)
+    # A table that rows are looked up in is no product, whoever else uses it as one.
+    mine = lambda name: int(name in needed and not name.startswith("embed_tokens"))
+    flops = pass_flops(target.net, tokens, context + width // 2, model, mine)
+    weight, draft_bytes, own = weight_bytes(target.net, mine, tokens), 0, model
+    if net is not None:
+        its = lambda name: int(f"drafter.{name}" in needed and not name.startswith("embed_tokens"))
+        draft_bytes = weight_bytes(net, its, tokens)
+        flops += pass_flops(net, tokens, 0, 1 if net.replicated else model, its)
+        own = 1 if net.replicated else model
+    cache, draft = states(target, drafter, rows, slots)
+    held = lambda state, many, over: sum(c.bytes_read(many, over) for c in caches_in(state))
+    written = held(cache, width, model) + held(draft, width, own)
+    return Floor(
+        weight_bytes=weight,
+        draft_bytes=draft_bytes,
+        cache_bytes=(held(cache, context, model) + written) // data,
+        logits_bytes=0,
+        flops=flops,
+    )
+
+
 def plain_step(target: Model, *, slots: int, context: int) -> Floor:
     """The floor of a step without guesses, of one row."""
     plain = NoDraft()

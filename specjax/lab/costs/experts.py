@@ -28,7 +28,7 @@ from specjax.lab.records.experts import Union
 from specjax.models import Frozen
 from specjax.models.layers.experts import Mixture, MixtureConfig
 from specjax.models.target import Target
-from specjax.session.slots import CHUNKS, bucket, plan_chunks
+from specjax.session.slots import Passes, bucket
 from specjax.trace.clock import batches
 from specjax.trace.trace import Cycle, Trace
 
@@ -156,7 +156,7 @@ class _Batch:
         self._texts = prompts + [prompts[0]] * (len(self._cycles) - len(rows))
         self._net, self._at, self._width = target.net, 0, width
         lengths = np.asarray([len(text) - 1 for text in self._texts])
-        chunks = plan_chunks(int(lengths.max()), CHUNKS[-1])
+        chunks = Passes().plan(int(lengths.max()))
         new = max(sum(c.committed for c in row) for row in self._cycles)
         most = max([int(lengths.max()) + 1 + new + width, *(s + w for s, w in chunks)])
         self._cache = _empty(target.net, rows=len(self._cycles), slots=bucket(most))

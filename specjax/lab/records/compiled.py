@@ -175,6 +175,22 @@ class CycleCost:
     scopes: Mapping[str, int]  # phase -> how often the program's text names it
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefillCost:
+    """What one prefill pass costs, behind ``context`` tokens in every row; as of `CycleCost`."""
+
+    tokens: int  # that it feeds, of all rows
+    bytes: int
+    near_bytes: int
+    floor: Floor
+    bytes_over_floor: float
+    flops: int
+    flops_over_floor: float
+    kernels: int
+    collectives: Mapping[str, Collective]
+    cache_copies: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Memory:
     """Bytes of a program by kind, as the compiler plans them."""
@@ -233,6 +249,7 @@ class CompileReport:
     programs_of_a_generation: tuple[str, ...]
     programs: Mapping[str, ProgramCost]
     cycle: CycleCost
+    prefills: Mapping[str, PrefillCost] = dataclasses.field(default_factory=dict)  # by program
 
     @property
     def run(self) -> ProgramCost:

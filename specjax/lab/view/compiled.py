@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 
-from specjax.lab.records.compiled import CompileReport, Conditional, CycleCost, ProgramCost
+from specjax.lab.records.compiled import (
+    CompileReport,
+    Conditional,
+    CycleCost,
+    PrefillCost,
+    ProgramCost,
+)
 from specjax.lab.view.plain import table
 
 _MEMORY = ("arguments", "outputs", "temporaries", "aliased", "code")
@@ -30,6 +36,7 @@ def show(console: Console, report: CompileReport) -> None:
         f"{len(report.programs_of_a_generation)} programs a generation; at most"
         f" {most / 1e6:,.0f} MB{of} a device.\n"
     )
+    _show_prefills(console, report.prefills, setup.context)
     _show_cycle(console, report.cycle)
 
 
@@ -44,6 +51,30 @@ def _show_programs(console: Console, programs: Mapping[str, ProgramCost]) -> Non
         for name, p in programs.items()
     ]
     console.print(table(("program, MB", "s", *kinds, "peak"), rows))
+
+
+def _show_prefills(console: Console, prefills: Mapping[str, PrefillCost], context: int) -> None:
+    """Prints what each prefill pass costs against what it cannot do without."""
+    if not prefills:
+        return
+    rows = [
+        (
+            f"{name.removeprefix('prefill ')}",
+            f"{p.tokens}",
+            *(f"{p.bytes / 1e6:,.0f}", f"{p.bytes_over_floor:.2f}"),
+            *(f"{p.flops / 1e9:,.1f}", f"{p.flops_over_floor:.2f}"),
+            *(f"{p.kernels}", f"{p.cache_copies}"),
+            f"{sum(found.count for found in p.collectives.values())}",
+        )
+        for name, p in prefills.items()
+    ]
+    header = ("prefill", "tokens", "MB", "x floor", "GFLOP", "x floor", "kernels", "copies", "sums")
+    console.print(table(header, rows))
+    console.print(
+        f"Passes of all rows behind {context} tokens each, on one device. x floor: over the least"
+        " that feeding must move and compute. copies: of caches; sums: collectives.\n",
+        soft_wrap=True,
+    )
 
 
 def _show_cycle(console: Console, cycle: CycleCost) -> None:
