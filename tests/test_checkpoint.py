@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from huggingface_hub import errors as hub
 from safetensors.flax import save_file
 from tiny_checkpoint import error_of
 
-from specjax.checkpoint import Model, assemble, load
+from specjax.checkpoint import Model, assemble, load, reading
 from specjax.checkpoint import safetensors_reader as reader
 from specjax.models import FAMILIES, Frozen
 
@@ -142,21 +143,29 @@ def test_mesh_places_parameters_by_their_axes(tmp_path: Path) -> None:
     assert equal(model.net, load(path).net)
 
 
-def test_one_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    put, make = jax.device_put, reader._reader
+def test_weights_are_read_once_and_so_far_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, read = list[str](), list[int]()
+    begin, put, preadv = reading.Reader.begin, jax.device_put, os.preadv
+    noted = lambda word, x: (events.append(word), x)[1]
 
-    def spy(*args: Any) -> Any:
-        read = make(*args)
-        return lambda: (events.append("read"), read())[1]
+    def count(file: int, buffers: list[memoryview], at: int) -> int:
+        read.append(preadv(file, [buffers[0][:100]], at))  # a system may return less than is asked
+        return read[-1]
 
-    monkeypatch.setattr(reader, "_reader", spy)
-    monkeypatch.setattr(assemble.jax, "device_put", lambda x: (events.append("put"), put(x))[1])
-    load(write(tmp_path / "m"), join=False)
-    assert events == ["read", "put"] * len(tiny_tensors())
+    monkeypatch.setattr(reading.Reader, "begin", lambda *args: noted("begin", begin(*args)))
+    monkeypatch.setattr(assemble.jax, "device_put", lambda x: noted("put", put(x)))
+    monkeypatch.setattr(reader.os, "preadv", count)
+    monkeypatch.setattr(reading, "_PIECE", 1000)
+    found = load(write(tmp_path / "m"), join=False)
+    num, size = len(tiny_tensors()), sum(x.nbytes for x in jax.tree.leaves(found.net))
+    assert events == ["begin"] * num + ["put"] * num and sum(read) == size
+    monkeypatch.setattr(reading, "_AHEAD", 0)
     events.clear()
-    load(tmp_path / "m")  # of those that are joined, all parts
-    assert {len(reads) for reads in "".join(e[0] for e in events).split("p")} == {0, 1, 2, 3}
+    assert equal(load(tmp_path / "m", join=False).net, found.net)
+    assert events == ["begin", "put"] * num
+    assert equal(load(tmp_path / "m", mesh="data:1,model:1", join=False).net, found.net)
 
 
 def test_head(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_pickle_equals_its_twin(shared: Path, pickled: str, twin: str) -> None
     for name, tensor in ours.items():
         assert tensor.shape == theirs[name].shape
         # One of the pickles is float16, to which its twin in bfloat16 is rounded.
-        np.testing.assert_array_equal(tensor.read(), theirs[name].read().astype(tensor.dtype))
+        np.testing.assert_array_equal(tensor.read(), theirs[name].values().astype(tensor.dtype))
 
 
 def zipped(path: Path, program: bytes, storages: dict[str, bytes]) -> Path:

@@ -1,14 +1,18 @@
 """Tensors on disk -> the network of a family, without ever making random weights.
 
 The module is built abstractly, its parameters are matched with the tensors by name and shape, and
-only then are the tensors read, one at a time: cast, checked for NaN and infinity, and put straight
-where they belong. On a mesh each device gets its slice of the file and nothing else.
+only then are the tensors read: cast, checked for NaN and infinity, and put straight where they
+belong, while the next ones are being read (`checkpoint.reading`). On a mesh each device gets its
+slice of the file and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,16 +23,17 @@ from jax.sharding import Mesh, NamedSharding
 
 from specjax.checkpoint import kept, memory
 from specjax.checkpoint.errors import CheckpointError, some
-from specjax.checkpoint.laid import Site, held, own_dtype, place_of
+from specjax.checkpoint.laid import Laid, Site, held, own_dtype, place_of
+from specjax.checkpoint.reading import Box, Reader, in_order
 from specjax.core import pulse
-from specjax.core.quantised import Quantisation, quantise_in_place
+from specjax.core.quantised import Quantisation, quantise, quantise_in_place
 from specjax.core.tensors import Tensor
 from specjax.models import DecoderConfig, Frozen
 from specjax.models.places import Place
 
 DTYPES = (np.dtype(np.float32), np.dtype(jnp.bfloat16))  # that a network computes in
+_OUTLINED: contextvars.ContextVar[bool] = contextvars.ContextVar("outlined", default=False)
 STORED = (*DTYPES, np.dtype(np.float16), np.dtype(np.float64))  # that are cast to those
-_CHUNK = 1 << 22  # elements examined at a time, so that the check needs no second tensor
 
 
 def assemble(
@@ -129,18 +134,19 @@ def assemble_module(
     rounded = lambda one: quantize if one.short else None
     need = sum(held(x.parameter, x.at, dtype, rounded(x), x.form) for x in laid.values())
     memory.check_fits(need, mesh, where)
+    if _OUTLINED.get():
+        return _outline(abstract, laid, dtype, quantize, replicate)
     loaded = []
-    for path, one in laid.items():
-        put = functools.partial(_place, str(one.place), where=where)
-        own = own_dtype(one.parameter, dtype)
-        if one.form is not None:
-            value: Any = one.form.load(put, own, one.at)
-        else:
-            value = put(one.place.bind(tensors), own, one.at)
-        if quantize is not None and one.short:
-            value = quantise_in_place(value, kind=quantize)
-        loaded.append((path, one.parameter.replace(value)))
-        pulse.beat()
+    with Reader() as reader:
+        begun = (
+            _begin(one, reader, tensors, own_dtype(one.parameter, dtype), where)
+            for one in laid.values()
+        )
+        for (path, one), value in zip(laid.items(), in_order(begun), strict=True):
+            if quantize is not None and one.short:
+                value = quantise_in_place(value, kind=quantize)
+            loaded.append((path, one.parameter.replace(value)))
+            pulse.beat()
     params, graphdef = nnx.from_flat_state(loaded), nnx.graphdef(abstract)
     return Frozen(params=params, graphdef=graphdef, config=abstract.config, replicated=replicate)
 
@@ -246,48 +252,101 @@ def _fits(config: DecoderConfig, size: int) -> bool:
     return True
 
 
-def _place(
-    name: str, tensor: Tensor, dtype: np.dtype, placement: NamedSharding | None, where: str
-) -> jax.Array:
-    """Reads one tensor onto its device or devices."""
+@contextlib.contextmanager
+def outlined() -> Iterator[None]:
+    """Inside, networks have shapes in the place of weights, and no weight is read.
+
+    What is rounded on a mesh cannot be outlined: ValueError.
+    """
+    before = _OUTLINED.set(True)
+    try:
+        yield
+    finally:
+        _OUTLINED.reset(before)
+
+
+def is_outlined() -> bool:
+    return _OUTLINED.get()
+
+
+def _outline(
+    abstract: Any,
+    laid: Mapping[Any, Laid],
+    dtype: np.dtype,
+    quantize: Quantisation | None,
+    replicate: bool,
+) -> Frozen:
+    """The network that would be loaded, with shapes for weights."""
+    shaped = []
+    for path, one in laid.items():
+        shape, own = one.parameter.get_value().shape, own_dtype(one.parameter, dtype)
+        value: Any = jax.ShapeDtypeStruct(shape, own, sharding=one.at)
+        if one.form is not None:
+            value = one.form.outline(own, one.at)
+        elif quantize is not None and one.short:
+            if one.at is not None:
+                raise ValueError("the compiler alone knows where it puts what it rounds")
+            value = jax.eval_shape(functools.partial(quantise, kind=quantize), value)
+        shaped.append((path, one.parameter.replace(value)))
+    params, graphdef = nnx.from_flat_state(shaped), nnx.graphdef(abstract)
+    return Frozen(params=params, graphdef=graphdef, config=abstract.config, replicated=replicate)
+
+
+def _begin(
+    one: Laid, reader: Reader, tensors: Mapping[str, Tensor], dtype: np.dtype, where: str
+) -> tuple[int, Callable[[], Any]]:
+    """Begins to read a parameter: its bytes on the host, and what waits for it and places it."""
+    begin = functools.partial(_begin_tensor, reader, str(one.place), where=where)
+    end: Callable[[], Any]
+    if one.form is None:
+        end = begin(one.place.bind(tensors), dtype, one.at)
+    else:
+        end = one.form.load(begin, dtype, one.at)
+    size = math.prod(one.parameter.get_value().shape) * dtype.itemsize
+    return size, end
+
+
+def _begin_tensor(
+    reader: Reader,
+    name: str,
+    tensor: Tensor,
+    dtype: np.dtype,
+    placement: NamedSharding | None,
+    where: str,
+) -> Callable[[], jax.Array]:
+    """Begins to read one tensor; what is returned puts it on its device or devices."""
     view = tensor.read()
 
-    def on_host(index: tuple[slice, ...]) -> np.ndarray:
-        part = np.array(view[index], dtype=dtype, order="C")
+    def check(part: np.ndarray) -> None:
         if not _finite(part):
             raise CheckpointError(
                 f"{where}: {name} holds NaN or infinity (as {dtype}); the weights are damaged."
             )
-        return part
 
     if placement is None:
-        array = jax.device_put(on_host(()))
-    else:
-        slices: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+        box = reader.begin(view, (), dtype, check)
+        # Transfers are asynchronous: waiting keeps no more than is read ahead in host memory.
+        return lambda: jax.device_put(box.wait()).block_until_ready()
+    # Devices along the data axis hold the same slice, which is read once.
+    key = lambda index: tuple(s.indices(n)[:2] for s, n in zip(index, tensor.shape))
+    boxes: dict[tuple[tuple[int, int], ...], Box] = {}
+    places: Any = placement.addressable_devices_indices_map(tensor.shape).values()
+    for index in places:
+        if key(index) not in boxes:
+            boxes[key(index)] = reader.begin(view, index, dtype, check)
 
-        def one_device(index: Any) -> np.ndarray:
-            # Devices along the data axis hold the same slice, which is read once.
-            key = tuple(s.indices(n)[:2] for s, n in zip(index, view.shape))
-            if key not in slices:
-                slices[key] = on_host(index)
-            return slices[key]
+    def place() -> jax.Array:
+        put = lambda index: boxes[key(index)].wait()
+        array = jax.make_array_from_callback(tensor.shape, placement, put, dtype=dtype)
+        return array.block_until_ready()
 
-        array = jax.make_array_from_callback(tensor.shape, placement, one_device, dtype=dtype)
-    # Transfers are asynchronous: waiting keeps no more than this tensor in host memory.
-    return array.block_until_ready()
+    return place
 
 
 def _finite(array: np.ndarray) -> bool:
-    """No NaN or infinity: their exponent bits, and only theirs, are all ones."""
-    if array.dtype.itemsize == 1:
+    """No NaN or infinity: of either sign they are the largest patterns of bits."""
+    if array.dtype.itemsize == 1 or not array.size:
         return kept.finite(array)
-    bits, exponent = (
-        (array.view(np.uint32), np.uint32(0x7F800000))
-        if array.dtype == np.float32
-        else (array.view(np.uint16), np.uint16(0x7F80))
-    )
-    bits = bits.reshape(-1)
-    for start in range(0, bits.size, _CHUNK):
-        if ((bits[start : start + _CHUNK] & exponent) == exponent).any():
-            return False
-    return True
+    size, first = array.dtype.itemsize, 0x7F80 if array.dtype.itemsize == 2 else 0x7F800000
+    positive, negative = array.view(f"i{size}"), array.view(f"u{size}")
+    return bool(positive.max() < first and negative.max() < first + (1 << (8 * size - 1)))

@@ -48,14 +48,25 @@ class Kept:
 
     def load(
         self,
-        read: Callable[[Tensor, np.dtype, NamedSharding | None], jax.Array],
+        begin: Callable[[Tensor, np.dtype, NamedSharding | None], Callable[[], jax.Array]],
         dtype: np.dtype,
         placed: NamedSharding | None,
-    ) -> Quantised:
-        """Reads its arrays, each by ``read``; ``placed``: where the parameter belongs."""
+    ) -> Callable[[], Quantised]:
+        """Reads its arrays, each as ``begin`` begins; what is returned waits for them.
+
+        ``placed``: where the parameter belongs.
+        """
         arrays = self._placements(placed).items()
-        put: Any = {name: read(tensor, tensor.dtype, at) for name, (tensor, at) in arrays}
-        return Quantised(**put, dtype=dtype)
+        ends: Any = {name: begin(tensor, tensor.dtype, at) for name, (tensor, at) in arrays}
+        return lambda: Quantised(**{name: end() for name, end in ends.items()}, dtype=dtype)
+
+    def outline(self, dtype: np.dtype, placed: NamedSharding | None) -> Quantised:
+        """The same with shapes in the place of arrays."""
+        shaped: Any = {
+            name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=at)
+            for name, (tensor, at) in self._placements(placed).items()
+        }
+        return Quantised(**shaped, dtype=dtype)
 
     def _placements(
         self, placed: NamedSharding | None

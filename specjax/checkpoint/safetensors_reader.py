@@ -2,16 +2,17 @@
 
 A file is an 8-byte little-endian header length, a JSON header (name -> dtype, shape, byte span) and
 the tensors' bytes. Everything that can be wrong with the files shows in the headers, so a damaged
-checkpoint is refused before any weight is read. The bytes of a tensor are mapped, not read, when
-it is asked for, and unmapped with the array: bfloat16 included, which NumPy alone does not know.
+checkpoint is refused before any weight is read. Of a tensor what is asked for is read, and no more:
+bfloat16 included, which NumPy alone does not know.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from specjax.checkpoint.errors import CheckpointError, some
 from specjax.core.files import is_there, open_file, read_json
-from specjax.core.tensors import Tensor
+from specjax.core.tensors import Index, Tensor
 
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # bytes, the limit of the format
@@ -87,7 +88,8 @@ def read_headers(path: Path) -> dict[str, Tensor]:
                 f"{size}; fetch it again."
             )
         spans.append((begin, end, name))
-        tensors[name] = Tensor(shape, dtype, _reader(path, data_start + begin, shape, dtype))
+        stored = Stored(path, data_start + begin, shape, dtype)
+        tensors[name] = Tensor(shape, dtype, functools.partial(_itself, stored))
 
     position = 0
     for begin, end, name in sorted(spans):
@@ -198,16 +200,67 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype
     return shape, dtype, begin, end
 
 
-def _reader(
-    path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype
-) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        if 0 in shape:
-            return np.zeros(0, dtype).reshape(shape)
-        count = math.prod(shape) * dtype.itemsize
-        return np.memmap(path, np.uint8, "r", start, (count,)).view(dtype).reshape(shape)
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """The values of a tensor in a file, as a `Readable`; `numpy.asarray` makes an array of it."""
 
-    return read
+    path: Path
+    start: int  # byte of the file
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Boxes, and whatever else NumPy takes."""
+        if (rows := self._rows(index)) is None:
+            found: np.ndarray = self._mapped()[index]
+            return found
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        self._read(rows, out)
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        del copy  # it always is one
+        return self[()].astype(dtype or self.dtype, copy=False)
+
+    def read_into(self, index: Index, out: np.ndarray) -> bool:
+        """Reads a box to where it belongs; False, and nothing done, if it is in several pieces."""
+        rows = self._rows(index)
+        if rows is None or out.dtype != self.dtype or not out.flags.c_contiguous:
+            return False
+        self._read(rows, out)
+        return True
+
+    def _rows(self, index: Any) -> range | None:
+        """The rows that a box is made of, which lie behind one another; None: it is another."""
+        boxed = isinstance(index, tuple) and all(isinstance(s, slice) for s in index)
+        if not boxed or not self.shape or len(index) > len(self.shape):
+            return None
+        whole = (s.indices(n) == (0, n, 1) for s, n in zip(index[1:], self.shape[1:]))
+        first = range(self.shape[0])[index[0]] if index else range(self.shape[0])
+        return first if first.step == 1 and all(whole) else None
+
+    def _read(self, rows: range, out: np.ndarray) -> None:
+        # Mapped, it would come a few pages at a time, each of them a fault.
+        line = math.prod(self.shape[1:]) * self.dtype.itemsize
+        left = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        at = self.start + rows.start * line
+        with open(self.path, "rb", buffering=0) as file:
+            while left:
+                got = os.preadv(file.fileno(), [left], at)
+                if not got:
+                    raise CheckpointError(f"{self.path}: ended while it was read; fetch it again.")
+                left, at = left[got:], at + got
+
+    def _mapped(self) -> np.ndarray:
+        if 0 in self.shape:
+            return np.zeros(0, self.dtype).reshape(self.shape)
+        count = math.prod(self.shape) * self.dtype.itemsize
+        mapped = np.memmap(self.path, np.uint8, "r", self.start, (count,))
+        return mapped.view(self.dtype).reshape(self.shape)
+
+
+def _itself(stored: Stored) -> Stored:
+    return stored
 
 
 class _Duplicate(Exception):

@@ -23,10 +23,9 @@ from typing import Protocol
 
 import numpy as np
 
-from specjax.core.tensors import Made, Tensor
+from specjax.core.tensors import Index, Made, Tensor, fill
 from specjax.models.joint import Joint
 
-Index = tuple[slice, ...]
 # (tensor, its shape, the box of it, the values there)
 Piece = tuple[str, tuple[int, ...], Index, np.ndarray]
 
@@ -222,7 +221,17 @@ class Joined:
             whole = np.concatenate(found) if len(found) > 1 else found[0]
             return whole if lines.step == 1 else whole[:: lines.step]
 
-        return Made((joint.size, *rest.pop()), make).as_tensor(dtype)
+        def put(index: Index, out: np.ndarray) -> bool:
+            lines, at = index[0], 0
+            if lines.step != 1:
+                return False
+            for number, start, stop in joint.rows(lines.start, lines.stop):
+                some = (slice(start, stop), *index[1:])
+                fill(parts[number].read(), some, out[at : at + stop - start])
+                at += stop - start
+            return True
+
+        return Made((joint.size, *rest.pop()), make, put).as_tensor(dtype)
 
     def write(self, value: np.ndarray) -> Iterator[Piece]:
         for place, part in zip(self.places, self.joint.split(value), strict=True):
