@@ -21,7 +21,7 @@ import sys
 
 from specjax.cli.errors import one_line_errors
 from specjax.cli.script import Script
-from specjax.jobs import generating, texts
+from specjax.jobs import generating, starting, texts
 from specjax.jobs.writing import open_console
 
 
@@ -29,7 +29,7 @@ def main(options: texts.Options) -> int:
     console = open_console()
     with contextlib.ExitStack() as stack:
         with one_line_errors():
-            job, run = stack.enter_context(texts.begin(options))
+            job, run = stack.enter_context(starting.begin(options))
         made = generating.finish(job, run, console)
     if made.interrupted:
         print("interrupted", file=sys.stderr)

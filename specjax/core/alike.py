@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from specjax.core.platform import KERNELS, SPLIT_K
+from specjax.core.program import TILING
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax-checkpoint", "grain", "specjax")
 _FULL = 1 << 22  # bytes; of larger files a sample is read
@@ -36,7 +37,8 @@ def program() -> dict[str, Any]:
     told["code of specjax"] = digest_of(sorted(Path(__file__).parents[1].rglob("*.py")))
     options = {name: v for name, v in jax.config.values.items() if not _TOLD.search(name)}
     told |= {f"value of {name}": str(value) for name, value in options.items()}
-    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", KERNELS, SPLIT_K):
+    variables = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", KERNELS, SPLIT_K, TILING)
+    for name in variables:
         flags = os.environ.get(name, "").split()
         told[name] = sorted(f for f in flags if not f.startswith(_PLACES))
     return told

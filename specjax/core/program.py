@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from specjax.core import hosts
+from specjax.core import ahead, hosts
 from specjax.core.platform import Platform, here
 
 # A TPU's compiler fetches buffers into VMEM before they are read. Left alone, it also updates a
@@ -21,11 +22,28 @@ _TPU_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": "0.6"}
 # up the parts.
 _WHOLE_PRODUCTS = {"xla_gpu_experimental_force_split_k": "1"}
 
+# Where this environment variable is "exhaustive", XLA tries every tiling of a GPU's products that
+# it knows of. Programs take several times as long to compile.
+TILING = "SPECJAX_TILING"
+_ALL_TILINGS = {"xla_gpu_exhaustive_tiling_search": "True"}
+
+
+def tries_all_tilings() -> bool:
+    """Whether this process asks for it. Raises ValueError, in one line, if it asks for else."""
+    said = os.environ.get(TILING, "")
+    if said not in ("", "exhaustive"):
+        raise ValueError(f"{TILING}={said}: must be exhaustive, or not be there.")
+    return bool(said)
+
 
 def compiler_options(platform: Platform) -> dict[str, str]:
     """Options for programs with caches."""
-    if platform.name == "gpu" and platform.split_k == "off" and is_known(*_WHOLE_PRODUCTS):
-        return dict(_WHOLE_PRODUCTS)
+    if platform.name == "gpu":
+        whole = platform.split_k == "off" and is_known(*_WHOLE_PRODUCTS)
+        return {
+            **(_WHOLE_PRODUCTS if whole else {}),
+            **(_ALL_TILINGS if tries_all_tilings() else {}),
+        }
     return dict(_TPU_OPTIONS) if platform.name == "tpu" else {}
 
 
@@ -56,19 +74,22 @@ class Program:
         """Takes what `jax.jit` takes."""
         self.function, self._kwargs = function, kwargs
         self._met: set[Any] = set()  # structures and shapes of arguments
-        self._jitted: dict[Platform, Any] = {}
+        self._jitted: dict[tuple[Platform, bool], Any] = {}  # also by `tries_all_tilings`
 
     def _on(self, platform: Platform) -> Any:
-        if platform not in self._jitted:
+        key = platform, tries_all_tilings()
+        if key not in self._jitted:
             options = compiler_options(platform) or None
             jitted = jax.jit(self.function, compiler_options=options, **self._kwargs)
-            self._jitted[platform] = jitted
-        return self._jitted[platform]
+            self._jitted[key] = jitted
+        return self._jitted[key]
 
     def _for(self, args: Any, kwargs: Any) -> Any:
         return self._on(platform_of(*args, *kwargs.values()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (compiles := ahead.current()) is not None:
+            return compiles.outline(self._for(args, kwargs), args, kwargs)
         if hosts.alone():
             return self._for(args, kwargs)(*args, **kwargs)
         with hosts.computing(f"running {self.function.__name__}"):

@@ -18,7 +18,8 @@ from specjax.core.family import Family
 from specjax.core.options import keywords
 from specjax.drafters.family import family_of
 from specjax.jobs.interrupts import Interrupt
-from specjax.jobs.texts import Job, Options, Run, begin
+from specjax.jobs.starting import begin, plan
+from specjax.jobs.texts import Job, Options, Run
 from specjax.jobs.writing import (
     Batch,
     generate_batch,
@@ -93,22 +94,6 @@ def finish(job: Job, run: Run | None, console: Console) -> Generated:
     if family_of(run.spec) in (Family.TRAINED, Family.MODEL):  # then near 1 has a cause
         doubt(sum(committed) / len(committed), len(committed), run)
     return made
-
-
-def plan(job: Job) -> list[Batch]:
-    """What is left to do: one batch whose rows change hands.
-
-    With a device call a cycle the rows of a batch begin and end together; such batches do not move
-    when a run is continued. A stream shows one prompt after the other.
-    """
-    num, size = len(job.asked), job.options.together
-    first = len(job.results.records) if job.results else 0
-    if num > 1 and not job.options.stream and not job.options.host_loop:
-        return [Batch(range(first, num), at_once=min(size, num))]
-    return [
-        Batch(range(start, min(start + size, num)))
-        for start in range(first // size * size, num, size)
-    ]
 
 
 def decode_all(
@@ -196,6 +181,7 @@ def measure(run: Run, batches: list[Batch], records: list[dict[str, Any]]) -> Re
         rule=batch.rule,
         drafts=run.job.drafter.name != "none",
         occupancy=batch.occupancy,
+        started=None if run.started is None else (run.started.read, run.started.compiled),
     )
     if batch.trace is not None:
         report.lossless = batch.trace.about.lossless

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,6 @@ from specjax.core.seeds import seed_of
 from specjax.jobs.asking import Asked, Law
 from specjax.jobs.models import Models
 from specjax.prompts.files import FilePrompt, read_prompts
-from specjax.prompts.ids import PlainTextWarning
 from specjax.runs.results import ResultFile
 
 DEFAULT_PROMPT = '''class Config:
@@ -122,6 +117,14 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
+class Started:
+    """What a start took, in seconds from its beginning; both go on side by side."""
+
+    read: float  # until the weights were where they belong
+    compiled: float | None  # until the programs of the first texts were there; None: later
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """A job with its models."""
 
@@ -129,6 +132,7 @@ class Run:
     target: specjax.Model
     spec: Any
     prompts: list[str | list[int]]
+    started: Started | None = None
 
     def arguments(self, rows: range) -> dict[str, Any]:
         """Those for the prompts in ``rows``, whose seeds do not depend on the batch."""
@@ -136,20 +140,8 @@ class Run:
         return {"prompts": [self.prompts[i] for i in rows], "seed": seeds, **self.job.request}
 
 
-@contextlib.contextmanager
-def begin(options: Options) -> Iterator[tuple[Job, Run | None]]:
-    """Reads and loads everything; no models (None) where nothing is left to do.
-
-    Raises:
-      ValueError, OSError: on what does not fit together or cannot be read.
-    """
-    job = read_job(options)
-    with contextlib.closing(job.results) if job.results else contextlib.nullcontext():
-        yield job, None if job.complete else load_models(job)
-
-
 def read_job(options: Options) -> Job:
-    """Reads prompts and the output file. Raises ValueError and OSError as `begin` does."""
+    """Reads prompts and the output file. Raises ValueError and OSError on what does not fit."""
     options.check_places()
     drafter = options.chosen()
     options.use_cache()
@@ -198,26 +190,3 @@ def settings_of(options: Options, drafter: Named, request: dict[str, Any]) -> di
         "files": own.contents([*given.values(), request["rule"]]) or None,
         "checkpoints": contents([options.target, drafter.checkpoint]) or None,
     }
-
-
-def load_models(job: Job) -> Run:
-    """The models, and the prompts as they read them, checked. Raises ValueError."""
-    options = job.options
-    target = options.load_target()
-    spec = options.load_drafter(job.drafter, target)
-    run = Run(job, target, spec, [a.prompt(target) for a in job.asked])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        specjax.check(
-            target,
-            run.spec,
-            run.prompts,
-            seed=options.seed,
-            batch_size=options.together,
-            **job.request,
-        )
-    for warning in caught:
-        plain = issubclass(warning.category, PlainTextWarning)
-        told = f"{target.name} was trained on conversations; --chat uses its chat template."
-        print("note:", told if plain else warning.message, file=sys.stderr)
-    return run

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specjax.lab.costs import turns
+from specjax.trace.clock import timings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Speed:
     spread: tuple[float, float]  # the smallest and the largest of those ratios
     repeats: int
     seconds: tuple[float, float]  # of one run: speculative, plain
+    first_ms: tuple[float, float] | None  # until a text's first tokens; None: not known
 
 
 def compare(speculative: Callable[[], Any], plain: Callable[[], Any], *, repeats: int) -> Speed:
@@ -42,7 +44,17 @@ def compare(speculative: Callable[[], Any], plain: Callable[[], Any], *, repeats
             statistics.median(a.seconds for a, _ in pairs),
             statistics.median(b.seconds for _, b in pairs),
         ),
+        first_ms=_first_ms(pairs),
     )
+
+
+def _first_ms(pairs: Sequence[Sequence[Any]]) -> tuple[float, float] | None:
+    """Time to first token, means over the texts of a run, medians over runs."""
+    found = [[timings(out.trace)["ttft_ms"] for out in pair] for pair in pairs]
+    if any(ms is None for pair in found for ms in pair):
+        return None
+    ours, theirs = (statistics.median(side) for side in zip(*found, strict=True))
+    return ours, theirs
 
 
 def first_difference(

@@ -52,7 +52,9 @@ class Report:
     tokens: int = 0  # of this run, in
     seconds: float = 0.0  # of decoding, without compiling
     speed: Speed | None = None
-    compile_seconds: tuple[float, float] | None = None  # speculative, plain
+    compile_seconds: tuple[float, float] | None = None  # speculative, plain; by then
+    # A start's: until weights were read, until first programs were compiled (None: later).
+    started: tuple[float, float | None] | None = None
     comparable: bool = False  # whether the text should equal that of plain decoding
     difference: tuple[int, int] | None = None
     exact: bool = True  # float32, and a cache that keeps it
@@ -94,6 +96,11 @@ def summary(console: Console, report: Report) -> None:
         rows.append(("rows", f"{report.occupancy:.0%} of their cycles were some text's"))
     if report.experts is not None:
         rows.append(("experts", report.experts.text))
+    if report.started is not None:
+        read, compiled = report.started
+        told = "" if compiled is None else f", programs of the first texts in {compiled:.1f} s"
+        beside = "" if compiled is None else ", side by side"
+        rows.append(("start", f"weights in {read:.1f} s{told}{beside}"))
     if report.setup:
         rows.append(("setup", report.setup + (f", rule {report.rule}" if report.rule else "")))
     if report.speed is not None or report.seconds:
@@ -115,6 +122,9 @@ def speed_rows(report: Report, speed: Speed) -> list[tuple[str, str]]:
             f"speedup that of their pairs: {speed.spread[0]:.2f}x to {speed.spread[1]:.2f}x)",
         )
     ]
+    if speed.first_ms is not None:
+        ours, theirs = speed.first_ms
+        rows.append(("prompt", f"first token after {ours:.1f} ms, plain {theirs:.1f} ms"))
     if report.compile_seconds is not None:
         ours, theirs = report.compile_seconds
         rows.append(("compiling", f"{ours:.1f} s, plain {theirs:.1f} s; not in the speed"))
