@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
+import specjax
 from specjax.core import machine
 from specjax.lab.bench import roofs
+from specjax.lab.bench.device import files, profile, starts
 from specjax.lab.bench.device.bench import Bench
 from specjax.lab.bench.device.job import benchmark_device
 from specjax.lab.bench.device.options import Options
@@ -56,7 +60,9 @@ def test_parts_are_skipped_and_come_in_their_order(monkeypatch: pytest.MonkeyPat
     assert [name for name, _ in bench.steps()] == [
         "bandwidth",
         *("device loop, plain", "parts of a plain step", "host loop, plain"),
-        *("dflash", "eagle3", "8 rows, plain", "8 rows, verify", "8 rows, dflash", "training"),
+        *("dflash", "eagle3", "8 rows, plain", "8 rows, verify", "8 rows, dflash"),
+        *("starts of a process", "training", "transformers"),
+        *(f"profile, {name}" for name in ("plain", "dflash", "eagle3")),
     ]
     assert bench.plan.command == (
         "XLA_FLAGS=--xla_gpu_autotune_level=4 "
@@ -137,6 +143,41 @@ ENTRY %main (x.1: f32[4]) -> f32[4] {
   ROOT %r = f32[4]{0} get-tuple-element(%w), index=1
 }
 """
+
+
+def test_each_operation_belongs_to_the_scope_that_it_was_traced_in() -> None:
+    scopes = profile.scopes_of(LOOP)
+    assert scopes["y"] == "verify" and scopes["z"] == "other" and scopes["next"] != "draft"
+    assert not {"w", "t", "i", "x.1"} & scopes.keys()  # what holds others, and what costs nothing
+
+
+def test_random_weights_on_disk_are_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_SHARD", 1 << 20)
+    monkeypatch.setattr(files, "_BLOCK", 1 << 16)
+    size = files.write_random(SHAPES["tiny"], tmp_path / "m")
+    model = specjax.load(tmp_path / "m")
+    assert size == sum(x.nbytes for x in jax.tree.leaves(model.net)) and model.dtype == "bfloat16"
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) == 2
+    files.forget(tmp_path / "m")
+    assert files.disk_bandwidth(tmp_path / "m") > 0
+
+
+def test_what_cannot_be_measured_is_said_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    skip = ("plain", "verify", "cycles", "batches", "training", "profile")
+    with pytest.raises(ValueError, match=r"--start_dir=.*missing: is no directory"):
+        benchmark_device(**SMALL, start_dir=str(tmp_path / "missing"))
+    find = importlib.util.find_spec
+    lacking = lambda name, *more: None if name == "torch" else find(name, *more)
+    monkeypatch.setattr(importlib.util, "find_spec", lacking)
+    monkeypatch.setattr(starts, "tensors_of", lambda raw: {"a": (1 << 50,)})
+    found = benchmark_device(**SMALL, skip=skip, start_dir=str(tmp_path))
+    assert found.cannot["transformers"] == "torch is not installed" and found.start is None
+    assert "name another --start_dir" in found.cannot["start"]
+    assert found.cannot["start"] in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_kernels_of_a_cycle_are_those_of_the_loop_body_or_of_the_whole() -> None:

@@ -12,8 +12,16 @@ Parts, in this order, each left out by --skip:
   batches   a step, a pass that verifies 15 guesses and a DFlash cycle of 8 and 32 rows: shares of
             bandwidth and of the peak in bfloat16, and the tau above which a cycle pays
   contexts  passes behind long texts, where --contexts names their lengths
+  start     from the start of a process to its first tokens, weights and a drafter on disk: cold
+            (nothing compiled, nothing tuned, files not in memory), on GPUs with autotuning known,
+            and warm; reading and placing, compiling, first step; time to first token from then on
   training  steps of a DFlash drafter for this target: texts, tokens and anchor updates a second,
             share of the peak by part, memory
+
+  transformers  plain decoding of the same sizes by Hugging Face Transformers, eager and compiled,
+            where it is installed, for --peer_seconds at most
+  profile   time on the device by named scope (draft, verify, accept, commit); --profile_dir keeps
+            the traces
 
 With each program its kernels a cycle and how long compiling took; with all, versions, the clocks
 that nvidia-smi tells, --kernels, --split_k and the command. Weights are drawn on the device.
@@ -28,11 +36,17 @@ begun; Ctrl-C and SIGTERM end the run behind the tables of what was measured.
 
 from __future__ import annotations
 
+import os
+
 from specjax.cli.errors import needs_lab
 from specjax.cli.script import Script
 
 with needs_lab():
     from specjax.lab.bench.device import job, options
+
+
+# The part start runs other processes on the same GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def main(asked: options.Options) -> None:

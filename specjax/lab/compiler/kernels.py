@@ -28,7 +28,7 @@ def count(module: Module, name: str, origins: Origins, scopes: tuple[str, ...]) 
     for home, instruction, times in module.walk(name):
         if not launches(instruction):
             continue
-        scope = _scope(module, instruction, scopes) or scope
+        scope = scope_of(module, instruction, scopes) or scope
         layer = _layer(home, instruction, origins)
         if layer is not None and times == 1:
             begins.setdefault(layer, total)
@@ -45,7 +45,7 @@ def launches(instruction: Instruction) -> bool:
     return works(instruction) and instruction.opcode not in _PREFETCHES
 
 
-def _scope(module: Module, instruction: Instruction, scopes: tuple[str, ...]) -> str | None:
+def scope_of(module: Module, instruction: Instruction, scopes: tuple[str, ...]) -> str | None:
     """The phase of the cycle it was traced in; None: it does not say."""
     names = [instruction.op_name]
     if instruction.opcode == "fusion":

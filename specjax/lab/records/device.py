@@ -71,6 +71,43 @@ class DrafterTime(CycleTime):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StartRun:
+    """One process from its start to its first tokens; weights and programs go on side by side."""
+
+    seconds: float  # to the first tokens
+    process_seconds: float  # Python, imports, and the device
+    weights_seconds: float  # from then on, until target and drafter were where they belong
+    programs_seconds: float  # from then on, until all programs were there
+    trace_seconds: float  # of all programs together, as the next
+    compile_seconds: float  # or to fetch them from the cache
+    cache_hits: int
+    cache_misses: int
+    first_seconds: float  # from when both were there
+    again_seconds: float  # the same once more: time to first token of a running process
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Starts with the weights on disk."""
+
+    weight_bytes: int  # of the target's files
+    prompt: int  # tokens
+    written_seconds: float
+    disk_bandwidth: float  # bytes a second, of the same files read by threads, from the disk
+    memory_bandwidth: float  # the same once more, from the system's memory where they fit into it
+    # "cold": nothing is known; "tuned": what autotuning found is; "warm": programs as well. The
+    # files come from the disk in the first alone.
+    runs: Mapping[str, StartRun]
+
+    @property
+    def autotune_seconds(self) -> float | None:
+        """What compiling takes less where autotuning is known; None: not both were measured."""
+        if not {"cold", "tuned"} <= self.runs.keys():
+            return None
+        return self.runs["cold"].compile_seconds - self.runs["tuned"].compile_seconds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
     """A random target, the DFlash drafter that is trained for it, and the batches."""
 
@@ -170,6 +207,11 @@ class DeviceReport:
     training: DeviceTraining | None = absent()
     batches: tuple[BatchTime, ...] = absent(())
     contexts: tuple[ContextTime, ...] = absent(())
+    start: Start | None = absent()
+    transformers: Mapping[str, float] = absent({})  # way -> seconds of a token, the same sizes
+    # Of "plain" or a drafter: scope -> seconds of a cycle that its operations took on the device.
+    scopes: Mapping[str, Mapping[str, float]] = absent({})
+    cannot: Mapping[str, str] = absent({})  # step -> why it could not be measured
 
     @property
     def plain(self) -> LoopTime | None:

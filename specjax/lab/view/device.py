@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 
@@ -12,6 +12,7 @@ from specjax.lab.records.device import (
     CycleTime,
     DeviceReport,
     DeviceTraining,
+    Start,
     TrainingReport,
 )
 from specjax.lab.view.plain import table
@@ -34,6 +35,20 @@ def timed(c: CycleTime) -> str:
     if shares:
         told += f"; {c.read_bytes / 1e9:.3g} GB, {', '.join(shares)}"
     return told + ("" if c.kernels is None else f"; {c.kernels} kernels")
+
+
+def started(found: Start) -> str:
+    """What starts took, in a line."""
+    runs = (f"{name} {run.seconds:.1f} s" for name, run in found.runs.items())
+    warm = found.runs["warm"]
+    return f"first token: {', '.join(runs)}; in a running process {1e3 * warm.again_seconds:.1f} ms"
+
+
+def by_scope(found: Mapping[str, float]) -> str:
+    """The time of each scope in a cycle, in a line."""
+    total = sum(found.values())
+    told = (f"{scope} {1e3 * s:.3f} ms ({s / total:.0%})" for scope, s in found.items() if s)
+    return ", ".join(told)
 
 
 def bandwidths(found: DeviceReport) -> str:
@@ -75,12 +90,21 @@ def show(console: Console, found: DeviceReport, *, taus: Sequence[str], minutes:
         _explain_shares(console, found)
     if found.contexts:
         _show_contexts(console, found.contexts)
+    if found.start is not None:
+        _show_start(console, found.start)
     if found.training is not None:
         _show_training(console, found.training)
     if found.stopped_in:
         say(f"stopped in: {found.stopped_in}")
     for name in found.skipped:
         say(f"left out after {minutes:g} minutes: {name}")
+    for way, seconds in found.transformers.items():
+        ours = "" if found.plain is None else f", {seconds / found.plain.seconds:.2f} of our steps"
+        say(f"Transformers, {way}: {1e3 * seconds:.2f} ms a token{ours}")
+    for name, scopes in found.scopes.items():
+        say(f"on the device, {name}: {by_scope(scopes)}")
+    for name, why in found.cannot.items():
+        say(f"not measured: {name}: {why}")
     for name in found.no_room:
         say(f"did not fit into the device's memory: {name}")
 
@@ -167,6 +191,34 @@ def _show_step(console: Console, found: DeviceReport) -> None:
     say(
         f"reading the unused slots too would take {1e3 * unused / found.copy_bandwidth:.3f}"
         " ms at the copy bandwidth"
+    )
+
+
+def _show_start(console: Console, found: Start) -> None:
+    """From the start of a process to its first tokens."""
+    rows = (
+        (
+            name,
+            *(f"{s:.1f}" for s in (run.process_seconds, run.weights_seconds)),
+            *(f"{s:.1f}" for s in (run.programs_seconds, run.trace_seconds, run.compile_seconds)),
+            f"{run.cache_misses}",
+            *(f"{s:.2f}" for s in (run.first_seconds, run.again_seconds)),
+            f"{run.seconds:.1f}",
+        )
+        for name, run in found.runs.items()
+    )
+    header = ("start, s", "process", "weights", "programs", "trace", "compile", "new")
+    console.print(table((*header, "first", "again", "all"), rows))
+    tuned, cold = found.autotune_seconds, found.runs["cold"].weights_seconds
+    told = "" if tuned is None else f" Autotuning: {tuned:.1f} s of the cold one's compiling."
+    console.print(
+        f"{found.weight_bytes / 1e9:.2f} GB of weights, a prompt of {found.prompt} tokens. Threads"
+        f" read the files at {found.disk_bandwidth / 1e9:.2f} GB/s, again at"
+        f" {found.memory_bandwidth / 1e9:.2f}; the cold start read and placed"
+        f" {found.weight_bytes / cold / 1e9:.2f}. Weights and programs go on side by side; trace"
+        " and compile are of all programs together. new: that no cache had; first: prefill and a"
+        f" cycle; again: the time to first token from then on.{told}",
+        soft_wrap=True,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +22,10 @@ from specjax.core.platform import allowed_kernels
 from specjax.drafters import DFlash, Eagle3, NoDraft
 from specjax.drafters.spec import Spec
 from specjax.lab.bench import roofs, training_cost
+from specjax.lab.bench.device import peer, starts
 from specjax.lab.bench.device.drawn import random_net
 from specjax.lab.bench.device.options import CONTEXT_GUESSES, WIDEST, Options
+from specjax.lab.bench.device.profile import by_scope
 from specjax.lab.compiler.cycle import kernels_of
 from specjax.lab.compiler.hlo import count_copies
 from specjax.lab.costs import account
@@ -129,7 +132,10 @@ class Bench:
                 for name in ("plain", "verify", "dflash")
             ],
             "contexts": [("long texts", self.time_contexts)] if plan.contexts else [],
+            "start": [("starts of a process", self.time_starts)],
             "training": [("training", self.time_training)],
+            "transformers": [("transformers", self.time_transformers)],
+            "profile": [(f"profile, {n}", self._profiled(n)) for n in ("plain", *DRAFTERS)],
         }
         kept = [steps for name, steps in parts.items() if name not in plan.skip]
         yield "bandwidth", self.measure_bandwidth  # what shares are of
@@ -211,9 +217,6 @@ class Bench:
             write_atomically(path, program.compiled.as_text())
         if name == "device 0":
             self.note(gpu=self._state_during(program))
-            if self.plan.profile_dir is not None:
-                with jax.profiler.trace(self.plan.profile_dir):
-                    program.seconds(cycles=min(self.plan.cycles, 16))
         return view.timed(timed)
 
     def _state_during(self, program: CycleProgram) -> dict[str, str]:
@@ -275,6 +278,48 @@ class Bench:
                     timed = ContextTime(k, tuple(lengths), slots, seconds)
                     self.note(contexts=(*self.found.contexts, timed))
         return f"{len(self.found.contexts)} lengths"
+
+    def time_starts(self) -> str:
+        """From the start of a process to its first tokens, the weights on disk."""
+        raw, where = SHAPES[self.plan.shape], self.plan.start_dir
+        try:
+            found = starts.measure(raw, self.target, dflash(self.target), where)
+        except ValueError as error:
+            self.note(cannot={**self.found.cannot, "start": str(error)})
+            return f"not measured: {error}"
+        self.note(start=found)
+        return view.started(found)
+
+    def time_transformers(self) -> str:
+        """Plain decoding by Transformers, in a process of its own."""
+        plan, raw = self.plan, SHAPES[self.plan.shape]
+        try:
+            found, lacking = peer.measure(raw, plan.dtype, tokens=64, seconds=plan.peer_seconds)
+        except ValueError as error:
+            found, lacking = {}, str(error)
+        self.note(transformers=found)
+        if lacking:
+            self.note(cannot={**self.found.cannot, "transformers": lacking})
+        told = [f"{way} {1e3 * seconds:.2f} ms a token" for way, seconds in found.items()]
+        return ", ".join([*told, *([f"not all: {lacking}"] if lacking else [])])
+
+    def _profiled(self, name: str) -> Callable[[], str]:
+        return lambda: self.profile(name)
+
+    def profile(self, name: str) -> str:
+        """Time by named scope of a plain step or a drafter's cycle."""
+        spec: Any = NoDraft() if name == "plain" else DRAFTERS[name](self.target)
+        program, cycles = self._program(spec), min(self.plan.cycles, 16)
+        with tempfile.TemporaryDirectory() as place:
+            if self.plan.profile_dir is not None:
+                place = str(Path(self.plan.profile_dir) / name)
+            try:
+                found = by_scope(program, cycles, Path(place))
+            except ValueError as error:
+                self.note(cannot={**self.found.cannot, f"profile, {name}": str(error)})
+                return f"not measured: {error}"
+        self.note(scopes={**self.found.scopes, name: found})
+        return view.by_scope(found)
 
     def time_training(self) -> str:
         """Steps of DFlash training for this target, AdamW included."""

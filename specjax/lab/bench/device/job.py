@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ import jax
 from rich.console import Console
 
 from specjax.core.options import keywords
+from specjax.core.program import TILING
 from specjax.lab.bench.device.bench import Bench
 from specjax.lab.bench.device.options import Options
 from specjax.lab.records.device import DeviceReport
@@ -32,6 +34,8 @@ def benchmark_device(options: Options) -> DeviceReport:
       SystemExit: on SIGTERM, the same, with status 143.
       ValueError: in one line, by the options, on what cannot be run.
     """
+    if options.exhaustive:  # for the processes that are started, too
+        os.environ[TILING] = "exhaustive"
     console, begin = Console(highlight=False), time.perf_counter()
     console.print("[dim]   0.0 s  weights[/dim]")
     with _ended_by_sigterm():

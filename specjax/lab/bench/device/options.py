@@ -12,10 +12,14 @@ import jax
 
 from specjax.core.options import option, whole_numbers
 from specjax.core.platform import allowed_kernels, allowed_splits
+from specjax.core.program import tries_all_tilings
 from specjax.lab.costs.programs import begins_at
 from specjax.models.shapes import SHAPES
 
-PARTS = ("plain", "verify", "cycles", "batches", "contexts", "training")  # in this order
+PARTS = (  # in this order
+    *("plain", "verify", "cycles", "batches", "contexts", "start", "training", "transformers"),
+    "profile",
+)
 WIDEST = 15  # guesses of the DFlash drafter
 CONTEXT_GUESSES = 7  # that passes behind long texts verify
 
@@ -40,11 +44,20 @@ class Options:
     )
     context_slots: int = option(16384, "Length of the cache for --contexts.", least=256)
     context_rows: int = option(8, "Texts for --contexts, all so long or one of them.", least=1)
+    exhaustive: bool = option(
+        False, "XLA tries every tiling of products on a GPU; compiling takes several times as long."
+    )
     copy_mib: int | None = option(
         None, "Size of the buffer copied and read. Default: 4096, on a CPU 128.", least=1
     )
+    start_dir: str | None = option(
+        None, "Where the part start writes its checkpoint. Default: where temporary files go."
+    )
     minutes: float = option(7.0, "After these, nothing further is begun.", least=0.0)
-    profile_dir: str | None = option(None, "A trace of one plain call goes there.", directory=True)
+    profile_dir: str | None = option(
+        None, "Keeps the traces (xprof) of the part profile.", directory=True
+    )
+    peer_seconds: int = option(100, "After these the part transformers is ended.", least=1)
     hlo_dir: str | None = option(None, "The optimised programs go there.", directory=True)
     output: str | None = option(None, "A .json file for everything that was measured.", file="")
 
@@ -53,6 +66,8 @@ class Options:
             raise ValueError(f"--shape={self.shape}: must be one of {', '.join(SHAPES)}.")
         if unknown := [part for part in self.skip if part not in PARTS]:
             raise ValueError(f"--skip={unknown[0]}: must be among {', '.join(PARTS)}.")
+        if self.start_dir is not None and not os.path.isdir(self.start_dir):
+            raise ValueError(f"--start_dir={self.start_dir}: is no directory.")
         if math.isnan(self.minutes):
             raise ValueError("--minutes=nan: must be a number of at least 0.")
         whole_numbers("batches", self.batches)
@@ -86,6 +101,8 @@ class Options:
             words.append(f"--kernels={kernels}")
         if (splits := allowed_splits()) != "off":
             words.append(f"--split_k={splits}")
+        if tries_all_tilings() and not self.exhaustive:
+            words.append("--exhaustive=True")
         flags = os.environ.get("XLA_FLAGS")
         before = f"XLA_FLAGS={shlex.quote(flags)} " if flags else ""
         return before + shlex.join(words)
