@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 from scripts import invoke, script
 
+from specjax.lab.bench import training_plan
+from specjax.lab.bench.training_cost import Step
 from specjax.lab.compiler import chips, pods
 from specjax.lab.compiler.abstract import abstract
 from specjax.lab.costs import account
 from specjax.lab.records import codec
 from specjax.lab.records.compiled import Setup
-from specjax.lab.records.planned import PodPlan
+from specjax.lab.records.device import TrainingSetup
+from specjax.lab.records.planned import PodPlan, TrainingPlan
+from specjax.models.shapes import SHAPES
 
 H100 = chips.CHIPS["h100"]
 EIGHT_B = Setup(target="llama-3.1-8b", rows=1, slots=2048, context=1024)
@@ -132,6 +136,60 @@ def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [plan.devices for plan in made] == [4, 3, 2] and len(made[0].found) == 2
 
 
+TRAINED = TrainingSetup(
+    raw={**SHAPES["qwen3-8b"]}, layers=5, anchors=256, block=16, rows=8, seq_len=3072
+)
+
+
+def test_what_training_took_on_one_h100() -> None:
+    """7,843 tokens a second, of one text a step."""
+    one = dataclasses.replace(TRAINED, rows=1)
+    (found,) = training_plan.plan(one, H100, 1)
+    assert one.seq_len / found.seconds == pytest.approx(7843, rel=0.03)
+    assert not found.exchanges and found.fits
+
+
+def test_what_devices_hold_and_exchange_in_training() -> None:
+    """The target comes together once, the draft for both passes, and gradients are summed."""
+    whole = {"data": 1, "fsdp": 1, "model": 1}
+    step = Step(TRAINED, None)
+    of = lambda **sizes: training_plan.predict(TRAINED, H100, {**whole, **sizes}, step)
+    one, four = of(), of(fsdp=4)
+    for name, size in one.held.items():
+        assert four.held[name] == pytest.approx(size / 4, rel=1e-3), name
+    masters = one.held["gradients"]
+    assert one.held["masters and moments"] == pytest.approx(3 * masters, rel=1e-6)
+    moved = 3 / 4 * (one.held["target"] + 3 * masters)
+    assert four.sent == pytest.approx(moved, rel=1e-3)
+    products = sum(four.flops.values()) / (chips.TRAINING * H100.flops)
+    assert four.seconds == pytest.approx(products + moved / H100.link, rel=1e-3)
+    twice = of(data=2)
+    assert twice.sent == pytest.approx(masters) and twice.held == one.held
+    halves = of(model=2)
+    numbers = 8 * ((2 * 36 + 1) * 3072 + 6 * 5 * (3072 + 256 * 16))
+    assert halves.sent == numbers * 2 * 4096
+
+
+def test_of_meshes_that_are_as_fast_the_smallest_share() -> None:
+    small = dataclasses.replace(TRAINED, raw=dict(SHAPES["qwen3-0.6b"]), rows=64)
+    every = training_plan.plan(small, chips.CHIPS["v5e"], 8)
+    best, able = every[0], [one for one in every if one.fits]
+    shortest = min(one.seconds for one in able)
+    assert len({one.need for one in able}) > 2 and best.seconds > shortest
+    assert best.need == min(one.need for one in able if one.seconds <= 1.03 * shortest)
+    assert not training_plan.plan(dataclasses.replace(small, rows=3), H100, 5)
+
+
+def test_the_script_plans_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "plans.json"
+    flags = ["--target=tiny", "--training", "--topology=v6e:4,h100:8", "--rows=3,8"]
+    status, shown, _ = invoke(script("plan"), capsys, "plan", *flags, f"--output={output}")
+    assert status == 0 and shown.count("none divides") == 1  # three texts over four or eight
+    assert "texts/s" in shown and "Nothing of it was measured" in shown
+    made = [codec.from_json(TrainingPlan, x, "plans") for x in codec.read_file(output)]
+    assert [len(plan.found) for plan in made] == [2, 1]
+
+
 @pytest.mark.parametrize(
     "flags,said",
     [
@@ -141,6 +199,12 @@ def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--topology=h100:8", "--drafter=nothing"], "No drafter 'nothing'"),
         (["--topology=h100:8", "--rows=0"], "rows"),
         (["--topology=h100:8", "--target=nowhere"], "nowhere"),
+        (["--training"], "name them with --topology"),
+        (["--topology=h100:8", "--training", "--drafter=eagle3"], "planned for dflash alone"),
+        (["--topology=h100:8", "--training", "--slots=8192"], "is about decoding"),
+        (["--topology=h100:8", "--seq_len=512"], "is about training"),
+        (["--topology=h100:8", "--training", "--anchors=4000"], "more than the 3072 tokens"),
+        (["--topology=h100:8", "--training", "--dtype=float32"], "in bfloat16"),
     ],
 )
 def test_bad_input(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

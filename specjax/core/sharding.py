@@ -153,11 +153,13 @@ def _entry(names: list[str]) -> str | tuple[str, ...] | None:
     return None if not names else names[0] if len(names) == 1 else tuple(names)
 
 
-def named(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
+def named(mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...]) -> NamedSharding:
     return NamedSharding(mesh, spec(axes, mesh))
 
 
-def of_parameter(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+def of_parameter(
+    mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> NamedSharding:
     """Where a parameter lies: by its logical axes, and over `fsdp` by its largest other one.
 
     Small ones, and such as `fsdp` does not divide, are whole along that axis.

@@ -21,15 +21,22 @@ from specjax.core.options import again, check, default_of, keywords, option, who
 from specjax.core.platform import here
 from specjax.core.sharding import mesh_sizes
 from specjax.jobs.models import Models
+from specjax.lab.bench import training_plan
 from specjax.lab.compiler import pods as costs
 from specjax.lab.compiler.abstract import check as check_setup
-from specjax.lab.compiler.chips import CHIPS, PRODUCTS, REACHED, parse
-from specjax.lab.compiler.target import shrink
+from specjax.lab.compiler.chips import CHIPS, PRODUCTS, REACHED, TRAINING, parse
+from specjax.lab.compiler.target import read_target, shrink
 from specjax.lab.records import codec
 from specjax.lab.records.compiled import Setup
-from specjax.lab.records.planned import Planned, PodPlan
+from specjax.lab.records.device import TrainingSetup
+from specjax.lab.records.planned import Planned, PlannedTraining, PodPlan, TrainingPlan
 
-_OF_PODS = ("drafter", "num_draft", "rows", "slots", "context", "reached", "every", "output")
+_OF_PODS = (
+    *("drafter", "num_draft", "rows", "slots", "context", "reached", "every", "output"),
+    *("training", "seq_len", "anchors"),
+)
+_OF_DECODING = ("slots", "context", "reached", "kv_cache")
+_OF_TRAINING = ("seq_len", "anchors")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,11 @@ class Options:
     slots: int = option(4096, "Of the caches.", least=256)
     context: int = option(3072, "Tokens that are in them.", least=1)
     reached: float = option(REACHED, "Share of a memory's bandwidth that is reached.", least=0.01)
+    training: bool = option(
+        False, "Plan the training of a DFlash drafter; --rows are then the texts of a step."
+    )
+    seq_len: int = option(3072, "With --training, tokens of a text.", least=64)
+    anchors: int = option(256, "With --training, blocks of a text.", least=1)
     every: bool = option(False, "All meshes, not the best alone.")
     output: str | None = option(None, "A .json file for the plans of --topology.", file=".json")
 
@@ -67,14 +79,27 @@ class Options:
                 f"{self.num_draft + 1} tokens of a cycle."
             )
         if not self.topology:
-            for field in dataclasses.fields(self):
-                if field.name in _OF_PODS and _shown(getattr(self, field.name)) != _shown(
-                    default_of(field)
-                ):
-                    raise ValueError(
-                        f"--{field.name}={getattr(self, field.name)} is about devices that are not "
-                        "here: name them with --topology, or leave it out."
-                    )
+            self._refuse(_OF_PODS, "is about devices that are not here: name them with --topology")
+        elif self.training:
+            if self.drafter != "dflash":
+                raise ValueError(
+                    f"--drafter={self.drafter}: --training is planned for dflash alone."
+                )
+            if self.anchors > self.seq_len:
+                raise ValueError(
+                    f"--anchors={self.anchors}: more than the {self.seq_len} tokens of a text."
+                )
+            self._refuse(_OF_DECODING, "is about decoding: leave --training out")
+        else:
+            self._refuse(_OF_TRAINING, "is about training: add --training")
+
+    def _refuse(self, names: Iterable[str], why: str) -> None:
+        """Raises ValueError where one of these fields was set."""
+        for field in dataclasses.fields(self):
+            if field.name in names:
+                value = getattr(self, field.name)
+                if _shown(value) != _shown(default_of(field)):
+                    raise ValueError(f"--{field.name}={value} {why}, or leave it out.")
 
 
 def _shown(value: Any) -> Any:
@@ -124,6 +149,42 @@ def pods(options: Options) -> list[PodPlan]:
     return made
 
 
+@keywords(Options)
+def training(options: Options) -> list[TrainingPlan]:
+    """Every mesh of every topology for training a DFlash drafter, for each number of texts.
+
+    Raises:
+      ValueError: in one line, on what is not known or does not fit together.
+    """
+    chosen = [(name, *parse(name)) for name in options.topology]
+    refuse(options)
+    if options.dtype == "float32":
+        raise ValueError("--dtype=float32: training keeps the target in bfloat16.")
+    try:
+        raw = read_target(options.target, 0)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--config.", "--")) from None
+    made = []
+    for name, chip, devices in chosen:
+        found, without = list[PlannedTraining](), list[int]()
+        for texts in whole_numbers("rows", options.rows):
+            setup = TrainingSetup(
+                raw=raw,
+                layers=5,
+                anchors=options.anchors,
+                block=options.num_draft + 1,
+                rows=texts,
+                seq_len=options.seq_len,
+            )
+            every = training_plan.plan(setup, chip, devices)
+            found += every if options.every else every[:1]
+            without += [] if every else [texts]
+        made.append(TrainingPlan(setup, name, chip.name, devices, tuple(found), tuple(without)))
+    if options.output is not None:
+        codec.write_file(Path(options.output), made)
+    return made
+
+
 def refuse(options: Options) -> None:
     """Raises ValueError on fields that say nothing of devices that are not here."""
     for name in ("mesh", "quantize", "weights"):
@@ -143,7 +204,27 @@ def assumptions(chips: Iterable[str], reached: float) -> list[str]:
         f"of an 8B model reached on one H100), or operations over {PRODUCTS:.2f} of the peak where "
         "that is more; sums over devices one behind the other, none hidden behind products.",
     ]
-    for chip in (CHIPS[name] for name in dict.fromkeys(chips)):
+    return [*found, *_chips(chips), "Nothing of it was measured on these devices."]
+
+
+def training_assumptions(chips: Iterable[str]) -> list[str]:
+    """What the predicted times of training rest on, in lines."""
+    return [
+        "Products are 2 operations a weight and token for the target, 6 for the draft, 4 for the "
+        "head. Memory is of weights, float32 masters, moments and gradients, without what passes "
+        "hold in between (experiments.benchmark_training --topology compiles a step and says it).",
+        f"Predicted: products over {TRAINING:.2f} of the peak (what one H100 reached), then what "
+        "devices exchange, none of it hidden behind products: the target put together once, the "
+        "draft twice, gradients once, in the masters' type.",
+        *_chips(chips),
+        "Nothing of it was measured on these devices.",
+    ]
+
+
+def _chips(names: Iterable[str]) -> list[str]:
+    """What is assumed of chips, a line each."""
+    found = []
+    for chip in (CHIPS[name] for name in dict.fromkeys(names)):
         said = (
             f"{chip.name}: {chip.bandwidth / 1e12:.2f} TB/s, {chip.flops / 1e12:.0f} TFLOP/s, "
             f"links of {chip.link / 1e9:.0f} GB/s, {chip.hop * 1e6:.0f} us a doubling of the "
@@ -155,7 +236,7 @@ def assumptions(chips: Iterable[str], reached: float) -> list[str]:
                 f"{chip.hop_between * 1e6:.0f} us"
             )
         found.append(f"{said}.")
-    return [*found, "Nothing of it was measured on these devices."]
+    return found
 
 
 @keywords(Options)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from specjax.core.sharding import RULES, axes_of, named, of_parameter, pieces
 from specjax.core.types import Array, pytree
@@ -81,11 +81,11 @@ def shardings_of(state: TrainState) -> TrainState | None:
     return None if mesh.empty else where
 
 
-def _divides(mesh: Mesh, axis: str | None, size: int) -> bool:
+def _divides(mesh: Mesh | AbstractMesh, axis: str | None, size: int) -> bool:
     return axis not in RULES or size % pieces(axis, mesh) == 0
 
 
-def state_shardings(state: TrainState, skeleton: Skeleton, mesh: Mesh) -> TrainState:
+def state_shardings(state: TrainState, skeleton: Skeleton, mesh: Mesh | AbstractMesh) -> TrainState:
     """Moments are sharded like their parameter; counters are replicated.
 
     So is an axis that the mesh does not divide: a small draft may have fewer heads than devices.

@@ -9,6 +9,7 @@
     {{ checked_depths("FOLDER") }}                  the same over reports on all layers
     {{ commands("FOLDER") }}                        what makes those reports
     {{ pods("FILE.json") }}                         plans of experiments.plan --topology
+    {{ training("FILE.json") }}                     those of experiments.plan --training
 
 PATH is names and indices with dots between them ("." is the whole file); a format is one of
 Python's ``format``.
@@ -30,7 +31,7 @@ from specjax.lab.bench import depths
 from specjax.lab.bench.outputs import remarks
 from specjax.lab.records import codec
 from specjax.lab.records.case import Case
-from specjax.lab.records.planned import PodPlan
+from specjax.lab.records.planned import PodPlan, TrainingPlan
 from specjax.lab.records.run import Run, load_summary
 from specjax.lab.view import escape, grid, planned
 from specjax.lab.view.grid import Cell, Column, Grid, Group
@@ -149,6 +150,12 @@ class Results:
         """Plans for devices that are not here."""
         made = [codec.from_json(PodPlan, x, file) for x in self._read(file)]
         return _table([dict(zip(planned.COLUMNS, line)) for line in planned.lines(made)])
+
+    def training(self, file: str) -> str:
+        """Plans of training for devices that are not here."""
+        made = [codec.from_json(TrainingPlan, x, file) for x in self._read(file)]
+        lines = planned.training_lines(made)
+        return _table([dict(zip(planned.TRAINING_COLUMNS, line)) for line in lines])
 
     def _chosen(self, name: str, wanted: Mapping[str, Any]) -> tuple[Run, list[Case]]:
         """A run and those of its cases that the filters leave."""

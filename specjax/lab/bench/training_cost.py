@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, SingleDeviceSharding
 from rich.console import Console
 
 from specjax.core import machine
@@ -223,21 +223,27 @@ class Step:
         batch, shardings = jax.eval_shape(self._batch), None
         self._written_for = None if topology is None else topology.written_for
         target = target.on(self._written_for)
+        self._whole, self._skeleton = (state, target), skeleton
         if mesh is not None:
             self.flops = {name: n // mesh.size for name, n in self.flops.items()}
             if setup.rows % (over := pieces("batch", mesh)):
                 raise ValueError(
                     f"--rows={setup.rows}: the mesh splits a step's texts over {over}."
                 )
-            shardings = state_shardings(state, skeleton, mesh)
-            state = jax.tree.map(_at, state, shardings)
+            state, target = self.spread(mesh)
+            shardings = jax.tree.map(lambda x: x.sharding, state)
             batch = jax.tree.map(lambda x: _at(x, named(mesh, (None, "batch"))), batch)
-            target = dataclasses.replace(target, params=_spread(target.params, mesh))
         elif topology is not None and topology.name != "local":
             one = SingleDeviceSharding(topology.devices[0])
             state, batch, target = jax.tree.map(lambda x: _at(x, one), (state, batch, target))
         self.program = make_step(objective, self._optimizer, shardings=shardings)
         self.shapes = (state, batch, target)
+
+    def spread(self, mesh: Mesh | AbstractMesh) -> tuple[TrainState, Frozen]:
+        """The shapes of what is trained and of the target, where a mesh has them."""
+        state, target = self._whole
+        state = jax.tree.map(_at, state, state_shardings(state, self._skeleton, mesh))
+        return state, dataclasses.replace(target, params=_spread(target.params, mesh))
 
     def arguments(self) -> tuple[TrainState, Batch, Frozen]:
         """What the program is called with, drawn at random, each where the program has it."""
@@ -260,7 +266,7 @@ def _at(x: Any, place: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
 
-def _spread(params: Any, mesh: Mesh) -> Any:
+def _spread(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Frozen weights where loading puts them."""
     found = []
     for path, parameter in nnx.to_flat_state(params):

@@ -1,4 +1,4 @@
-"""What a target and a drafter would cost on devices that are not here."""
+"""What decoding and training would cost on devices that are not here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from specjax.lab.records.compiled import Setup
+from specjax.lab.records.device import TrainingSetup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +65,50 @@ class PodPlan:
     reached: float  # of the memory's bandwidth; assumed
     found: tuple[Planned, ...]  # of each number of rows the best mesh, or all of them
     without: tuple[int, ...] = ()  # numbers of rows that no mesh of all its devices is for
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """What a device exchanges with others along an axis of the mesh in a step."""
+
+    bytes: float
+    seconds: float  # predicted
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTraining:
+    """Training of a DFlash drafter on a mesh, one step."""
+
+    mesh: Mapping[str, int]
+    texts: int  # of a step, on all devices
+    held: Mapping[str, int]  # bytes of one device, by name
+    memory: int  # bytes of a device
+    flops: Mapping[str, int]  # of one device, see `costs.account.training_parts`
+    exchanges: Mapping[str, Exchange]  # by axis
+    seconds: float  # predicted
+
+    @property
+    def need(self) -> int:
+        """Bytes of a device, without what passes hold in between."""
+        return sum(self.held.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.need <= self.memory
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device exchanges."""
+        return sum(one.bytes for one in self.exchanges.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """Of one slice, or some machines."""
+
+    setup: TrainingSetup
+    topology: str
+    chip: str
+    devices: int
+    found: tuple[PlannedTraining, ...]  # of each number of texts the best mesh, or all of them
+    without: tuple[int, ...] = ()  # numbers of texts that no mesh of all its devices is for
