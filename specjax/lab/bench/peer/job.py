@@ -91,6 +91,9 @@ class Options:
 
     target: str = option("demo:target", "Checkpoint directory, or demo:target.")
     draft: str = option("demo:draft", "Checkpoint directory, or demo:draft.")
+    drafters: tuple[str, ...] | None = option(
+        None, "Trained drafters of the target; default: DFlash and EAGLE-3 of demo:target."
+    )
     dtypes: tuple[str, ...] = option(("float32", "bfloat16"), "Types of the weights.")
     threads: int = option(2, "Cores for each framework.", least=1)
     max_new_tokens: int = option(128, "For every prompt.", least=4)
@@ -121,6 +124,13 @@ class Options:
                 f"--threads={self.threads}: this machine lends {cores} cores; use fewer."
             )
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Checkpoints of drafters."""
+        if self.drafters is not None:
+            return self.drafters
+        return ("demo:dflash", "demo:eagle3") if self.target == "demo:target" else ()
+
     def ks(self, name: str) -> tuple[int, ...]:
         """Numbers of guesses to choose from."""
         return whole_numbers(name, getattr(self, name))
@@ -138,7 +148,7 @@ class Sides:
         """Loads all models. Raises ValueError, in one line, on what cannot be loaded."""
         kind: Any = Inline if options.one_process else Worker
         names = (options.target, options.draft)
-        ours = kind(OwnSide, *names, options.dtypes, options.compilation_cache)
+        ours = kind(OwnSide, *names, options.trained, options.dtypes, options.compilation_cache)
         paths = (str(DEMO / n.removeprefix("demo:")) if n.startswith("demo:") else n for n in names)
         return cls(ours, kind(TransformersPeer, *paths, options.dtypes, options.threads))
 
@@ -222,11 +232,12 @@ class Entry:
             return lambda prompt: asked.call("generate", dtype, way, k, prompt, new)
 
         entry = cls(dtype, {}, {}, {}, {})
-        for side, way, name in _SWEPT:
+        trained = [("specjax", way, "lm_k") for way in options.trained]
+        for side, way, name in (*_SWEPT, *trained):
             _say(f"choosing k: {dtype} {side} {way}")
             by_k = {k: contender(side, way, k) for k in options.ks(name)}
             entry.chosen[way], entry.sweeps[f"{side} {way}"] = choose(by_k, prompts)
-        for side, way in _COMPARED:
+        for side, way, *_ in (*_COMPARED, *trained):
             k = entry.chosen.get(way, 0)
             name = f"{dtype} {side} {way}" + (f" k={k}" if k else "")
             entry.names[f"{side} {way}"] = name
@@ -265,13 +276,14 @@ def judge(contest: Contest, names: Mapping[str, Mapping[str, str]]) -> list[Expe
 
     best = {}
     for dtype, group in names.items():
-        speculative = contest.best([group["specjax lm"], group["specjax ngram"]])
+        ours = [name for way, name in group.items() if way.startswith("specjax ")]
+        speculative = contest.best([name for name in ours if name != group["specjax plain"]])
         ways = ("assisted", "assisted_default", "lookup")
         assisted = contest.best([group[f"transformers {way}"] for way in ways])
         plain = group["specjax plain"]
         best[dtype] = {"plain": plain, "speculation": speculative}
         expect("plain / Transformers plain", plain, group["transformers plain"], 2.0)
-        expect("speculation / Transformers assisted", speculative, assisted, 3.0)
+        expect("speculation / Transformers assisted", speculative, assisted, 4.0)
         expect("speculation / plain", speculative, plain, 1.5)
     if len(best) == 2:
         for way in ("plain", "speculation"):

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 
 from specjax import api, drafters
+from specjax.checkpoint.drafters.load import load_drafter
 from specjax.checkpoint.load import load
 from specjax.core.compile_cache import use_compile_cache
 from specjax.drafters import LM, NoDraft
+from specjax.drafters.spec import with_num_draft
 from specjax.lab.bench import roofs
 from specjax.lab.costs import account
 from specjax.lab.costs.parts import pass_seconds, products_seconds
@@ -22,13 +24,21 @@ from specjax.session.slots import bucket
 
 
 class OwnSide:
-    """Both models in each type, and what is asked of them."""
+    """All models in each type, and what is asked of them."""
 
-    def __init__(self, target: str, draft: str, dtypes: Sequence[str], cache: str):
+    def __init__(
+        self, target: str, draft: str, trained: Sequence[str], dtypes: Sequence[str], cache: str
+    ):
+        """``trained``: checkpoints of drafters for the target; each is a way to decode."""
         if cache:
             use_compile_cache(cache)
         self.targets = {d: load(target, dtype=d) for d in dtypes}
         self.drafts = {d: load(draft, dtype=d) for d in dtypes}
+        self.trained = {
+            (d, name): load_drafter(name, model, dtype=d)
+            for d, model in self.targets.items()
+            for name in trained
+        }
         if next(iter(self.targets.values())).tokenizer is None:
             raise ValueError(f"--target={target} has no tokenizer, which the prompts need.")
 
@@ -41,8 +51,11 @@ class OwnSide:
     def generate(
         self, dtype: str, way: str, k: int, prompt: Sequence[int], max_new_tokens: int
     ) -> Generated:
-        name = "none" if way == "plain" else way
-        drafter = drafters.make(name, model=self.drafts[dtype], num_draft=k)
+        if (dtype, way) in self.trained:
+            drafter: Any = with_num_draft(self.trained[dtype, way], k)
+        else:
+            name = "none" if way == "plain" else way
+            drafter = drafters.make(name, model=self.drafts[dtype], num_draft=k)
         begin = time.perf_counter()
         out = api.generate(
             self.targets[dtype],
