@@ -2,7 +2,7 @@
 
     python -m pytest -n 0 tests/long/test_kernels.py
 
-Not part of the suite, which has a few of these cases: on two cores this takes about 4 minutes.
+Not part of the suite, which has a few of these cases: on two cores this takes about 6 minutes.
 """
 
 from __future__ import annotations
