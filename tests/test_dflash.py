@@ -19,7 +19,6 @@ from specjax import session
 from specjax.core.types import Kept
 from specjax.drafters import base
 from specjax.drafters.dflash import DFlash, DFlash2, default_taps, embed, fresh_config, fresh_net
-from specjax.drafters.dflash import net as dflash_net
 from specjax.drafters.dflash.net import Blocks
 from specjax.drafters.dflash.objective import DFlashObjective, draw_anchors
 from specjax.drafters.eagle3 import Eagle3
@@ -74,9 +73,8 @@ def test_masks_are_the_predicate(window: int | None, from_anchor: bool, causal: 
         fresh_config(target().config, 2), window_from_anchor=from_anchor, block_size=slots
     )
     view = Blocks.at(jnp.asarray(anchors), slots)
-    outside = np.asarray(view.of_context(context, config, window))
-    own = view.blocks[:, None] == view.blocks[None, :]
-    inside = np.asarray(dflash_net.inside(view.offsets, causal, window)[0] & own)
+    seen = view.seen(config, window, causal)
+    begin, end, inside = np.asarray(seen.begin), np.asarray(seen.end), np.asarray(seen.within)
     for b in range(2):
         for q in range(9):
             anchor, offset = anchors[b, q // slots], q % slots
@@ -87,10 +85,9 @@ def test_masks_are_the_predicate(window: int | None, from_anchor: bool, causal: 
                     want = want and (
                         anchor - r <= window if from_anchor else anchor + offset - r < window
                     )
-                assert outside[b, q, r] == want
-            for r in range(9):
-                want = r // slots == q // slots and (not causal or r % slots <= offset)
-                assert inside[q, r] == want
+                assert (begin[b, q] <= r < end[b, q]) == want
+            for r in range(slots):
+                assert inside[offset, r] == (not causal or r <= offset)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -101,7 +98,8 @@ def test_the_training_graph_is_the_inference_graph(name: str) -> None:
     data = batch()
 
     def states(params: Any, anchors: jax.Array) -> jax.Array:
-        net, context, _ = made._context(params, data, target().net)
+        context, _ = made._context(params, data, target().net)
+        net = made.skeleton.module(params)
         return made._states(net, target().net.vocabulary, data, context, anchors)
 
     anchors = np.array([[2, 9, 20], [4, 5, 33]])
@@ -133,8 +131,9 @@ def test_chunks_and_remat_change_nothing() -> None:
     """The loss and its gradient do not depend on how many blocks are run at once."""
     spec, data = tiny.fresh("dspark", NUM_DRAFT, target()), batch()
     results = []
-    for chunk in (2, 7, 100):
-        made, params = objective(spec, chunk=chunk, anchors=7, ce=0.1, l1=0.9, divergence=0.3)
+    for chunk, remat in ((2, "blocks"), (7, "none"), (100, "auto"), (0, "auto"), (3, "auto")):
+        settings = {"anchors": 7, "ce": 0.1, "l1": 0.9, "divergence": 0.3}
+        made, params = objective(spec, chunk=chunk, remat=remat, **settings)
         loss = lambda p, made=made: made(p, data, target().net, jax.random.key(1))
         (total, weight, sums), grads = jax.jit(
             lambda p, loss=loss: (loss(p), jax.grad(lambda p: loss(p)[0])(p))

@@ -16,7 +16,7 @@ import tiny
 
 import specjax
 from specjax import decode, drafters, session
-from specjax.core.ops import OPS, Cached, Stack, attend
+from specjax.core.ops import OPS, Cached, Seen, Stack, attend, blocks
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised
 from specjax.session import requests
@@ -50,6 +50,17 @@ def attention(parts: int, cached: bool, tokens: int = TOKENS) -> tuple[Any, ...]
     return *new, visible, before if cached else None, None
 
 
+def some_blocks(dtype: Any) -> tuple[Any, ...]:
+    """Blocks of three slots over a text: some slots see none of it, or not its beginning."""
+    slots = 4 * TOKENS
+    end = jnp.repeat(jnp.asarray([[0, 3, 9, 16], [2, 5, 5, 11]]), TOKENS, axis=1)
+    begin = jnp.maximum(end - jnp.arange(slots)[None] % TOKENS - 4, 0)
+    of = lambda seed, *shape: drawn(seed, ROWS, *shape, WIDTH, dtype=dtype)
+    seen = Seen(begin, end, jnp.tril(jnp.ones((TOKENS, TOKENS), bool)))
+    new, text = (of(0, HEADS, slots), of(1, GROUPS, slots), of(2, GROUPS, slots)), (GROUPS, SLOTS)
+    return *new, of(3, *text), of(4, *text), seen
+
+
 def arguments(name: str) -> Iterator[tuple[Any, ...]]:
     """What an operation is called with: all that its variants tell apart."""
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -75,6 +86,9 @@ def arguments(name: str) -> Iterator[tuple[Any, ...]]:
     if name == "attend":
         yield from (attention(1, False), attention(1, True), attention(2, True))
         yield attention(1, True, tokens=1)
+    if name == "attend blocks":
+        for dtype in FLOATS:
+            yield some_blocks(dtype)
     if name == "apart":
         yield from ((drawn(0, 2, 3, dtype=dtype),) for dtype in FLOATS)
     if name == "per head":
@@ -110,6 +124,16 @@ def test_a_variant_gives_what_its_reference_does(name: str, on: str) -> None:
         assert gots[0].shape == wants[0].shape
         for got, want in zip(gots, wants, strict=True):
             np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), **close)
+
+
+def test_blocks_are_attended_to_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = some_blocks(jnp.float32)
+    once = jax.jit(lambda: with_gradients(blocks.by_tiles, given))()
+    monkeypatch.setattr(blocks, "_SCORES", 2 * 4 * ROWS * HEADS * TOKENS * SLOTS)
+    assert blocks._Cut(given[0], given[3], given[5]).num == 2
+    tiles = jax.jit(lambda: with_gradients(blocks.by_tiles, given))()
+    for one, other in zip(once, tiles, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def with_gradients(function: Any, args: tuple[Any, ...]) -> list[jax.Array]:

@@ -29,6 +29,7 @@ from specjax.core.types import Array
 from specjax.core.view import View, causal
 from specjax.models.frozen import Frozen
 from specjax.train import losses
+from specjax.train.chunks import over_chunks, positions_at_once, shares
 from specjax.train.objectives.base import Batch
 from specjax.train.state import Params, Skeleton
 
@@ -49,11 +50,13 @@ class PairObjective:
     num_draft: int = 7  # J, steps
     decay: float = 0.8
     divergence: str = "forward_kl"  # a key of `losses.DIVERGENCES`
-    chunk: int = 128  # positions of a row whose logits exist at once
+    chunk: int = 0  # positions of a row whose logits exist at once; 0: as many as have room
 
     def __post_init__(self) -> None:
-        if self.num_draft < 1 or self.chunk < 1:
-            raise ValueError(f"num_draft={self.num_draft}, chunk={self.chunk}: must be positive.")
+        if self.num_draft < 1 or self.chunk < 0:
+            raise ValueError(
+                f"num_draft={self.num_draft} must be positive, chunk={self.chunk} not negative."
+            )
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay={self.decay} is not in (0, 1].")
         if self.divergence not in losses.DIVERGENCES:
@@ -65,7 +68,8 @@ class PairObjective:
     ) -> tuple[Array, Array, Sums]:
         """See `Objective`. Nothing is random."""
         del key
-        net = self.skeleton.module(params, self.compute_dtype)
+        params = {name: p.astype(self.compute_dtype) for name, p in params.items()}
+        net = self.skeleton.module(params)
         final, fused = self._features(net, batch, target)
         states = self.unroll(net, batch, fused, target)
         steps, width = self.num_draft, batch.tokens.shape[1]
@@ -73,50 +77,41 @@ class PairObjective:
         # Column 0 has no feature: it drafts only from prompts of one token.
         labelled = batch.supervised & (place < batch.length[:, None])
         counted = jnp.stack([ahead(labelled, 1 + j) & (place > 0) for j in range(steps)])
-        size = min(self.chunk, width)
-        chunks = (cut(states, size), cut(counted, size), jnp.arange(-(-width // size)))
+        size = self._positions_at_once(batch, target)
+        given = (cut(counted, size), jnp.arange(-(-width // size)))
         padded = jnp.pad(final, ((0, 0), (0, size + steps), (0, 0)))
         kind, allowed = losses.DIVERGENCES[self.divergence], self._allowed()
 
-        @jax.checkpoint
-        def one_step(h: Array, teacher: Array) -> tuple[Array, Array, Array]:
-            """[B, C, D] and logits [B, C, V] -> loss, usable, agreement, each [B, C]."""
-            logits = self.head(net, target, h)
-            best = teacher.argmax(-1)
-            usable = jnp.ones_like(best, jnp.bool_) if allowed is None else allowed[best]
-            return kind(teacher, logits, self.target_ids), usable, self._named(logits) == best
-
-        @jax.checkpoint
-        def one_chunk(h: Array, counted: Array, index: Array) -> Any:
+        def one_chunk(params: Params, h: Array, given: tuple[Array, Array]) -> Any:
+            """Of all steps [J, B, C, D], which the target's logits [B, C + J - 1, V] serve."""
+            counted, index = given
             rows = jax.lax.dynamic_slice_in_dim(padded, index * size, size + steps - 1, axis=1)
             teacher = jax.lax.stop_gradient(target.head(rows))
 
-            def step(_: None, xs: tuple[Array, Array]) -> tuple[None, Any]:
-                h, j = xs
+            def one_step(params: Params, h: Array, given: tuple[Array, Array]) -> Any:
+                counted, j = given
+                logits = self.head(self.skeleton.module(params), target, h)
                 here = jax.lax.dynamic_slice_in_dim(teacher, j, size, axis=1)
-                return None, one_step(h, here)
+                best = here.argmax(-1)
+                counted = counted if allowed is None else counted & allowed[best]
+                loss = jnp.where(counted, kind(here, logits, self.target_ids), 0.0).sum()
+                return self.decay**j * loss, (), (counted, self._named(logits) == best)
 
-            _, (loss, usable, agree) = jax.lax.scan(step, None, (h, jnp.arange(steps)))
-            counted = counted & usable  # [J, B, C]
-            scale = self.decay ** jnp.arange(steps, dtype=jnp.float32)
-            total = (jnp.where(counted, loss, 0.0).sum((1, 2)) * scale).sum()
+            of_steps = over_chunks(one_step, params, h, (counted, jnp.arange(steps)))
+            total, _, (counted, agree) = of_steps
             right = (counted & agree).astype(jnp.float32)
             sums = {"accuracy": right[0].sum(), "accepted": jnp.cumprod(right, axis=0).sum()}
-            return total, counted[0].astype(jnp.float32).sum(), sums
+            return total, (counted[0].astype(jnp.float32).sum(), sums), ()
 
-        def add(total: Any, chunk: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, one_chunk(*chunk)), None
-
-        zero = jnp.zeros((), jnp.float32)
-        start = (zero, zero, {"accuracy": zero, "accepted": zero})
-        return jax.lax.scan(add, start, chunks)[0]
+        total, (weight, sums), _ = over_chunks(one_chunk, params, cut(states, size), given)
+        return total, weight, sums
 
     def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
         """See `Objective`."""
         net = self.skeleton.module(params, self.compute_dtype)
         _, fused = self._features(net, batch, target)
-        width = batch.tokens.shape[1]
-        chunks = cut(self.unroll(net, batch, fused, target), min(self.chunk, width))
+        width, size = batch.tokens.shape[1], self._positions_at_once(batch, target)
+        chunks = cut(self.unroll(net, batch, fused, target), size)
         named = jax.lax.map(
             lambda h: self._named(self.head(net, target, h)), chunks
         )  # [n, J, B, C]
@@ -200,6 +195,12 @@ class PairObjective:
         return jax.lax.stop_gradient(out.hidden), self.fuse(
             net, jax.lax.stop_gradient(out.features)
         )
+
+    def _positions_at_once(self, batch: Batch, target: Frozen) -> int:
+        """Of a row, with logits."""
+        rows, width = batch.tokens.shape
+        most = self.chunk or positions_at_once(rows, target.config.vocab_size)
+        return min(most, width) if self.chunk else shares(width, most)
 
     def _named(self, logits: Array) -> Array:
         """The target's id of the likeliest draft token."""

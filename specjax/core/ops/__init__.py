@@ -7,6 +7,7 @@ table by platform. `tests/test_ops.py` holds all that are listed here to their r
 from specjax.core.ops.apart import APART, apart
 from specjax.core.ops.argmax import ARGMAX, argmax
 from specjax.core.ops.attend import ATTEND, attend
+from specjax.core.ops.blocks import ATTEND_BLOCKS, Seen, attend_blocks
 from specjax.core.ops.experts import EXPERTS, Stack, experts, gated_silu
 from specjax.core.ops.heads import Form, Products, Rotation, heads, split_heads
 from specjax.core.ops.linear import (
@@ -41,6 +42,7 @@ OPS = {
     "lookup": ROWS,
     "argmax": ARGMAX,
     "attend": ATTEND,
+    "attend blocks": ATTEND_BLOCKS,
     "write": WRITE,
     "experts": EXPERTS,
     "per head": PER_HEAD,
@@ -55,6 +57,7 @@ __all__ = [
     "Op",
     "Products",
     "Rotation",
+    "Seen",
     "Stack",
     "Write",
     "activation_dtype",
@@ -63,6 +66,7 @@ __all__ = [
     "apart",
     "argmax",
     "attend",
+    "attend_blocks",
     "experts",
     "gated_silu",
     "heads",

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.cache import Block, Cache, Full, Part, Ring, empty
-from specjax.core.ops import Cached, activation_dtype, apart, attend
-from specjax.core.types import Array, pytree
+from specjax.core.ops import Seen, activation_dtype, apart, attend_blocks
+from specjax.core.platform import Platform
+from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
 from specjax.drafters.dflash.heads import (
     CandidateSelector,
@@ -89,43 +90,38 @@ class Blocks:
 
     positions: Array  # [B, T] int32
     anchors: Array  # [B, T] int32: position of the anchor of the slot's block
-    blocks: Array  # [T] int32: which block a slot belongs to
     offsets: Array  # [T] int32: its place in the block
+    size: int = static()  # slots of a block
 
     @classmethod
-    def at(cls, anchors: Array, num_slots: int) -> Blocks:
-        """Blocks of ``num_slots`` that begin at ``anchors`` [B, N], one behind the other."""
-        num = anchors.shape[1]
-        offsets = jnp.tile(jnp.arange(num_slots), num)
-        starts = jnp.repeat(anchors, num_slots, axis=1)
-        blocks = jnp.repeat(jnp.arange(num), num_slots)
-        return cls(starts + offsets[None, :], starts, blocks, offsets)
+    def at(cls, anchors: Array, size: int) -> Blocks:
+        """Blocks of ``size`` slots that begin at ``anchors`` [B, N], one behind the other."""
+        offsets = jnp.tile(jnp.arange(size), anchors.shape[1])
+        starts = jnp.repeat(anchors, size, axis=1)
+        return cls(starts + offsets[None, :], starts, offsets, size)
 
-    def of_context(self, num_tokens: int, config: DFlashConfig, window: int | None) -> Array:
-        """[B, T, S] bool: strictly before the anchor, and inside the window."""
-        place = jnp.arange(num_tokens)[None, None, :]
-        seen = place < self.anchors[:, :, None]
+    def seen(self, config: DFlashConfig, window: int | None, causal: bool) -> Seen:
+        """The text strictly before the anchor, and inside the window, and the own block."""
         if window is None:
-            return seen
-        if config.window_from_anchor:
-            return seen & (place >= self.anchors[:, :, None] - window)
-        return seen & (self.positions[:, :, None] - place < window)
+            begin = jnp.zeros_like(self.anchors)
+        elif config.window_from_anchor:
+            begin = jnp.maximum(self.anchors - window, 0)
+        else:
+            begin = jnp.maximum(self.positions - window + 1, 0)
+        within = inside(self.offsets[: self.size], causal, window)[0]
+        return Seen(begin, self.anchors, within)
 
-    def looking_at(self, context: Block, config: DFlashConfig) -> Look:
+    def looking_at(
+        self, context: Block, config: DFlashConfig, platform: Platform | None = None
+    ) -> Look:
         """Slots see ``context``, keys and values of the whole text, and their own block."""
-        num_tokens, own = context[0][0].shape[2], self.blocks[:, None] == self.blocks[None, :]
-        masks = {
-            (window, causal): (
-                self.of_context(num_tokens, config, window),
-                inside(self.offsets, causal, window) & own[None],
-            )
-            for window, causal in {*zip(config.windows, config.causal)}
-        }
+        kinds = {*zip(config.windows, config.causal)}
+        seen = {kind: self.seen(config, *kind) for kind in kinds}
 
         def look(layer: int, q: Array, k: Array, v: Array) -> Array:
-            outside, within = masks[config.windows[layer], config.causal[layer]]
+            kind = config.windows[layer], config.causal[layer]
             keys, values = context[layer]
-            return attend(q, k, v, within, Cached(keys, values, outside))
+            return attend_blocks(q, k, v, (keys, values), seen[kind], platform=platform)
 
         return look
 

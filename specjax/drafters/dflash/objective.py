@@ -1,8 +1,8 @@
 """Training DFlash, DFlash2 and DSpark: random anchors, one masked block behind each.
 
 A text gives its context once; its blocks, [anchor, mask, mask, ...] at N random positions, are run
-over it in chunks under `jax.checkpoint`, heads and losses included, so that neither the states of
-all blocks nor their logits over the vocabulary exist at once: memory does not grow with N. The
+over it at once where what the backward pass needs of them has room, else in chunks that are run
+again (`remat`). Logits over the vocabulary exist for some blocks at a time (`train.chunks`). The
 network's functions are those of inference; only `Blocks` has many blocks instead of one.
 
 The loss of guess k is weighted by ``exp(-(k - 1) / gamma)`` (DFlash, arXiv:2602.06036) or, with
@@ -15,19 +15,23 @@ candidates, the text's token being the predecessor.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from specjax.core.sharding import constrain
+from specjax.core.cache import Block
+from specjax.core.sharding import constrain, pieces
 from specjax.core.types import Array
 from specjax.drafters.dflash.drafter import embed, head
 from specjax.drafters.dflash.net import Blocks, DFlashConfig, DFlashNet
 from specjax.models.frozen import Frozen
 from specjax.models.vocabulary import Vocabulary
 from specjax.train import losses
+from specjax.train.chunks import cut, over_chunks, positions_at_once, shares
 from specjax.train.objectives.base import Batch
+from specjax.train.room import check_remat, kept_bytes, room
 from specjax.train.state import Params, Skeleton
 
 Sums = dict[str, Array]
@@ -42,7 +46,10 @@ class DFlashObjective:
     compute_dtype: Any = jnp.bfloat16
     target_ids: Array | None = None  # [V_draft], where the draft's head is reduced
     anchors: int = 64  # N, blocks a row
-    chunk: int = 16  # blocks that are run at once
+    chunk: int = 0  # blocks a row whose logits exist at once; 0: as many as have room
+    # "none" of the blocks' layers are run again in the backward pass, all "blocks" are, in chunks,
+    # or "auto": those that there is no room for (`train.room`).
+    remat: str = "auto"
     gamma: float = 0.0  # decay of the weights over a block; 0: D-PACE
     dpace_alpha: float = 0.5
     ce: float = 1.0
@@ -53,8 +60,11 @@ class DFlashObjective:
     selector: float = 1.0  # only where there is one
 
     def __post_init__(self) -> None:
-        if self.anchors < 1 or self.chunk < 1:
-            raise ValueError(f"anchors={self.anchors} and chunk={self.chunk} must be positive.")
+        if self.anchors < 1 or self.chunk < 0:
+            raise ValueError(
+                f"anchors={self.anchors} must be positive, chunk={self.chunk} not negative."
+            )
+        check_remat(self.remat)
         if self.gamma < 0 or not 0 <= self.dpace_alpha <= 1:
             raise ValueError("gamma must not be negative, dpace_alpha must lie in [0, 1].")
         if min(self.ce, self.divergence, self.l1) < 0 or self.ce + self.divergence + self.l1 == 0:
@@ -82,42 +92,43 @@ class DFlashObjective:
         self, params: Params, batch: Batch, target: Frozen, anchors: Array, keep: Array
     ) -> tuple[Array, Array, Sums]:
         """The loss of the blocks at ``anchors`` [B, N], of those that ``keep`` [B, N] marks."""
-        net, context, final = self._context(params, batch, target)
-        chunks = self._chunks(anchors, keep)
+        params = {name: p.astype(self.compute_dtype) for name, p in params.items()}
+        context, final = self._context(params, batch, target)
+        h = self._states_of_all(params, target.vocabulary, batch, context, anchors)
+        teacher = self._teacher(target, final, anchors.size) if self.needs_teacher else None
 
-        @jax.checkpoint
-        def one(anchors: Array, keep: Array) -> Any:
-            h = self._states(net, target.vocabulary, batch, context, anchors)
+        def loss(params: Params, h: Array, given: tuple[Array, Array]) -> tuple[Array, Any, Any]:
+            anchors, keep = given
             labels, valid = self._labels(batch, anchors)
-            teacher = self._teacher(target, final, anchors) if self.needs_teacher else None
-            return self._loss(
-                net, target.vocabulary, batch, h, anchors, labels, valid & keep[..., None], teacher
-            )
+            wanted = None if teacher is None else teacher(anchors)
+            net = self.skeleton.module(params)
+            valid = valid & keep[..., None]
+            found = self._loss(net, target.vocabulary, batch, h, anchors, labels, valid, wanted)
+            return found[0], found[1:], ()
 
-        def step(total: Any, chunk: Any) -> Any:
-            return jax.tree.map(jnp.add, total, one(*chunk)), None
-
-        zero = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], chunks))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zero)
-        found: tuple[Array, Array, dict[str, Array]] = jax.lax.scan(step, zero, chunks)[0]
-        return found
+        size = self.chunk or self._blocks_at_once(target, *anchors.shape)
+        total, (weight, sums), _ = over_chunks(
+            loss, params, cut(h, size), (cut(anchors, size), cut(keep, size))
+        )
+        return total, weight, sums
 
     def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
         """See `Objective`: a block at every position of the text."""
-        net, context, _ = self._context(params, batch, target)
+        params = {name: p.astype(self.compute_dtype) for name, p in params.items()}
+        context, _ = self._context(params, batch, target)
         rows, size = batch.tokens.shape
         anchors = jnp.broadcast_to(jnp.arange(size)[None, :], (rows, size))
-        chunks = self._chunks(anchors, jnp.ones_like(anchors, jnp.bool_))
+        net, vocabulary = self.skeleton.module(params), target.vocabulary
 
-        def step(_: None, chunk: Any) -> Any:
-            anchors = chunk[0]
-            h = self._states(net, target.vocabulary, batch, context, anchors)
-            labels = self._labels(batch, anchors)[0]
-            return None, self._greedy(net, target.vocabulary, batch, h, anchors) == labels
+        def same(anchors: Array) -> Array:
+            h = self._states(net, vocabulary, batch, context, anchors)
+            previous = self._previous(batch, anchors)
+            logits = self._logits(net, vocabulary, h, previous)
+            return self._greedy(net, h, previous, logits) == self._labels(batch, anchors)[0]
 
-        same = jax.lax.scan(step, None, chunks)[1]  # [chunks, B, C, K]
-        found: Array = same.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :size]
-        return found
+        most = self.chunk or self._blocks_at_once(target, rows, size)
+        found: Array = jax.lax.map(same, cut(anchors, most))  # [chunks, B, C, K]
+        return found.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :size]
 
     def tokens_through(self, weight: str, rows: int, length: int) -> int:
         """Tokens of ``rows`` texts that a step multiplies a weight with, of the network or the
@@ -129,25 +140,43 @@ class DFlashObjective:
 
     # What both share.
 
-    def _context(
-        self, params: Params, batch: Batch, target: Frozen
-    ) -> tuple[DFlashNet, Any, Array]:
-        """The network, the context of each text, and the target's final states [B, T, D]."""
+    def _context(self, params: Params, batch: Batch, target: Frozen) -> tuple[Block, Array]:
+        """The context of each text, and the target's final states [B, T, D]."""
         tokens = constrain(batch.tokens, "batch", None)
         out = target(tokens, taps=self.config.taps)
         assert out.features is not None
-        net = self.skeleton.module(params, self.compute_dtype)
+        net = self.skeleton.module(params)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
         context = net.context(jax.lax.stop_gradient(out.features), positions)
-        return net, context, jax.lax.stop_gradient(out.hidden)
+        return context, jax.lax.stop_gradient(out.hidden)
 
-    def _chunks(self, anchors: Array, keep: Array) -> tuple[Array, Array]:
-        """[B, N] -> [chunks, B, C], padded with blocks that are not kept."""
-        rows, num = anchors.shape
-        size = min(self.chunk, num)
-        pad = ((0, 0), (0, -num % size))
-        cut = lambda x: jnp.pad(x, pad).reshape(rows, -1, size).swapaxes(0, 1)
-        return cut(anchors), cut(keep)
+    def _blocks_at_once(self, target: Frozen, rows: int, num: int) -> int:
+        """How many of ``num`` blocks a row have logits at the same time, in equal shares."""
+        vocab = self.config.draft_vocab_size or target.config.vocab_size
+        return shares(num, positions_at_once(rows, vocab) // self.num_draft)
+
+    def _states_of_all(
+        self, params: Params, vocabulary: Vocabulary, batch: Batch, context: Block, anchors: Array
+    ) -> Array:
+        """`_states` [B, N, K, D]; what has no room until the backward pass is computed again."""
+
+        def of(params: Params, context: Block, anchors: Array) -> Array:
+            net = self.skeleton.module(params)
+            return self._states(net, vocabulary, batch, context, anchors)
+
+        (rows, num), most = anchors.shape, self.chunk
+        if self.remat == "auto" or not most:
+            few = lambda num: kept_bytes(
+                lambda params, context: of(params, context, anchors[:, :num]), params, context
+            )
+            block = (few(2) - few(1)) // pieces("batch") if num > 1 else 0
+            fits = room() // max(block, 1)
+            most = num if self.remat == "auto" and fits >= num else most or shares(num, fits)
+        if self.remat == "none" or most >= num > self.chunk:
+            return of(params, context, anchors)
+        again = jax.checkpoint(of)
+        found: Array = jax.lax.map(lambda x: again(params, context, x), cut(anchors, most))
+        return found.swapaxes(0, 1).reshape(rows, -1, *found.shape[3:])[:, :num]
 
     def _states(
         self, net: DFlashNet, vocabulary: Vocabulary, batch: Batch, context: Any, anchors: Array
@@ -159,7 +188,7 @@ class DFlashObjective:
         tokens = tokens.at[:, :, 0].set(jnp.take_along_axis(batch.tokens, anchors, axis=1))
         x = embed(net, self.config, vocabulary, tokens.reshape(rows, num * size))
         blocks = Blocks.at(anchors, size)
-        look = blocks.looking_at(context, self.config)
+        look = blocks.looking_at(context, self.config, net.platform)
         h = net.block(x, blocks.positions, blocks.offsets, look)
         return h.reshape(rows, num, size, -1)[:, :, size - self.num_draft :]
 
@@ -172,13 +201,28 @@ class DFlashObjective:
         take = lambda x: jnp.take_along_axis(x, flat, axis=1).reshape(rows, num, -1)
         return take(batch.tokens), inside & take(batch.supervised)
 
-    def _teacher(self, target: Frozen, final: Array, anchors: Array) -> Array:
-        """The target's logits [B, C, K, V] for the tokens behind each anchor, given the text."""
-        rows, num = anchors.shape
-        place = anchors[:, :, None] + jnp.arange(self.num_draft)[None, None, :]
-        flat = jnp.minimum(place, final.shape[1] - 1).reshape(rows, -1, 1)
-        states = jnp.take_along_axis(final, flat, axis=1)
-        return jax.lax.stop_gradient(target.head(states)).reshape(rows, num, self.num_draft, -1)
+    def _teacher(self, target: Frozen, final: Array, blocks: int) -> Callable[[Array], Array]:
+        """Anchors [B, C] -> the target's logits [B, C, K, V] for the tokens behind, given the text.
+
+        They are computed once a token of the text where ``blocks`` of all rows have more tokens
+        and there is room for them.
+        """
+        rows, size = final.shape[:2]
+        once = size * rows <= blocks * self.num_draft
+        once = once and size <= 2 * positions_at_once(rows, target.config.vocab_size)
+        logits = jax.lax.stop_gradient(target.head(final)) if once else None
+
+        def of(anchors: Array) -> Array:
+            place = anchors[:, :, None] + jnp.arange(self.num_draft)[None, None, :]
+            flat = jnp.minimum(place, size - 1).reshape(rows, -1, 1)
+            if logits is not None:
+                found = jnp.take_along_axis(logits, flat, axis=1)
+            else:
+                states = jnp.take_along_axis(final, flat, axis=1)
+                found = jax.lax.stop_gradient(target.head(states))
+            return found.reshape(rows, -1, self.num_draft, found.shape[-1])
+
+        return of
 
     def _previous(self, batch: Batch, anchors: Array) -> Array:
         """The text's token before each guess [B, C, K]."""
@@ -192,12 +236,8 @@ class DFlashObjective:
         logits = head(net, self.config, vocabulary, h)
         return logits + net.markov_head(previous) if self.config.markov_rank else logits
 
-    def _greedy(
-        self, net: DFlashNet, vocabulary: Vocabulary, batch: Batch, h: Array, anchors: Array
-    ) -> Array:
+    def _greedy(self, net: DFlashNet, h: Array, previous: Array, logits: Array) -> Array:
         """The guesses [B, C, K] at temperature 0, those before being the text's own."""
-        previous = self._previous(batch, anchors)
-        logits = self._logits(net, vocabulary, h, previous)
         if self.config.selector_rank:
             selector = net.candidate_selector
             unary, candidates = jax.lax.top_k(logits, self.config.selector_top_k)
@@ -241,7 +281,7 @@ class DFlashObjective:
                 loss = loss + self.confidence * self._calibration(net, h, previous, chance)
         if self.config.selector_rank and self.selector:
             loss = loss + self.selector * self._selection(net, h, previous, logits, labels)
-        right = self._greedy(net, vocabulary, batch, h, anchors) == labels
+        right = self._greedy(net, h, previous, logits) == labels
         sums = {"accuracy": jnp.where(right, weights, 0.0).sum()}
         return (weights * loss).sum(), weights.sum(), sums
 

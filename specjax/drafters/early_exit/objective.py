@@ -18,6 +18,7 @@ from specjax.core.types import Array
 from specjax.drafters.early_exit.net import ExitConfig
 from specjax.models.frozen import Frozen
 from specjax.train import losses
+from specjax.train.chunks import cut, over_chunks, positions_at_once, shares
 from specjax.train.objectives.base import Batch
 from specjax.train.state import Params, Skeleton
 
@@ -28,7 +29,7 @@ class EarlyExitObjective:
     divergence: name of one of `losses.DIVERGENCES`.
     cross_entropy: weight of the cross entropy; the divergence has the rest.
     temperature: of both laws in the divergence: the one that will be sampled at.
-    chunk: positions of a row whose logits exist at once.
+    chunk: positions of a row whose logits exist at once; 0: as many as have room.
     """
 
     skeleton: Skeleton
@@ -39,7 +40,7 @@ class EarlyExitObjective:
     divergence: str = "forward_kl"
     cross_entropy: float = 0.0
     temperature: float = 1.0
-    chunk: int = 128
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         if self.target_ids is not None:
@@ -49,16 +50,17 @@ class EarlyExitObjective:
             raise ValueError(f"objective.divergence={self.divergence!r}: known: {known}.")
         if not 0 <= self.cross_entropy <= 1:
             raise ValueError(f"objective.cross_entropy={self.cross_entropy} is not in [0, 1].")
-        for name in ("temperature", "chunk"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"objective.{name}={getattr(self, name)} must be positive.")
+        if self.temperature <= 0:
+            raise ValueError(f"objective.temperature={self.temperature} must be positive.")
+        if self.chunk < 0:
+            raise ValueError(f"objective.chunk={self.chunk} must not be negative.")
 
     def __call__(
         self, params: Params, batch: Batch, target: Frozen, key: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
         """See `Objective`. Nothing is random."""
         del key
-        adapter = self.skeleton.module(params, self.compute_dtype)
+        params = {name: p.astype(self.compute_dtype) for name, p in params.items()}
         tokens = constrain(batch.tokens, "batch", None)
         final = jax.lax.stop_gradient(target(tokens).hidden)
         place = jnp.arange(1, tokens.shape[1])[None, :]
@@ -66,8 +68,9 @@ class EarlyExitObjective:
         behind = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # position t answers for token t + 1
         counted = jnp.pad(counted, ((0, 0), (0, 1)))
 
-        @jax.checkpoint
-        def one(h: Array, final: Array, labels: Array, counted: Array) -> Any:
+        def one(params: Params, _: Any, given: tuple[Array, ...]) -> Any:
+            h, final, labels, counted = given
+            adapter = self.skeleton.module(params)
             logits, wanted = target.head(adapter(h)), target.head(final)
             entropy, t = losses.cross_entropy(logits, labels), self.temperature
             loss = self.cross_entropy * entropy
@@ -77,22 +80,18 @@ class EarlyExitObjective:
             agree = (logits.argmax(-1) == wanted.argmax(-1)).astype(jnp.float32)
             kept = lambda x: jnp.where(counted, x, 0.0).sum()
             sums = {"cross_entropy": kept(entropy), "agreement": kept(agree)}
-            return kept(loss), counted.astype(jnp.float32).sum(), sums
+            return kept(loss), (counted.astype(jnp.float32).sum(), sums), ()
 
-        def add(total: Any, chunk: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, one(*chunk)), None
-
-        zero = jnp.zeros((), jnp.float32)
-        start = (zero, zero, {"cross_entropy": zero, "agreement": zero})
         parts = self._states(batch, target), final, behind(tokens), counted
-        return jax.lax.scan(add, start, self._cut(parts))[0]
+        total, (weight, sums), _ = over_chunks(one, params, (), self._cut(parts, target))
+        return total, weight, sums
 
     def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
         """See `Objective`."""
         adapter = self.skeleton.module(params, self.compute_dtype)
         rows, width = batch.tokens.shape
         guess = lambda h: target.head(adapter(h)).argmax(-1)
-        guesses = jax.lax.map(guess, self._cut(self._states(batch, target)))  # [n, B, C]
+        guesses = jax.lax.map(guess, self._cut(self._states(batch, target), target))  # [n, B, C]
         guesses = guesses.swapaxes(0, 1).reshape(rows, -1)[:, :width]
         right = guesses[:, :-1] == batch.tokens[:, 1:]
         # Guess i with token t pending is what position t + i says, the text before it being right.
@@ -104,13 +103,8 @@ class EarlyExitObjective:
         tokens = constrain(batch.tokens, "batch", None)
         return jax.lax.stop_gradient(target.first(self.config.depth)(tokens).hidden)
 
-    def _cut(self, tree: Any) -> Any:
+    def _cut(self, tree: Any, target: Frozen) -> Any:
         """[B, T, ...] -> [n, B, C, ...], padded, of every array."""
-
-        def one(x: Array) -> Array:
-            rows, width, *rest = x.shape
-            size = min(self.chunk, width)
-            x = jnp.pad(x, [(0, 0), (0, -width % size), *[(0, 0)] * len(rest)])
-            return x.reshape(rows, -1, size, *rest).swapaxes(0, 1)
-
-        return jax.tree.map(one, tree)
+        rows, width = jax.tree.leaves(tree)[0].shape[:2]
+        most = positions_at_once(rows, target.config.vocab_size)
+        return jax.tree.map(lambda x: cut(x, self.chunk or shares(width, most)), tree)

@@ -19,6 +19,7 @@ from specjax.core.sharding import constrain
 from specjax.core.types import Array
 from specjax.models.frozen import Frozen
 from specjax.train import losses
+from specjax.train.chunks import cut, over_chunks, positions_at_once, shares
 from specjax.train.objectives.base import Batch
 from specjax.train.state import Params, Skeleton
 
@@ -60,31 +61,39 @@ class LMObjective:
     def __call__(
         self, params: Params, batch: Batch, target: Frozen, key: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
-        draft = self.skeleton.module(params, self.compute_dtype)
+        params = {name: p.astype(self.compute_dtype) for name, p in params.items()}
         coin, noise = jax.random.split(key)
         if self.on_policy:
-            frozen = self.skeleton.frozen(
-                jax.lax.stop_gradient(params), self.config, self.compute_dtype
-            )
+            frozen = self.skeleton.frozen(jax.lax.stop_gradient(params), self.config)
             batch = jax.lax.cond(
                 jax.random.uniform(coin) < self.on_policy,
                 lambda: self._continued(frozen, batch, noise),
                 lambda: batch,
             )
         tokens = constrain(batch.tokens, "batch", None)
-        logits = draft.head(draft(tokens).hidden)
-        wanted = jax.lax.stop_gradient(target.head(target(tokens).hidden))
-        loss, counted, sums = self._positions(logits, wanted, batch)
-        return loss.sum(), counted.sum(), sums
+        final = jax.lax.stop_gradient(target(tokens).hidden)
+        states = self.skeleton.module(params)(tokens).hidden
+        # Position t answers for token t + 1; the last one has no label.
+        behind = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+        place = jnp.arange(tokens.shape[1])[None, :]
+        counted = behind(batch.supervised & (place < batch.length[:, None]))
+
+        def one(params: Params, h: Array, given: tuple[Array, ...]) -> Any:
+            final, labels, counted = given
+            logits = self.skeleton.module(params).head(h)
+            wanted = jax.lax.stop_gradient(target.head(final))
+            return self._positions(logits, wanted, labels, counted)
+
+        rows, width = tokens.shape
+        size = shares(width, positions_at_once(rows, target.config.vocab_size))
+        given = [cut(x, size) for x in (final, behind(tokens), counted)]
+        total, (weight, sums), _ = over_chunks(one, params, cut(states, size), tuple(given))
+        return total, weight, sums
 
     def _positions(
-        self, logits: Array, wanted: Array, batch: Batch
-    ) -> tuple[Array, Array, dict[str, Array]]:
-        """Loss [B, T - 1] and what counts [B, T - 1]: position t answers for token t + 1."""
-        labels = batch.tokens[:, 1:]
-        place = jnp.arange(1, batch.tokens.shape[1])[None, :]
-        counted = batch.supervised[:, 1:] & (place < batch.length[:, None])
-        logits, wanted = logits[:, :-1], wanted[:, :-1]
+        self, logits: Array, wanted: Array, labels: Array, counted: Array
+    ) -> tuple[Array, tuple[Array, dict[str, Array]], tuple[()]]:
+        """The loss of positions [B, C] that count, how many do, and further sums."""
         entropy = losses.cross_entropy(logits, labels)
         loss = self.cross_entropy * entropy
         if self.cross_entropy < 1:
@@ -93,9 +102,9 @@ class LMObjective:
             loss = loss + (1 - self.cross_entropy) * diverges
         agree = logits.argmax(-1) == wanted.argmax(-1)
         sums = {"cross_entropy": entropy, "agreement": agree.astype(jnp.float32)}
-        weight = counted.astype(jnp.float32)
-        kept = lambda x: jnp.where(counted, x, 0.0)
-        return kept(loss), weight, {name: kept(x).sum() for name, x in sums.items()}
+        kept = lambda x: jnp.where(counted, x, 0.0).sum()
+        weight = counted.astype(jnp.float32).sum()
+        return kept(loss), (weight, {name: kept(x) for name, x in sums.items()}), ()
 
     def _continued(self, draft: Frozen, batch: Batch, key: Array) -> Batch:
         """Each row cut at a random supervised place and continued by the draft itself."""

@@ -18,6 +18,7 @@ from specjax.core.types import Array
 from specjax.drafters.medusa.net import MedusaConfig
 from specjax.models.frozen import Frozen
 from specjax.train import losses
+from specjax.train.chunks import cut, over_chunks, positions_at_once, shares
 from specjax.train.objectives.base import Batch, labelled, stack_ahead, states_before
 from specjax.train.state import Params, Skeleton
 
@@ -33,15 +34,15 @@ class MedusaObjective:
     compute_dtype: Any = jnp.bfloat16
     target_ids: Any = None
     decay: float = 0.8
-    chunk: int = 128  # positions of a row whose logits exist at once
+    chunk: int = 0  # positions of a row whose logits exist at once; 0: as many as have room
 
     def __post_init__(self) -> None:
         if self.target_ids is not None:
             raise ValueError("Medusa heads have the target's vocabulary: no target_ids.")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay={self.decay} is not in (0, 1].")
-        if self.chunk < 1:
-            raise ValueError(f"chunk={self.chunk} must be positive.")
+        if self.chunk < 0:
+            raise ValueError(f"chunk={self.chunk} must not be negative.")
 
     @property
     def num_draft(self) -> int:
@@ -56,31 +57,28 @@ class MedusaObjective:
         place = jnp.arange(width)[None, :]
         # Column 0 has no state: it guesses only behind prompts of one token.
         counted = labelled(batch, heads) & (place > 0)[..., None]
-        net = self.skeleton.module(params, self.compute_dtype)
+        params = {name: p.astype(self.compute_dtype) for name, p in params.items()}
         scale = self.decay ** jnp.arange(heads, dtype=jnp.float32)
 
-        @jax.checkpoint
-        def one(h: Array, labels: Array, counted: Array) -> Any:
-            logits = net(h, heads)
+        def one(params: Params, _: Any, given: tuple[Array, ...]) -> Any:
+            h, labels, counted = given
+            logits = self.skeleton.module(params)(h, heads)
             loss = jnp.where(counted, losses.cross_entropy(logits, labels), 0.0).sum((0, 1))
             right = (counted & (logits.argmax(-1) == labels)).astype(jnp.float32)
             sums = {"accuracy": right[..., 0].sum(), "accepted": jnp.cumprod(right, -1).sum()}
-            return (loss * scale).sum(), counted[..., 0].astype(jnp.float32).sum(), sums
+            return (loss * scale).sum(), (counted[..., 0].astype(jnp.float32).sum(), sums), ()
 
-        def add(total: Any, chunk: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, one(*chunk)), None
-
-        zero = jnp.zeros((), jnp.float32)
-        start = (zero, zero, {"accuracy": zero, "accepted": zero})
         parts = self._states(batch, target), stack_ahead(batch.tokens, heads), counted
-        return jax.lax.scan(add, start, self._cut(parts))[0]
+        given = self._cut(parts, target)
+        total, (weight, sums), _ = over_chunks(one, params, (), given)
+        return total, weight, sums
 
     def matches(self, params: Params, batch: Batch, target: Frozen) -> Array:
         """See `Objective`."""
         net = self.skeleton.module(params, self.compute_dtype)
         rows, width = batch.tokens.shape
         guess = lambda h: net(h, self.num_draft).argmax(-1)
-        guesses = jax.lax.map(guess, self._cut(self._states(batch, target)))  # [n, B, C, K]
+        guesses = jax.lax.map(guess, self._cut(self._states(batch, target), target))  # [n, B, C, K]
         guesses = guesses.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :width]
         found: Array = guesses == stack_ahead(batch.tokens, self.num_draft)
         return found
@@ -91,16 +89,11 @@ class MedusaObjective:
         final = target(tokens).hidden
         return states_before(final)
 
-    def _cut(self, tree: Any) -> Any:
+    def _cut(self, tree: Any, target: Frozen) -> Any:
         """[B, T, X] -> [n, B, C, X], padded, of every array."""
-
-        def one(x: Array) -> Array:
-            rows, width, last = x.shape
-            size = min(self.chunk, width)
-            x = jnp.pad(x, ((0, 0), (0, -width % size), (0, 0)))
-            return x.reshape(rows, -1, size, last).swapaxes(0, 1)
-
-        return jax.tree.map(one, tree)
+        rows, width, _ = jax.tree.leaves(tree)[0].shape
+        most = positions_at_once(rows * self.num_draft, target.config.vocab_size)
+        return jax.tree.map(lambda x: cut(x, self.chunk or shares(width, most)), tree)
 
 
 OBJECTIVE = MedusaObjective
