@@ -1,8 +1,9 @@
 """Training speed and memory of a DFlash drafter against anchors and vocabulary.
 
 Memory is what the compiler plans for one step's temporaries (no device needs to hold it), so that
-the shapes of real models can be asked on any machine; tokens a second are measured where --time
-names sizes that fit. Expected: memory does not grow with the anchors (docs/benchmarks.md).
+the shapes of real models can be asked on any machine; texts, tokens and anchor updates a second and
+what each part adds to the share of the device's peak are measured where --time names sizes that fit
+(docs/benchmarks.md).
 
   python -m experiments.benchmark_training --output=training.json
   python -m experiments.benchmark_training --shape=8b --anchors=64,512 --vocab=151936 --time

@@ -92,6 +92,13 @@ def product_bandwidth(
     return w.nbytes / best_seconds(lambda: product(x, w), repeats=repeats, calls=calls)
 
 
+def product_flops(width: int = 2048, *, repeats: int = 5, calls: int = 3) -> float:
+    """Operations a second of one large product of matrices in bfloat16: a peak that was reached."""
+    x = jax.jit(lambda: jnp.ones((width, width), jnp.bfloat16))()
+    product = jax.jit(linear)
+    return 2 * width**3 / best_seconds(lambda: product(x, x), repeats=repeats, calls=calls)
+
+
 def host_copy_bandwidth(num_bytes: int, threads: int, *, repeats: int = 5, calls: int = 5) -> float:
     """Bytes a second, reads plus writes, of NumPy copies in ``threads`` threads."""
     size = num_bytes // 8 // threads

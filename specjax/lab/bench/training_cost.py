@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 import time
 from pathlib import Path
@@ -31,9 +32,11 @@ from specjax.lab.records.device import TrainingCost, TrainingReport, TrainingRow
 from specjax.lab.view.device import show_training
 from specjax.models import Frozen
 from specjax.models import family as registered
+from specjax.models.layers.placed import place
 from specjax.models.shapes import SHAPES as PUBLISHED
 from specjax.train.objectives.base import Batch
 from specjax.train.optimizer import make_optimizer
+from specjax.train.room import check_remat
 from specjax.train.state import Skeleton, TrainState, init_state, state_shardings
 from specjax.train.step import make_step
 
@@ -68,7 +71,8 @@ class Options:
     anchors: tuple[int | str, ...] = option((16, 64, 256, 512), "Blocks a row.")
     vocab: tuple[int | str, ...] = option((4096, 32000, 151936), "Tokens of the target.")
     block: int = option(16, "Slots of a block.", least=2)
-    chunk: int = option(16, "Blocks that are run at once.", least=1)
+    chunk: int = option(0, "Blocks whose logits exist at once; 0: as many as have room.", least=0)
+    remat: str = option("auto", "What is computed again: none, blocks, or auto: what has no room.")
     rows: int = option(1, "Texts a step.", least=1)
     seq_len: int = option(1024, "Tokens of a text.", least=64)
     time: bool = option(False, "Run each step too, on random weights.")
@@ -78,6 +82,7 @@ class Options:
     output: str | None = option(None, "A .json file for the figures.", file="")
 
     def __post_init__(self) -> None:
+        check_remat(self.remat)
         if self.shape not in SHAPES and self.shape not in PUBLISHED:
             known = ", ".join((*SHAPES, *PUBLISHED))
             raise ValueError(f"--shape={self.shape}: must be one of {known}.")
@@ -94,6 +99,7 @@ class Options:
             anchors=anchors,
             block=self.block,
             chunk=self.chunk,
+            remat=self.remat,
             rows=self.rows,
             seq_len=self.seq_len,
         )
@@ -108,7 +114,8 @@ def benchmark_training(options: Options) -> TrainingReport:
     """Compiles, and where asked times, a step of each pair; prints what it finds."""
     console = Console(highlight=False)
     settings = {
-        name: getattr(options, name) for name in ("shape", "block", "chunk", "rows", "seq_len")
+        name: getattr(options, name)
+        for name in ("shape", "block", "chunk", "remat", "rows", "seq_len")
     }
     settings |= {"backend": jax.default_backend(), "jax": jax.__version__}
     settings |= {"topology": options.topology, "mesh": options.mesh}
@@ -173,8 +180,9 @@ def measure(
         began = time.perf_counter()
         state, _ = jax.block_until_ready(compiled(state, batch, net))
         seconds.append(time.perf_counter() - began)
-    median, peak = statistics.median(seconds[1:]), roofs.peak_flops()
-    shares = None if peak is None else {n: f / median / peak for n, f in step.flops.items()}
+    median, known = statistics.median(seconds[1:]), roofs.peak_flops()
+    peak = roofs.product_flops() if known is None else known
+    shares = {n: f / median / peak for n, f in step.flops.items()}
     most = machine.peak_bytes()
     return dataclasses.replace(
         cost,
@@ -184,7 +192,9 @@ def measure(
         anchor_updates_per_s=setup.updates / median,
         flops=step.flops,
         flops_per_s=sum(step.flops.values()) / median,
-        share_of_peak=None if shares is None else sum(shares.values()),
+        peak_flops=peak,
+        peak_is_measured=known is None,
+        share_of_peak=sum(shares.values()),
         share_of_peak_by_part=shares,
         # What was there before may have needed more: then the peak is not this step's.
         peak_bytes=most if most is not None and most > (before or 0) else None,
@@ -212,16 +222,22 @@ class Step:
         self._optimizer = make_optimizer(
             "adamw", lambda step: 1e-4, weight_decay=0.0, clip_norm=1.0
         )
-        skeleton, masters = Skeleton.of(nnx.eval_shape(self._make_draft))
-        objective = DFlashObjective(skeleton, draft, anchors=setup.anchors, chunk=setup.chunk)
+        self._written_for = None if topology is None else topology.written_for
+        module = nnx.eval_shape(self._make_draft)
+        place(module, self._written_for, False)
+        skeleton, masters = Skeleton.of(module)
+        objective = DFlashObjective(
+            skeleton, draft, anchors=setup.anchors, chunk=setup.chunk, remat=setup.remat
+        )
         state = jax.eval_shape(lambda masters: init_state(masters, self._optimizer), masters)
         if target is None:
             graphdef, params = nnx.split(nnx.eval_shape(self._make_target))
             target = Frozen(params=params, graphdef=graphdef, config=config)
         sizes = (setup.rows, setup.seq_len)
         self.flops = account.training_parts(objective, masters, target, *sizes)
+        numbers = sum(math.prod(x.shape) for x in masters.values())
+        self.flops["optimizer"] = account.ADAMW * numbers
         batch, shardings = jax.eval_shape(self._batch), None
-        self._written_for = None if topology is None else topology.written_for
         target = target.on(self._written_for)
         self._whole, self._skeleton = (state, target), skeleton
         if mesh is not None:

@@ -289,6 +289,11 @@ def _sizes(mesh: Mesh | None) -> tuple[int, int]:
 # --- a training step ----------------------------------------------------------------------------
 
 
+# Operations a parameter of AdamW behind clipping by norm: the norm (2), the scale (1), moments (8),
+# their correction (2), root, sum and quotient (3), rate and decay (3), update (1).
+ADAMW = 20
+
+
 def training_flops(
     objective: Any, params: Mapping[str, Any], target: Frozen, rows: int, length: int
 ) -> int:

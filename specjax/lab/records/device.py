@@ -115,7 +115,8 @@ class TrainingSetup:
     layers: int  # of the draft
     anchors: int  # blocks a row
     block: int = 16
-    chunk: int = 16  # blocks that are run at once
+    chunk: int = 0  # blocks whose logits exist at once; 0: as many as have room
+    remat: str = "auto"  # see `DFlashObjective`
     rows: int = 1
     seq_len: int = 1024
 
@@ -141,10 +142,12 @@ class TrainingCost:
     samples_per_s: float | None = absent()  # texts
     tokens_per_s: float | None = absent()  # of the texts
     anchor_updates_per_s: float | None = absent()  # slots of anchored blocks
-    # Of a step's products with weights, by part (`account.training_parts`).
+    # Of a step's products with weights, by part (`account.training_parts`), and of the optimizer.
     flops: Mapping[str, int] | None = absent()
     flops_per_s: float | None = absent()
-    share_of_peak: float | None = absent()  # of the device's arithmetic in bfloat16
+    peak_flops: float | None = absent()  # a second, in bfloat16
+    peak_is_measured: bool = absent(False)  # by one large product, as no data sheet is known
+    share_of_peak: float | None = absent()
     # What each part adds to it: its operations over those of the peak in a whole step's time.
     share_of_peak_by_part: Mapping[str, float] | None = absent()
     peak_bytes: int | None = absent()  # of memory in use; None too if more was before

@@ -14,6 +14,7 @@ from specjax.lab.records.device import (
     DeviceTraining,
     Start,
     TrainingReport,
+    TrainingRow,
 )
 from specjax.lab.view.plain import table
 
@@ -308,7 +309,8 @@ def _pays(b: BatchTime, taus: Sequence[str]) -> str:
 
 def training_speed(t: DeviceTraining) -> str:
     """Steps of DFlash training, in a line."""
-    of_peak = "" if t.share_of_peak is None else f", {t.share_of_peak:.1%} of the bf16 peak"
+    peak = "of a large product's rate here" if t.peak_is_measured else "of the bf16 peak"
+    of_peak = "" if t.share_of_peak is None else f", {t.share_of_peak:.1%} {peak}"
     return (
         f"{t.samples_per_s or 0:.2f} samples/s, {t.tokens_per_s or 0:,.0f} target tokens/s,"
         f" {t.anchor_updates_per_s or 0:,.0f} anchor updates/s,"
@@ -340,14 +342,31 @@ def _show_training(console: Console, t: DeviceTraining) -> None:
 
 def show_training(console: Console, report: TrainingReport) -> None:
     """The training benchmark, a row a setting."""
+    mib = lambda b: "-" if b is None else f"{b / 2**20:,.0f} MiB"
+    number = lambda x: "-" if x is None else f"{x:,.3g}" if x < 1000 else f"{x:,.0f}"
     rows = [
         (
             *(f"{r.vocab:,}", str(r.anchors)),
-            *(f"{b / 2**20:,.0f} MiB" for b in (r.temporary_bytes, r.argument_bytes)),
-            "-" if r.tokens_per_s is None else f"{r.tokens_per_s:,.0f}",
-            "-" if r.flops_per_s is None else f"{r.flops_per_s / 1e12:.3f} TFLOP/s",
+            *(mib(b) for b in (r.temporary_bytes, r.argument_bytes, r.peak_bytes)),
+            *(number(x) for x in (r.samples_per_s, r.tokens_per_s, r.anchor_updates_per_s)),
+            "-" if r.flops_per_s is None else f"{r.flops_per_s / 1e12:.3f}",
+            *(_share(r, part) for part in ("target", "draft", "head", "optimizer")),
         )
         for r in report.results
     ]
-    header = ("vocabulary", "anchors", "temporaries", "weights, moments", "tokens/s", "arithmetic")
+    header = (
+        *("vocabulary", "anchors", "temporaries", "weights, moments", "peak memory"),
+        *("samples/s", "tokens/s", "anchor updates/s", "TFLOP/s"),
+        *("target", "draft", "head", "optimizer"),
+    )
     console.print(table(header, rows, words=6))
+    if any(r.peak_is_measured for r in report.results):
+        console.print(
+            "The peak of this device is not known: parts are shares of the rate of a large product."
+        )
+
+
+def _share(r: TrainingRow, part: str) -> str:
+    """What a part of a step adds to the share of the peak."""
+    shares = r.share_of_peak_by_part
+    return "-" if not shares else f"{shares[part]:.1%}"
