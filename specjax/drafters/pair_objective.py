@@ -24,13 +24,15 @@ import jax.numpy as jnp
 
 from specjax.core.cache import Block, Cache
 from specjax.core.cache.block import join
-from specjax.core.sharding import constrain
+from specjax.core.dear import keeping_dear
+from specjax.core.sharding import constrain, pieces
 from specjax.core.types import Array
 from specjax.core.view import View, causal
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.chunks import over_chunks, positions_at_once, shares
 from specjax.train.objectives.base import Batch
+from specjax.train.room import check_remat, kept_bytes, room
 from specjax.train.state import Params, Skeleton
 
 Sums = dict[str, Array]
@@ -51,12 +53,16 @@ class PairObjective:
     decay: float = 0.8
     divergence: str = "forward_kl"  # a key of `losses.DIVERGENCES`
     chunk: int = 0  # positions of a row whose logits exist at once; 0: as many as have room
+    # Products of "none" of the steps are computed again in the backward pass, those of all "steps"
+    # are, or "auto": if there is no room for them (`train.room`).
+    remat: str = "auto"
 
     def __post_init__(self) -> None:
         if self.num_draft < 1 or self.chunk < 0:
             raise ValueError(
                 f"num_draft={self.num_draft} must be positive, chunk={self.chunk} not negative."
             )
+        check_remat(self.remat, "steps")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay={self.decay} is not in (0, 1].")
         if self.divergence not in losses.DIVERGENCES:
@@ -95,7 +101,11 @@ class PairObjective:
                 best = here.argmax(-1)
                 counted = counted if allowed is None else counted & allowed[best]
                 loss = jnp.where(counted, kind(here, logits, self.target_ids), 0.0).sum()
-                return self.decay**j * loss, (), (counted, self._named(logits) == best)
+                return (
+                    jnp.float32(self.decay) ** j.astype(jnp.float32) * loss,
+                    (),
+                    (counted, self._named(logits) == best),
+                )
 
             of_steps = over_chunks(one_step, params, h, (counted, jnp.arange(steps)))
             total, _, (counted, agree) = of_steps
@@ -175,14 +185,20 @@ class PairObjective:
         rows, width = tokens.shape
         x = jnp.pad(fused, ((0, 0), (1, 0), (0, 0)))[:, :-1]
 
-        @functools.partial(jax.checkpoint, static_argnums=0)
-        def step(j: int, x: Array, tokens: Array, *seen: Any) -> Any:
-            return self.read(net, target, j, x, tokens, *seen)
+        def step(j: int) -> Any:
+            return functools.partial(self.read, net, target, j)
 
+        first = lambda x: keeping_dear(step(0))(x, tokens, *self.seen(net, rows, width, ()))
+        again = keeping_dear
+        if self.remat != "none":
+            kept = 0 if self.remat == "steps" else kept_bytes(first, x) // pieces("batch")
+            fits = self.remat == "auto" and self.num_draft * kept <= room()
+            again = keeping_dear if fits else jax.checkpoint
         states: list[Array] = []
         past: tuple[Block, ...] = ()
         for j in range(self.num_draft):
-            x, normed, new = step(j, x, ahead(tokens, j), *self.seen(net, rows, width, past))
+            read = again(step(j))
+            x, normed, new = read(x, ahead(tokens, j), *self.seen(net, rows, width, past))
             past = (*past, new) if j + 1 >= self.heads(net) else ()
             states.append(normed)
         return jnp.stack(states)

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 
 from specjax.core.sharding import pieces
 from specjax.core.types import Array
-from specjax.train.state import Params
+from specjax.train.room import logits_room
+
+Params = dict[str, Array]
 
 # (params, states, given) of one chunk -> the loss [], what else is added up over chunks, and what
 # is put side by side. Only the loss has a gradient.
 ChunkLoss = Callable[[Params, Any, Any], tuple[Array, Any, Any]]
-
-_LOGITS = 1 << 30  # bytes of float32 logits of a chunk on a device, at most
 
 
 def over_chunks(loss: ChunkLoss, params: Params, states: Any, given: Any) -> tuple[Array, Any, Any]:
@@ -81,7 +81,7 @@ def over_chunks(loss: ChunkLoss, params: Params, states: Any, given: Any) -> tup
 
     def backward(gradients: Any, cotangents: Any) -> Any:
         by = cotangents[0]
-        found: Any = jax.tree.map(lambda g: (g * by).astype(g.dtype), gradients)
+        found: Any = jax.tree.map(lambda g: (by * g.astype(by.dtype)).astype(g.dtype), gradients)
         return found
 
     summed.defvjp(forward, backward)
@@ -101,7 +101,7 @@ def _used(loss: ChunkLoss, params: Params, states: Any, given: Any) -> list[str]
 def positions_at_once(rows: int, vocab_size: int) -> int:
     """Positions a row of ``rows`` whose logits [.., V] fit into what a chunk may take."""
     here = max(rows // pieces("batch"), 1) * max(vocab_size // pieces("vocab"), 1)
-    return max(_LOGITS // (4 * here), 1)
+    return max(logits_room() // (4 * here), 1)
 
 
 def shares(num: int, most: int) -> int:

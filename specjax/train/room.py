@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from specjax.core import hosts
 from specjax.core.types import Array
 
-REMAT = ("auto", "none", "blocks")
-_UNKNOWN = 4 << 30  # bytes, where a device does not tell its memory
+# Bytes, where a device does not tell its memory, as CPUs do not; there logits are best near.
+_KEPT, _LOGITS = 4 << 30, 32 << 20
 
 
-def check_remat(remat: str) -> None:
-    """Raises ValueError unless it is one of `REMAT`."""
-    if remat not in REMAT:
-        raise ValueError(f"remat={remat!r} is unknown ({', '.join(REMAT)}).")
+def check_remat(remat: str, parts: str) -> None:
+    """Raises ValueError unless it is auto, none or ``parts``: what may be computed again."""
+    if remat not in ("auto", "none", parts):
+        raise ValueError(f"remat={remat!r} is unknown (auto, none, {parts}).")
 
 
 def room() -> int:
@@ -24,9 +26,23 @@ def room() -> int:
 
     The rest is for weights, moments, gradients and what a step needs for a while.
     """
-    limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in jax.local_devices()]
-    least = min(limits, default=0)
-    return least // 4 if least else _UNKNOWN
+    return _memory() // 4 or _KEPT
+
+
+def logits_room() -> int:
+    """Bytes a device that logits in float32 may take: a 128th of its memory, or 32 MiB.
+
+    A loss has several arrays of their size; a head is read once for as many.
+    """
+    return _memory() // 128 or _LOGITS
+
+
+@functools.cache  # processes ask each other equally often
+def _memory() -> int:
+    """Of the smallest device of process 0, for all: they compile the same; 0: it does not say."""
+    limits = lambda: [(d.memory_stats() or {}).get("bytes_limit", 0) for d in jax.local_devices()]
+    least: int = hosts.from_first("memory of a device", lambda: min(limits(), default=0))
+    return least
 
 
 def kept_bytes(function: Callable[..., Any], *args: Any) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from specjax.core.dear import dear
 from specjax.core.ops.one_softmax import Cached, one_softmax
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
@@ -25,6 +26,7 @@ from specjax.core.sharding import pieces
 from specjax.core.types import Array, pytree
 
 _MASKED = -1e30
+_WIDEST = 128  # of a head in the kernels: its tiles must lie in shared memory
 _SCORES = 1 << 28  # bytes of float32 scores of a tile on a device, about
 
 
@@ -53,7 +55,33 @@ def by_tiles(q: Array, k: Array, v: Array, keys: Array, values: Array, seen: See
     return out
 
 
-ATTEND_BLOCKS = Op(reference, {"cpu": by_tiles, "gpu": by_tiles, "tpu": by_tiles})
+def in_kernels(
+    q: Array,
+    k: Array,
+    v: Array,
+    keys: Array,
+    values: Array,
+    seen: Seen,
+    *,
+    interpret: bool = False,
+) -> Array:
+    """In GPU kernels of our own; by tiles on a mesh, and what they do not take."""
+    dtypes = {x.dtype for x in (q, k, v, keys, values)}
+    fits = len(dtypes) == 1 and dtypes <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}
+    fits = fits and q.shape[-1] <= _WIDEST and keys.shape[2] > 0
+    if not fits or not jax.sharding.get_abstract_mesh().empty:
+        return by_tiles(q, k, v, keys, values, seen)
+    from specjax.core.ops import flash_blocks  # only here: it brings Pallas
+
+    within = seen.within.astype(jnp.int8)
+    given = flash_blocks.Given(q, k, v, keys, values, seen.begin, seen.end, within)
+    return flash_blocks.attend(given, interpret)
+
+
+# By platform; GPUs may be told to run what XLA makes.
+ATTEND_BLOCKS = Op(
+    reference, {"cpu": by_tiles, "gpu": in_kernels, "gpu:xla": by_tiles, "tpu": by_tiles}
+)
 
 
 def attend_blocks(
@@ -108,7 +136,7 @@ def _forward(q: Array, k: Array, v: Array, keys: Array, values: Array, seen: See
         return None, ((out / total).astype(q.dtype), (top + jnp.log(total))[..., 0])
 
     out, log_total = jax.lax.scan(tile, None, cut.tiles(q, k, v, seen))[1]
-    out = cut.whole_queries(out)
+    out, log_total = dear(cut.whole_queries(out)), dear(log_total)
     return out, (q, k, v, keys, values, seen, out, log_total)
 
 

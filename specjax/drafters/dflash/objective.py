@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.cache import Block
+from specjax.core.dear import keeping_dear
 from specjax.core.sharding import constrain, pieces
 from specjax.core.types import Array
 from specjax.drafters.dflash.drafter import embed, head
@@ -64,7 +65,7 @@ class DFlashObjective:
             raise ValueError(
                 f"anchors={self.anchors} must be positive, chunk={self.chunk} not negative."
             )
-        check_remat(self.remat)
+        check_remat(self.remat, "blocks")
         if self.gamma < 0 or not 0 <= self.dpace_alpha <= 1:
             raise ValueError("gamma must not be negative, dpace_alpha must lie in [0, 1].")
         if min(self.ce, self.divergence, self.l1) < 0 or self.ce + self.divergence + self.l1 == 0:
@@ -160,22 +161,23 @@ class DFlashObjective:
     ) -> Array:
         """`_states` [B, N, K, D]; what has no room until the backward pass is computed again."""
 
+        @keeping_dear
         def of(params: Params, context: Block, anchors: Array) -> Array:
             net = self.skeleton.module(params)
             return self._states(net, vocabulary, batch, context, anchors)
 
-        (rows, num), most = anchors.shape, self.chunk
-        if self.remat == "auto" or not most:
+        (rows, num), fits = anchors.shape, 1
+        if self.remat != "none" and num > 1:
             few = lambda num: kept_bytes(
                 lambda params, context: of(params, context, anchors[:, :num]), params, context
             )
-            block = (few(2) - few(1)) // pieces("batch") if num > 1 else 0
-            fits = room() // max(block, 1)
-            most = num if self.remat == "auto" and fits >= num else most or shares(num, fits)
-        if self.remat == "none" or most >= num > self.chunk:
+            fits = room() // max((few(2) - few(1)) // pieces("batch"), 1)
+        if self.remat == "none" or (self.remat == "auto" and fits >= num):
             return of(params, context, anchors)
         again = jax.checkpoint(of)
-        found: Array = jax.lax.map(lambda x: again(params, context, x), cut(anchors, most))
+        found: Array = jax.lax.map(
+            lambda x: again(params, context, x), cut(anchors, self.chunk or shares(num, fits))
+        )
         return found.swapaxes(0, 1).reshape(rows, -1, *found.shape[3:])[:, :num]
 
     def _states(
@@ -205,11 +207,11 @@ class DFlashObjective:
         """Anchors [B, C] -> the target's logits [B, C, K, V] for the tokens behind, given the text.
 
         They are computed once a token of the text where ``blocks`` of all rows have more tokens
-        and there is room for them.
+        and a few chunks' logits are as large.
         """
         rows, size = final.shape[:2]
         once = size * rows <= blocks * self.num_draft
-        once = once and size <= 2 * positions_at_once(rows, target.config.vocab_size)
+        once = once and size <= 8 * positions_at_once(rows, target.config.vocab_size)
         logits = jax.lax.stop_gradient(target.head(final)) if once else None
 
         def of(anchors: Array) -> Array:

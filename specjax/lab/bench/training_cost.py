@@ -82,7 +82,7 @@ class Options:
     output: str | None = option(None, "A .json file for the figures.", file="")
 
     def __post_init__(self) -> None:
-        check_remat(self.remat)
+        check_remat(self.remat, "blocks")
         if self.shape not in SHAPES and self.shape not in PUBLISHED:
             known = ", ".join((*SHAPES, *PUBLISHED))
             raise ValueError(f"--shape={self.shape}: must be one of {known}.")

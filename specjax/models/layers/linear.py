@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from specjax.core.dear import dear
 from specjax.core.ops import linear, sum_over_mesh
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised
@@ -81,7 +82,7 @@ class Linear(Placed):
             y = linear(x, w, self.bias[...] if self.has_bias else None, platform=self.platform)
         if isinstance(given, Adapted):
             y = y + given.side(x, self.platform).astype(y.dtype)
-        return y.astype(x.dtype)
+        return dear(y.astype(x.dtype))
 
     def _adds_over_mesh(self) -> bool:
         """Whether the product contracts a dimension that is split over devices."""
