@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -189,7 +190,7 @@ class PairObjective:
             return functools.partial(self.read, net, target, j)
 
         first = lambda x: keeping_dear(step(0))(x, tokens, *self.seen(net, rows, width, ()))
-        again = keeping_dear
+        again: Callable[..., Any] = keeping_dear
         if self.remat != "none":
             kept = 0 if self.remat == "steps" else kept_bytes(first, x) // pieces("batch")
             fits = self.remat == "auto" and self.num_draft * kept <= room()

@@ -159,16 +159,16 @@ def _backward(interpret: bool, kept: Any, by_out: Array) -> tuple[Given]:
             return so_far[0] + by_key, so_far[1] + by_value
 
         zero = jnp.zeros((_TILE, power(plan.width)))
-        bounds = (triton.load(x.at[row, tile]) for x in (kept.first, kept.stop))
-        sums = jax.lax.fori_loop(*bounds, fold, (zero, zero))
+        first, stop = (triton.load(x.at[row, tile]) for x in (kept.first, kept.stop))
+        sums = jax.lax.fori_loop(first, stop, fold, (zero, zero))
         for ref, found in zip((by_keys, by_values), sums):
             write(ref, where, there, found)
 
     grid = (plan.parts, plan.groups, plan.rows)
     shapes = (like(given.q), like(given.k), like(given.v))
     by_q, by_k, by_v = plan.call(queries_back, shapes, grid, "blocks_back", given, beside)
-    shapes, grid = (like(given.keys), like(given.values)), (plan.tiles, plan.groups, plan.rows)
-    by_keys, by_values = plan.call(text_back, shapes, grid, "blocks_text_back", given, beside)
+    of_text, grid = (like(given.keys), like(given.values)), (plan.tiles, plan.groups, plan.rows)
+    by_keys, by_values = plan.call(text_back, of_text, grid, "blocks_text_back", given, beside)
     return (Given(by_q, by_k, by_v, by_keys, by_values, None, None, None),)
 
 
@@ -195,7 +195,8 @@ class Queries:
 
     def sees(self, place: Array) -> Array:
         """[M, K] bool: which tokens of the text."""
-        return (self.begin[:, None] <= place[None, :]) & (place[None, :] < self.end[:, None])
+        seen: Array = self.begin[:, None] <= place[None, :]
+        return seen & (place[None, :] < self.end[:, None])
 
     def text(self, so_far: Any, fold: Any) -> Any:
         """Folds in the tiles of the text that any of them sees."""
@@ -231,8 +232,8 @@ def _fold(so_far: Any, key: Array, value: Array, seen: Array, queries: Queries) 
 
 
 def _scores(queries: Queries, key: Array) -> Array:
-    dots: Array = triton.dot(queries.q, key, trans_b=True)
-    return dots * queries.plan.width**-0.5
+    dots: Array = triton.dot(queries.q, key, trans_b=True) * queries.plan.width**-0.5
+    return dots
 
 
 class Back:
@@ -254,7 +255,8 @@ class Back:
 
     def by_queries(self, sums: Array, key: Array, value: Array, seen: Array, _: Any) -> Array:
         """The gradient by the queries, added to ``sums``."""
-        return sums + triton.dot(self.slopes(key, value, seen)[1], key)
+        found: Array = sums + triton.dot(self.slopes(key, value, seen)[1], key)
+        return found
 
     def by_all(self, sums: Array, key: Array, value: Array, seen: Array, _: Any) -> Any:
         """The same, and the gradients by keys and values."""

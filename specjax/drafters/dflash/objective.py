@@ -173,7 +173,8 @@ class DFlashObjective:
             )
             fits = room() // max((few(2) - few(1)) // pieces("batch"), 1)
         if self.remat == "none" or (self.remat == "auto" and fits >= num):
-            return of(params, context, anchors)
+            states: Array = of(params, context, anchors)
+            return states
         again = jax.checkpoint(of)
         found: Array = jax.lax.map(
             lambda x: again(params, context, x), cut(anchors, self.chunk or shares(num, fits))

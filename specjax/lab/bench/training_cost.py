@@ -24,6 +24,7 @@ from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.dflash.objective import DFlashObjective
 from specjax.lab.bench import roofs
 from specjax.lab.compiler import topology as topologies
+from specjax.lab.compiler import whole
 from specjax.lab.compiler.topology import Topology
 from specjax.lab.costs import account
 from specjax.lab.costs.programs import memory_of, stage
@@ -171,6 +172,8 @@ def measure(
         temporary_bytes=-1 if memory is None else memory.temporaries,
         argument_bytes=-1 if memory is None else memory.arguments,
     )
+    if topology is not None and topology.name != "local":
+        cost = dataclasses.replace(cost, **vars(whole.count(compiled.as_text())))
     if not steps:
         return cost
     before = machine.peak_bytes()

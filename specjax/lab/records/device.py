@@ -138,6 +138,10 @@ class TrainingCost:
     compile_s: float
     temporary_bytes: int
     argument_bytes: int  # weights and moments
+    # Counted in the program, where it was compiled for devices that are not here.
+    products: int | None = absent()  # operations of matrix products
+    moved_bytes: int | None = absent()  # read and written
+    kernels: int | None = absent()
     seconds: float | None = absent()
     samples_per_s: float | None = absent()  # texts
     tokens_per_s: float | None = absent()  # of the texts

@@ -360,6 +360,13 @@ def show_training(console: Console, report: TrainingReport) -> None:
         *("target", "draft", "head", "optimizer"),
     )
     console.print(table(header, rows, words=6))
+    for r in report.results:
+        if r.products is not None and r.moved_bytes is not None:
+            console.print(
+                f"vocabulary {r.vocab:,}, {r.anchors} anchors, counted in the program:"
+                f" {r.products / 1e12:.2f} TFLOP of products, {r.moved_bytes / 1e9:.0f} GB moved,"
+                f" {r.kernels:,} kernels"
+            )
     if any(r.peak_is_measured for r in report.results):
         console.print(
             "The peak of this device is not known: parts are shares of the rate of a large product."

@@ -1,0 +1,31 @@
+"""A training step compiled for an H100 that is not there: nothing is multiplied twice.
+
+Needs XLA's GPU compiler, see `test_in_place.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from specjax.lab.bench import training_cost
+from specjax.lab.compiler import topology, whole
+from specjax.lab.records.device import TrainingSetup
+
+RAW = {**training_cost.SHAPES["small"], "model_type": "qwen3", "vocab_size": 4096}
+SETUP = TrainingSetup(raw=RAW, layers=2, anchors=32, seq_len=320)
+
+
+def test_a_step_on_a_gpu() -> None:
+    """Three kernels a layer and no scores of anchored blocks; products are those of the account."""
+    try:
+        h100 = topology.find("h100:1")
+    except ValueError as error:
+        if "which is not installed" not in str(error):
+            raise
+        pytest.skip(str(error))
+    step = training_cost.Step(SETUP, None, h100)
+    text = step.program.lower(*step.shapes).compile().as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 3 * SETUP.layers
+    assert f"{SETUP.anchors * SETUP.block},{SETUP.seq_len}]" not in text
+    # The target's own attention is all that the account leaves out.
+    assert 0.98 < whole.count(text).products / sum(step.flops.values()) < 1.08
