@@ -13,8 +13,8 @@ from specjax.lab.records.device import (
     DeviceReport,
     DeviceTraining,
     Start,
+    TrainingCost,
     TrainingReport,
-    TrainingRow,
 )
 from specjax.lab.view.plain import table
 
@@ -307,7 +307,7 @@ def _pays(b: BatchTime, taus: Sequence[str]) -> str:
     return f"{b.name}, {b.rows} rows: pays above a tau of {b.plain_steps:.2f}; {told}"
 
 
-def training_speed(t: DeviceTraining) -> str:
+def training_speed(t: TrainingCost) -> str:
     """Steps of DFlash training, in a line."""
     peak = "of a large product's rate here" if t.peak_is_measured else "of the bf16 peak"
     of_peak = "" if t.share_of_peak is None else f", {t.share_of_peak:.1%} {peak}"
@@ -326,13 +326,7 @@ def _show_training(console: Console, t: DeviceTraining) -> None:
         f" {training_speed(t)}"
     )
     if t.flops is not None:
-        shares = t.share_of_peak_by_part or {}
-        parts = [
-            f"{name} {flops / 1e12:.3g} TFLOP" + (f" ({shares[name]:.1%})" if shares else "")
-            for name, flops in t.flops.items()
-        ]
-        told = f"of a step of {1e3 * (t.seconds or 0):.1f} ms: {', '.join(parts)}"
-        say(told + ("; shares of the peak over the whole step" if shares else ""))
+        say(_parts(t))
     peak = "" if t.peak_bytes is None else f", {t.peak_bytes / 1e9:.2f} GB in use at the peak"
     say(
         f"temporaries {t.temporary_bytes / 1e9:.2f} GB, weights and moments"
@@ -340,40 +334,44 @@ def _show_training(console: Console, t: DeviceTraining) -> None:
     )
 
 
+def _parts(t: TrainingCost) -> str:
+    """What the parts of a step compute, and what each adds to its share of the peak."""
+    shares = t.share_of_peak_by_part or {}
+    parts = [
+        f"{name} {flops / 1e12:.3g} TFLOP" + (f" ({shares[name]:.1%})" if shares else "")
+        for name, flops in (t.flops or {}).items()
+    ]
+    told = f"of a step of {1e3 * (t.seconds or 0):.1f} ms: {', '.join(parts)}"
+    of = (
+        "a large product's rate here, as the peak is not known,"
+        if t.peak_is_measured
+        else "the peak"
+    )
+    return told + (f"; shares of {of} over the whole step" if shares else "")
+
+
 def show_training(console: Console, report: TrainingReport) -> None:
     """The training benchmark, a row a setting."""
-    mib = lambda b: "-" if b is None else f"{b / 2**20:,.0f} MiB"
-    number = lambda x: "-" if x is None else f"{x:,.3g}" if x < 1000 else f"{x:,.0f}"
     rows = [
         (
             *(f"{r.vocab:,}", str(r.anchors)),
-            *(mib(b) for b in (r.temporary_bytes, r.argument_bytes, r.peak_bytes)),
-            *(number(x) for x in (r.samples_per_s, r.tokens_per_s, r.anchor_updates_per_s)),
-            "-" if r.flops_per_s is None else f"{r.flops_per_s / 1e12:.3f}",
-            *(_share(r, part) for part in ("target", "draft", "head", "optimizer")),
+            *(f"{b / 2**20:,.0f} MiB" for b in (r.temporary_bytes, r.argument_bytes)),
+            "-" if r.tokens_per_s is None else f"{r.tokens_per_s:,.0f}",
+            "-" if r.flops_per_s is None else f"{r.flops_per_s / 1e12:.3f} TFLOP/s",
         )
         for r in report.results
     ]
-    header = (
-        *("vocabulary", "anchors", "temporaries", "weights, moments", "peak memory"),
-        *("samples/s", "tokens/s", "anchor updates/s", "TFLOP/s"),
-        *("target", "draft", "head", "optimizer"),
-    )
+    header = ("vocabulary", "anchors", "temporaries", "weights, moments", "tokens/s", "arithmetic")
     console.print(table(header, rows, words=6))
+    say = lambda line: console.print(line, soft_wrap=True, markup=False)
     for r in report.results:
+        name = f"vocabulary {r.vocab:,}, {r.anchors} anchors"
         if r.products is not None and r.moved_bytes is not None:
-            console.print(
-                f"vocabulary {r.vocab:,}, {r.anchors} anchors, counted in the program:"
-                f" {r.products / 1e12:.2f} TFLOP of products, {r.moved_bytes / 1e9:.0f} GB moved,"
-                f" {r.kernels:,} kernels"
+            say(
+                f"{name}, counted in the program: {r.products / 1e12:.2f} TFLOP of products,"
+                f" {r.moved_bytes / 1e9:.0f} GB moved, {r.kernels:,} kernels"
             )
-    if any(r.peak_is_measured for r in report.results):
-        console.print(
-            "The peak of this device is not known: parts are shares of the rate of a large product."
-        )
-
-
-def _share(r: TrainingRow, part: str) -> str:
-    """What a part of a step adds to the share of the peak."""
-    shares = r.share_of_peak_by_part
-    return "-" if not shares else f"{shares[part]:.1%}"
+        if r.seconds is not None:
+            peak = "" if r.peak_bytes is None else f"; {r.peak_bytes / 1e9:.2f} GB at the peak"
+            say(f"{name}: {training_speed(r)}{peak}")
+            say(f"  {_parts(r)}")
