@@ -5,6 +5,8 @@ Needs XLA's GPU compiler, see `test_in_place.py`.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from specjax.lab.bench import training_cost
@@ -12,7 +14,7 @@ from specjax.lab.compiler import topology, whole
 from specjax.lab.records.device import TrainingSetup
 
 RAW = {**training_cost.SHAPES["small"], "model_type": "qwen3", "vocab_size": 4096}
-SETUP = TrainingSetup(raw=RAW, layers=2, anchors=32, seq_len=320)
+SETUP = TrainingSetup(raw=RAW, layers=2, anchors=24, seq_len=320)
 
 
 def test_a_step_on_a_gpu() -> None:
@@ -25,7 +27,9 @@ def test_a_step_on_a_gpu() -> None:
         pytest.skip(str(error))
     step = training_cost.Step(SETUP, None, h100)
     text = step.program.lower(*step.shapes).compile().as_text()
-    assert text.count("__gpu$xla.gpu.triton") == 3 * SETUP.layers
+    calls = [line for line in text.splitlines() if "__gpu$xla.gpu.triton" in line]
+    ours = [line for line in calls if re.search(r'op_name="[^"]*blocks[^"]*pallas_call', line)]
+    assert len(ours) == 3 * SETUP.layers
     assert f"{SETUP.anchors * SETUP.block},{SETUP.seq_len}]" not in text
     # The target's own attention is all that the account leaves out.
     assert 0.98 < whole.count(text).products / sum(step.flops.values()) < 1.08

@@ -185,7 +185,8 @@ def measure(
         seconds.append(time.perf_counter() - began)
     median, known = statistics.median(seconds[1:]), roofs.peak_flops()
     peak = roofs.product_flops() if known is None else known
-    shares = {n: f / median / peak for n, f in step.flops.items()}
+    flops = {**step.flops, "optimizer": step.optimizer_flops}
+    shares = {n: f / median / peak for n, f in flops.items()}
     most = machine.peak_bytes()
     return dataclasses.replace(
         cost,
@@ -193,8 +194,8 @@ def measure(
         samples_per_s=setup.rows / median,
         tokens_per_s=setup.tokens / median,
         anchor_updates_per_s=setup.updates / median,
-        flops=step.flops,
-        flops_per_s=sum(step.flops.values()) / median,
+        flops=flops,
+        flops_per_s=sum(flops.values()) / median,
         peak_flops=peak,
         peak_is_measured=known is None,
         share_of_peak=sum(shares.values()),
@@ -239,12 +240,13 @@ class Step:
         sizes = (setup.rows, setup.seq_len)
         self.flops = account.training_parts(objective, masters, target, *sizes)
         numbers = sum(math.prod(x.shape) for x in masters.values())
-        self.flops["optimizer"] = account.ADAMW * numbers
+        self.optimizer_flops = account.ADAMW * numbers
         batch, shardings = jax.eval_shape(self._batch), None
         target = target.on(self._written_for)
         self._whole, self._skeleton = (state, target), skeleton
         if mesh is not None:
             self.flops = {name: n // mesh.size for name, n in self.flops.items()}
+            self.optimizer_flops //= mesh.size
             if setup.rows % (over := pieces("batch", mesh)):
                 raise ValueError(
                     f"--rows={setup.rows}: the mesh splits a step's texts over {over}."
