@@ -226,7 +226,8 @@ def test_a_report_on_what_is_here() -> None:
     head, fc = 2048 * 128, 2 * 128 * 128
     norms, draft_norms = 128, 2 * 32 + 2 * 128  # of each head of queries and keys; of c and the end
     assert cycle.floor.weight_bytes == 4 * (2 * layer + norms + head)
-    assert cycle.floor.draft_bytes == 4 * (layer + draft_norms + fc)
+    context = 2 * 64 * 128  # keys and values, by which the block is multiplied as well
+    assert cycle.floor.draft_bytes == 4 * (layer + context + draft_norms + fc)
     assert cycle.floor.borrowed_bytes == 4 * head  # the guesses' logits
     assert cycle.floor.cache_bytes == 3 * 2 * 2 * 200 * 64 * 4
     assert made.held_bytes["target weights"] == 4 * (2 * layer + norms + 2 * head)

@@ -12,16 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 from scripts import flags_of, invoke, script
 
 import specjax
 from specjax.core import trips
 from specjax.core.cache.block import put
-from specjax.core.ops import Cached, attend
+from specjax.core.ops import Cached, Columns, Projected, attend
 from specjax.core.ops.valid_slots import unfit
 from specjax.core.ops.write import WRITE_ALL, Together, Write, one_by_one
 from specjax.core.platform import Platform, allowed_kernels
+from specjax.models.layers.norm import RMSNorm
+from specjax.models.layers.rope import Rope, rotation
 
 ROOT = Path(specjax.__file__).parent
 
@@ -155,6 +158,33 @@ def test_a_draft_step_is_put_into_its_block_at_once(monkeypatch: pytest.MonkeyPa
             jax.make_jaxpr(lambda *x: put(*x, jnp.int32(4), on))(*blocks)
         ).count("pallas_call")
         assert (count(old, new), count(*flat)) == (kernels, 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_context_is_normed_and_rotated_while_it_is_written(dtype: Any) -> None:
+    """Out of columns that hold other things as well, for heads of a width that is padded."""
+    rng, width, heads, tokens = np.random.default_rng(1), 12, 3, 17
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    product, norm = drawn(2, tokens, 100), RMSNorm(width, eps=1e-5, dtype=dtype, rngs=nnx.Rngs(0))
+    norm.weight[...] = drawn(width)
+    start, slots = jnp.asarray([2, 13]), jnp.asarray(rng.permutation(40)[:34].reshape(2, 17))
+    turn = rotation(Rope(100.0), start[:, None] + jnp.arange(tokens)[None], width)
+    writes = []
+    for first, at in ((5, start), (60, slots)):
+        cut = product[..., first : first + heads * width]
+        plain = cut.reshape(2, tokens, heads, width).swapaxes(1, 2)
+        columns = Columns(product, None, None, first, 1, width)
+        both = (norm.weight[...], (turn.cos, turn.sin), first, 1, width, norm.eps)
+        keys = Projected(turn(norm(plain)), Columns(product, *both))
+        writes += [
+            Write(drawn(2, heads, 30, width), new, at)
+            for new in (keys, Projected(plain, columns), plain)
+        ]
+    found = jax.jit(lambda: Together(interpret=True)(writes, None))()
+    close = 1e-6 if dtype == jnp.float32 else 2**-7  # a step of bfloat16 at most
+    for got, want in zip(found, one_by_one(writes, Platform("cpu")), strict=True):
+        got, want = got.astype(jnp.float32), want.astype(jnp.float32)
+        np.testing.assert_allclose(got, want, rtol=close, atol=close)
 
 
 def test_pallas_comes_with_the_kernel_alone() -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 import specjax
 from specjax.checkpoint.assemble import assemble
-from specjax.checkpoint.export import hf_tensors, save_pretrained
+from specjax.checkpoint.export import hf_tensors, named_tensors, save_pretrained
 from specjax.core.quantised import Quantised, quantise
 from specjax.core.tensors import Pieces, Tensor
 from specjax.models import FAMILIES, Frozen
@@ -92,6 +92,28 @@ def test_joined_drafters_guess_the_same(name: str) -> None:
     want = specjax.generate(target, tiny.make(name), tiny.prompts(2), **how)
     got = specjax.generate(with_net(target, joined(target.net)), spec, tiny.prompts(2), **how)
     assert got.tokens == want.tokens and got.tau == want.tau
+
+
+def test_a_context_is_one_product() -> None:
+    """Of copies, as the block's products have the same rows: they are no part of what is saved."""
+    net = tiny.make("dflash").net
+    together = joined(net)
+    found = joints(together)
+    parts = [
+        f"layers.{i}.self_attn.{part}_proj" for i in range(len(net.module.layers)) for part in "kv"
+    ]
+    copy = found["context_proj.weight"]
+    assert copy.copied and list(copy.names) == parts
+    assert [n for n in found if "qkv" in n] and repr(together) == repr(net)
+    assert named_tensors(together.params, None).keys() == named_tensors(net.params, None).keys()
+    again = separated(together)
+    assert jax.tree.structure(again) == jax.tree.structure(net)
+    features = jnp.asarray(
+        np.random.default_rng(0).normal(size=(1, 3, net.module.fc.weight.shape[1]))
+    )
+    context = jax.jit(lambda net: net.module.context(features, jnp.arange(3)[None]))
+    for ours, theirs in zip(*map(jax.tree.leaves, map(context, (together, net))), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_side_paths_of_joined_weights() -> None:

@@ -84,11 +84,8 @@ def test_empty_places_are_no_guesses() -> None:
         return np.array([[values]])
 
     record = decode.Record(
-        proposed=array(5, -1, 7, 8, 9, 6, 4, 3),
-        accepted=np.array([[2]]),
-        committed=np.array([[3]]),
+        notes=array(5, -1, 7, 8, 9, 6, 4, 3, 2, 3, 5),  # the guesses, accepted, committed, leaf
         details=None,
-        leaf=np.array([[5]]),
         parents=TREE,
     )
     (cycle,) = Trace.from_device(record, np.array([[5, 9, 1]]), 1)

@@ -27,7 +27,7 @@ from specjax.core.platform import here
 from specjax.core.quantised import Quantisation, Quantised, check_quantisation
 from specjax.core.sharding import parse_mesh
 from specjax.models import DecoderConfig, Frozen
-from specjax.models.joint import joint_of
+from specjax.models.joint import is_copy, joint_of
 
 if TYPE_CHECKING:
     from specjax.checkpoint.chat import ChatTemplate
@@ -204,7 +204,8 @@ def platform_of(mesh: Mesh | None) -> str:
 
 def num_packed(net: Frozen) -> int:
     """How many matrices are kept in 4 or 8 bits, those of a joined one by themselves."""
-    found = [p for _, p in nnx.to_flat_state(net.params) if isinstance(p.get_value(), Quantised)]
+    flat = [p for _, p in nnx.to_flat_state(net.params) if not is_copy(p)]
+    found = [p for p in flat if isinstance(p.get_value(), Quantised)]
     return sum(1 if (joint := joint_of(p)) is None else len(joint.names) for p in found)
 
 

@@ -29,15 +29,39 @@ class Details:
 
 @pytree
 class Record:
-    """Every cycle, at the index of the position where it started (the length before it)."""
+    """Every cycle, at the index of the position where it started (the length before it).
 
-    proposed: Array  # [B, S, K] int32, the guesses; -1: none
-    accepted: Array  # [B, S] int32, how many the rule accepted; -1: no cycle started here
-    committed: Array  # [B, S] int32, how many tokens were committed; -1: no cycle started here
+    One buffer, as each that is written takes a kernel: guesses, accepted, committed, and of a tree
+    the leaf. -1: no cycle started here.
+    """
+
+    notes: Array  # [B, S, K + 2] int32, of a tree [B, S, K + 3]
     details: Details | None
-    # Of a tree alone, as a chain's verdict says all: [B, S] int32, the last place of the path.
-    leaf: Array | None = None
     parents: Parents | None = static(default=None)
+
+    @property
+    def proposed(self) -> Array:
+        """[B, S, K] int32, the guesses; -1: none."""
+        return self.notes[..., : self._num_draft]
+
+    @property
+    def accepted(self) -> Array:
+        """[B, S] int32, how many the rule accepted."""
+        return self.notes[..., self._num_draft]
+
+    @property
+    def committed(self) -> Array:
+        """[B, S] int32, how many tokens were committed."""
+        return self.notes[..., self._num_draft + 1]
+
+    @property
+    def leaf(self) -> Array | None:
+        """Of a tree alone, as a chain's verdict says all: [B, S] int32, the path's last place."""
+        return None if self.parents is None else self.notes[..., -1]
+
+    @property
+    def _num_draft(self) -> int:
+        return self.notes.shape[-1] - (2 if self.parents is None else 3)
 
 
 def empty_record(
@@ -53,11 +77,8 @@ def empty_record(
             p_emitted=jnp.zeros((rows, slots, levels + 1), jnp.float32),
         )
     return Record(
-        proposed=jnp.full((rows, slots, num_draft), -1, jnp.int32),
-        accepted=jnp.full((rows, slots), -1, jnp.int32),
-        committed=jnp.full((rows, slots), -1, jnp.int32),
+        notes=jnp.full((rows, slots, num_draft + (2 if parents is None else 3)), -1, jnp.int32),
         details=details,
-        leaf=None if parents is None else jnp.full((rows, slots), -1, jnp.int32),
         parents=parents,
     )
 
@@ -80,15 +101,12 @@ def note(
     def write(buffer: Array, new: Array) -> Array:
         return put(buffer, new[:, None], start, active)
 
-    leaf = None
+    noted = [proposed, verdict.num_accepted[:, None], count[:, None]]
     if verdict.path is not None:
-        leaf = jnp.take_along_axis(verdict.path, verdict.num_accepted[:, None], axis=1)[:, 0]
+        noted.append(jnp.take_along_axis(verdict.path, verdict.num_accepted[:, None], axis=1))
     return Record(
-        proposed=write(record.proposed, proposed),
-        accepted=write(record.accepted, verdict.num_accepted),
-        committed=write(record.committed, count),
+        notes=write(record.notes, jnp.concatenate(noted, axis=1)),
         details=jax.tree.map(write, record.details, details),
-        leaf=jax.tree.map(write, record.leaf, leaf),
         parents=record.parents,
     )
 

@@ -18,7 +18,7 @@ import jax
 _NAME = re.compile(r"\bexpected_(trips|tiles)_(\d+)(?:_of_(\d+)_in_(\d+))?\b")
 _VALID = re.compile(r"\bvalid_of_(\d+)_slots_in_(\d+)_operands_from_(\d+)\b")
 
-_UPDATES = re.compile(r"\bupdates_of_\d+_buffers\b")
+_UPDATES = re.compile(r"\b(updates_of|fills)_\d+_buffers\b")
 
 
 def expected(trips: float) -> contextlib.AbstractContextManager[None]:
@@ -65,9 +65,23 @@ def updates(count: int) -> contextlib.AbstractContextManager[None]:
     return jax.named_scope(f"updates_of_{count}_buffers")
 
 
+def fills(count: int) -> contextlib.AbstractContextManager[None]:
+    """A scope whose kernel puts what it is given into so many buffers, in other shares.
+
+    Of the buffers, which it updates in place, it reads nothing.
+    """
+    return jax.named_scope(f"fills_{count}_buffers")
+
+
 def only_updates(op_name: str) -> bool:
-    """Whether an operation of that name is such a kernel."""
+    """Whether an operation of that name is a kernel of one of these two kinds."""
     return bool(_UPDATES.search(op_name))
+
+
+def operand_a_buffer(op_name: str) -> bool:
+    """Whether it is one of the first kind."""
+    found = _UPDATES.search(op_name)
+    return found is not None and found[1] == "updates_of"
 
 
 def reads_in_part(op_name: str) -> bool:

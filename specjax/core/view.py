@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from specjax.core import trees
 from specjax.core.types import Array, Parents, pytree
+
+_CONSTANT = 1 << 14  # pairs of tokens: masks up to these are constants of a program
 
 
 @pytree
@@ -47,7 +50,9 @@ class View:
         return found
 
 
-def causal(num_tokens: int, num_before: int = 0) -> Array:
+def causal(num_tokens: int, num_before: int = 0) -> Any:
     """[1, T, P + T] bool: token i sees the P tokens of the block before it and tokens 0..i."""
-    seen, index = jnp.arange(num_before + num_tokens), jnp.arange(num_tokens)
+    # A constant need not be made in every pass, which on a GPU is a kernel.
+    xp: Any = np if num_tokens * (num_before + num_tokens) <= _CONSTANT else jnp
+    seen, index = xp.arange(num_before + num_tokens), xp.arange(num_tokens)
     return (seen[None, :] <= num_before + index[:, None])[None]

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from specjax.core.cache import Block, Cache
 from specjax.core.cache.block import drop_first, put, widen
+from specjax.core.ops import steps
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, Kept, Proposal, pytree
 from specjax.core.view import View, causal
@@ -139,7 +140,8 @@ class PairDrafting:
             return (guess, fed, put(block, new, width + i - 1), counts), (guess, law)
 
         carry = (guess, fed, widen(block, width + self.num_draft - 1), context.counts)
-        _, rest = jax.lax.scan(step, carry, jnp.arange(1, self.num_draft))
+        numbers, platform = jnp.arange(1, self.num_draft), self.net.platform
+        _, rest = steps(step, carry, numbers, platform=platform)
         guesses, q = jax.tree.map(
             lambda first, more: jnp.concatenate([first[:, None], more.swapaxes(0, 1)], axis=1),
             (guess, law),

@@ -12,9 +12,9 @@ from flax import nnx
 
 from specjax.core.cache import Cache, Full, rounded
 from specjax.core.platform import Platform
-from specjax.core.quantised import Quantisation, Quantised
+from specjax.core.quantised import Quantisation
 from specjax.core.types import Array, pytree, static
-from specjax.models.joint import dotted, joint_of
+from specjax.models.joint import dotted, is_copy, joint_of
 from specjax.models.layers.decoder import Pass
 from specjax.models.layers.linear import Adapted
 from specjax.models.layers.placed import place
@@ -41,7 +41,7 @@ class Frozen:
 
     def __repr__(self) -> str:
         """Kind, sizes, dtype and devices, on one line."""
-        held = jax.tree.leaves(self.params, is_leaf=lambda x: isinstance(x, Quantised))
+        held = [p.get_value() for _, p in nnx.to_flat_state(self.params) if not is_copy(p)]
         size = sum(math.prod(x.shape) for x in held if hasattr(x, "shape"))
         leaves = [x for x in jax.tree.leaves(self.params) if hasattr(x, "shape")]
         sizes = getattr(self.config, "backbone", self.config)
@@ -127,7 +127,7 @@ class Frozen:
         known: dict[str, tuple[Any, int | None, tuple[int, ...]]] = {}
         for path, p in flat.items():
             known[dotted(path)] = path, None, p.shape
-            if (joint := joint_of(p)) is not None:
+            if (joint := joint_of(p)) is not None and not joint.copied:
                 for i, (place, rows) in enumerate(zip(joint.paths(path), joint.sizes)):
                     known[dotted(place)] = path, i, (rows, *p.shape[1:])
         for name, (down, up) in adapters.items():

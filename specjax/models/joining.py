@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from specjax.core.sharding import RULES, axes_of, pieces
 from specjax.models.frozen import Frozen
-from specjax.models.joint import joint_of
+from specjax.models.joint import is_copy, joint_of, steps
 from specjax.models.layers.joined import Joined, Joining
 from specjax.models.layers.linear import Linear
 
@@ -35,17 +35,37 @@ def join(
       replicate: every device of the mesh has all of it.
       may: asked of each layer that has parts to join, by its path and what would be joined.
     """
+
+    def one(path: Path, layer: Any, whole: str, names: Sequence[str], copied: bool) -> bool:
+        found = {name: _at(layer, name) for name in names}
+        blocks = _blocks(list(found.values()), mesh, replicate)
+        if blocks is None or (copied and axes_of(found[names[0]].weight)[0] is None):
+            return False  # (of repeated heads a device multiplies by some of what it has whole)
+        joined = Joined(found, blocks, copied=copied)
+        if not may((*path, whole), joined):
+            return False
+        setattr(layer, whole, joined)
+        return True
+
+    apart: set[Path] = set()  # what a copy would be of: without it, each is called by itself
+    for path, layer in list(nnx.iter_modules(module)):
+        if isinstance(layer, Joining) and "copies" in vars(type(layer)):
+            for whole, names in layer.copies.items():
+                if not one(path, layer, whole, names, True):
+                    apart |= {(*path, *steps(name)) for name in names}
     for path, layer in list(nnx.iter_modules(module)):
         for whole, names in vars(type(layer)).get("joints", {}).items():
-            found = {name: getattr(layer, name, None) for name in names}
-            blocks = _blocks(list(found.values()), mesh, replicate)
-            if blocks is None:
-                continue
-            joined = Joined(found, blocks)  # type: ignore[arg-type]
-            if may((*path, whole), joined):
-                setattr(layer, whole, joined)
+            called = any((*path, name) in apart for name in names)
+            if not called and one(path, layer, whole, names, False):
                 for name in names:
                     delattr(layer, name)
+
+
+def _at(layer: Any, name: str) -> Any:
+    """The part of ``layer`` at a dotted path; None: it has none."""
+    for step in steps(name):
+        layer = layer[step] if isinstance(step, int) else getattr(layer, step, None)
+    return layer
 
 
 def _blocks(parts: Sequence[Any], mesh: Any, replicate: bool) -> int | None:
@@ -68,6 +88,9 @@ def separate(module: nnx.Module) -> None:
     """Takes what is joined in ``module`` apart: every matrix by itself, as checkpoints name it."""
     for _, layer in list(nnx.iter_modules(module)):
         if isinstance(layer, Joining):
+            for whole in layer.copies:
+                if layer.is_joined(whole):
+                    delattr(layer, whole)
             for whole in type(layer).joints:
                 if layer.is_joined(whole):
                     for name, part in getattr(layer, whole).parts().items():
@@ -94,6 +117,8 @@ def separated(net: Frozen) -> Frozen:
 def by_themselves(state: Any) -> Iterator[tuple[Path, Any, Any]]:
     """Every parameter of an `nnx.State` by itself: its path, a parameter like it, its value."""
     for path, parameter in nnx.to_flat_state(state):
+        if is_copy(parameter):
+            continue
         joint, value = joint_of(parameter), parameter.get_value()
         if joint is None:
             yield path, parameter, value

@@ -22,15 +22,21 @@ import numpy as np
 class Joint:
     """Parts of ``sizes`` rows each, in ``blocks`` equal shares. Hashable: it is compiled in."""
 
-    names: tuple[str, ...]  # the parts, as the attributes of their layer
+    names: tuple[str, ...]  # the parts, as the attributes of their layer, or dotted paths from it
     sizes: tuple[int, ...]
     axes: tuple[str | None, ...] = ()  # logical ones of the rows of each
     blocks: int = 1
+    copied: bool = False  # the parts are kept where they were as well
 
     @property
     def size(self) -> int:
         """Rows of all parts."""
         return sum(self.sizes)
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """Where the rows of each part begin in a share."""
+        return (0, *np.cumsum([size // self.blocks for size in self.sizes]).tolist()[:-1])
 
     def join(self, parts: Sequence[Any]) -> Any:
         """Parts [O_i, ..] as one array [sum O_i, ..]; of `Quantised` parts one of those."""
@@ -44,7 +50,7 @@ class Joint:
 
     def paths(self, path: Sequence[Any]) -> list[tuple[Any, ...]]:
         """Where the parts of the joined parameter at ``path`` would be, each by itself."""
-        return [(*path[:-2], name, path[-1]) for name in self.names]
+        return [(*path[:-2], *steps(name), path[-1]) for name in self.names]
 
     def rows(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """Where rows ``start`` to ``stop`` come from: (number of the part, its start, its stop)."""
@@ -85,9 +91,20 @@ def joint_of(parameter: Any) -> Joint | None:
     return found
 
 
+def is_copy(parameter: Any) -> bool:
+    """Whether other parameters hold the same numbers."""
+    joint = joint_of(parameter)
+    return joint is not None and joint.copied
+
+
 def dotted(path: Sequence[Any]) -> str:
     """``layers.3.norm.weight``"""
     return ".".join(map(str, path))
+
+
+def steps(path: str) -> tuple[Any, ...]:
+    """What `dotted` was made of."""
+    return tuple(int(step) if step.isdigit() else step for step in path.split("."))
 
 
 def _plain(part: Any) -> Any:

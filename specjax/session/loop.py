@@ -315,8 +315,8 @@ class Session:
         self._calls.append(Call(begin, end, ran))
         self._was_new = new
         if new:  # what the shapes of a drafter's guesses could not tell
-            trace = self.state.record
-            self._check_proposed(*hosts.fetch((trace.proposed, trace.committed)))
+            trace = hosts.fetch(dataclasses.replace(self.state.record, details=None))
+            self._check_proposed(trace.proposed, trace.committed)
 
     def _check_proposed(self, proposed: np.ndarray, committed: np.ndarray) -> None:
         """Raises ValueError, in one line, on guesses that are no tokens."""

@@ -99,7 +99,8 @@ def end_guesses(tokens: Array) -> Array:
 
 def count_leading(match: Array) -> Array:
     """The number of leading true entries of match [K]; [] int32."""
-    return jnp.cumprod(match, dtype=jnp.int32).sum(dtype=jnp.int32)
+    num = match.shape[0]
+    return jnp.where(match, num, jnp.arange(num, dtype=jnp.int32)).min(initial=num)
 
 
 def at_guesses(rows: Array, guesses: Array) -> Array:

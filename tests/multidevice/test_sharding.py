@@ -27,6 +27,7 @@ from tiny_checkpoint import write_tiny
 import specjax
 from specjax import decode, drafters, session
 from specjax.checkpoint import CheckpointError
+from specjax.core.ops.write import WRITE_ALL, Together
 from specjax.core.platform import Platform
 from specjax.core.sharding import make_mesh, use_mesh
 from specjax.drafters.dflash.net import DFlashNet
@@ -142,11 +143,18 @@ def test_every_kind_of_memory_on_a_mesh() -> None:
     assert shards == [(4, 2, 6, 8), (4, 3, 28), (4, 1, 5, 8), (4, 1, 64, 6)]
 
 
-def test_a_trained_drafter_that_is_split() -> None:
-    """Its heads, MLP and fusing layer over the model axis, as the compiler's report counts them."""
-    big, _ = on_mesh(2, 4)
+@pytest.mark.parametrize("axes", [(2, 4), (4, 2)])
+def test_a_trained_drafter_that_is_split(
+    axes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heads, MLP and fusing layer over the model axis, as the compiler's report counts them.
+
+    Where heads are not repeated, its context is one product, which the kernel that writes it into
+    the cache, interpreted, cuts each device's own heads out of.
+    """
+    big, _ = on_mesh(*axes)
     spec = tiny.fresh("dflash", 3, target())
-    backbone = spec.net.config.backbone.for_model_axis(4)
+    backbone = spec.net.config.backbone.for_model_axis(axes[1])
     config = dataclasses.replace(spec.net.config, backbone=backbone)
     build = lambda: DFlashNet(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
     places = abstract_net(build, big.mesh)
@@ -165,9 +173,14 @@ def test_a_trained_drafter_that_is_split() -> None:
     flat = [(path, place.replace(value(path, place))) for path, place in there]
     net = dataclasses.replace(places, params=nnx.from_flat_state(flat))
     fc = net.module.fc.weight[...]
-    assert fc.sharding.shard_shape(fc.shape)[0] == fc.shape[0] // 4
+    assert fc.sharding.shard_shape(fc.shape)[0] == fc.shape[0] // axes[1]
     kwargs = {"max_new_tokens": STEPS, "seed": 5}
     want = specjax.generate(target(), spec, PROMPTS, **kwargs)
+    together = net.module.joined("context_proj")
+    assert (together is None) == (backbone.kv_repeat > 1) == (axes[1] == 4)
+    if together is not None:
+        assert together.joint.blocks == 2
+        monkeypatch.setitem(WRITE_ALL.variants, "cpu", Together(interpret=True))
     got = specjax.generate(big, dataclasses.replace(spec, net=net), PROMPTS, **kwargs)
     assert got.tokens == want.tokens and got.tau == want.tau
 

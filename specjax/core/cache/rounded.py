@@ -17,7 +17,7 @@ from specjax.core.cache import slots as lay
 from specjax.core.cache.base import Cache
 from specjax.core.cache.block import Part
 from specjax.core.cache.full import Full, heads_axes, valid_slots
-from specjax.core.ops import Cached, Write, attend
+from specjax.core.ops import Cached, Write, attend, tokens_of
 from specjax.core.quantised import TYPES, Quantisation, Quantised, quantise
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
@@ -76,7 +76,7 @@ class Rounded(Full):
 
     def writes(self, part: Part, length: Array, count: Array) -> tuple[Write, ...]:
         del count
-        keys, values = (quantise(x, self.kind) for x in part)
+        keys, values = (quantise(tokens_of(x), self.kind) for x in part)
         new = (keys.values, values.values, keys.factors, values.factors)
         both = zip(self._arrays, new, strict=True)
         return tuple(Write(old, x, length, self.axis) for old, x in both)

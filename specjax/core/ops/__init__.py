@@ -24,9 +24,13 @@ from specjax.core.ops.norm import Norm, add_norm, adds_at_once
 from specjax.core.ops.one_softmax import Cached
 from specjax.core.ops.op import Op
 from specjax.core.ops.per_head import PER_HEAD, per_head
+from specjax.core.ops.steps import steps
 from specjax.core.ops.write import (
     WRITE,
+    Columns,
+    Projected,
     Write,
+    tokens_of,
     waiting_for,
     write,
     write_all,
@@ -52,10 +56,12 @@ OPS = {
 __all__ = [
     "OPS",
     "Cached",
+    "Columns",
     "Form",
     "Norm",
     "Op",
     "Products",
+    "Projected",
     "Rotation",
     "Seen",
     "Stack",
@@ -74,7 +80,9 @@ __all__ = [
     "lookup",
     "per_head",
     "split_heads",
+    "steps",
     "sum_over_mesh",
+    "tokens_of",
     "waiting_for",
     "write",
     "write_all",

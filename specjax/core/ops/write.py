@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
 from specjax.core.sharding import fitting, pieces
-from specjax.core.types import Array
+from specjax.core.types import Array, pytree, static
 
 # On CPU a per-row dynamic_update_slice is several times cheaper than a scatter; unrolled over the
 # rows it stays readable to the compiler up to this many.
@@ -61,11 +61,47 @@ def write_at(buffer: Array, new: Array, slots: Array) -> Array:
     return jax.vmap(one_row)(buffer, new.astype(buffer.dtype), slots)
 
 
+@pytree
+class Columns:
+    """Heads as a product of many layers has them, and what they become.
+
+    Not yet normed and rotated: `core.ops.put` does it while it writes them.
+    """
+
+    product: Array  # [B, T, C]
+    gain: Array | None  # [H], of an RMS norm of Llama's kind; None: no norm
+    turn: tuple[Array, Array] | None  # [B, 1, T, H], cosines and sines as of `models.layers.rope`
+    first: int = static()  # the column of the first head, in each device's share
+    shares: int = static()  # of how many devices
+    width: int = static()  # H
+    eps: float = static(default=0.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Projected:
+    """New tokens beside what they are made from, for a kernel that makes them itself.
+
+    No pytree: a block that holds such is committed where it was made, as a whole.
+    """
+
+    tokens: Array  # [B, G, T, H]
+    columns: Columns
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tokens.shape
+
+
+def tokens_of(new: Array | Projected) -> Array:
+    """[B, G, T, H]"""
+    return new.tokens if isinstance(new, Projected) else new
+
+
 class Write(NamedTuple):
     """A block of new tokens, and where it goes."""
 
     buffer: Array  # [B, G, S, H]
-    new: Array  # [B, G, T, H]
+    new: Array | Projected  # [B, G, T, H]
     at: Array  # [B], as ``start`` of `write`, or [B, T], as ``slots`` of `write_at`
     axis: str | None = None  # the logical axis of the heads on a mesh
 
@@ -73,7 +109,9 @@ class Write(NamedTuple):
 def one_by_one(writes: Sequence[Write], platform: Platform | None) -> list[Array]:
     """See `write_all`."""
     return [
-        write_at(w.buffer, w.new, w.at) if w.at.ndim > 1 else write(*w[:3], platform=platform)
+        write_at(w.buffer, tokens_of(w.new), w.at)
+        if w.at.ndim > 1
+        else write(w.buffer, tokens_of(w.new), w.at, platform=platform)
         for w in writes
     ]
 
@@ -91,19 +129,46 @@ class Together:
         found = []
         for i in range(0, len(writes), self.most):
             some = writes[i : i + self.most]
-            new = [w.new.astype(w.buffer.dtype) for w in some]
-            told = {id(w.at): w.at for w in some}  # layers of one kind write to the same slots
-            which = [list(told).index(id(w.at)) for w in some]
-            local = functools.partial(put, which=which, interpret=self.interpret)
-            given = [w.buffer for w in some], new, list(told.values())
-            if jax.sharding.get_abstract_mesh().empty:
-                found += local(*given)
-                continue
-            lie = [fitting(w.buffer.shape, ("batch", w.axis, None, None)) for w in some]
-            at = [fitting(x.shape, ("batch", None)[: x.ndim]) for x in told.values()]
-            specs = (lie, lie, at)
-            found += jax.shard_map(local, in_specs=specs, out_specs=lie, check_vma=False)(*given)
+            buffers, given = (
+                [w.buffer for w in some],
+                (list(map(_source, some)), [w.at for w in some]),
+            )
+            leaves, structure = jax.tree.flatten(given)
+            # Layers of one kind write to the same slots, and are turned alike: each array once.
+            arrays = {id(x): x for x in leaves}
+            which = [list(arrays).index(id(x)) for x in leaves]
+            how: dict[str, Any] = {"which": which, "structure": structure}
+            fill: Any = functools.partial(put, **how, interpret=self.interpret)
+            if not jax.sharding.get_abstract_mesh().empty:
+                lie = [fitting(w.buffer.shape, ("batch", w.axis, None, None)) for w in some]
+                axes = {i: a for w, new in zip(some, given[0]) for i, a in _axes(w, new)}
+                specs = [fitting(x.shape, axes[i]) for i, x in arrays.items()]
+                laid: dict[str, Any] = {"in_specs": (lie, specs), "out_specs": lie}
+                fill = jax.shard_map(fill, **laid, check_vma=False)
+            found += fill(buffers, list(arrays.values()))
         return found
+
+
+def _source(write: Write) -> Array | Columns:
+    """What a kernel takes for the new tokens: [B, T, G, H], as projections have them."""
+    if isinstance(write.new, Projected):
+        columns, axis = write.new.columns, write.axis
+        split = axis is not None and fitting(write.buffer.shape, (None, axis, None, None))[1]
+        if columns.shares == (pieces(axis) if axis is not None and split else 1):
+            return columns
+    return tokens_of(write.new).astype(write.buffer.dtype).swapaxes(1, 2)
+
+
+def _axes(write: Write, new: Array | Columns) -> Iterator[tuple[int, Any]]:
+    """The logical axes of each array of a write, by its id."""
+    yield id(write.at), ("batch", None)[: write.at.ndim]
+    if not isinstance(new, Columns):
+        yield id(new), ("batch", None, write.axis, None)
+        return
+    yield id(new.product), ("batch", None, write.axis)
+    yield id(new.gain), (None,)
+    for x in new.turn or ():
+        yield id(x), ("batch", None, None, None)
 
 
 # (Not among `ops.OPS`: nothing is differentiated here.)

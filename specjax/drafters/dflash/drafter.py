@@ -139,19 +139,22 @@ class DFlashDrafter:
         """Commits the context of ``count`` [B] of T more tokens with ``features`` [B, T, F]."""
         assert features is not None
         positions = cache.length[:, None] + jnp.arange(features.shape[1])[None, :]
-        return cache.commit(self.net.module.context(features, positions), count)
+        return cache.commit(self.net.module.to_commit(features, positions), count)
 
     def states(self, cache: Cache, context: Context) -> Array:
         """One pass over the block: the states [B, K, D] that the guesses are made from."""
         config, k = self.config, self.num_draft
         slots = k if config.shifted else k + 1
-        masks = jnp.full((context.length.shape[0], slots - 1), config.mask_token_id, jnp.int32)
-        tokens = jnp.concatenate([context.pending, masks], axis=1)
         offsets = jnp.arange(slots)
         positions = cache.length[:, None] + offsets[None, :]
         look = looking_back(cache, block_views(config, slots))
         net = self.net.module
-        x = embed(net, config, self.vocabulary, tokens)
+        # All masks are one row of the embedding, looked up once.
+        pending = context.pending
+        tokens = jnp.concatenate([pending, jnp.full_like(pending, config.mask_token_id)], axis=1)
+        anchor, mask = jnp.split(embed(net, config, self.vocabulary, tokens), 2, axis=1)
+        masks = jnp.broadcast_to(mask, (mask.shape[0], slots - 1, mask.shape[2]))
+        x = jnp.concatenate([anchor, masks], axis=1)
         h = net.block(x, positions, offsets, look)
         found: Array = h[:, slots - k :]
         return found

@@ -17,14 +17,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.cache import Block, Cache, Full, Part, Ring, empty
-from specjax.core.ops import Seen, activation_dtype, apart, attend_blocks
+from specjax.core.ops import (
+    Columns,
+    Projected,
+    Seen,
+    activation_dtype,
+    apart,
+    attend_blocks,
+    tokens_of,
+)
 from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
 from specjax.core.view import View
@@ -37,6 +45,7 @@ from specjax.drafters.dflash.heads import (
 from specjax.models.config import DecoderConfig
 from specjax.models.layers.attention import MLP, Attention, Look, split_heads
 from specjax.models.layers.decoder import Embed
+from specjax.models.layers.joined import Joining
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
@@ -150,22 +159,31 @@ def block_views(config: DFlashConfig, num_slots: int) -> tuple[View, ...]:
 class DFlashAttention(Attention):
     """Queries from the block; keys and values from the context and the block."""
 
-    joints: ClassVar = {"kv_proj": ("k_proj", "v_proj")}  # the context has no queries
+    joints: ClassVar = Attention.joints
 
-    def keys_values(self, x: Array, rotate: Rotation) -> Part:
-        """[B, T, D] -> [B, G, T, H] twice."""
+    def keys_values(self, k: Array, v: Array, rotate: Rotation) -> Part:
+        """Projections [B, T, G * H] -> [B, G, T, H] twice."""
         c = self.config
-        k, v = (split_heads(y, c.num_kv_heads) for y in self.products("kv_proj", x))
+        k, v = (split_heads(y, c.num_kv_heads) for y in (k, v))
         k = rotate(self.k_norm(k))
         if c.kv_repeat > 1:
             k, v = jnp.repeat(k, c.kv_repeat, axis=1), jnp.repeat(v, c.kv_repeat, axis=1)
         pinned = lambda y: self.constrain(y, "batch", "kv_heads", None, None)
         return pinned(k), pinned(v)
 
+    def projected(self, part: Part, k: Columns, v: Columns, rotate: Rotation) -> Any:
+        """``part``, as `keys_values` made it of columns k and v, beside those."""
+        norm, turn = self.k_norm, (rotate.cos, rotate.sin)
+        if type(norm) is not RMSNorm or rotate.cos.shape[-1] != k.width:
+            return part
+        k = dataclasses.replace(k, gain=norm.weight[...], eps=norm.eps, turn=turn)
+        return Projected(part[0], k), Projected(part[1], v)
+
     def block(self, x: Array, rotate: Rotation, look: Callable[..., Array]) -> Array:
         """[B, T, D] -> [B, T, D]; ``look`` is a `Look` of this layer."""
-        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.config.num_heads)))
-        k, v = self.keys_values(x, rotate)
+        q, k, v = self.products("qkv_proj", x)
+        q = rotate(self.q_norm(split_heads(q, self.config.num_heads)))
+        k, v = self.keys_values(k, v, rotate)
         out = look(self.constrain(q, "batch", "heads", None, None), k, v)
         return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
@@ -200,7 +218,7 @@ class DFlashLayer(nnx.Module):
         return x + after(self.mlp(before(y)))
 
 
-class DFlashNet(Placed):
+class DFlashNet(Joining, Placed):
     """Attribute names are the tensor names of the published checkpoints."""
 
     def __init__(self, config: DFlashConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -239,14 +257,35 @@ class DFlashNet(Placed):
         c = self.hidden_norm(self.constrain(self.fc(features), "batch", None, None))
         return self.constrain(c.astype(self.dtype), "batch", None, None)
 
+    @property
+    def copies(self) -> Mapping[str, tuple[str, ...]]:
+        """The context is one input of all layers, which multiply their blocks by the same."""
+        parts = [f"layers.{i}.self_attn.{x}_proj" for i in range(len(self.layers)) for x in "kv"]
+        return {"context_proj": tuple(parts)}
+
     def context(self, features: Array, positions: Array) -> Block:
         """Keys and values in every layer of the tokens at ``positions`` [B, T]."""
-        c = self.fuse(features)
-        rotate = rotation(self.config.backbone.rope, positions, self.config.backbone.head_dim)
-        found: list[Part] = []
-        for layer in self.layers:
-            found = [*found, layer.self_attn.keys_values(c, rotate)]
-            c = apart(c, platform=self.platform)
+        return tuple(tuple(map(tokens_of, part)) for part in self.to_commit(features, positions))
+
+    def to_commit(self, features: Array, positions: Array) -> tuple[Any, ...]:
+        """`context` for a cache, which may norm and rotate it while it is written (`Projected`)."""
+        c, width = self.fuse(features), self.config.backbone.head_dim
+        rotate = rotation(self.config.backbone.rope, positions, width)
+        found: list[Any] = []
+        joined = self.joined("context_proj")
+        if joined is None:
+            for layer in self.layers:
+                a = layer.self_attn
+                found.append(a.keys_values(a.k_proj(c), a.v_proj(c), rotate))
+                c = apart(c, platform=self.platform)
+            return tuple(found)
+        whole, joint = joined.whole(c), joined.joint
+        columns = [Columns(whole, None, None, x, joint.blocks, width) for x in joint.begins]
+        parts = joint.split(whole, axis=-1)
+        for i, layer in enumerate(self.layers):
+            (k, v), (of_k, of_v) = parts[2 * i : 2 * i + 2], columns[2 * i : 2 * i + 2]
+            part = layer.self_attn.keys_values(k, v, rotate)
+            found.append(layer.self_attn.projected(part, of_k, of_v, rotate))
         return tuple(found)
 
     def block(self, x: Array, positions: Array, offsets: Array, look: Look) -> Array:

@@ -27,7 +27,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from specjax.core.trips import only_updates, share_read
+from specjax.core.trips import operand_a_buffer, share_read
 from specjax.lab.compiler.hlo import Computation, Instruction, Module
 from specjax.lab.compiler.origins import PUTS, SEE_THROUGH, aliased
 from specjax.lab.records.compiled import Collective
@@ -176,7 +176,7 @@ def _given(home: Computation, call: Instruction) -> dict[int, int]:
     which goes where (`core.trips.updates`).
     """
     places = aliased(call)
-    if only_updates(call.op_name):
+    if operand_a_buffer(call.op_name):
         of = lambda i: sum(a.nbytes for a in home.instructions[call.operands[i]].arrays)
         return {index: of(index) for index in places}
     names = [o for i, o in enumerate(call.operands) if i not in places.values()]

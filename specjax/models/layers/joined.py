@@ -31,11 +31,11 @@ class Multiplied(NamedTuple):
 class Joined(Placed):
     """`Linear` layers of one input as one. Its parameters know their parts (``joint``)."""
 
-    def __init__(self, parts: Mapping[str, Linear], blocks: int):
+    def __init__(self, parts: Mapping[str, Linear], blocks: int, *, copied: bool = False):
         first, *_ = parts.values()
         sizes = tuple(part.weight.shape[0] for part in parts.values())
         axes = tuple(axes_of(part.weight)[0] for part in parts.values())
-        self.joint = Joint(tuple(parts), sizes, axes, blocks)
+        self.joint = Joint(tuple(parts), sizes, axes, blocks, copied)
         self.has_bias = first.has_bias
         self.weight = self._join([part.weight for part in parts.values()])
         if self.has_bias:
@@ -66,8 +66,7 @@ class Joined(Placed):
     def whole(self, x: Array) -> Array:
         """[..., in] -> what all parts make of it, as their rows lie, in the type of ``x``."""
         bias = self.bias[...] if self.has_bias else None
-        y = linear(x, self.weight.get_value(), bias, platform=self.platform)
-        return y.astype(x.dtype)
+        return linear(x, self.weight.get_value(), bias, platform=self.platform).astype(x.dtype)
 
     def parts(self) -> dict[str, Linear]:
         """The layers that it was made of."""
@@ -86,16 +85,28 @@ class Joining(nnx.Module):
 
     ``joints`` names what may be joined: an attribute for the whole, and those of the parts. A
     subclass that calls the parts by name has none, unless it says so itself.
+
+    ``copies`` as well, of parts that layers below it have, each in a pass of its own too: by their
+    dotted paths. There they stay.
     """
 
     joints: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    @property
+    def copies(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
     def is_joined(self, whole: str) -> bool:
         return hasattr(self, whole)
 
+    def joined(self, whole: str) -> Joined | None:
+        """The layer that all parts of ``whole`` are; None: each is by itself."""
+        found: Joined | None = getattr(self, whole, None)
+        return found
+
     def multiplied(self, whole: str, x: Array) -> Multiplied:
         """What each of the parts of ``whole`` makes of ``x``, and all of it if it is one array."""
-        layer: Joined | None = getattr(self, whole, None)
+        layer = self.joined(whole)
         if layer is None or isinstance(layer.weight.get_value(), Adapted):
             return Multiplied(self.products(whole, x))
         y = layer.whole(x)
