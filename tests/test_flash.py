@@ -60,7 +60,9 @@ def test_one_setting_goes_back_to_what_xla_makes(monkeypatch: pytest.MonkeyPatch
         assert allowed_kernels() == found
     allowed_kernels.cache_clear()
     monkeypatch.setenv("SPECJAX_KERNELS", "ours")
-    with pytest.raises(ValueError, match="SPECJAX_KERNELS=ours: must be one of attention, xla"):
+    with pytest.raises(
+        ValueError, match="SPECJAX_KERNELS=ours: must be one of attention, xla, pallas"
+    ):
         allowed_kernels()
     allowed_kernels.cache_clear()
 
@@ -77,7 +79,7 @@ def test_every_script_has_that_setting(
     assert not {"kernels", "split_k"} & flags_of("compile")
     wrong = ("compile", "--topology=local", "--config.kernels=ours")
     status, _, told = invoke(script("compile"), capsys, *wrong)
-    assert status == 2 and "--config.kernels='ours': must be attention or xla." in told
+    assert status == 2 and "--config.kernels='ours': must be attention, xla or pallas." in told
     wrong = ("compile", "--topology=local", "--config.split_k=2")
     status, _, told = invoke(script("compile"), capsys, *wrong)
     assert status == 2 and "split_k" in told
@@ -192,7 +194,7 @@ def test_pallas_comes_with_the_kernel_alone() -> None:
     files = {path.stem: path.read_text() for path in ROOT.rglob("*.py")}
     brings = re.compile(r"^(?:from|import) .*\bpallas\b", re.MULTILINE)
     kernels = {name for name, text in files.items() if brings.search(text)}
-    assert kernels == {"flash", "heads_kernel", "norm_kernel", "put"}
+    assert kernels == {"flash", "heads_kernel", "norm_kernel", "put", "rows_by_matrix"}
     for name, text in files.items():
         found = re.findall(r"^from specjax\.core\.ops\.(\w+) import", text, re.MULTILINE)
         assert name in kernels or not kernels & set(found), name

@@ -74,7 +74,10 @@ def define_import() -> None:
 def define_kernels() -> None:
     """The flags --kernels and --split_k of scripts without such options, once."""
     if "kernels" not in flags.FLAGS:
-        told = f"On GPUs: attention of our own, or XLA's kernels alone. Default: {KERNELS}."
+        told = (
+            "On GPUs: attention of our own; pallas: products with weights as well; or xla: XLA's "
+            f"kernels alone. Default: {KERNELS}."
+        )
         flags.DEFINE_enum("kernels", None, get_args(Kernels), told)
         told = f"On GPUs: no product is split along its sum, or as XLA does it. Default: {SPLIT_K}."
         flags.DEFINE_enum("split_k", None, get_args(SplitK), told)

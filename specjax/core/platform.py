@@ -17,8 +17,9 @@ from typing import Literal, get_args
 import jax
 import jaxlib
 
-# Which kernels a program for GPUs may run: "xla", what XLA makes, or attention of our own beside.
-Kernels = Literal["attention", "xla"]
+# Which kernels a program for GPUs may run: "xla", what XLA makes; or beside them attention of our
+# own; or, with "pallas", products with weights as well.
+Kernels = Literal["attention", "xla", "pallas"]
 KERNELS = "SPECJAX_KERNELS"  # the environment variable that says so for a process
 # Whether XLA may split a product on a GPU along what is summed, and add up the parts in a kernel
 # behind it ("xla"), or not.

@@ -14,6 +14,7 @@ from typing import Any
 import attention_cases
 import jax
 import jax.numpy as jnp
+import product_cases
 import pytest
 import state_cases
 import tiny
@@ -22,6 +23,7 @@ import specjax
 from specjax import drafters
 from specjax.core.ops.attend import ATTEND, reference
 from specjax.core.ops.heads import HEADS, HeadsAtOnce
+from specjax.core.ops.linear import PRODUCT, InOneKernel
 from specjax.core.ops.norm import ADD_NORM, NormAtOnce
 from specjax.core.ops.valid_slots import ValidSlots
 from specjax.core.ops.write import WRITE_ALL, Together
@@ -48,6 +50,13 @@ def test_sums_and_norms(kind: str, shape: tuple[int, ...], dtype: Any) -> None:
         state_cases.check_norm(kind, shape, dtype, added=added)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 64, 65, 128])
+@pytest.mark.parametrize("width,columns", [(8, 1), (256, 32), (257, 31), (1000, 100), (30, 513)])
+def test_products(rows: int, width: int, columns: int, dtype: Any) -> None:
+    product_cases.check(rows, width, columns, dtype)
+
+
 def whole(*given: Any) -> Any:
     """What is left to the reference: what has no cache, or is written out first."""
     cached = given[4]
@@ -63,6 +72,7 @@ def kernels_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(WRITE_ALL.variants, "cpu", Together(interpret=True))
     monkeypatch.setitem(HEADS.variants, "cpu", HeadsAtOnce(interpret=True))
     monkeypatch.setitem(ADD_NORM.variants, "cpu", NormAtOnce(interpret=True))
+    monkeypatch.setitem(PRODUCT.variants, "cpu", InOneKernel(interpret=True))
     yield
     monkeypatch.undo()
     jax.clear_caches()

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.ops.linear import linear
+from specjax.core.ops.linear import linear, xlas
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised, axes_of
@@ -74,7 +74,8 @@ class Stack:
             one, bias = jax.tree.map(take, (weights, biases))
             if weights is self.down and self.turned:
                 one = _turned(one)
-            return linear(x, one, bias, platform=platform)
+            # (A kernel of our own would take a copy of the expert's matrix.)
+            return linear(x, one, bias, platform=xlas(platform))
 
         gate, up = product(x, self.gate, self.gate_bias), product(x, self.up, self.up_bias)
         return product(self.mix(gate, up).astype(x.dtype), self.down)

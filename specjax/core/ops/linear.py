@@ -3,11 +3,12 @@
 On CPU it is written with the weight on the left, a single bfloat16 row padded to two, and the
 compiler is kept from turning round a float32 product of a few rows: up to ten times faster than the
 usual form (docs/design.md, "Fast on CPU"). Elsewhere it is the plain contraction, which compiles to
-one matrix product without a transpose.
+one matrix product without a transpose; on GPUs it may be a kernel of our own, if that is asked for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,12 +21,12 @@ from specjax.core.quantised import Quantised
 from specjax.core.types import Array
 
 
-def product(x: Array, w: Array) -> Array:
-    """``x`` [M, I] times ``w`` [O, I] -> [M, O] float32."""
-    return jnp.einsum("mi,oi->mo", x, w, preferred_element_type=jnp.float32)
+def product(x: Array, w: Array, dtype: Any = jnp.float32) -> Array:
+    """``x`` [M, I] times ``w`` [O, I], summed in float32 -> [M, O] in ``dtype``."""
+    return jnp.einsum("mi,oi->mo", x, w, preferred_element_type=jnp.float32).astype(dtype)
 
 
-def product_on_cpu(x: Array, w: Array) -> Array:
+def product_on_cpu(x: Array, w: Array, dtype: Any = jnp.float32) -> Array:
     rows = x.shape[0]
     if rows == 1 and x.dtype == jnp.bfloat16:
         x = jnp.concatenate([x, x])  # a lone bf16 row takes a path without AMX, 15x slower
@@ -34,15 +35,44 @@ def product_on_cpu(x: Array, w: Array) -> Array:
         # Left to itself XLA folds the transpose into the product, weight on the right, and packs
         # the weights anew in every pass: up to 1.4 times slower. In bfloat16 that is the faster.
         y = jax.lax.optimization_barrier(y)
-    return y.T[:rows]
+    return y.T[:rows].astype(dtype)
 
 
-def product_on_gpu(x: Array, w: Array) -> Array:
+@dataclasses.dataclass(frozen=True)
+class InOneKernel:
+    """A variant for GPUs: a kernel of our own (`ops.rows_by_matrix`), of what it takes."""
+
+    interpret: bool = False  # the kernel as an XLA program: where there is no GPU, and slowly
+
+    def __call__(self, x: Array, w: Array, dtype: Any = jnp.float32) -> Array:
+        if unfit(x, w) is not None:
+            return product_on_gpu(x, w, dtype)
+        from specjax.core.ops import rows_by_matrix  # only here: it brings Pallas
+
+        return rows_by_matrix.product(x, w, dtype, interpret=self.interpret)
+
+
+_MOST_ROWS = 128  # of a product that takes as long as reading its weight
+
+
+def unfit(x: Array, w: Array) -> str | None:
+    """Why our kernel does not take a product; None: it does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return "it is not known how the weight lies on the mesh"
+    if x.shape[0] > _MOST_ROWS:
+        return f"more than {_MOST_ROWS} rows take longer than reading the weight"
+    if x.dtype != w.dtype or x.dtype not in (jnp.float32, jnp.bfloat16):
+        return "both are not of one type, float32 or bfloat16"
+    return None
+
+
+def product_on_gpu(x: Array, w: Array, dtype: Any = jnp.float32) -> Array:
     """XLA would multiply a lone row in TF32, and convert both operands first."""
     if x.shape[0] > 1 or x.dtype != jnp.bfloat16 or w.dtype != jnp.bfloat16:
-        return product(x, w)
+        return product(x, w, dtype)
     found: Array = differentiated_as(_in_bfloat16, product)(x, w)
-    return found
+    return found.astype(dtype)
 
 
 def _in_bfloat16(x: Array, w: Array) -> Array:
@@ -84,27 +114,28 @@ def rounded_before_the_sum(x: Array, w: Array | Quantised, platform: Platform | 
     return jnp.einsum("...i,oi->...o", x.astype(w.dtype), w, preferred_element_type=x.dtype)
 
 
-PRODUCT = Op(product, {"cpu": product_on_cpu, "gpu": product_on_gpu})
+PRODUCT = Op(product, {"cpu": product_on_cpu, "gpu": product_on_gpu, "gpu:pallas": InOneKernel()})
 WEIGHT_GRADIENT = Op(weight_gradient, {"cpu": weight_gradient_on_cpu})
 # Of a weight whose input dimension is split over the devices of a mesh.
 SUM_OVER_MESH = Op(whole_sum, {"gpu": rounded_before_the_sum, "tpu": rounded_before_the_sum})
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: Array, w: Array, platform: Platform | None) -> Array:
-    found: Array = PRODUCT.on(platform)(x, w)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: Array, w: Array, platform: Platform | None, dtype: Any = jnp.float32) -> Array:
+    found: Array = PRODUCT.on(platform)(x, w, dtype)
     return found
 
 
 def _product_fwd(
-    x: Array, w: Array, platform: Platform | None
+    x: Array, w: Array, platform: Platform | None, dtype: Any
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, w, platform), (x, w)
+    return _product(x, w, platform, dtype), (x, w)
 
 
 def _product_bwd(
-    platform: Platform | None, saved: tuple[Array, Array], g: Array
+    platform: Platform | None, dtype: Any, saved: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
+    del dtype
     # Derived automatically, these would be float32 products of upcast operands. Rounding the
     # cotangent to the operands' type keeps the backward pass on the matrix units.
     x, w = saved
@@ -119,14 +150,16 @@ _product.defvjp(_product_fwd, _product_bwd)
 
 def _quantised_product(x: Array, w: Quantised, platform: Platform | None) -> Array:
     if w.by_row:
-        return _product(x, w.values.astype(w.dtype), platform) * w.factors.astype(jnp.float32).T
+        # XLA's kernels take 8 bits as they are; ours would have them written out first.
+        values = w.values.astype(w.dtype)
+        return _product(x, values, xlas(platform)) * w.factors.astype(jnp.float32).T
     found: Array = GROUPED.on(platform)(x, w, platform)
     return found
 
 
 def written_out(x: Array, w: Quantised, platform: Platform | None) -> Array:
     """With the matrix as numbers of its dtype."""
-    return _product(x, w[...], platform)
+    return _product(x, w[...], xlas(platform))
 
 
 def by_group(x: Array, w: Quantised, platform: Platform | None) -> Array:
@@ -166,18 +199,33 @@ GROUPED = Op(written_out, {"gpu": on_gpu, "tpu": on_tpu})
 
 
 def linear(
-    x: Array, w: Array | Quantised, bias: Array | None = None, *, platform: Platform | None = None
+    x: Array,
+    w: Array | Quantised,
+    bias: Array | None = None,
+    *,
+    platform: Platform | None = None,
+    dtype: Any = jnp.float32,
 ) -> Array:
-    """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32 -> [..., O] f32."""
+    """``x`` [..., I] times ``w`` [O, I] in the type of ``w``, summed in float32.
+
+    Returns:
+      [..., O] in ``dtype``, rounded once.
+    """
     flat = x.reshape(-1, x.shape[-1]).astype(w.dtype)
     if isinstance(w, Quantised):
         y = _quantised_product(flat, w, platform)
     else:
-        y = _product(flat, w, platform)
+        y = _product(flat, w, platform, jnp.dtype(dtype if bias is None else jnp.float32))
     y = y.reshape(*x.shape[:-1], w.shape[0])
-    if bias is None:
-        return y
-    return y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
+    if bias is not None:
+        y = y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
+    return y.astype(dtype)
+
+
+def xlas(platform: Platform | None) -> Platform:
+    """The platform without products of our own."""
+    there = platform or here()
+    return dataclasses.replace(there, kernels="xla") if there.kernels == "pallas" else there
 
 
 def sum_over_mesh(x: Array, w: Array | Quantised, *, platform: Platform | None = None) -> Array:

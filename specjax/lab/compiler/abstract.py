@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from specjax.checkpoint.assemble import on_mesh
 from specjax.checkpoint.load import Model
 from specjax.core import own, sharding
 from specjax.core.family import Family
-from specjax.core.platform import Platform
+from specjax.core.platform import Kernels, Platform
 from specjax.drafters import DRAFTERS
 from specjax.drafters.registry import entry_of
 from specjax.drafters.spec import Sizes, Spec, ask, is_trained
@@ -55,7 +55,7 @@ def check(setup: Setup) -> None:
     need(setup.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
     need(setup.packed in ("", *FORMATS), "packed", f"one of {', '.join(FORMATS)}, or empty")
     need(setup.kv_cache in ("", "int8", "fp8"), "kv_cache", "int8 or fp8, or empty")
-    need(setup.kernels in ("attention", "xla"), "kernels", "attention or xla")
+    need(setup.kernels in get_args(Kernels), "kernels", "attention, xla or pallas")
     need(setup.split_k in ("off", "xla"), "split_k", "off or xla")
     need(setup.programs in ("all", "run"), "programs", "all or run")
     need(setup.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")

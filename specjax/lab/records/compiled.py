@@ -54,7 +54,9 @@ class Setup:
     temperature: float = setting(0.0, "0 is greedy")
     top_p: float = setting(1.0, "as of experiments.generate")
     rule: str = setting("", "'': the best lossless one")
-    kernels: str = setting("attention", "on GPUs: attention of our own, or xla: XLA's alone")
+    kernels: str = setting(
+        "attention", "on GPUs: attention of our own; pallas: products too; xla: XLA's alone"
+    )
     split_k: str = setting("off", "on GPUs: products are whole, or xla: split as XLA likes")
     trips: int = setting(
         1, "of loops in the cycle that end when the program says so, and say no expected number"

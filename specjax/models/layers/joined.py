@@ -66,7 +66,7 @@ class Joined(Placed):
     def whole(self, x: Array) -> Array:
         """[..., in] -> what all parts make of it, as their rows lie, in the type of ``x``."""
         bias = self.bias[...] if self.has_bias else None
-        return linear(x, self.weight.get_value(), bias, platform=self.platform).astype(x.dtype)
+        return linear(x, self.weight.get_value(), bias, platform=self.platform, dtype=x.dtype)
 
     def parts(self) -> dict[str, Linear]:
         """The layers that it was made of."""

@@ -79,7 +79,8 @@ class Linear(Placed):
         if self._adds_over_mesh():
             y = sum_over_mesh(x, w, platform=self.platform)
         else:
-            y = linear(x, w, self.bias[...] if self.has_bias else None, platform=self.platform)
+            bias = self.bias[...] if self.has_bias else None
+            y = linear(x, w, bias, platform=self.platform, dtype=x.dtype)
         if isinstance(given, Adapted):
             y = y + given.side(x, self.platform).astype(y.dtype)
         return dear(y.astype(x.dtype))

@@ -1,0 +1,25 @@
+"""A product in a kernel of our own, interpreted, against its reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.core.ops.linear import InOneKernel, product
+
+
+def check(rows: int, width: int, columns: int, dtype: Any) -> None:
+    """In float32 equal to rounding; in bfloat16, whose sums are float32 too, one step apart."""
+    rng = np.random.default_rng(rows)
+    x, w = (jnp.asarray(rng.normal(size=s), dtype) for s in ((rows, width), (columns, width)))
+    for out in {jnp.dtype(jnp.float32), jnp.dtype(dtype)}:
+        want, got = (
+            jax.jit(way, static_argnums=2)(x, w, out) for way in (product, InOneKernel(True))
+        )
+        assert got.shape == want.shape and got.dtype == want.dtype == out
+        close = 1e-5 if out == jnp.float32 else 2**-7
+        numbers = (y.astype(jnp.float32) for y in (got, want))
+        np.testing.assert_allclose(*numbers, rtol=close, atol=close)
