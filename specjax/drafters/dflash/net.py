@@ -49,6 +49,7 @@ from specjax.models.layers.joined import Joining
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
+from specjax.models.layers.residual import given_to, mapped, takes_residual
 from specjax.models.layers.rope import Rotation, rotation
 
 
@@ -181,10 +182,8 @@ class DFlashAttention(Attention):
 
     def block(self, x: Array, rotate: Rotation, look: Callable[..., Array]) -> Array:
         """[B, T, D] -> [B, T, D]; ``look`` is a `Look` of this layer."""
-        q, k, v = self.products("qkv_proj", x)
-        q = rotate(self.q_norm(split_heads(q, self.config.num_heads)))
-        k, v = self.keys_values(k, v, rotate)
-        out = look(self.constrain(q, "batch", "heads", None, None), k, v)
+        q, k, v, _ = self._project(x, rotate)
+        out = look(q, k, v)
         return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -204,6 +203,7 @@ class DFlashLayer(nnx.Module):
             self.attention_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
             self.mlp_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
 
+    @takes_residual
     def __call__(
         self, x: Array, rotate: Rotation, look: Callable[..., Array], offsets: Array
     ) -> Array:
@@ -302,9 +302,10 @@ class DFlashNet(Joining, Placed):
         """
         backbone = self.config.backbone
         rotate = rotation(backbone.rope, positions, backbone.head_dim)
+        pinned = lambda x: self.constrain(x, "batch", None, None)
         for i, layer in enumerate(self.layers):
-            x = layer(x, rotate, functools.partial(look, i), offsets)
-            x = self.constrain(x, "batch", None, None)
+            x = given_to(layer, x, self.platform)
+            x = mapped(pinned, layer(x, rotate, functools.partial(look, i), offsets))
         return self.norm(x)
 
     def init_cache(self, rows: int, slots: int) -> Cache:

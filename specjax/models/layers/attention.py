@@ -15,7 +15,7 @@ from flax import nnx
 
 from specjax.core.cache import Block, Cache, Full, Part, Ring
 from specjax.core.cache.block import join
-from specjax.core.ops import Form, Products, heads
+from specjax.core.ops import Form, Products, Rotation, heads
 from specjax.core.ops import split_heads as split_heads
 from specjax.core.types import Array
 from specjax.core.view import View
@@ -110,14 +110,13 @@ class Attention(Joining, Placed):
 
     def project(self, x: Array, reading: Reading) -> tuple[Array, Array, Array]:
         """[B, T, D] -> queries [B, N, T, H], keys and values [B, G, T, H], normed and rotated."""
-        return self._project(x, reading)[:3]
+        return self._project(x, reading.rotation(self.rope, self.config.head_dim))[:3]
 
-    def _project(self, x: Array, reading: Reading) -> tuple[Array, Array, Array, Array]:
+    def _project(self, x: Array, rotation: Rotation) -> tuple[Array, Array, Array, Array]:
         """`project`, and what follows a head's query in its rows: its gate, or nothing."""
         c = self.config
         (q, k, v), whole, blocks = self.multiplied("qkv_proj", x)
         products = Products(q, k, v, whole, blocks)
-        rotation = reading.rotation(self.rope, c.head_dim)
         norm, weights = of_heads(self.q_norm, self.k_norm) if self.head_norm else (None, None)
         form = Form(
             c.num_heads,
@@ -142,7 +141,7 @@ class Attention(Joining, Placed):
 
         ``before`` is that of the block's P tokens that were fed earlier.
         """
-        q, k, v, gate = self._project(x, reading)
+        q, k, v, gate = self._project(x, reading.rotation(self.rope, self.config.head_dim))
         out = entry.attend(
             q,
             join(before, (k, v)),
