@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.core.ops import gated
+from specjax.core.ops.gated import GatedInOneKernel
 from specjax.core.ops.linear import InOneKernel, product
+from specjax.core.platform import Platform
 
 
 def check(rows: int, width: int, columns: int, dtype: Any) -> None:
@@ -23,3 +26,11 @@ def check(rows: int, width: int, columns: int, dtype: Any) -> None:
         close = 1e-5 if out == jnp.float32 else 2**-7
         numbers = (y.astype(jnp.float32) for y in (got, want))
         np.testing.assert_allclose(*numbers, rtol=close, atol=close)
+    both = jnp.concatenate([w, w[::-1]])
+    plain = Platform("gpu", kernels="xla")
+    want = jax.jit(lambda: gated(x, both, jax.nn.silu, platform=plain))()
+    got = jax.jit(lambda: GatedInOneKernel(True)(x[None], both, jax.nn.silu, None))()[0]
+    assert got.shape == want.shape and got.dtype == want.dtype == dtype
+    close = 1e-5 if dtype == jnp.float32 else 2**-6  # of two roundings
+    numbers = (y.astype(jnp.float32) for y in (got, want))
+    np.testing.assert_allclose(*numbers, rtol=close, atol=close)

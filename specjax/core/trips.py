@@ -19,6 +19,7 @@ _NAME = re.compile(r"\bexpected_(trips|tiles)_(\d+)(?:_of_(\d+)_in_(\d+))?\b")
 _VALID = re.compile(r"\bvalid_of_(\d+)_slots_in_(\d+)_operands_from_(\d+)\b")
 
 _UPDATES = re.compile(r"\b(updates_of|fills)_\d+_buffers\b")
+_MULTIPLIES = "rows_by_matrix"
 
 
 def expected(trips: float) -> contextlib.AbstractContextManager[None]:
@@ -82,6 +83,16 @@ def operand_a_buffer(op_name: str) -> bool:
     """Whether it is one of the first kind."""
     found = _UPDATES.search(op_name)
     return found is not None and found[1] == "updates_of"
+
+
+def multiplies() -> contextlib.AbstractContextManager[None]:
+    """A scope whose kernel multiplies its first operand [M, I] by its second [O, I]."""
+    return jax.named_scope(_MULTIPLIES)
+
+
+def is_product(op_name: str) -> bool:
+    """Whether an operation of that name is such a kernel."""
+    return _MULTIPLIES in op_name
 
 
 def reads_in_part(op_name: str) -> bool:

@@ -9,6 +9,7 @@ from specjax.core.ops.argmax import ARGMAX, argmax
 from specjax.core.ops.attend import ATTEND, attend
 from specjax.core.ops.blocks import ATTEND_BLOCKS, Seen, attend_blocks
 from specjax.core.ops.experts import EXPERTS, Stack, experts, gated_silu
+from specjax.core.ops.gated import gated
 from specjax.core.ops.heads import Form, Products, Rotation, heads, split_heads
 from specjax.core.ops.linear import (
     GROUPED,
@@ -74,6 +75,7 @@ __all__ = [
     "attend",
     "attend_blocks",
     "experts",
+    "gated",
     "gated_silu",
     "heads",
     "linear",

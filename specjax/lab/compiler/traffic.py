@@ -27,7 +27,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from specjax.core.trips import operand_a_buffer, share_read
+from specjax.core.trips import is_product, operand_a_buffer, share_read
 from specjax.lab.compiler.hlo import Computation, Instruction, Module
 from specjax.lab.compiler.origins import PUTS, SEE_THROUGH, aliased
 from specjax.lab.records.compiled import Collective
@@ -259,7 +259,7 @@ def _inside_fusions(module: Module, name: str) -> Iterator[tuple[Computation, In
 
 def flops(module: Module, name: str) -> int:
     """Floating-point operations of the matrix products of one run of a computation."""
-    count = {"dot": _dot_flops, "convolution": _convolution_flops}
+    count = {"dot": _dot_flops, "convolution": _convolution_flops, "custom-call": _our_flops}
     return sum(
         times * count[i.opcode](home, i)
         for home, i, times in _inside_fusions(module, name)
@@ -272,6 +272,14 @@ def _dot_flops(home: Computation, dot: Instruction) -> int:
     found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
     dims = [int(d) for d in found[1].split(",")] if found and found[1] else []
     return 2 * dot.arrays[0].size * math.prod(left.dims[d] for d in dims)
+
+
+def _our_flops(home: Computation, call: Instruction) -> int:
+    """Of a kernel of our own, if it says that it is a product."""
+    if not is_product(call.op_name):
+        return 0
+    x, w = (home.instructions[o].arrays[0] for o in call.operands[:2])
+    return 2 * x.dims[0] * w.size
 
 
 def _convolution_flops(home: Computation, conv: Instruction) -> int:

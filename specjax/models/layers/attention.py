@@ -182,5 +182,4 @@ class MLP(Joining):
 
     def __call__(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, D]."""
-        gate, up = self.products("gate_up_proj", x)
-        return self.down_proj(self.act(gate) * up)
+        return self.down_proj(self.gated_product("gate_up_proj", x, self.act))

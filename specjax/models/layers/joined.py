@@ -7,12 +7,12 @@ or looks at matrices by the names of checkpoints, has each by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from flax import nnx
 
-from specjax.core.ops import linear
+from specjax.core.ops import gated, linear
 from specjax.core.sharding import axes_of
 from specjax.core.types import Array
 from specjax.models.joint import Joint
@@ -68,6 +68,14 @@ class Joined(Placed):
         bias = self.bias[...] if self.has_bias else None
         return linear(x, self.weight.get_value(), bias, platform=self.platform, dtype=x.dtype)
 
+    def gated_product(self, x: Array, act: Callable[[Array], Array]) -> Array:
+        """``act(first part) * second part`` of what is made of ``x``."""
+        weight, halves = self.weight.get_value(), self.joint.blocks == 1 and not self.has_bias
+        if not halves or isinstance(weight, Adapted):
+            gate, up = self(x)
+            return act(gate) * up
+        return gated(x, weight, act, platform=self.platform)
+
     def parts(self) -> dict[str, Linear]:
         """The layers that it was made of."""
         weights = self.joint.split(self.weight.get_value())
@@ -111,6 +119,14 @@ class Joining(nnx.Module):
             return Multiplied(self.products(whole, x))
         y = layer.whole(x)
         return Multiplied(layer.joint.split(y, axis=-1), y, layer.joint.blocks)
+
+    def gated_product(self, whole: str, x: Array, act: Callable[[Array], Array]) -> Array:
+        """``act(gate) * up`` of what the two parts of ``whole`` make of ``x``."""
+        layer = self.joined(whole)
+        if layer is not None:
+            return layer.gated_product(x, act)
+        gate, up = self.products(whole, x)
+        return act(gate) * up
 
     def products(self, whole: str, x: Array) -> tuple[Array, ...]:
         """What each of the parts of ``whole`` makes of ``x``."""
