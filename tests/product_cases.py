@@ -17,7 +17,8 @@ from specjax.core.platform import Platform
 def check(rows: int, width: int, columns: int, dtype: Any) -> None:
     """In float32 equal to rounding; in bfloat16, whose sums are float32 too, one step apart."""
     rng = np.random.default_rng(rows)
-    x, w = (jnp.asarray(rng.normal(size=s), dtype) for s in ((rows, width), (columns, width)))
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    x, w = (y.astype(dtype) for y in (drawn(rows, width), drawn(columns, width) * width**-0.5))
     for out in {jnp.dtype(jnp.float32), jnp.dtype(dtype)}:
         want, got = (
             jax.jit(way, static_argnums=2)(x, w, out) for way in (product, InOneKernel(True))

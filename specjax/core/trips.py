@@ -18,7 +18,7 @@ import jax
 _NAME = re.compile(r"\bexpected_(trips|tiles)_(\d+)(?:_of_(\d+)_in_(\d+))?\b")
 _VALID = re.compile(r"\bvalid_of_(\d+)_slots_in_(\d+)_operands_from_(\d+)\b")
 
-_UPDATES = re.compile(r"\b(updates_of|fills)_\d+_buffers\b")
+_UPDATES = re.compile(r"\b(updates_of|fills)_\d+_buffers(?:_with_(\d+)_tokens)?\b")
 _MULTIPLIES = "rows_by_matrix"
 
 
@@ -66,12 +66,18 @@ def updates(count: int) -> contextlib.AbstractContextManager[None]:
     return jax.named_scope(f"updates_of_{count}_buffers")
 
 
-def fills(count: int) -> contextlib.AbstractContextManager[None]:
-    """A scope whose kernel puts what it is given into so many buffers, in other shares.
+def fills(count: int, tokens: int) -> contextlib.AbstractContextManager[None]:
+    """A scope whose kernel puts so many tokens into each of so many buffers [B, G, S, H].
 
     Of the buffers, which it updates in place, it reads nothing.
     """
-    return jax.named_scope(f"fills_{count}_buffers")
+    return jax.named_scope(f"fills_{count}_buffers_with_{tokens}_tokens")
+
+
+def tokens_filled(op_name: str) -> int | None:
+    """How many tokens such a kernel puts into each buffer; None: it is no such kernel."""
+    found = _UPDATES.search(op_name)
+    return None if found is None or found[2] is None else int(found[2])
 
 
 def only_updates(op_name: str) -> bool:

@@ -70,7 +70,7 @@ def put(
                 write(buffer, (row, group, jnp.where(there, slot, end)), there, values)
 
     heads, rows = max(x.shape[1] for x in buffers), buffers[0].shape[0]
-    with (updates if whole else fills)(len(buffers)):
+    with updates(len(buffers)) if whole else fills(len(buffers), tokens):
         found = pl.pallas_call(
             write_blocks,
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in buffers],

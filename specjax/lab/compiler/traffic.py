@@ -27,7 +27,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 
-from specjax.core.trips import is_product, operand_a_buffer, share_read
+from specjax.core.trips import is_product, operand_a_buffer, share_read, tokens_filled
 from specjax.lab.compiler.hlo import Computation, Instruction, Module
 from specjax.lab.compiler.origins import PUTS, SEE_THROUGH, aliased
 from specjax.lab.records.compiled import Collective
@@ -179,6 +179,9 @@ def _given(home: Computation, call: Instruction) -> dict[int, int]:
     if operand_a_buffer(call.op_name):
         of = lambda i: sum(a.nbytes for a in home.instructions[call.operands[i]].arrays)
         return {index: of(index) for index in places}
+    if (tokens := tokens_filled(call.op_name)) is not None:
+        filled = {index: call.arrays[index] for index in places}
+        return {i: x.nbytes * min(tokens, x.dims[2]) // x.dims[2] for i, x in filled.items()}
     names = [o for i, o in enumerate(call.operands) if i not in places.values()]
     beside = [home.instructions[o] for o in names if o in home.instructions]
     given = sum(a.nbytes for source in beside for a in source.arrays)
