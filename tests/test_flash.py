@@ -194,7 +194,14 @@ def test_pallas_comes_with_the_kernel_alone() -> None:
     files = {path.stem: path.read_text() for path in ROOT.rglob("*.py")}
     brings = re.compile(r"^(?:from|import) .*\bpallas\b", re.MULTILINE)
     kernels = {name for name, text in files.items() if brings.search(text)}
-    assert kernels == {"flash", "heads_kernel", "norm_kernel", "put", "rows_by_matrix"}
+    assert kernels == {
+        "flash",
+        "flash_blocks",
+        "heads_kernel",
+        "norm_kernel",
+        "put",
+        "rows_by_matrix",
+    }
     for name, text in files.items():
         found = re.findall(r"^from specjax\.core\.ops\.(\w+) import", text, re.MULTILINE)
         assert name in kernels or not kernels & set(found), name
