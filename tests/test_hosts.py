@@ -122,6 +122,7 @@ def test_alone_nothing_is_waited_for() -> None:
     value = object()
     assert hosts.is_first() and hosts.count() == 1
     assert hosts.from_first("anything", lambda: value) is value
+    assert hosts.from_all("anything", value) == [value]
     hosts.barrier("nobody else", timeout=0.0)
     hosts.check_alike("objects", value)
     launch.leave()
@@ -274,6 +275,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path, capsys) -> None:
     assert ours and ours.keys() == theirs.keys()
     for name, weight in theirs.items():
         np.testing.assert_allclose(ours[name], weight, rtol=1e-4, atol=1e-6, err_msg=name)
+    # Each has read a block of the data's lines, and what they swapped is gone.
+    read = [[int(p.read_text()) for p in sorted(f.glob("lines_read-*"))] for f in (alone, both)]
+    assert read == [[12], [6, 6]]
+    assert not list((both / "run").glob(".rows*"))
     cases = sorted(p.name for p in (alone / "measured" / "cases").iterdir())
     assert len(cases) == 2
     for case in cases:

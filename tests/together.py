@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -16,6 +17,7 @@ from specjax.cli.script import Script
 from specjax.core.options import option
 
 PROMPTS = ["def area(", "class Stack:\n", "import os", "for i in range(", "def main():\n    "]
+ROWS = [{"tokens": [20 + i, 6, 7, 5 + i % 3] * 6, "prompt_tokens": 9} for i in range(12)]
 TEXT = "".join(f"def f{i % 7}(x):\n    return x + {i % 7}\n\n\n" for i in range(60))
 
 
@@ -34,11 +36,14 @@ def prepare(folder: Path) -> None:
     asked = "".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS)
     (folder / "prompts.jsonl").write_text(asked)
     (folder / "text.txt").write_text(TEXT)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
 
 def main(options: Options) -> None:
     """Everything, into a folder of its own."""
     from specjax import jobs
+    from specjax.core import hosts
+    from specjax.train.data import jsonl
 
     folder, mesh = Path(options.folder), options.mesh
     into = folder / (mesh.replace(":", "") or "alone")
@@ -67,12 +72,13 @@ def main(options: Options) -> None:
         batch=4,
         temperature=0.7,
     )
+    data = (str(folder / "text.txt"), str(folder / "rows.jsonl"))
     config: dict[str, object] = {
         "kind": "medusa",
         "target": target,
         "num_draft": 2,
         "mesh": mesh,
-        "data": {"train": (str(folder / "text.txt"),), "heldout": (), "seq_len": 32},
+        "data": {"train": data, "heldout": (), "seq_len": 32},
         "eval": {"rows": 4, "prompts": 2, "prompt_tokens": 8, "max_new_tokens": 8},
         "objective": {"chunk": 32},
         "steps": 3,
@@ -83,7 +89,9 @@ def main(options: Options) -> None:
         "checkpoint_every": 3,
         "compute_dtype": "float32",
     }
-    jobs.train_drafter(config=config, workdir=into / "run", export_dir=into / "export")
+    with mock.patch.object(jsonl, "token_row", wraps=jsonl.token_row) as read:
+        jobs.train_drafter(config=config, workdir=into / "run", export_dir=into / "export")
+    (into / f"lines_read-{hosts.process()}").write_text(str(read.call_count))
     measured = {
         "target": target,
         "mesh": mesh,

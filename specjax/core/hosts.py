@@ -40,9 +40,14 @@ def alone() -> bool:
     return _client() is None
 
 
+def process() -> int:
+    """The number of this process. Starts no backend."""
+    return 0 if _client() is None else distributed.global_state.process_id
+
+
 def is_first() -> bool:
     """Whether this is the process that reads, writes and prints."""
-    return _client() is None or distributed.global_state.process_id == 0
+    return process() == 0
 
 
 def fetch(tree: Any) -> Any:
@@ -116,6 +121,23 @@ def first_writes(name: str, write: Callable[[], Any]) -> None:
         write()
 
     from_first(name, and_return_nothing)
+
+
+def from_all(name: str, value: Any) -> list[Any]:
+    """What each process gives, by process, on every process; waits until all have given it.
+
+    Args:
+      name: what this is; all processes call with the same names, each name equally often.
+      value: small, and of JSON. With one process it may be anything.
+    """
+    client = _client()
+    if client is None:
+        return [value]
+    key = _key(name)
+    _write(client, f"{key}/{process()}", json.dumps(value))
+    with pulse.doing(f"waiting for all others ({name})", waits=True):
+        every = range(distributed.global_state.num_processes)
+        return [json.loads(_read(client, f"{key}/{number}")) for number in every]
 
 
 def check_alike(name: str, value: Any) -> None:

@@ -33,7 +33,7 @@ from specjax.runs.places import check_shared
 from specjax.train import loop
 from specjax.train.config import FREE, DrafterConfig, identity, read_settings
 from specjax.train.data.batches import Batches, check_rows, stack
-from specjax.train.data.jsonl import read_rows
+from specjax.train.data.parts import read_together
 from specjax.train.data.rows import heldout_rows
 from specjax.train.data.sources import Sources
 from specjax.train.data.text import Speech, default_cache
@@ -140,10 +140,11 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
             f"--config.data.seq_len={config.data.seq_len} exceeds the target's "
             f"{target.config.max_position_embeddings} positions."
         )
+    check_shared(workdir, "--workdir")
     day = hosts.from_first("day", lambda: loop.began_on(workdir))
     # What cannot be trained is refused before files are read, where the drafter needs none of them.
     read = functools.cache(
-        lambda: read_sources(config, target, datetime.datetime.fromisoformat(day))
+        lambda: read_sources(config, target, datetime.datetime.fromisoformat(day), workdir)
     )
     spec = start(config, target, read)
     trainee, params = Trainee.of(
@@ -174,7 +175,6 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
     about["checkpoints"] = contents([config.target, config.init]) or None
     if files := own.contents([config.kind, config.target, dict(config.objective).get("name")]):
         about["content of the method's files"] = files
-    check_shared(workdir, "--workdir")
     loop.claim(workdir, {**identity(config), **about}, (*FREE, "day"))
     optimizer, rate = optimizer_of(config)
     state = place(init_state(params, optimizer), trainee.skeleton)
@@ -228,20 +228,26 @@ def train(ready: Prepared, evaluation: Evaluation) -> TrainState:
     )
 
 
-def read_sources(config: DrafterConfig, target: specjax.Model, day: datetime.datetime) -> Sources:
-    """The run's data, tokenised, templates dated on ``day``; what is to be said is printed."""
+def read_sources(
+    config: DrafterConfig, target: specjax.Model, day: datetime.datetime, workdir: Path
+) -> Sources:
+    """The run's data, tokenised, templates dated on ``day``; what is to be said is printed.
+
+    Several processes share the reading, through files in ``workdir`` that do not stay there.
+    """
     speech = Speech.of(target)
     sources = Sources(
         config.data.train,
         config.data.heldout,
         seq_len=config.data.seq_len,
         speech=speech,
-        read_jsonl=lambda path: read_rows(
+        read_jsonl=lambda path: read_together(
             path,
             speech,
             lambda: target.chat_template.on(day),
             seq_len=config.data.seq_len,
             reading=config.data.reading,
+            folder=workdir,
         ),
         allow_mismatch=config.data.allow_mismatch,
         heldout_share=config.data.heldout_share,

@@ -17,13 +17,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from specjax.checkpoint.chat import ChatTemplate
+from specjax.core import pulse
 from specjax.train.data.conversation import Conversation, read_conversation, read_messages
 from specjax.train.data.lines import POLICIES, BadLines, objects, parse_line, read_lines
 from specjax.train.data.rows import Fixed, Row
@@ -85,6 +86,47 @@ class Lines(Fixed):
         self.lines, self.notes = tuple(lines), tuple(notes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """What consecutive lines of a file became."""
+
+    lines: tuple[Line, ...] = ()  # those that have rows
+    num: int = 0  # of all lines
+    num_rows: int = 0  # of the lines that can be used
+    short: int = 0  # of these, rows without a supervised token
+    bad: BadLines = dataclasses.field(default_factory=BadLines)  # lines that are skipped
+    # Fields that the template does not look at everywhere: in how many messages, the first of them.
+    passed: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    error: str = ""  # of the line that ends the run; what is behind it was not read
+    in_vain: bool = False  # a role was tried and is not written: had it been before, it would pass
+
+    def whole(self, path: Path, seq_len: int) -> Lines:
+        """The rows of ``path``, whose lines these are. Raises ValueError as `read_rows` does."""
+        if self.error:
+            raise ValueError(self.error)
+        if not self.num:
+            raise ValueError(f"{path} is empty: there is nothing to train on.")
+        notes = self.bad.notes(path, self.num)
+        if self.bad.num == self.num:
+            raise ValueError(f"No line can be used. {notes[0]}.")
+        if not self.lines:
+            raise ValueError(
+                f"{path}: no supervised token within the first seq_len={seq_len} tokens of any of "
+                f"its {self.num_rows} rows; raise --config.data.seq_len."
+            )
+        notes += [
+            f"{path}: {name} of {num} messages is not looked at by the chat template where it "
+            f"stands (first: {first})"
+            for name, (num, first) in self.passed.items()
+        ]
+        if self.short:
+            notes.append(
+                f"{path}: {self.short} of {self.num_rows} rows have no response within the first "
+                f"seq_len={seq_len} tokens and are left out"
+            )
+        return Lines(self.lines, notes)
+
+
 def read_rows(
     path: Path,
     speech: Speech,
@@ -106,41 +148,45 @@ def read_rows(
       ValueError: naming file and line, on what is not such a line, on empty responses, on fields
         that the template does not read, and on a file none of whose rows has a supervised token.
     """
-    reading = reading or Reading()
-    bad = BadLines(reading.bad_lines, path)
+    reading, lines = reading or Reading(), read_lines(path)
+    block = read_block(path, lines, speech, template, seq_len=seq_len, reading=reading)
+    return block.whole(path, seq_len)
+
+
+def read_block(
+    path: Path,
+    lines: Iterable[tuple[str, bytes]],
+    speech: Speech,
+    template: Callable[[], ChatTemplate],
+    *,
+    seq_len: int,
+    reading: Reading,
+) -> Block:
+    """What some lines of ``path`` become, as `lines.read_lines` gives them; else as `read_rows`."""
     reader = _Reader(speech, template, reading)
     cut = lambda row: Row(row.tokens[:seq_len], row.supervised[:seq_len])
-    lines: list[Line] = []
+    found: list[Line] = []
+    bad, stopped_by = BadLines(), ""
     num = num_rows = short = 0
-    for where, raw in read_lines(path):
+    for where, raw in lines:
         num += 1
+        pulse.beat()
         try:
             value = parse_line(raw, where, replace=reading.replace_bad_text)
             rows, undated = reader.rows(value, where)
         except ValueError as error:
-            bad.add(error)
+            if reading.bad_lines == "stop":
+                stopped_by = str(error)
+                break
+            bad.add(path, error)
             continue
         kept = tuple(row for row in map(cut, rows) if row.supervised[1:].any())
         num_rows, short = num_rows + len(rows), short + len(rows) - len(kept)
         if kept:
             line = int(where.rsplit(" ", 1)[1])
-            lines.append(Line(line, kept, tuple(map(cut, undated))))
-    if not num:
-        raise ValueError(f"{path} is empty: there is nothing to train on.")
-    if bad.num == num:
-        raise ValueError(f"No line can be used. {bad.notes(num)[0]}.")
-    if not lines:
-        raise ValueError(
-            f"{path}: no supervised token within the first seq_len={seq_len} tokens of any of its "
-            f"{num_rows} rows; raise --config.data.seq_len."
-        )
-    notes = bad.notes(num) + [f"{path}: {note}" for note in reader.notes()]
-    if short:
-        notes.append(
-            f"{path}: {short} of {num_rows} rows have no response within the first "
-            f"seq_len={seq_len} tokens and are left out"
-        )
-    return Lines(lines, notes)
+            found.append(Line(line, kept, tuple(map(cut, undated))))
+    said = (reader.passed, stopped_by, reader.in_vain)
+    return Block(tuple(found), num, num_rows, short, bad, *said)
 
 
 def token_row(value: dict[str, Any], speech: Speech, where: str) -> Row:
@@ -169,7 +215,8 @@ class _Reader:
         self._speech, self._template, self._reading = speech, template, reading
         self._chat: ChatTemplate | None = None
         self._written: set[str] = set()  # roles that the template is known to write
-        self._passed: dict[str, list[str]] = {}  # field -> messages where nobody looks at it
+        self.passed: dict[str, tuple[int, str]] = {}  # see `Block`
+        self.in_vain = False
 
     def rows(self, value: dict[str, Any], where: str) -> tuple[list[Row], list[Row]]:
         """The rows, and those of a fixed day where the template dates them. Raises ValueError."""
@@ -199,13 +246,6 @@ class _Reader:
         for name, field in value.items():
             if name not in (*_OF_TOKENS, *self._reading.ignore) and field not in (None, "", [], {}):
                 raise ValueError(f"{where}: nobody reads {name} of a row of tokens; {_leave(name)}")
-
-    def notes(self) -> list[str]:
-        return [
-            f"{name} of {len(places)} messages is not looked at by the chat template where it "
-            f"stands (first: {places[0]})"
-            for name, places in self._passed.items()
-        ]
 
     def _variables(self, talk: Conversation, chat: ChatTemplate) -> dict[str, Any]:
         """What the line has for the template besides messages."""
@@ -246,7 +286,8 @@ class _Reader:
                     )
                 if name not in chat.mentions:
                     raise ValueError(f"{place}: {_unread(name)}")
-                self._passed.setdefault(name, []).append(f"{where}, {place}")
+                seen_before, first = self.passed.get(name, (0, f"{where}, {place}"))
+                self.passed[name] = (seen_before + 1, first)
             self._try_role(talk.messages[:num], i, place, variables, chat)
 
     def _try_role(
@@ -268,6 +309,7 @@ class _Reader:
             return
         if without == chat.render(messages, **variables):
             self._written.discard(role)
+            self.in_vain = True
             raise ValueError(
                 f"{place}: the chat template writes nothing of a message of role {role!r}."
             )

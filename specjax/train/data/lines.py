@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +71,21 @@ def _characters(value: Any, where: str, *, replace: bool) -> Any:
 
 
 class BadLines:
-    """What is done about lines that cannot be used: they end the run, or are counted."""
+    """Lines that are left out: how many, and what is said of the first."""
 
-    def __init__(self, policy: str, path: Path):
-        self._skips, self._path = policy == "skip", path
-        self._said: list[str] = []
-        self.num = 0
+    def __init__(self, num: int = 0, said: Sequence[str] = ()):
+        self.num, self.said = num, list(said[:_SHOWN])
 
-    def add(self, error: ValueError) -> None:
-        """Raises it, or counts it."""
-        if not self._skips:
-            raise error
+    def add(self, path: Path, error: ValueError) -> None:
+        """Counts a line of ``path``."""
         self.num += 1
-        if len(self._said) < _SHOWN:
-            self._said.append(str(error).removeprefix(f"{self._path}, ").rstrip("."))
+        if len(self.said) < _SHOWN:
+            self.said.append(str(error).removeprefix(f"{path}, ").rstrip("."))
 
-    def notes(self, total: int) -> list[str]:
-        """One line, if any were skipped."""
+    def notes(self, path: Path, total: int) -> list[str]:
+        """One line, if any of the ``total`` lines of ``path`` were skipped."""
         if not self.num:
             return []
         more = f"; and {self.num - _SHOWN} more" if self.num > _SHOWN else ""
-        said = "; ".join(self._said)
-        return [f"{self._path}: {self.num} of {total} lines are skipped: {said}{more}"]
+        said = "; ".join(self.said)
+        return [f"{path}: {self.num} of {total} lines are skipped: {said}{more}"]
