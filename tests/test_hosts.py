@@ -275,9 +275,11 @@ def test_two_processes_do_what_one_does(tmp_path: Path, capsys) -> None:
     assert ours and ours.keys() == theirs.keys()
     for name, weight in theirs.items():
         np.testing.assert_allclose(ours[name], weight, rtol=1e-4, atol=1e-6, err_msg=name)
-    # Each has read a block of the data's lines, and what they swapped is gone.
-    read = [[int(p.read_text()) for p in sorted(f.glob("lines_read-*"))] for f in (alone, both)]
-    assert read == [[12], [6, 6]]
+    # Each has tokenised a block of the lines, one the text; what they swapped is gone.
+    read = [
+        [json.loads(p.read_text()) for p in sorted(f.glob("read-*.json"))] for f in (alone, both)
+    ]
+    assert read == [[[12, 1, 1]], [[6, 1, 1], [6, 0, 0]]]
     assert not list((both / "run").glob(".rows*"))
     cases = sorted(p.name for p in (alone / "measured" / "cases").iterdir())
     assert len(cases) == 2

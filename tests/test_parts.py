@@ -102,7 +102,7 @@ def test_blocks_become_what_the_file_does(
         return read_block(path, raw, **how)
 
     def read_parts(num: int) -> Lines:
-        parts = blocks_of(raw, num)
+        parts = blocks_of(raw, [len(line) for _, line in raw], num)
         assert len(parts) == num and [line for part in parts for line in part] == raw
         blocks = [unpack(pack(read_block(path, part, **how))) for part in parts]
         return whole_of(blocks, read_all).whole(path, 150)

@@ -42,8 +42,6 @@ def prepare(folder: Path) -> None:
 def main(options: Options) -> None:
     """Everything, into a folder of its own."""
     from specjax import jobs
-    from specjax.core import hosts
-    from specjax.train.data import jsonl
 
     folder, mesh = Path(options.folder), options.mesh
     into = folder / (mesh.replace(":", "") or "alone")
@@ -89,9 +87,7 @@ def main(options: Options) -> None:
         "checkpoint_every": 3,
         "compute_dtype": "float32",
     }
-    with mock.patch.object(jsonl, "token_row", wraps=jsonl.token_row) as read:
-        jobs.train_drafter(config=config, workdir=into / "run", export_dir=into / "export")
-    (into / f"lines_read-{hosts.process()}").write_text(str(read.call_count))
+    train(config, into)
     measured = {
         "target": target,
         "mesh": mesh,
@@ -106,6 +102,27 @@ def main(options: Options) -> None:
         "compilation_cache": "",
     }
     jobs.benchmark(config=measured, workdir=into / "measured")
+
+
+def train(config: dict[str, object], into: Path) -> None:
+    """Trains, and counts the lines and documents that this process tokenises."""
+    from specjax.core import hosts
+    from specjax.jobs import drafter_training
+    from specjax.train.data import jsonl
+    from specjax.train.data.text import Speech
+
+    own = into / f"read-{hosts.process()}"  # finds no tokens of an earlier run
+    with (
+        mock.patch.object(drafter_training, "default_cache", lambda: own),
+        mock.patch.object(jsonl, "token_row", wraps=jsonl.token_row) as lines,
+        mock.patch.object(Speech, "document", autospec=True, side_effect=Speech.document) as texts,
+    ):
+        drafter_training.train_drafter(
+            config=config, workdir=into / "run", export_dir=into / "export"
+        )
+    kept = len(list(own.glob("*.tokens")))
+    counts = [lines.call_count, texts.call_count, kept]
+    own.with_suffix(".json").write_text(json.dumps(counts))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from specjax.runs.places import check_shared
 from specjax.train import loop
 from specjax.train.config import FREE, DrafterConfig, identity, read_settings
 from specjax.train.data.batches import Batches, check_rows, stack
-from specjax.train.data.parts import read_together
+from specjax.train.data.parts import encode_together, read_together
 from specjax.train.data.rows import heldout_rows
 from specjax.train.data.sources import Sources
 from specjax.train.data.text import Speech, default_cache
@@ -251,7 +251,9 @@ def read_sources(
         ),
         allow_mismatch=config.data.allow_mismatch,
         heldout_share=config.data.heldout_share,
-        cache=default_cache(),
+        encode=lambda texts, say: encode_together(
+            speech, texts, cache=default_cache(), say=say, folder=workdir
+        ),
     )
     for note in sources.notes:
         print(f"data: {note}", flush=True)

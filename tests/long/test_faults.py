@@ -292,6 +292,34 @@ def test_a_full_disk_while_a_checkpoint_is_written(victim: int, tmp_path: Path) 
     assert "going on to 3" in ends[0].stdout + ends[0].stderr
 
 
+def train_on_rows(folder: Path, bad: dict[int, str], num: int = 12) -> list[str]:
+    """Training on ``num`` lines, of which two processes read half each; ``bad`` are others."""
+    row = json.dumps({"tokens": [50, 60, 70, 80] * 8, "prompt_tokens": 9})
+    lines = [bad.get(i, row).ljust(len(row)) for i in range(1, num + 1)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    data = f"--config.data.train=('{folder}/rows.jsonl',)"
+    return train(folder, "run", "data:2", data, "--config.rows=2")
+
+
+@pytest.mark.parametrize("bad, said", [((4, 9), 4), ((9, 11), 9), ((3,), 3)])
+def test_the_first_bad_line_is_told_by_all(bad: tuple, said: int, tmp_path: Path) -> None:
+    """Whosever block it is in; what was swapped is gone."""
+    arguments = train_on_rows(tmp_path, dict.fromkeys(bad, "[1]"))
+    told_by_all(several.start(2, arguments), f"rows.jsonl, line {said}: not an object")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+    ends = several.start(2, [*arguments, "--config.data.bad_lines=skip", "--config.steps=2"])
+    assert {e.status for e in ends} == {0}, [e.stderr[-2000:] for e in ends]
+    assert f"{len(bad)} of 12 lines are skipped: line {said}: not" in ends[0].stdout
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_full_disk_while_rows_are_swapped(victim: int, tmp_path: Path) -> None:
+    small = {victim: {"preexec_fn": functools.partial(limit, 10_000)}}  # a lock fits, no rows
+    ends = several.start(2, train_on_rows(tmp_path, {}, 400), other=small)
+    told_by_all(ends, f".rows-{victim}: File too large")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("script", ["generate", "regenerate"])
 def test_ten_kills_leave_the_output_of_an_undisturbed_run(script: str, tmp_path: Path) -> None:
     """One of four is killed, ten times at random; each time the same command goes on."""

@@ -1,8 +1,8 @@
-"""A .jsonl file read by all processes of a run: each reads a block of its lines, all get the whole.
+"""Data that all processes of a run read: each tokenises a block of it, and all get the whole.
 
-Tokenising is what takes long. So the lines go out in blocks, of about as many bytes each, and the
-processes swap what became of them through files in a directory that all of them have. With one
-process there is one block, and no file.
+Tokenising is what takes long. So the lines of a .jsonl file, or the documents of a text, go out in
+blocks of about the same size, and the processes swap what became of them through files in a
+directory that all of them have. With one process there is one block, and no file.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from specjax.checkpoint.chat import ChatTemplate
 from specjax.core import hosts, pulse
 from specjax.core.files import read_bytes, write_atomically
+from specjax.train.data import text
 from specjax.train.data.jsonl import Block, Line, Lines, Reading, read_block, read_rows
 from specjax.train.data.lines import BadLines, read_lines
 from specjax.train.data.rows import Row
@@ -29,7 +31,7 @@ from specjax.train.data.text import Speech
 
 _WAIT = 60.0  # seconds until what another host wrote has to be seen
 
-RawLine = tuple[str, bytes]  # as `read_lines` gives it
+T = TypeVar("T")
 
 
 def read_together(
@@ -59,17 +61,45 @@ def read_together(
     lines = list(read_lines(path))
     hosts.check_alike("The data", {str(path): hashlib.sha256(read_bytes(path)).hexdigest()})
     read = lambda some: read_block(path, some, speech, template, seq_len=seq_len, reading=reading)
-    own = read(blocks_of(lines, hosts.count())[hosts.process()])
+    shares = blocks_of(lines, [len(raw) for _, raw in lines], hosts.count())
+    own = read(shares[hosts.process()])
     blocks = [unpack(data) for data in swap(pack(own), folder)]
     return whole_of(blocks, lambda: read(lines)).whole(path, seq_len)
 
 
-def blocks_of(lines: Sequence[RawLine], num: int) -> list[Sequence[RawLine]]:
-    """``num`` blocks, some maybe empty: a line is in that in which its share of bytes begins."""
-    ends = [0, *itertools.accumulate(len(raw) for _, raw in lines)]
-    belongs = [begin * num // ends[-1] for begin in ends[:-1]]
+def encode_together(
+    speech: Speech,
+    texts: Sequence[str],
+    *,
+    cache: Path | None,
+    say: Callable[[str], None],
+    folder: Path,
+) -> list[np.ndarray]:
+    """What `text.encode` returns, each process having tokenised its block of documents.
+
+    Called, and raises, as `read_together`. What a process finds in its cache it takes only if all
+    others find it, too.
+    """
+    if hosts.alone():
+        return text.encode(speech, texts, cache=cache, say=say)
+    hosts.check_alike("The data", text.digest(texts))
+    found = text.find(speech, texts, cache=cache, say=say)
+    if all(hosts.from_all("tokens are kept", found is not None)) and found is not None:
+        return found
+    blocks = blocks_of(texts, map(len, texts), hosts.count())
+    own = [speech.document(document) for document in blocks[hosts.process()]]
+    given = zip(swap(text.pack(own), folder), blocks, strict=True)
+    documents = [one for data, block in given for one in text.unpack(data, len(block))]
+    text.keep(speech, texts, documents, cache=cache)
+    return documents
+
+
+def blocks_of(items: Sequence[T], sizes: Iterable[int], num: int) -> list[Sequence[T]]:
+    """``num`` blocks, some maybe empty: an item is in that in which its share of all begins."""
+    ends = [0, *itertools.accumulate(sizes)]
+    belongs = [begin * num // max(ends[-1], 1) for begin in ends[:-1]]
     bounds = np.searchsorted(belongs, range(num + 1)).tolist()
-    return [lines[a:b] for a, b in itertools.pairwise(bounds)]
+    return [items[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def whole_of(blocks: Sequence[Block], read_all: Callable[[], Block]) -> Block:

@@ -12,10 +12,12 @@ from specjax.core.files import read_bytes
 from specjax.train.data.holdout import split_lines, split_text
 from specjax.train.data.jsonl import Line, Lines
 from specjax.train.data.rows import Fixed, Joined, Row, Rows, Windows, heldout_rows
-from specjax.train.data.text import Speech, encode, read_texts
+from specjax.train.data.text import Speech, read_texts
 
 # Reads the rows of one .jsonl file.
 ReadJsonl = Callable[[Path], Lines]
+# The tokens of documents; told to whom what a user should know is said.
+Encode = Callable[[Sequence[str], Callable[[str], None]], list[np.ndarray]]
 
 
 class Sources:
@@ -43,12 +45,12 @@ class Sources:
         read_jsonl: ReadJsonl,
         allow_mismatch: bool = False,
         heldout_share: float = 0.05,
-        cache: Path | None = None,
+        encode: Encode | None = None,
     ):
         """Reads everything.
 
         Where ``heldout`` names no file, a manifest's own held-out texts are held out, and of any
-        other file ``heldout_share``.
+        other file ``heldout_share``. ``encode`` tokenises plain text; None: `Speech.document` does.
 
         Raises:
           ValueError: on a file that is missing or holds no training data, and on text shorter than
@@ -56,7 +58,7 @@ class Sources:
         """
         self._documents: list[np.ndarray] = []  # held out, plain text
         self._dialogues: list[Rows] = []  # held out, from .jsonl
-        self._speech, self._seq_len, self._cache = speech, seq_len, cache
+        self._speech, self._seq_len, self._tokenise = speech, seq_len, encode
         self._allow_mismatch = allow_mismatch
         self._names = sorted({*train, *heldout})
         self.num_tokens, self.notes = 0, []
@@ -115,7 +117,9 @@ class Sources:
         return Windows(stream, self._seq_len, where=name)
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return encode(self._speech, texts, cache=self._cache, say=self.notes.append)
+        if self._tokenise is None:
+            return [self._speech.document(text) for text in texts]
+        return self._tokenise(texts, self.notes.append)
 
     def contents(self) -> dict[str, int]:
         """The CRC-32 of every file that was named: a run goes on with the same data alone."""

@@ -80,41 +80,66 @@ def encode(
     ``cache`` is a directory that keeps them: tokenising a corpus takes minutes. What is damaged
     there is made again, and ``say`` is told (None: stderr).
     """
+    documents = find(speech, texts, cache=cache, say=say)
+    if documents is None:
+        documents = [speech.document(text) for text in texts]
+        keep(speech, texts, documents, cache=cache)
+    return documents
+
+
+def find(
+    speech: Speech,
+    texts: Sequence[str],
+    *,
+    cache: Path | None,
+    say: Callable[[str], None] | None = None,
+) -> list[np.ndarray] | None:
+    """The tokens that the cache has of these texts, if it has them; see `encode`."""
     if cache is None or speech.tokenizer is None:
-        return [speech.document(text) for text in texts]
-    said = [speech.tokenizer.fingerprint(), str(speech.separator)]
-    path = cache / f"{_digest([*said, *texts])}.tokens"
+        return None
+    path = _place(speech, texts, cache)
     try:
-        return _unpack(read_bytes(path), len(texts))
+        return unpack(read_bytes(path), len(texts))
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
         note = f"{path}: a damaged token cache ({error}); it is made again"
         say(note) if say else print(note, file=sys.stderr, flush=True)
-    documents = [speech.document(text) for text in texts]
-    if not hosts.is_first():
-        return documents
+    return None
+
+
+def keep(
+    speech: Speech, texts: Sequence[str], documents: Sequence[np.ndarray], *, cache: Path | None
+) -> None:
+    """Writes the texts' tokens into the cache, if this is the process that writes."""
+    if cache is None or speech.tokenizer is None or not hosts.is_first():
+        return
     # A cache that cannot be written is none.
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _pack(documents))
-    return documents
+        write_atomically(_place(speech, texts, cache), pack(documents))
 
 
-def _pack(documents: Sequence[np.ndarray]) -> bytes:
+def _place(speech: Speech, texts: Sequence[str], cache: Path) -> Path:
+    said = [speech.tokenizer.fingerprint(), str(speech.separator)]
+    return cache / f"{digest([*said, *texts])}.tokens"
+
+
+def pack(documents: Sequence[np.ndarray]) -> bytes:
     """The hash of what follows, the documents' ends as int64, and their tokens as int32."""
     ends = np.cumsum([len(d) for d in documents], dtype="<i8")
-    content = ends.tobytes() + np.concatenate(documents).astype("<i4").tobytes()
+    tokens = np.concatenate([np.zeros(0, "<i4"), *documents]).astype("<i4")
+    content = ends.tobytes() + tokens.tobytes()
     return hashlib.sha256(content).digest() + content
 
 
-def _unpack(data: bytes, num: int) -> list[np.ndarray]:
-    """Raises ValueError if it is not what `_pack` made of ``num`` documents."""
+def unpack(data: bytes, num: int) -> list[np.ndarray]:
+    """The ``num`` documents that `pack` was given. Raises ValueError if it is not such a file."""
     content = data[32:]
     if hashlib.sha256(content).digest() != data[:32] or len(content) < 8 * num:
         raise ValueError(f"{len(data)} bytes that do not add up")
     ends = np.frombuffer(content[: 8 * num], "<i8")
-    return np.split(np.frombuffer(content[8 * num :], "<i4").astype(np.int32), ends[:-1])
+    return np.split(np.frombuffer(content[8 * num :], "<i4").astype(np.int32), ends)[:num]
 
 
 def default_cache() -> Path:
@@ -123,7 +148,8 @@ def default_cache() -> Path:
     return Path(base).expanduser() / "specjax" / "tokens"
 
 
-def _digest(parts: Iterable[str]) -> str:
+def digest(parts: Iterable[str]) -> str:
+    """Of texts, one after the other."""
     whole = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", errors="surrogatepass")
