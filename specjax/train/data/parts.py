@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from specjax.train.data.lines import BadLines, read_lines
 from specjax.train.data.rows import Row
 from specjax.train.data.text import Speech
 
-_WAIT = 60.0  # seconds until what another host wrote has to be seen
+_WAIT = 20.0  # seconds until what another host wrote has to be seen
 
 T = TypeVar("T")
 
@@ -52,14 +53,16 @@ def read_together(
       folder: a directory that all processes have (`runs.places.check_shared`); used for a while.
 
     Raises:
-      ValueError: besides, if a process has other content in the file, or does not see in ``folder``
-        what another wrote there.
-      OSError: if nothing can be written there.
+      ValueError: besides, if a process has other content in the file, cannot write into ``folder``,
+        or does not see what another wrote there.
     """
     if hosts.alone():
         return read_rows(path, speech, template, seq_len=seq_len, reading=reading)
     lines = list(read_lines(path))
-    hosts.check_alike("The data", {str(path): hashlib.sha256(read_bytes(path)).hexdigest()})
+    content = hashlib.sha256()
+    for where, raw in lines:
+        content.update(os.fsencode(where) + raw)
+    hosts.check_alike("The data", {str(path): content.hexdigest()})
     read = lambda some: read_block(path, some, speech, template, seq_len=seq_len, reading=reading)
     shares = blocks_of(lines, [len(raw) for _, raw in lines], hosts.count())
     own = read(shares[hosts.process()])
