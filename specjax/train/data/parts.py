@@ -144,7 +144,7 @@ def swap(own: bytes, folder: Path) -> list[bytes]:
     try:
         write_atomically(place, own)
     except OSError as error:
-        told = {"error": hosts.message_of(error)}
+        told = {"error": f"{place}: {error.strerror}."}
     answers = hosts.from_all("rows that were read", told)
     errors = [answer["error"] for answer in answers if "error" in answer]
     if errors:
