@@ -117,7 +117,7 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
     options = Options(temperature=setup.temperature, top_p=setup.top_p)
     row = Row(prompt=[0], options=options, seed=0, max_new_tokens=1, stop_token_ids=())
     rows = [row] * setup.rows
-    spec = _spec(setup, plain, target)
+    spec = _with_confidence(_spec(setup, plain, target), setup)
     drafter, rule = choose(target, spec, rows, setup.rule or None)
     layout = Layout.of(
         rows, target.config.vocab_size, greedy=rule.greedy_only, platform=target.net.platform
@@ -242,6 +242,19 @@ def _spec(setup: Setup, plain: Any, target: Model) -> Any:
         replicate=replicate,
     )
     return cls(net=net, num_draft=setup.num_draft, **outline.fields)
+
+
+def _with_confidence(spec: Any, setup: Setup) -> Any:
+    """The drafter as ``setup.min_confidence`` has it. Raises ValueError where it has no such."""
+    if not setup.min_confidence:
+        return spec
+    try:
+        return dataclasses.replace(spec, min_confidence=setup.min_confidence)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"--config.min_confidence={setup.min_confidence}: must be in (0, 1], of a drafter that "
+            f"says how likely its guesses are (lm, dspark); {setup.drafter} does not take it."
+        ) from None
 
 
 def _begun(cls: Any, setup: Setup, target: Model, replicate: bool) -> Any:

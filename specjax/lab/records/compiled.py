@@ -51,6 +51,11 @@ class Setup:
     context: int = setting(
         3072, "tokens that are valid in the floor; buffers are 3/4 full on average"
     )
+    min_confidence: float = setting(
+        0.0,
+        "of lm and dspark: guesses from the first less likely one on are not verified; counted is "
+        "the cycle that verifies all. 0: always all",
+    )
     temperature: float = setting(0.0, "0 is greedy")
     top_p: float = setting(1.0, "as of experiments.generate")
     rule: str = setting("", "'': the best lossless one")

@@ -42,7 +42,7 @@ def lines(plans: Sequence[PodPlan]) -> Iterator[tuple[str, ...]]:
 
 
 TRAINING_COLUMNS = (
-    *("topology", "texts", "mesh", "memory, GB", "fits", "TFLOP", "exchanged, GB"),
+    *("topology", "texts", "mesh", "held, GB", "holds", "TFLOP", "exchanged, GB"),
     *("step, s", "texts/s", "tokens/s"),
 )
 
