@@ -262,7 +262,7 @@ def _inside_fusions(module: Module, name: str) -> Iterator[tuple[Computation, In
 
 def flops(module: Module, name: str) -> int:
     """Floating-point operations of the matrix products of one run of a computation."""
-    count = {"dot": _dot_flops, "convolution": _convolution_flops, "custom-call": _our_flops}
+    count = {"dot": _dot_flops, "convolution": _convolution_flops, "custom-call": _call_flops}
     return sum(
         times * count[i.opcode](home, i)
         for home, i, times in _inside_fusions(module, name)
@@ -277,8 +277,13 @@ def _dot_flops(home: Computation, dot: Instruction) -> int:
     return 2 * dot.arrays[0].size * math.prod(left.dims[d] for d in dims)
 
 
-def _our_flops(home: Computation, call: Instruction) -> int:
-    """Of a kernel of our own, if it says that it is a product."""
+def _call_flops(home: Computation, call: Instruction) -> int:
+    """Of a product of a library, or of a kernel of our own that says that it is one."""
+    over = re.search(r'lhs_contracting_dimensions[^0-9]*([0-9",\s]*)', call.attributes)
+    if over is not None:
+        left = home.instructions[call.operands[0]].arrays[0].dims
+        dims = map(int, re.findall(r"\d+", over[1]))
+        return 2 * call.arrays[0].size * math.prod(left[d] for d in dims)
     if not is_product(call.op_name):
         return 0
     x, w = (home.instructions[o].arrays[0] for o in call.operands[:2])
