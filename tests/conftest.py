@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterable
@@ -30,6 +33,8 @@ if str(ROOT) not in sys.path:
 
 # Matrices are run whole by tests/long: see `thinned`.
 WHOLE = bool(os.environ.get("SPECJAX_WHOLE_MATRICES"))
+
+_MOST = 4 << 30  # bytes of a worker, about
 
 # multidevice: run by test_multidevice in a process of its own; the others by pytest -n 0 tests/NAME
 collect_ignore = ["multidevice", "notebooks", "long", "parity"]
@@ -64,3 +69,22 @@ def quick_compile():
     """
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drops compiled programs behind a module where they fill the memory; all would take 10 GB."""
+    yield
+    if _resident_bytes() > _MOST:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # what only glibc has to be asked for
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _resident_bytes() -> int:
+    """Of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
