@@ -35,7 +35,9 @@ def get_config(variant: str = "") -> ConfigDict:
         },
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step
-            "chunk": 16,  # blocks that are run at once
+            "chunk": 16,  # blocks whose logits exist at once; 0: as many as have room
+            # What the backward pass computes again: none, blocks, or auto: what has no room.
+            "remat": "auto",
             "ce": 1.0,  # weight of the cross entropy with the text
             "divergence": 0.0,  # weight of KL(target || draft)
             # Decay of the weights over a block; 0: D-PACE, which leaves the later guesses of a

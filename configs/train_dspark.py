@@ -36,7 +36,9 @@ def get_config(variant: str = "") -> ConfigDict:
         },
         objective={
             "anchors": 64,  # blocks a row, drawn anew every step
-            "chunk": 16,  # blocks that are run at once
+            "chunk": 16,  # blocks whose logits exist at once; 0: as many as have room
+            # What the backward pass computes again: none, blocks, or auto: what has no room.
+            "remat": "auto",
             "ce": 0.1,  # weight of the cross entropy with the text
             "l1": 0.9,  # weight of the distance between the target's law and the draft's
             "confidence": 1.0,  # weight of the confidence head's calibration

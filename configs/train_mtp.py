@@ -31,6 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
             "decay": 0.8,  # of the weight of a step
             "divergence": "forward_kl",
             "chunk": 128,  # positions of a row whose logits exist at once
+            # What the backward pass computes again: none, steps, or auto: what has no room.
+            "remat": "auto",
         },
         steps=1000,
         export_format="mtp",

@@ -67,9 +67,11 @@ def test_gradients_are_those_of_the_references() -> None:
 class Adding:
     """A layer that only adds and norms."""
 
-    @takes_residual
+    norm: Any  # or none
+
+    @takes_residual("norm")
     def __call__(self, x: Any) -> Any:
-        return x + x
+        return x + (self.norm(x) if hasattr(self, "norm") else x)
 
 
 class Squares(RMSNorm):
@@ -77,6 +79,17 @@ class Squares(RMSNorm):
 
     def __call__(self, x: Any) -> Any:
         return jnp.square(x)
+
+
+class Cubing:
+    """A norm that is none of ours."""
+
+    def __call__(self, x: Any) -> Any:
+        return x**3
+
+
+class Mixed(Cubing, RMSNorm):
+    """Its call comes from another class than its own."""
 
 
 class Squaring(Adding):
@@ -100,8 +113,16 @@ def test_other_platforms_have_no_kernel() -> None:
         assert ("pallas_call" in cut, "pallas_call" in norm) == (ours, ours)
         assert isinstance(given_to(Adding(), x, platform), Residual) == ours
         assert given_to(Squaring(), x, platform) is x
-    own = Squares(4, eps=1e-6, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(own(Residual(jnp.full(4, 3.0), GPU)), jnp.full(4, 9.0))
+    made = {"eps": 1e-6, "dtype": jnp.dtype("float32"), "rngs": nnx.Rngs(0)}
+    for norm, takes in ((RMSNorm(4, **made), True), (Squares(4, **made), False)):
+        layer = Adding()
+        layer.norm = norm
+        assert isinstance(given_to(layer, x, GPU), Residual) == takes, norm
+        assert isinstance(given_to(norm, x, GPU), Residual) == takes, norm
+    layer.norm = Mixed(4, **made)
+    assert given_to(layer, x, GPU) is x
+    layer.norm = lambda x: x
+    assert given_to(layer, x, GPU) is x
 
 
 def test_what_they_do_not_take_is_left_to_xla() -> None:

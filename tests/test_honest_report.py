@@ -108,7 +108,9 @@ def test_the_pooled_row_comes_first_everywhere(run: Store) -> None:
         assert row.speedup_interval is not None
         low, high = row.speedup_interval
         assert low <= ratios[row.name] <= high
-    speedup = max(ratios.values())
+    told = best_of(summary.pooled)  # not what a noisy clock made faster than it can be
+    assert told is not None
+    speedup = ratios[told.name]
     first, best = headline(summary)
     assert first.startswith("Over all 4 prompts of 2 sets (jsonl, turns), T = 0, batch 1: ")
     assert f": {speedup:.2f}x [" in first and "the fastest of 3 methods" in first

@@ -112,8 +112,26 @@ def test_a_context_is_one_product() -> None:
         np.random.default_rng(0).normal(size=(1, 3, net.module.fc.weight.shape[1]))
     )
     context = jax.jit(lambda net: net.module.context(features, jnp.arange(3)[None]))
-    for ours, theirs in zip(*map(jax.tree.leaves, map(context, (together, net))), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    alike(context(together), context(net))
+
+    # What the parts become, the copy becomes.
+    name, (rows, width) = parts[1] + ".weight", net.module.layers[0].self_attn.v_proj.weight.shape
+    side = {name: (jnp.ones((2, width)), jnp.ones((rows, 2)))}
+    taken = jnp.ones(3, jnp.bool_)
+    changed = context(together.adapted(side, taken))
+    alike(changed, context(net.adapted(side, taken)))
+    assert float(jnp.abs(changed[0][1] - context(net)[0][1]).max()) > 0.1
+    edited, plain = together.module, net.module
+    weight = edited.layers[0].self_attn.qkv_proj.weight
+    weight[...] = 2 * weight[...]
+    for part in (plain.layers[0].self_attn.k_proj, plain.layers[0].self_attn.v_proj):
+        part.weight[...] = 2 * part.weight[...]
+    alike(context(together.with_module(edited)), context(net.with_module(plain)))
+
+
+def alike(ours: Any, theirs: Any) -> None:
+    for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_side_paths_of_joined_weights() -> None:

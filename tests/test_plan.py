@@ -60,7 +60,7 @@ def test_what_cannot_fit_is_refused_before_it_is_read(
 
     free = nbytes(DEMO / "target") - 1
     monkeypatch.setattr(memory, "free", lambda mesh=None: free)
-    monkeypatch.setattr(assembling, "_place", lambda *args: pytest.fail("it was read"))
+    monkeypatch.setattr(assembling, "_begin", lambda *args: pytest.fail("it was read"))
     with pytest.raises(CheckpointError, match="GiB on each device") as error:
         specjax.load("demo:target")
     assert "\n" not in str(error.value)

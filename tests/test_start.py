@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import pytest
+from scripts import invoke, script
 
 import specjax
 from specjax.checkpoint.assemble import outlined
@@ -115,10 +116,23 @@ def test_programs_that_were_not_written_to_their_end_are_compiled_anew(tmp_path:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         os.utime(tmp_path / name, (1e9, 1e9))
+    (tmp_path / "0-cache").mkdir()  # what nobody here made is left alone
+    (tmp_path / "1-cache").symlink_to(tmp_path / "nowhere")
     drop_damaged(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"a-cache", "other", ".looked-at"}
+    left = {"0-cache", "1-cache", "a-cache", "other", ".looked-at"}
+    assert {p.name for p in tmp_path.iterdir()} == left
     (tmp_path / "d-cache").write_bytes(whole[:9])  # behind the last look
     (tmp_path / "e-cache").write_bytes(whole[:9])  # before it
     os.utime(tmp_path / "e-cache", (1e9, 1e9))
     drop_damaged(tmp_path)
-    assert {p.name for p in tmp_path.glob("*-cache")} == {"a-cache", "e-cache"}
+    left = {"0-cache", "1-cache", "a-cache", "e-cache"}
+    assert {p.name for p in tmp_path.glob("*-cache")} == left
+
+
+@pytest.mark.parametrize("name", ["SPECJAX_KERNELS", "SPECJAX_SPLIT_K", "SPECJAX_TILING"])
+def test_what_the_environment_names_is_looked_at_first(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "none of them")
+    status, _, error = invoke(script("generate"), capsys, "generate", "--max_new_tokens=2")
+    assert status == 2 and error.startswith(f"error: {name}=") and error.count("\n") == 1

@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 import specjax
+from specjax.core.record import empty_record
 from specjax.session import Session
 from specjax.trace import trace_file
 from specjax.trace.trace import Call, Cycle, Detail, Text, Trace
@@ -117,6 +118,7 @@ def test_the_first_run_of_a_program_counts_as_the_next_one() -> None:
     clock = mock.Mock(seconds=0.2)
     session = mock.Mock(_calls=[], _was_new=False, clock=clock)
     session.state.num_cycles = 1
+    session.state.record = empty_record(1, 8, 2, 2, None, False)
     Session._note_call(session, 0.0, True)
     assert session._calls == [Call(0.0, 0.2, 1)]
     clock.seconds, session.state.num_cycles = 0.24, 5

@@ -19,7 +19,8 @@ from specjax.cli.configs import plain, take_fields
 from specjax.cli.errors import one_line_errors
 from specjax.core import own
 from specjax.core.options import default_of
-from specjax.core.platform import KERNELS, SPLIT_K, Kernels, SplitK
+from specjax.core.platform import KERNELS, SPLIT_K, Kernels, SplitK, check_said
+from specjax.core.program import tries_all_tilings
 from specjax.runs.places import take_directory, take_file
 
 DEFAULTS = Path(__file__).with_name("defaults.py")
@@ -178,10 +179,17 @@ def import_files() -> None:
 
 
 def take_kernels() -> None:
-    """Tells this process, and those that it starts, what --kernels and --split_k say."""
+    """Tells this process, and those that it starts, what --kernels and --split_k say.
+
+    Raises:
+      ValueError: in one line, where the environment says what there is not.
+    """
     for name, variable in (("kernels", KERNELS), ("split_k", SPLIT_K)):
         if name in flags.FLAGS and (said := getattr(flags.FLAGS, name)) is not None:
             os.environ[variable] = str(said)
+    # Programs are traced much later, and only where there is a GPU.
+    check_said()
+    tries_all_tilings()
 
 
 def take_places(kind: type) -> None:

@@ -48,7 +48,7 @@ def use_compile_cache(directory: str | Path) -> None:
             f"{directory}: no place for the compilation cache ({error.strerror}); name another "
             "directory with --config.compilation_cache, or '' to do without."
         ) from None
-    with contextlib.suppress(OSError):  # another process may do the same
+    with contextlib.suppress(OSError):  # of a directory that may be read alone
         drop_damaged(directory)
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -64,8 +64,9 @@ def drop_damaged(directory: Path) -> None:
     stamp, now = directory / ".looked-at", time.time()
     since = stamp.stat().st_mtime if stamp.exists() else 0.0
     for path in directory.glob("*-cache"):
-        if path.stat().st_mtime >= since and not _is_whole(path.read_bytes()):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no file, or another process did the same
+            if path.stat().st_mtime >= since and not _is_whole(path.read_bytes()):
+                path.unlink(missing_ok=True)
     stamp.touch()
     os.utime(stamp, (now - _WRITING, now - _WRITING))
 

@@ -73,6 +73,12 @@ def allowed_splits() -> SplitK:
     return _said(SPLIT_K, "off", get_args(SplitK))  # type: ignore[return-value]
 
 
+def check_said() -> None:
+    """Raises ValueError, in one line, where the environment names what there is not."""
+    _said(KERNELS, "attention", get_args(Kernels))
+    _said(SPLIT_K, "off", get_args(SplitK))
+
+
 def _said(variable: str, usual: str, known: tuple[str, ...]) -> str:
     """What a variable of the environment says, of words that are known; ValueError: another."""
     said = os.environ.get(variable) or usual

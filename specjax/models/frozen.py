@@ -16,6 +16,7 @@ from specjax.core.quantised import Quantisation
 from specjax.core.types import Array, pytree, static
 from specjax.models.joint import dotted, is_copy, joint_of
 from specjax.models.layers.decoder import Pass
+from specjax.models.layers.joined import renew_copies
 from specjax.models.layers.linear import Adapted
 from specjax.models.layers.placed import place
 from specjax.models.vocabulary import Vocabulary
@@ -67,6 +68,7 @@ class Frozen:
     def with_module(self, module: Any) -> Frozen:
         """What ``module`` is made of, in this one's place."""
         place(module, None, False)  # said once, here
+        renew_copies(module)  # what they are of may be another now
         made = Frozen.of(module)
         kept: dict[str, Any] = {"platform": self.platform, "memory": self.memory}
         return dataclasses.replace(made, replicated=self.replicated, **kept)
@@ -124,19 +126,23 @@ class Frozen:
           ValueError: if there is no such weight.
         """
         flat = dict(nnx.to_flat_state(self.params))
-        known: dict[str, tuple[Any, int | None, tuple[int, ...]]] = {}
+        # By name, where a weight is, in a copy as well: path, which part of it, shape.
+        known: dict[str, list[tuple[Any, int | None, tuple[int, ...]]]] = {}
         for path, p in flat.items():
-            known[dotted(path)] = path, None, p.shape
-            if (joint := joint_of(p)) is not None and not joint.copied:
-                for i, (place, rows) in enumerate(zip(joint.paths(path), joint.sizes)):
-                    known[dotted(place)] = path, i, (rows, *p.shape[1:])
+            joint = joint_of(p)
+            if not is_copy(p):
+                known.setdefault(dotted(path), []).append((path, None, p.shape))
+            if joint is not None:
+                for i, (at, rows) in enumerate(zip(joint.paths(path), joint.sizes)):
+                    known.setdefault(dotted(at), []).append((path, i, (rows, *p.shape[1:])))
         for name, (down, up) in adapters.items():
-            path, part, there = known.get(name, ((), None, ()))
             shape = (up.shape[0], down.shape[1])
-            if not path or path[0] != "layers" or there != shape:
+            places = known.get(name, [])
+            if not name.startswith("layers.") or {there for *_, there in places} != {shape}:
                 raise ValueError(f"{name}: no layer has a weight {list(shape)} of that name.")
-            side = Adapted(flat[path].get_value(), down, up, tokens, part)
-            flat[path] = flat[path].replace(side)
+            for path, part, _ in places:
+                side = Adapted(flat[path].get_value(), down, up, tokens, part)
+                flat[path] = flat[path].replace(side)
         return dataclasses.replace(self, params=nnx.from_flat_state(list(flat.items())))
 
     @property

@@ -87,7 +87,7 @@ class GemmaLayer(nnx.Module):
     def init_entry(self, rows: int, slots: int, dtype: jnp.dtype) -> Entry:
         return self.self_attn.init_entry(rows, slots, dtype)
 
-    @takes_residual
+    @takes_residual("input_layernorm", "pre_feedforward_layernorm")
     def __call__(
         self, x: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:

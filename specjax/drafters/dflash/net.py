@@ -203,7 +203,7 @@ class DFlashLayer(nnx.Module):
             self.attention_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
             self.mlp_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
 
-    @takes_residual
+    @takes_residual("input_layernorm", "post_attention_layernorm")
     def __call__(
         self, x: Array, rotate: Rotation, look: Callable[..., Array], offsets: Array
     ) -> Array:
@@ -279,13 +279,15 @@ class DFlashNet(Joining, Placed):
                 found.append(a.keys_values(a.k_proj(c), a.v_proj(c), rotate))
                 c = apart(c, platform=self.platform)
             return tuple(found)
-        whole, joint = joined.whole(c), joined.joint
-        columns = [Columns(whole, None, None, x, joint.blocks, width) for x in joint.begins]
-        parts = joint.split(whole, axis=-1)
+        parts, whole, blocks = joined.multiplied(c)
         for i, layer in enumerate(self.layers):
-            (k, v), (of_k, of_v) = parts[2 * i : 2 * i + 2], columns[2 * i : 2 * i + 2]
-            part = layer.self_attn.keys_values(k, v, rotate)
-            found.append(layer.self_attn.projected(part, of_k, of_v, rotate))
+            a, begins = layer.self_attn, joined.joint.begins
+            k, v = 2 * i, 2 * i + 1
+            part = a.keys_values(parts[k], parts[v], rotate)
+            if whole is not None:
+                of_k, of_v = (Columns(whole, None, None, begins[x], blocks, width) for x in (k, v))
+                part = a.projected(part, of_k, of_v, rotate)
+            found.append(part)
         return tuple(found)
 
     def block(self, x: Array, positions: Array, offsets: Array, look: Look) -> Array:
@@ -306,7 +308,8 @@ class DFlashNet(Joining, Placed):
         for i, layer in enumerate(self.layers):
             x = given_to(layer, x, self.platform)
             x = mapped(pinned, layer(x, rotate, functools.partial(look, i), offsets))
-        return self.norm(x)
+        normed: Array = self.norm(given_to(self.norm, x, self.platform))
+        return normed
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty context for texts of ``slots`` tokens, in the type of the activations."""

@@ -78,7 +78,7 @@ class Eagle3Layer(nnx.Module):
         self.mlp = MLP(c, dtype=dtype, rngs=rngs)
         self.first, self.norm_before_residual = first, config.norm_before_residual
 
-    @takes_residual
+    @takes_residual("hidden_norm", "input_layernorm", "post_attention_layernorm")
     def __call__(
         self, x: Array, embedded: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:
@@ -158,7 +158,7 @@ class Eagle3Net(Placed):
             x, part = layer(x, embedded, cache.layers[i], fed, reading)
             x = mapped(pinned, x)
             block = [*block, part]
-        normed = self.norm(x)
+        normed = self.norm(given_to(self.norm, x, self.platform))
         fed_back = normed if self.config.norm_output else states_of(x)
         return fed_back, normed, tuple(block)
 

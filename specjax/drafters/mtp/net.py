@@ -129,7 +129,7 @@ class MTPNet(Placed):
         fed = None if before is None else before[0]
         x, part = own.layer(x, cache.layers[head], fed, Reading(cache.length, view))
         x = mapped(pinned, x)
-        normed = parts.norm(x)
+        normed = parts.norm(given_to(parts.norm, x, self.platform))
         return normed if self.config.recycle == "normed" else states_of(x), normed, (part,)
 
     def init_cache(self, rows: int, slots: int) -> Cache:

@@ -188,7 +188,7 @@ class Decoder(Placed):
             x, part = layer(x, cache.layers[i], fed, reading)
             x = mapped(pinned, x)
             states, block = [*states, x], [*block, part]
-        x = self.norm(x)
+        x = self.norm(given_to(self.norm, x, self.platform))
         raw, states[-1] = states[-1], x
         tapped = [states_of(raw if t == UNNORMED else states[t]) for t in taps]
         features = jnp.concatenate(tapped, axis=-1) if taps else None

@@ -15,7 +15,7 @@ from flax import nnx
 from specjax.core.ops import gated, linear
 from specjax.core.sharding import axes_of
 from specjax.core.types import Array
-from specjax.models.joint import Joint
+from specjax.models.joint import Joint, steps
 from specjax.models.layers.linear import Adapted, Linear
 from specjax.models.layers.placed import Placed
 
@@ -62,6 +62,13 @@ class Joined(Placed):
             if part is not None:
                 parts[part] = parts[part] + more
         return tuple(part.astype(x.dtype) for part in parts)
+
+    def multiplied(self, x: Array) -> Multiplied:
+        """The same, and all of it as one array where no part has a side path."""
+        if isinstance(self.weight.get_value(), Adapted):
+            return Multiplied(self(x))
+        y = self.whole(x)
+        return Multiplied(self.joint.split(y, axis=-1), y, self.joint.blocks)
 
     def whole(self, x: Array) -> Array:
         """[..., in] -> what all parts make of it, as their rows lie, in the type of ``x``."""
@@ -115,10 +122,7 @@ class Joining(nnx.Module):
     def multiplied(self, whole: str, x: Array) -> Multiplied:
         """What each of the parts of ``whole`` makes of ``x``, and all of it if it is one array."""
         layer = self.joined(whole)
-        if layer is None or isinstance(layer.weight.get_value(), Adapted):
-            return Multiplied(self.products(whole, x))
-        y = layer.whole(x)
-        return Multiplied(layer.joint.split(y, axis=-1), y, layer.joint.blocks)
+        return Multiplied(self.products(whole, x)) if layer is None else layer.multiplied(x)
 
     def gated_product(self, whole: str, x: Array, act: Callable[[Array], Array]) -> Array:
         """``act(gate) * up`` of what the two parts of ``whole`` make of ``x``."""
@@ -134,3 +138,25 @@ class Joining(nnx.Module):
             together: tuple[Array, ...] = getattr(self, whole)(x)
             return together
         return tuple(getattr(self, part)(x) for part in type(self).joints[whole])
+
+
+def renew_copies(module: nnx.Module) -> None:
+    """Makes the copies in ``module`` of what their parts are now."""
+    for _, layer in list(nnx.iter_modules(module)):
+        if isinstance(layer, Joining):
+            for whole, names in layer.copies.items():
+                if (old := layer.joined(whole)) is not None:
+                    parts = {name: _part(layer, name) for name in names}
+                    setattr(layer, whole, Joined(parts, old.joint.blocks, copied=True))
+
+
+def _part(layer: Any, path: str) -> Linear:
+    """The layer at a dotted path, which may have become part of one beside it."""
+    *above, name = steps(path)
+    for step in above:
+        layer = layer[step] if isinstance(step, int) else getattr(layer, step)
+    if hasattr(layer, name):
+        found: Linear = getattr(layer, name)
+        return found
+    whole = next(whole for whole, names in type(layer).joints.items() if name in names)
+    return layer.joined(whole).parts()[name]  # type: ignore[no-any-return]

@@ -6,7 +6,6 @@ the gain is, and in where the product is rounded to the type of activations.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from flax import nnx
 
 from specjax.core.ops import Norm
 from specjax.core.types import Array
-from specjax.models.layers.residual import Residual, states_of
+from specjax.models.layers.residual import Residual, takes_residual
 
 
 class RMSNorm(nnx.Module):
@@ -38,12 +37,6 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(first, axes=(None,), **marks)
         self.eps = eps
 
-    def __init_subclass__(cls, **kwargs: Any):
-        """A kind that does otherwise is given arrays, wherever it stands."""
-        super().__init_subclass__(**kwargs)
-        if own := cls.__dict__.get("__call__"):
-            cls.__call__ = functools.wraps(own)(lambda self, x: own(self, states_of(x)))  # type: ignore[method-assign]
-
     @staticmethod
     def first(shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
         """The weights of a norm that only normalises."""
@@ -54,6 +47,7 @@ class RMSNorm(nnx.Module):
         """What it does, without its weights."""
         return Norm(self.eps, **self.kind)
 
+    @takes_residual()
     def __call__(self, x: Array | Residual) -> Array:
         """[..., D] -> [..., D] in the type of ``x``."""
         if isinstance(x, Residual):

@@ -44,18 +44,29 @@ class Residual:
         return Residual(self._x, self.platform, function(self._more))
 
 
-def takes_residual(call: Any) -> Any:
+def takes_residual(*norms: str) -> Callable[[Any], Any]:
     """Marks the ``__call__`` of a layer that does nothing with its states but norm and add.
 
-    All others, those of subclasses that have their own among them, are given arrays.
+    ``norms``: the attributes that norm them. A layer one of whose norms is not marked so itself, as
+    one that has a ``__call__`` of its own, is given arrays; so is a subclass with its own.
     """
-    call.takes_residual = True
-    return call
+
+    def marked(call: Any) -> Any:
+        call.norms_of_residual = norms
+        return call
+
+    return marked
+
+
+def takes(layer: Any) -> bool:
+    """Whether a layer or a norm knows what to do with a `Residual`."""
+    norms = getattr(type(layer).__call__, "norms_of_residual", None)
+    return norms is not None and all(takes(getattr(layer, n)) for n in norms if hasattr(layer, n))
 
 
 def given_to(layer: Any, x: Any, platform: Platform | None) -> Any:
-    """The states ``x`` [B, T, D] as ``layer`` takes them, on a platform."""
-    if not getattr(type(layer).__call__, "takes_residual", False):
+    """The states ``x`` [B, T, D] as ``layer``, or a norm, takes them, on a platform."""
+    if not takes(layer):
         return states_of(x)
     at_once = adds_at_once(platform) and not isinstance(x, Residual)
     return Residual(x, platform) if at_once else x

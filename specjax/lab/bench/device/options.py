@@ -66,6 +66,8 @@ class Options:
             raise ValueError(f"--shape={self.shape}: must be one of {', '.join(SHAPES)}.")
         if unknown := [part for part in self.skip if part not in PARTS]:
             raise ValueError(f"--skip={unknown[0]}: must be among {', '.join(PARTS)}.")
+        if self.profile_dir is not None and "profile" in self.skip:
+            raise ValueError(f"--profile_dir={self.profile_dir}: --skip leaves out the profile.")
         if self.start_dir is not None and not os.path.isdir(self.start_dir):
             raise ValueError(f"--start_dir={self.start_dir}: is no directory.")
         if math.isnan(self.minutes):

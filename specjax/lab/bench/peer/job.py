@@ -119,6 +119,8 @@ class Options:
         unknown = [d for d in self.dtypes if d not in ("float32", "bfloat16")]
         if unknown or not self.dtypes:
             raise ValueError(f"--dtypes={','.join(self.dtypes)}: float32, bfloat16 or both.")
+        if len(set(self.trained)) < len(self.trained):
+            raise ValueError(f"--drafters={','.join(self.trained)}: one of them is there twice.")
         if self.threads > (cores := len(os.sched_getaffinity(0))):
             raise ValueError(
                 f"--threads={self.threads}: this machine lends {cores} cores; use fewer."
