@@ -374,7 +374,7 @@ def test_the_examples_of_the_script_are_right() -> None:
         (["--mesh=pipeline:2"], "is not AXIS:SIZE"),
         (["--mesh=model:4096"], "4096 devices, but there are"),
         (["--config.rows=0"], "rows=0: must be at least 1"),
-        (["--config.min_confidence=0.5"], "dflash does not take it"),
+        (["--config.drafter=ngram", "--config.min_confidence=0.5"], "ngram does not take it"),
         (["--output=/nowhere/at/all.json"], "lies in no existing directory"),
     ],
 )
