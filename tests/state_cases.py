@@ -97,7 +97,8 @@ def _only_whole(products: Products) -> Products:
 def check_norm(kind: str, shape: tuple[int, ...], dtype: Any, *, added: bool) -> None:
     """The same of a sum and its norm."""
     rng = np.random.default_rng(1)
-    x, more = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
+    # So small that what keeps a norm from dividing by nothing is seen.
+    x, more = (jnp.asarray(1e-3 * rng.normal(size=shape), dtype) for _ in range(2))
     weight = jnp.asarray(rng.normal(size=shape[-1]), dtype)
     given = (x, more if added else None, weight, KINDS[kind])
     want = jax.jit(lambda: added_and_normed(*given))()

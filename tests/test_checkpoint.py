@@ -147,6 +147,7 @@ def test_weights_are_read_once_and_so_far_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events, read = list[str](), list[int]()
+    whole = load(write(tmp_path / "m"), join=False)
     begin, put, preadv = reading.Reader.begin, jax.device_put, os.preadv
     noted = lambda word, x: (events.append(word), x)[1]
 
@@ -158,7 +159,8 @@ def test_weights_are_read_once_and_so_far_ahead(
     monkeypatch.setattr(assemble.jax, "device_put", lambda x: noted("put", put(x)))
     monkeypatch.setattr(reader.os, "preadv", count)
     monkeypatch.setattr(reading, "_PIECE", 1000)
-    found = load(write(tmp_path / "m"), join=False)
+    found = load(tmp_path / "m", join=False)
+    assert equal(found.net, whole.net)
     num, size = len(tiny_tensors()), sum(x.nbytes for x in jax.tree.leaves(found.net))
     assert events == ["begin"] * num + ["put"] * num and sum(read) == size
     monkeypatch.setattr(reading, "_AHEAD", 0)

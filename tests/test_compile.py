@@ -177,8 +177,8 @@ def test_bytes_of_main_memory() -> None:
     assert moved.written["f32"] == x + 3 * x + thin + 2 * x
 
 
-def test_products_that_a_tpu_writes_as_convolutions() -> None:
-    """A batch of 8 products [5, 3] x [3, 7] as one convolution over a dilated dimension."""
+def test_products_that_compilers_write_otherwise() -> None:
+    """A batch of 8 as one convolution over a dilated dimension, and one that a library makes."""
     text = """
 ENTRY %main (a: f32[8,5,3], b: f32[8,7,3]) -> f32[8,5,7] {
   %a = f32[8,5,3]{2,1,0} parameter(0)
@@ -187,6 +187,19 @@ ENTRY %main (a: f32[8,5,3], b: f32[8,7,3]) -> f32[8,5,7] {
 }
 """.replace("WINDOW", "window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf")
     assert traffic.flops(hlo.parse(text), "main") == 8 * 2 * 5 * 3 * 7
+    library = """
+ENTRY %main (a: f32[5,3], b: f32[7,3]) -> f32[5,7] {
+  %a = f32[5,3]{1,0} parameter(0)
+  %b = f32[7,3]{1,0} parameter(1)
+  %c = (f32[5,7]{1,0}, s8[64]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", CONFIG
+  ROOT %d = f32[5,7]{1,0} get-tuple-element(%c), index=0
+}
+""".replace(
+        "CONFIG",
+        'backend_config={"gemm_backend_config":{"dot_dimension_numbers":{'
+        '"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"]}}}',
+    )
+    assert traffic.flops(hlo.parse(library), "main") == 2 * 5 * 3 * 7
     with pytest.raises(ValueError, match="no HLO text"):
         hlo.parse("nothing of the kind")
 
