@@ -158,7 +158,7 @@ def test_weights_are_read_once_and_so_far_ahead(
     monkeypatch.setattr(reading.Reader, "begin", lambda *args: noted("begin", begin(*args)))
     monkeypatch.setattr(assemble.jax, "device_put", lambda x: noted("put", put(x)))
     monkeypatch.setattr(reader.os, "preadv", count)
-    monkeypatch.setattr(reading, "_PIECE", 1000)
+    monkeypatch.setattr(reading, "_PIECE", 100)  # bytes: several of most tensors
     blank = lambda shape, dtype: np.full(shape, np.nan).astype(dtype)  # not what was read before
     monkeypatch.setattr(reading, "aligned", blank)
     found = load(tmp_path / "m", join=False)
