@@ -205,6 +205,7 @@ def test_the_script_plans_training(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--topology=h100:8", "--seq_len=512"], "is about training"),
         (["--topology=h100:8", "--training", "--anchors=4000"], "more than the 3072 tokens"),
         (["--topology=h100:8", "--training", "--dtype=float32"], "in bfloat16"),
+        (["--topology=h100:8", "--training", "--num_draft=3072"], "blocks are longer"),
     ],
 )
 def test_bad_input(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

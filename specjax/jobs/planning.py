@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +24,12 @@ from specjax.jobs.models import Models
 from specjax.lab.bench import training_plan
 from specjax.lab.compiler import pods as costs
 from specjax.lab.compiler.abstract import check as check_setup
-from specjax.lab.compiler.chips import CHIPS, PRODUCTS, REACHED, TRAINING, parse
+from specjax.lab.compiler.chips import CHIPS, PRODUCTS, REACHED, TRAINING, Chip, parse
 from specjax.lab.compiler.target import read_target, shrink
 from specjax.lab.records import codec
 from specjax.lab.records.compiled import Setup
 from specjax.lab.records.device import TrainingSetup
-from specjax.lab.records.planned import Planned, PlannedTraining, PodPlan, TrainingPlan
+from specjax.lab.records.planned import PodPlan, TrainingPlan
 
 _OF_PODS = (
     *("drafter", "num_draft", "rows", "slots", "context", "reached", "every", "output"),
@@ -73,7 +73,12 @@ class Options:
         whole_numbers("rows", self.rows)
         if not 0.01 <= self.reached <= 1:
             raise ValueError(f"--reached={self.reached}: must be a share, from 0.01 to 1.")
-        if self.context + self.num_draft + 1 > self.slots:
+        if self.training and self.num_draft >= self.seq_len:
+            raise ValueError(
+                f"--num_draft={self.num_draft}: blocks are longer than the {self.seq_len} tokens "
+                "of a text."
+            )
+        if not self.training and self.context + self.num_draft + 1 > self.slots:
             raise ValueError(
                 f"--slots={self.slots}: too few for --context={self.context} and the "
                 f"{self.num_draft + 1} tokens of a cycle."
@@ -129,19 +134,13 @@ def pods(options: Options) -> list[PodPlan]:
         check_setup(setup)
     except ValueError as error:  # which speaks of the fields of another script
         raise ValueError(str(error).replace("--config.", "--")) from None
-    made = []
-    for name, chip, devices in chosen:
-        found, without = list[Planned](), list[int]()
-        for rows in whole_numbers("rows", options.rows):
-            every = costs.plan(setup, chip, devices, rows, reached=options.reached)
-            found += every if options.every else every[:1]
-            without += [] if every else [rows]
-        made.append(
-            PodPlan(
-                *(setup, name, chip.name, devices, options.reached),
-                *(tuple(found), tuple(without)),
-            )
-        )
+    plans = lambda rows, chip, devices: costs.plan(
+        setup, chip, devices, rows, reached=options.reached
+    )
+    made = [
+        PodPlan(setup, name, chip.name, devices, options.reached, found, without)
+        for name, chip, devices, found, without in _per_topology(options, chosen, plans)
+    ]
     for note in notes:
         print(note)
     if options.output is not None:
@@ -164,25 +163,38 @@ def training(options: Options) -> list[TrainingPlan]:
         raw = read_target(options.target, 0)
     except ValueError as error:
         raise ValueError(str(error).replace("--config.", "--")) from None
-    made = []
-    for name, chip, devices in chosen:
-        found, without = list[PlannedTraining](), list[int]()
-        for texts in whole_numbers("rows", options.rows):
-            setup = TrainingSetup(
-                raw=raw,
-                layers=5,
-                anchors=options.anchors,
-                block=options.num_draft + 1,
-                rows=texts,
-                seq_len=options.seq_len,
-            )
-            every = training_plan.plan(setup, chip, devices)
-            found += every if options.every else every[:1]
-            without += [] if every else [texts]
-        made.append(TrainingPlan(setup, name, chip.name, devices, tuple(found), tuple(without)))
+    setup = TrainingSetup(
+        raw=raw,
+        layers=5,
+        anchors=options.anchors,
+        block=options.num_draft + 1,
+        seq_len=options.seq_len,
+    )
+    plans = lambda texts, chip, devices: training_plan.plan(
+        dataclasses.replace(setup, rows=texts), chip, devices
+    )
+    made = [
+        TrainingPlan(setup, name, chip.name, devices, found, without)
+        for name, chip, devices, found, without in _per_topology(options, chosen, plans)
+    ]
     if options.output is not None:
         codec.write_file(Path(options.output), made)
     return made
+
+
+def _per_topology(
+    options: Options,
+    chosen: Iterable[tuple[str, Chip, int]],
+    plans: Callable[[int, Chip, int], list[Any]],
+) -> Iterator[tuple[str, Chip, int, tuple[Any, ...], tuple[int, ...]]]:
+    """Each topology: of every number of rows the best mesh or all, and the rows that have none."""
+    for name, chip, devices in chosen:
+        found, without = list[Any](), list[int]()
+        for rows in whole_numbers("rows", options.rows):
+            every = plans(rows, chip, devices)
+            found += every if options.every else every[:1]
+            without += [] if every else [rows]
+        yield name, chip, devices, tuple(found), tuple(without)
 
 
 def refuse(options: Options) -> None:

@@ -20,8 +20,24 @@ class Step:
     seconds: float  # predicted
 
 
+class Holding:
+    """What one device holds of a plan."""
+
+    held: Mapping[str, int]  # bytes, by name
+    memory: int  # bytes that it has
+
+    @property
+    def need(self) -> int:
+        """Bytes of a device, without what passes hold in between."""
+        return sum(self.held.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.need <= self.memory
+
+
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class Planned(Holding):
     """A target and a drafter on a mesh."""
 
     mesh: Mapping[str, int]
@@ -33,15 +49,6 @@ class Planned:
     best_plain: float = (
         0.0  # seconds of a plain step on the mesh that is best for it; 0: on this one
     )
-
-    @property
-    def need(self) -> int:
-        """Bytes of a device, without activations."""
-        return sum(self.held.values())
-
-    @property
-    def fits(self) -> bool:
-        return self.need <= self.memory
 
     @property
     def break_even(self) -> float:
@@ -76,7 +83,7 @@ class Exchange:
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedTraining:
+class PlannedTraining(Holding):
     """Training of a DFlash drafter on a mesh, one step."""
 
     mesh: Mapping[str, int]
@@ -86,15 +93,6 @@ class PlannedTraining:
     flops: Mapping[str, int]  # of one device, see `costs.account.training_parts`
     exchanges: Mapping[str, Exchange]  # by axis
     seconds: float  # predicted
-
-    @property
-    def need(self) -> int:
-        """Bytes of a device, without what passes hold in between."""
-        return sum(self.held.values())
-
-    @property
-    def fits(self) -> bool:
-        return self.need <= self.memory
 
     @property
     def sent(self) -> float:
