@@ -423,3 +423,11 @@ def test_no_tools_are_none(tools, speech, tmp_path):
     source = PLAIN.replace("{% if tools %}[tools]{% endif %}", "")  # reads none
     line = {"messages": [user("q"), told("a")], "tools": tools}
     assert last_of(tmp_path / "x.jsonl", speech, source, line)[1] == f"a{END}"
+
+
+def test_a_line_of_no_kind_is_named_before_a_template_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"tokens": [1, 2], "prompt_tokens": 1}\n{"tokn": [1, 2]}\n')
+    speech = Speech(None, 8, separator=None, stop_token_ids=())
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: neither .* it has 'tokn'"):
+        read_rows(path, speech, lambda: pytest.fail("there is no template"), seq_len=8)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from specjax import jobs
 from specjax.lab.bench import load
 from specjax.lab.records import codec
 from specjax.lab.records.case import ROWS
 from specjax.lab.records.load import LoadReport
+from specjax.lab.view.load import show
 
 
 def test_both_ways_side_by_side(
@@ -63,3 +66,12 @@ def test_what_cannot_be_asked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             load.Options(**options)  # type: ignore[arg-type]
+
+
+def test_no_cell_of_the_table_is_cut_in_a_pipe() -> None:
+    stored = codec.read_file(Path(__file__).parent.parent / "docs/results/load/32_to_128.json")
+    report = codec.from_json(LoadReport, stored, "it")
+    console = Console(file=io.StringIO(), width=80)
+    show(console, report)
+    told = console.file.getvalue()
+    assert "…" not in told and "x plain" in told and "9.71 10.70" in told

@@ -9,6 +9,7 @@ from rich.console import Console
 from specjax.lab.records.load import LoadReport, Spread
 from specjax.lab.view.plain import table
 
+_WIDTH = 132  # columns in a file or a pipe, so that no cell is cut
 HEADER = (
     *("rows", "drafter", "way", "tok/s", "tau", "busy"),
     *("x lock", "x plain", "TTFT s", "latency s", "TPOT ms", "gap ms"),
@@ -22,6 +23,8 @@ def progress(console: Console, concurrency: int) -> None:
 
 def show(console: Console, report: LoadReport) -> None:
     """A row a way of decoding."""
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
     made = table(HEADER, _rows(report))
     for column in made.columns[:6]:
         column.no_wrap = True

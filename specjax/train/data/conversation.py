@@ -93,11 +93,7 @@ def read_conversation(
         said = [(m, False) for m in asked] + [(m, True) for m in told]
         places = ["prompt"] * len(asked) + [answer] * len(told)
     else:
-        names = ", ".join(repr(k) for k in value) or "nothing"
-        raise ValueError(
-            f'{where}: neither "messages", "conversations", "prompt" and "response" (or '
-            f'"completion"), nor "tokens"; it has {names}.'
-        )
+        raise _of_no_kind(value, where)
     read = [
         _message(m, f"{where}, {place}", roles=roles, ignore=ignore)
         for (m, _), place in zip(said, places, strict=True)
@@ -118,6 +114,21 @@ def read_conversation(
     if "tools" in fields and not _empty(tools := _tools(fields.pop("tools"), where)):
         fields["tools"] = tools
     return Conversation(messages, supervised, places, fields)
+
+
+def check_kind(value: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError, naming the line, on an object that is no conversation of any kind."""
+    answered = "prompt" in value and any(n in value for n in _ANSWERS)
+    if not answered and not any(n in value for n in _LISTS):
+        raise _of_no_kind(value, where)
+
+
+def _of_no_kind(value: Mapping[str, Any], where: str) -> ValueError:
+    names = ", ".join(repr(k) for k in value) or "nothing"
+    return ValueError(
+        f'{where}: neither "messages", "conversations", "prompt" and "response" (or '
+        f'"completion"), nor "tokens"; it has {names}.'
+    )
 
 
 def _empty(value: Any) -> bool:

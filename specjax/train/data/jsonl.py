@@ -25,7 +25,12 @@ import numpy as np
 
 from specjax.checkpoint.chat import ChatTemplate
 from specjax.core import pulse
-from specjax.train.data.conversation import Conversation, read_conversation, read_messages
+from specjax.train.data.conversation import (
+    Conversation,
+    check_kind,
+    read_conversation,
+    read_messages,
+)
 from specjax.train.data.lines import POLICIES, BadLines, objects, parse_line, read_lines
 from specjax.train.data.rows import Fixed, Row
 from specjax.train.data.text import Speech
@@ -223,6 +228,7 @@ class _Reader:
         if "tokens" in value:
             self._check_tokens(value, where)
             return [token_row(value, self._speech, where)], []
+        check_kind(value, where)  # before a template is asked for, which there may not be
         chat = self._chat = self._chat or self._template()
         speaker = Speaker(self._speech, chat)
         ignore = self._reading.ignore
