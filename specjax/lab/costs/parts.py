@@ -15,8 +15,26 @@ from specjax.core.types import Array
 from specjax.models import Frozen
 
 
-def products_seconds(net: Frozen, *, steps: int, repeats: int = 3) -> float:
-    """Seconds that the matrix products of one pass take: no attention, norm, rotation, verdict."""
+class Part:
+    """A compiled loop of part of a step, whose time is a cost."""
+
+    def __init__(self, run: Any, *args: Any):
+        """``run``: of ``args`` and the number of steps, an int32."""
+        self._program, self._args = Program(run), args
+        self._run(1)
+
+    def seconds(self, *, steps: int, repeats: int = 1) -> float:
+        """Seconds of a step: the median over the repeats."""
+        return statistics.median(self._run(steps) / steps for _ in range(repeats))
+
+    def _run(self, steps: int) -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(self._program(*self._args, jnp.int32(steps)))
+        return time.perf_counter() - begin
+
+
+def products_alone(net: Frozen, *, tokens: int = 1) -> Part:
+    """The matrix products of a pass over ``tokens``: no attention, norm, rotation, verdict."""
 
     def run(net: Any, x: Array, steps: Array) -> Array:
         module = net.module
@@ -36,12 +54,12 @@ def products_seconds(net: Frozen, *, steps: int, repeats: int = 3) -> float:
         return jax.lax.fori_loop(0, steps, body, x)
 
     dtype = activation_dtype(net.module.norm.weight[...].dtype)
-    x = jax.random.normal(jax.random.key(1), (1, 1, net.config.hidden_size), dtype)
-    return _loop_seconds(Program(run), net, x, steps=steps, repeats=repeats)
+    x = jax.random.normal(jax.random.key(1), (1, tokens, net.config.hidden_size), dtype)
+    return Part(run, net, x)
 
 
-def pass_seconds(net: Frozen, *, slots: int, length: int, steps: int, repeats: int = 3) -> float:
-    """Seconds of one model pass with its argmax: nothing is committed or verified."""
+def pass_alone(net: Frozen, *, slots: int, length: int) -> Part:
+    """One model pass with its argmax: nothing is committed or verified."""
     cache = jax.jit(lambda net: net.init_cache(1, slots))(net)
     cache = cache.assume(jnp.asarray([length], jnp.int32))
 
@@ -51,14 +69,4 @@ def pass_seconds(net: Frozen, *, slots: int, length: int, steps: int, repeats: i
 
         return jax.lax.fori_loop(0, steps, body, jnp.ones((1, 1), jnp.int32))
 
-    return _loop_seconds(Program(run), net, cache, steps=steps, repeats=repeats)
-
-
-def _loop_seconds(program: Any, net: Any, x: Any, *, steps: int, repeats: int) -> float:
-    jax.block_until_ready(program(net, x, jnp.int32(1)))
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(program(net, x, jnp.int32(steps)))
-        seconds.append((time.perf_counter() - begin) / steps)
-    return statistics.median(seconds)
+    return Part(run, net, cache)

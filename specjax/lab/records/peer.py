@@ -76,7 +76,7 @@ class StepCosts:
     floor_seconds: float
     step: float
     host_loop_step: float
-    products: float  # its matrix products alone
+    products: Mapping[int, float]  # tokens of a pass -> its matrix products alone
     whole_pass: float = codec.named("pass")
     verify: Mapping[int, float]  # k -> a cycle that verifies k guesses
     draft_cost: float  # of one draft step, in plain steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 from rich.console import Console
 
 from specjax.lab.records.peer import LARGE, OWN, PeerReport
@@ -70,9 +71,15 @@ def _costs(report: PeerReport, dtype: str) -> Iterator[str]:
         f" {per_token / floor:.2f}x"
     )
     yield (
-        f"  of the step: matrix products {1e3 * cost.products:.2f} ms, the model pass"
+        f"  of the step: matrix products {1e3 * cost.products[1]:.2f} ms, the model pass"
         f" {1e3 * cost.whole_pass:.2f} ms; host loop {1e3 * cost.host_loop_step:.2f} ms"
     )
+    for tokens, seconds in cost.products.items():
+        rate = cost.weight_bytes / seconds / 1e9
+        yield (
+            f"  products of {tokens}-token passes: {1e3 * seconds:.2f} ms, {rate:.1f} GB/s of"
+            f" weights, {tokens * rate / jnp.dtype(dtype).itemsize:.0f} billion products a second"
+        )
     verify = ", ".join(f"v({k}) = {s / step:.2f}" for k, s in cost.verify.items())
     yield f"  in plain steps: {verify}; a draft step c = {cost.draft_cost:.3f}"
     for name, sweep in report.sweeps[dtype].items():

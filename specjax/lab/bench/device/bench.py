@@ -29,7 +29,7 @@ from specjax.lab.bench.device.profile import by_scope
 from specjax.lab.compiler.cycle import kernels_of
 from specjax.lab.compiler.hlo import count_copies
 from specjax.lab.costs import account
-from specjax.lab.costs.parts import pass_seconds, products_seconds
+from specjax.lab.costs.parts import pass_alone, products_alone
 from specjax.lab.costs.programs import CycleProgram, Silent, begins_at, memory_of
 from specjax.lab.records import codec
 from specjax.lab.records.device import (
@@ -333,9 +333,9 @@ class Bench:
     def split_step(self) -> str:
         """The step taken apart: its products alone, then the whole pass, then the whole cycle."""
         net, steps, repeats = self.target.net, self.plan.cycles, self.plan.repeats
-        products = products_seconds(net, steps=steps, repeats=repeats)
+        products = products_alone(net).seconds(steps=steps, repeats=repeats)
         sizes = {"slots": self.plan.slots, "length": begins_at(self.plan.slots)}
-        whole = pass_seconds(net, **sizes, steps=steps, repeats=repeats)
+        whole = pass_alone(net, **sizes).seconds(steps=steps, repeats=repeats)
         self.note(products_seconds=products, pass_seconds=whole)
         return f"products {1e3 * products:.3f} ms, whole pass {1e3 * whole:.3f} ms"
 

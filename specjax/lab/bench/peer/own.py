@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +17,16 @@ from specjax.core.compile_cache import use_compile_cache
 from specjax.drafters import LM, NoDraft
 from specjax.drafters.spec import with_num_draft
 from specjax.lab.bench import roofs
-from specjax.lab.costs import account
-from specjax.lab.costs.parts import pass_seconds, products_seconds
+from specjax.lab.costs import account, turns
+from specjax.lab.costs.parts import Part, pass_alone, products_alone
 from specjax.lab.costs.programs import CycleProgram, Silent
 from specjax.lab.records.peer import LARGE, OWN, Bandwidth, Generated, StepCosts
 from specjax.prompts.ids import prompt_ids
 from specjax.session.slots import bucket
+
+Timed = Callable[[], float]  # -> seconds of a step
+
+_STEPS, _ROUNDS = 40, 7
 
 
 class OwnSide:
@@ -74,9 +80,12 @@ class OwnSide:
         target, draft = self.targets[dtype], self.drafts[dtype]
         slots, half = bucket(len(prompt) + new_tokens + 1), len(prompt) + new_tokens // 2
 
-        def cycle(drafter: Any, *, host_loop: bool = False) -> float:
+        def cycle(drafter: Any, *, host_loop: bool = False) -> Timed:
             program = CycleProgram(target, drafter, prompt, slots=slots, host_loop=host_loop)
-            return program.seconds(cycles=40, repeats=5)
+            return functools.partial(program.seconds, cycles=_STEPS)
+
+        def part(found: Part) -> Timed:
+            return functools.partial(found.seconds, steps=_STEPS)
 
         floor = account.plain_step(target, slots=slots, context=half)
         bandwidths = {
@@ -85,17 +94,33 @@ class OwnSide:
             )
             for name, size in ((OWN, floor.weight_bytes), (LARGE, 2**28))
         }
-        step = cycle(NoDraft())
-        verify = {k: cycle(Silent(k)) for k in sorted({1, 2, 4, 8, lm_k})}
+        guesses = sorted({1, 2, 4, 8, lm_k})
+        took = _in_turns(
+            {
+                "step": cycle(NoDraft()),
+                "host loop": cycle(NoDraft(), host_loop=True),
+                "pass": part(pass_alone(target.net, slots=slots, length=half)),
+                "drafting": cycle(LM(draft, lm_k)),
+                **{("products", k): part(products_alone(target.net, tokens=k + 1)) for k in (0, 8)},
+                **{("verify", k): cycle(Silent(k)) for k in guesses},
+            }
+        )
+        step = took["step"]
         return StepCosts(
             weight_bytes=floor.weight_bytes,
             cache_bytes=floor.cache_bytes,
             bandwidth=bandwidths,
             floor_seconds=(floor.weight_bytes + floor.cache_bytes) / bandwidths[OWN].best,
             step=step,
-            host_loop_step=cycle(NoDraft(), host_loop=True),
-            products=products_seconds(target.net, steps=40),
-            whole_pass=pass_seconds(target.net, slots=slots, length=half, steps=40),
-            verify=verify,
-            draft_cost=(cycle(LM(draft, lm_k)) - verify[lm_k]) / lm_k / step,
+            host_loop_step=took["host loop"],
+            products={k + 1: took["products", k] for k in (0, 8)},
+            whole_pass=took["pass"],
+            verify={k: took["verify", k] for k in guesses},
+            draft_cost=(took["drafting"] - took["verify", lm_k]) / lm_k / step,
         )
+
+
+def _in_turns(runs: Mapping[Any, Timed]) -> dict[Any, float]:
+    """Medians over rounds in which each runs once: what drifts meets all alike."""
+    rounds = [turns.take(list(runs.values()), turn) for turn in range(_ROUNDS)]
+    return dict(zip(runs, map(statistics.median, zip(*rounds, strict=True)), strict=True))
