@@ -20,8 +20,8 @@ from specjax.core.program import Program, compiler_options, is_known
 from specjax.core.sharding import mesh_sizes
 from specjax.jobs import compiling
 from specjax.lab.bench import depths
+from specjax.lab.compiler import abstract, hlo, report, topology, traffic
 from specjax.lab.compiler import cycle as account
-from specjax.lab.compiler import hlo, report, topology, traffic
 from specjax.lab.compiler.depth import at_depth, of_report
 from specjax.lab.records import codec
 from specjax.lab.records.compiled import Collective, Setup, read_report
@@ -256,6 +256,20 @@ def test_a_report_on_what_is_here() -> None:
     assert read_report(json.loads(json.dumps(codec.to_json(made))), "it") == made
 
 
+def test_what_requests_ask_for_is_compiled() -> None:
+    """Processors of every row, and the counts that penalties look at."""
+    asked = {"temperature": 0.8, "top_k": 5, "min_p": 0.1, "frequency_penalty": 0.1}
+    sampled = dataclasses.replace(SETUP, **asked, drafter="none")
+    plain, penalised = (abstract.abstract(s, None) for s in (SETUP, sampled))
+    assert plain.counts is None and plain.request.sampling.greedy
+    assert penalised.counts.output.shape == (2, 2048)
+    used = penalised.request.sampling
+    assert used.top_k.shape == used.min_p.shape == used.frequency.shape == (2,)
+    texts: dict[str, str] = {}
+    report.make(sampled, topology.find("local"), None, hlo_text=texts.__setitem__)
+    assert "s32[2,2048]" in texts["run"]  # the counts, carried through the loop
+
+
 def test_the_compiler_is_told_by_platform() -> None:
     """On GPUs, not to split products: with an option that it knows, or none."""
     assert compiler_options(Platform("cpu")) == {} and compiler_options(Platform("tpu"))
@@ -281,6 +295,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"drafter": "eagle3", "draft_latent": True}, "draft_latent=True: a llama model has no"),
     ({"draft_taps": 9}, "draft_taps=9: the target has 2 layers"),
     ({"rule": "nonsense"}, "nonsense"),
+    ({"min_p": 2.0}, "min_p=2.0: must be"),
 ]
 
 

@@ -64,7 +64,13 @@ def check(setup: Setup) -> None:
     need(setup.layers >= 0, "layers", "at least 1, or 0 for the shape's own number")
     need(setup.slots >= CHUNKS[-1], "slots", f"at least {CHUNKS[-1]}")
     need(1 <= setup.context < setup.slots, "context", f"from 1 to slots - 1 ({setup.slots - 1})")
-    Options(temperature=setup.temperature, top_p=setup.top_p).check(1)
+    options_of(setup).check(1)
+
+
+def options_of(setup: Setup) -> Options:
+    """Of every row."""
+    names = (field.name for field in dataclasses.fields(Options) if hasattr(setup, field.name))
+    return Options(**{name: getattr(setup, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Abstract:
     tokens: Any
     length: Any
     done: Any
+    counts: Any  # None: no penalty needs them
 
     @property
     def states(self) -> tuple[Any, Any]:
@@ -114,8 +121,7 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
             f"--config.rows={setup.rows}: the mesh's data axis has {mesh.shape['data']} devices,"
             " which do not divide it."
         )
-    options = Options(temperature=setup.temperature, top_p=setup.top_p)
-    row = Row(prompt=[0], options=options, seed=0, max_new_tokens=1, stop_token_ids=())
+    row = Row(prompt=[0], options=options_of(setup), seed=0, max_new_tokens=1, stop_token_ids=())
     rows = [row] * setup.rows
     spec = _with_confidence(_spec(setup, plain, target), setup)
     drafter, rule = choose(target, spec, rows, setup.rule or None)
@@ -137,6 +143,7 @@ def abstract(setup: Setup, mesh: Mesh | None, platform: Platform | None = None) 
         tokens=shaped((setup.rows, setup.slots), jnp.int32, mesh),
         length=shaped((setup.rows,), jnp.int32, mesh),
         done=shaped((setup.rows,), jnp.bool_, mesh),
+        counts=jax.tree.map(like, layout.counts),
     )
 
 

@@ -63,9 +63,7 @@ def compile_all(abstract: Abstract, only: str) -> Iterator[Compiled]:
         return Compiled(name, cost, executable, *xla)
 
     init = lambda *args: decode.init_state(*args)
-    args = (net, drafter, abstract.tokens, abstract.length, abstract.done, None)
-    if abstract.request.sampling.uses_counts:
-        raise ValueError("Penalties are not compiled for; leave them out.")
+    args = (net, drafter, abstract.tokens, abstract.length, abstract.done, abstract.counts)
     first = build("init", init, None, *args)
     yield first
     with use_mesh(mesh):

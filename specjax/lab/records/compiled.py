@@ -58,6 +58,11 @@ class Setup:
     )
     temperature: float = setting(0.0, "0 is greedy")
     top_p: float = setting(1.0, "as of experiments.generate")
+    top_k: int = setting(0, "as of experiments.generate, and so are the next four")
+    min_p: float = setting(0.0, "0: off")
+    repetition_penalty: float = setting(1.0, "1: off")
+    presence_penalty: float = setting(0.0, "0: off")
+    frequency_penalty: float = setting(0.0, "0: off")
     rule: str = setting("", "'': the best lossless one")
     kernels: str = setting(
         "attention", "on GPUs: attention of our own; pallas: products too; xla: XLA's alone"
