@@ -200,6 +200,7 @@ def test_the_script_plans_training(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--topology=h100:8", "--rows=0"], "rows"),
         (["--topology=h100:8", "--target=nowhere"], "nowhere"),
         (["--training"], "name them with --topology"),
+        ([], "a shape, which has no files to plan"),
         (["--topology=h100:8", "--training", "--drafter=eagle3"], "planned for dflash alone"),
         (["--topology=h100:8", "--training", "--slots=8192"], "is about decoding"),
         (["--topology=h100:8", "--seq_len=512"], "is about training"),

@@ -30,6 +30,7 @@ from specjax.lab.records import codec
 from specjax.lab.records.compiled import Setup
 from specjax.lab.records.device import TrainingSetup
 from specjax.lab.records.planned import PodPlan, TrainingPlan
+from specjax.models.shapes import SHAPES
 
 _OF_PODS = (
     *("drafter", "num_draft", "rows", "slots", "context", "reached", "every", "output"),
@@ -85,6 +86,11 @@ class Options:
             )
         if not self.topology:
             self._refuse(_OF_PODS, "is about devices that are not here: name them with --topology")
+            if self.target in SHAPES and not Path(self.target).exists():
+                raise ValueError(
+                    f"--target={self.target}: a shape, which has no files to plan; name "
+                    "devices with --topology, or give a directory."
+                )
         elif self.training:
             if self.drafter != "dflash":
                 raise ValueError(
