@@ -31,9 +31,10 @@ from specjax.lab.bench import depths
 from specjax.lab.bench.outputs import remarks
 from specjax.lab.records import codec
 from specjax.lab.records.case import Case
+from specjax.lab.records.peer import PeerReport
 from specjax.lab.records.planned import PodPlan, TrainingPlan
 from specjax.lab.records.run import Run, load_summary
-from specjax.lab.view import escape, grid, planned
+from specjax.lab.view import escape, grid, peer, planned
 from specjax.lab.view.grid import Cell, Column, Grid, Group
 from specjax.lab.view.headline import ends
 from specjax.lab.view.tables import table
@@ -145,6 +146,13 @@ class Results:
         """What makes the reports of a folder, indented as code."""
         found = (program.command for program in depths.programs(self.folder / folder))
         return "\n".join(f"    {line}" for line in dict.fromkeys(found))
+
+    def peer(self, file: str) -> str:
+        """A row a contender, and the step against the memory floor."""
+        report = codec.from_json(PeerReport, self._read(file), file)
+        rates = _table([dict(zip(peer.COLUMNS, row)) for row in peer.rates(report)])
+        lines = [f"{d}: {line}" for d in report.costs for line in peer.costs(report, d)]
+        return "\n".join([rates, "", *(f"    {line}" for line in lines)])
 
     def pods(self, file: str) -> str:
         """Plans for devices that are not here."""

@@ -23,8 +23,7 @@ def warn_of_load(console: Console, load: float) -> None:
 
 def show(console: Console, report: PeerReport) -> None:
     """A row a contender, the step against the memory floor, and what was expected."""
-    header = ("contender", "tokens/s", "ms/token", "tau", "x plain", "text")
-    made = table(header, _rates(report))
+    made = table(COLUMNS, rates(report))
     made.columns[0].no_wrap = True
     console.print(made)
     console.print(
@@ -33,13 +32,18 @@ def show(console: Console, report: PeerReport) -> None:
         soft_wrap=True,
     )
     for dtype in report.costs:
-        for line in _costs(report, dtype):
-            console.print(line, soft_wrap=True)
+        console.print(f"\n[bold]{dtype}[/bold]")
+        for line in costs(report, dtype):
+            console.print(f"  {line}", soft_wrap=True)
     for line in _verdicts(report):
         console.print(line, soft_wrap=True)
 
 
-def _rates(report: PeerReport) -> Iterator[tuple[str, ...]]:
+COLUMNS = ("contender", "tokens/s", "ms/token", "tau", "x plain", "text")
+
+
+def rates(report: PeerReport) -> Iterator[tuple[str, ...]]:
+    """A row a contender."""
     for dtype, group in report.names.items():
         plain = report.results[report.plain(dtype)]
         for name in group.values():
@@ -54,37 +58,37 @@ def _rates(report: PeerReport) -> Iterator[tuple[str, ...]]:
             )
 
 
-def _costs(report: PeerReport, dtype: str) -> Iterator[str]:
+def costs(report: PeerReport, dtype: str) -> Iterator[str]:
     """The step against the memory floor."""
     cost = report.costs[dtype]
     floor, step = cost.floor_seconds, cost.step
     per_token = 1 / report.results[report.plain(dtype)].tokens_per_second
     own, large = (cost.bandwidth[size].best / 1e9 for size in (OWN, LARGE))
     yield (
-        f"\n[bold]{dtype}[/bold] a step reads {cost.weight_bytes / 1e6:.1f} MB of weights"
+        f"a step reads {cost.weight_bytes / 1e6:.1f} MB of weights"
         f" and {cost.cache_bytes / 1e6:.2f} MB of cache; measured ceiling"
         f" {own:.1f} GB/s at this size, {large:.1f} GB/s at 256 MiB"
     )
     yield (
-        f"  floor {1e3 * floor:.2f} ms/token, step {1e3 * step:.2f} ms: distance"
+        f"floor {1e3 * floor:.2f} ms/token, step {1e3 * step:.2f} ms: distance"
         f" {step / floor:.2f}x; whole request {1e3 * per_token:.2f} ms/token:"
         f" {per_token / floor:.2f}x"
     )
     yield (
-        f"  of the step: matrix products {1e3 * cost.products[1]:.2f} ms, the model pass"
+        f"of the step: matrix products {1e3 * cost.products[1]:.2f} ms, the model pass"
         f" {1e3 * cost.whole_pass:.2f} ms; host loop {1e3 * cost.host_loop_step:.2f} ms"
     )
     for tokens, seconds in cost.products.items():
         rate = cost.weight_bytes / seconds / 1e9
         yield (
-            f"  products of {tokens}-token passes: {1e3 * seconds:.2f} ms, {rate:.1f} GB/s of"
+            f"products of {tokens}-token passes: {1e3 * seconds:.2f} ms, {rate:.1f} GB/s of"
             f" weights, {tokens * rate / jnp.dtype(dtype).itemsize:.0f} billion products a second"
         )
     verify = ", ".join(f"v({k}) = {s / step:.2f}" for k, s in cost.verify.items())
-    yield f"  in plain steps: {verify}; a draft step c = {cost.draft_cost:.3f}"
+    yield f"in plain steps: {verify}; a draft step c = {cost.draft_cost:.3f}"
     for name, sweep in report.sweeps[dtype].items():
         rates = (f"{k}: {r.tokens_per_second:.0f} ({r.tau:.2f})" for k, r in sweep.items())
-        yield f"  {name}, k: tokens/s (tau)  {'  '.join(rates)}"
+        yield f"{name}, k: tokens/s (tau)  {'  '.join(rates)}"
 
 
 def _verdicts(report: PeerReport) -> Iterator[str]:
