@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,11 @@ from specjax.core.cache.block import join
 from specjax.core.dear import keeping_dear
 from specjax.core.sharding import constrain, pieces
 from specjax.core.types import Array
-from specjax.core.view import View, causal
+from specjax.core.view import View
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.chunks import over_chunks, positions_at_once, shares
-from specjax.train.objectives.base import Batch
+from specjax.train.objectives.base import Batch, ahead, shifted, stack_ahead, valid
 from specjax.train.room import check_remat, kept_bytes, room
 from specjax.train.state import Params, Skeleton
 
@@ -45,6 +45,8 @@ class PairObjective:
 
     The sum of all steps is divided by the number of positions that count at step 0.
     """
+
+    unpacked: ClassVar[str] = ""
 
     skeleton: Skeleton
     config: Any  # of its network, with ``taps`` and a ``backbone``
@@ -80,10 +82,9 @@ class PairObjective:
         final, fused = self._features(net, batch, target)
         states = self.unroll(net, batch, fused, target)
         steps, width = self.num_draft, batch.tokens.shape[1]
-        place = jnp.arange(width)[None, :]
-        # Column 0 has no feature: it drafts only from prompts of one token.
-        labelled = batch.supervised & (place < batch.length[:, None])
-        counted = jnp.stack([ahead(labelled, 1 + j) & (place > 0) for j in range(steps)])
+        # Column 0 of a text has no feature: it drafts only from prompts of one token.
+        labels, drafts = valid(batch), batch.positions > 0
+        counted = jnp.stack([ahead(labels, 1 + j, batch.begin) & drafts for j in range(steps)])
         size = self._positions_at_once(batch, target)
         given = (cut(counted, size), jnp.arange(-(-width // size)))
         padded = jnp.pad(final, ((0, 0), (0, size + steps), (0, 0)))
@@ -127,8 +128,7 @@ class PairObjective:
             lambda h: self._named(self.head(net, target, h)), chunks
         )  # [n, J, B, C]
         guesses = named.transpose(2, 0, 3, 1).reshape(len(batch.tokens), -1, self.num_draft)
-        labels = [ahead(batch.tokens, 1 + j) for j in range(self.num_draft)]
-        found: Array = guesses[:, :width] == jnp.stack(labels, axis=-1)
+        found: Array = guesses[:, :width] == stack_ahead(batch.tokens, self.num_draft, batch.begin)
         return found
 
     # --- what a subclass writes ------------------------------------------------------------
@@ -159,18 +159,18 @@ class PairObjective:
         return 1
 
     def seen(
-        self, net: Any, rows: int, width: int, past: tuple[Block, ...]
+        self, net: Any, batch: Batch, past: tuple[Block, ...]
     ) -> tuple[Cache, View, Block | None]:
         """What a step sees of ``past``, the steps of the same network before it.
 
         As a layer may be of any kind, they are one growing block: each query sees those of the
         first step up to its own, and of the later ones its column.
         """
-        place, size = jnp.arange(width), len(past)
-        first, later = standins(width)
-        column = jnp.eye(width, dtype=bool)[None]
+        (rows, width), size = batch.tokens.shape, len(past)
+        first, later = standins(batch)
+        column = jnp.broadcast_to(jnp.eye(width, dtype=bool)[None], later.shape)
         visible = jnp.concatenate([later, *[column] * size], axis=-1) if past else first
-        depth = jnp.concatenate([place[None] - 1 + i for i in range(size + 1)], axis=1)
+        depth = jnp.concatenate([batch.positions - 1 + i for i in range(size + 1)], axis=1)
         before = functools.reduce(join, past) if past else None
         return net.init_cache(rows, 0), View(depth, visible), before
 
@@ -183,13 +183,12 @@ class PairObjective:
           fused: [B, T, D], the feature of every token.
         """
         tokens = constrain(batch.tokens, "batch", None)
-        rows, width = tokens.shape
-        x = jnp.pad(fused, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        x = shifted(fused, batch.begin)
 
         def step(j: int) -> Any:
             return functools.partial(self.read, net, target, j)
 
-        first = lambda x: keeping_dear(step(0))(x, tokens, *self.seen(net, rows, width, ()))
+        first = lambda x: keeping_dear(step(0))(x, tokens, *self.seen(net, batch, ()))
         again: Callable[..., Any] = keeping_dear
         if self.remat != "none":
             kept = 0 if self.remat == "steps" else kept_bytes(first, x) // pieces("batch")
@@ -199,7 +198,8 @@ class PairObjective:
         past: tuple[Block, ...] = ()
         for j in range(self.num_draft):
             read = again(step(j))
-            x, normed, new = read(x, ahead(tokens, j), *self.seen(net, rows, width, past))
+            fed = ahead(tokens, j, batch.begin)
+            x, normed, new = read(x, fed, *self.seen(net, batch, past))
             past = (*past, new) if j + 1 >= self.heads(net) else ()
             states.append(normed)
         return jnp.stack(states)
@@ -207,7 +207,7 @@ class PairObjective:
     def _features(self, net: Any, batch: Batch, target: Frozen) -> tuple[Array, Array]:
         """The target's final states and the fused features, [B, T, D_target] and [B, T, D]."""
         tokens = constrain(batch.tokens, "batch", None)
-        out = target(tokens, taps=self.config.taps)
+        out = target(tokens, taps=self.config.taps, view=batch.view)
         assert out.features is not None
         return jax.lax.stop_gradient(out.hidden), self.fuse(
             net, jax.lax.stop_gradient(out.features)
@@ -233,19 +233,14 @@ class PairObjective:
         )
 
 
-def standins(width: int) -> tuple[Array, Array]:
-    """[1, T, T] bool twice: what the columns see of the first step, in it and in later ones.
+def standins(batch: Batch) -> tuple[Array, Array]:
+    """[B or 1, T, T] bool twice: what columns see of the first step, in it and in later ones.
 
-    The zeros that stand in for a feature in column 0 are seen by themselves alone.
+    The zeros that stand in for a feature in column 0 of a text are seen by themselves alone.
     """
-    standin = (jnp.arange(width) == 0)[None, None, :]
-    itself = (jnp.arange(width) == 0)[None, :, None]
-    return causal(width) & (~standin | itself), causal(width) & ~standin
-
-
-def ahead(x: Array, by: int) -> Array:
-    """``x`` [B, T] with what comes ``by`` later in place t; zeros behind the end."""
-    return jnp.pad(x, ((0, 0), (0, by)))[:, by:]
+    standin = (batch.positions == 0)[:, None, :]
+    itself = (batch.positions == 0)[:, :, None]
+    return batch.before & (~standin | itself), batch.before & ~standin
 
 
 def cut(x: Array, size: int) -> Array:

@@ -33,13 +33,15 @@ from specjax.runs.places import check_shared
 from specjax.train import loop
 from specjax.train.config import FREE, DrafterConfig, identity, read_settings
 from specjax.train.data.batches import Batches, check_rows, stack
+from specjax.train.data.packing import Packed, filling
 from specjax.train.data.parts import encode_together, read_together
-from specjax.train.data.rows import heldout_rows
+from specjax.train.data.rows import Rows, heldout_rows
 from specjax.train.data.sources import Sources
 from specjax.train.data.text import Speech, default_cache
 from specjax.train.data.vocabulary import frequent_tokens
-from specjax.train.drafter import Trainee, fresh
-from specjax.train.objectives.checking import check_objective
+from specjax.train.drafter import Trainee, fresh, network
+from specjax.train.objectives.base import counting
+from specjax.train.objectives.checking import check_apart, check_objective, check_packs
 from specjax.train.optimizer import make_optimizer, schedule
 from specjax.train.state import TrainState, init_state, place, shardings_of
 from specjax.train.step import make_step
@@ -95,7 +97,7 @@ def finish(ready: Prepared) -> Any:
     config, trainee, sources = ready.config, ready.trainee, ready.sources
     print(
         f"{config.kind} drafter: {sum(p.size for p in ready.state.params.values()):,} parameters, "
-        f"{trainee.objective.num_draft} guesses a cycle; data: {len(sources.train):,} rows of up "
+        f"{trainee.objective.num_draft} guesses a cycle; data: {len(sources.train):,} texts of up "
         f"to {config.data.seq_len} tokens to train on, {len(sources.heldout):,} held out",
         flush=True,
     )
@@ -155,16 +157,16 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
         compute_dtype=jnp.dtype(config.compute_dtype),
     )
     bind(spec, target, "one_hot")
-    check_objective(trainee.objective, params, target.net, config.rows, config.data.seq_len)
+    size = (config.rows, config.data.seq_len)
+    check_objective(trainee.objective, params, target.net, *size, pack=config.data.pack)
+    if config.data.pack:
+        check_packs(trainee.objective)
+        check_apart(target.net, target.name)
+        if ask(spec, "family") is Family.MODEL:
+            check_apart(network(spec), "the draft")
     format = export_format(config, spec, target)
     sources = read()
-    data = Batches(
-        sources.train,
-        micro=config.rows,
-        accumulate=config.accumulate,
-        seq_len=config.data.seq_len,
-        seed=config.seed,
-    )
+    data = batches_of(config, sources, packs=not getattr(trainee.objective, "unpacked", "own"))
     held = heldout_rows(sources.heldout, config.eval.rows)
     if not any(row.supervised[: config.data.seq_len].any() for row in held):
         raise ValueError("The held-out rows have no supervised token to compute a loss of.")
@@ -179,6 +181,18 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
     optimizer, rate = optimizer_of(config)
     state = place(init_state(params, optimizer), trainee.skeleton)
     return (board, target, sources, trainee, format, data, held, prompts, optimizer, rate, state)
+
+
+def batches_of(config: DrafterConfig, sources: Sources, *, packs: bool) -> Batches:
+    """What is trained on; how full its rows are is printed. ``packs``: whether packing may be."""
+    texts, seq_len = sources.train, config.data.seq_len
+    rows: Rows = texts
+    if config.data.pack:
+        packed = rows = Packed(texts, seq_len, seed=config.seed)
+        hosts.check_alike("Which texts share a row", packed.digest)
+    print(f"data: {filling(texts, rows, seq_len, hint=packs)}", flush=True)
+    sizes = {"micro": config.rows, "accumulate": config.accumulate}
+    return Batches(rows, **sizes, seq_len=seq_len, seed=config.seed)
 
 
 def export_format(config: DrafterConfig, spec: Any, target: specjax.Model) -> str:
@@ -212,7 +226,7 @@ def train(ready: Prepared, evaluation: Evaluation) -> TrainState:
         config,
         ready.state,
         make_step(
-            ready.trainee.objective,
+            counting(ready.trainee.objective),
             ready.optimizer,
             seed=config.seed,
             shardings=shardings_of(ready.state),
@@ -222,7 +236,6 @@ def train(ready: Prepared, evaluation: Evaluation) -> TrainState:
         board=ready.board,
         workdir=ready.workdir,
         target=ready.target.net,
-        tokens_per_step=config.accumulate * config.rows * config.data.seq_len,
         learning_rate=ready.rate,
         evaluate=evaluation,
     )

@@ -11,7 +11,13 @@ from typing import Any
 
 from specjax.train.loop import Record
 
-_FIRST = ("step", "loss", "tokens_per_s", "lr")  # what a line says in words of its own
+_FIRST = (
+    "step",
+    "loss",
+    "tokens_per_s",
+    "texts_per_s",
+    "lr",
+)  # what a line says in words of its own
 
 
 def tensorboard(workdir: Path) -> Any:

@@ -135,7 +135,10 @@ FREE = (
 
 def identity(config: LMConfig | DrafterConfig) -> dict[str, Any]:
     """What must not change between a run and its resumption."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
+    found = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
+    if not found.get("data", {}).get("pack", True):
+        del found["data"]["pack"]  # as runs say it that began before there was packing
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +151,10 @@ class DataConfig:
         (), "Files; (): a manifest's held-out texts, and a share of other files."
     )
     seq_len: int = option(256, "Tokens a row; longer conversations are cut.")
+    pack: bool = option(
+        False,
+        "Several texts a row, which do not see one another; rows and anchors are then of all.",
+    )
     allow_mismatch: bool = option(False, "Of a manifest: train on this Python's files as they are.")
     heldout_share: float = option(0.05, "Of text and .jsonl files, where heldout names none.")
     turns: str = option(

@@ -28,6 +28,7 @@ from specjax.train.step import Sums
 from specjax.train.stopping import Stopped, Stopping
 
 Record = dict[str, Any]
+COUNTS = ("tokens", "texts")  # sums of which a record has how many a second
 
 
 class Data(Protocol):
@@ -86,19 +87,34 @@ class Interval:
         )
 
     def _add(self) -> dict[str, float]:
-        sums = dict(self._sums)
-        for part in hosts.fetch(self._parts):
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return sums
+        return _added(self._sums, hosts.fetch(self._parts))
 
-    def means(self, tokens_per_step: int) -> Record:
-        """The loss and the other sums, each over the sum of the weights, and the speed."""
-        sums = self._add()
+    def means(self, tokens_per_step: int | None) -> Record:
+        """The loss and the other sums, each over the sum of the weights, and the speed.
+
+        The speed is what the clock has seen: steps before a resume are not in it.
+        """
+        parts = hosts.fetch(self._parts)
+        sums, own = _added(self._sums, parts), _added({}, parts)
+        counts = {name: own.get(name) for name in COUNTS if sums.pop(name, None) is not None}
+        if tokens_per_step is not None:
+            counts["tokens"] = tokens_per_step * len(parts)
         weight = sums.pop("weight")
         means = {name: total / weight if weight else float("nan") for name, total in sums.items()}
-        rate = tokens_per_step * len(self._parts) / self.clock.seconds
-        return {**means, "tokens_per_s": round(rate, 1)}
+        rates = {
+            f"{name}_per_s": round((count or 0) / self.clock.seconds, 1)
+            for name, count in counts.items()
+        }
+        return {**means, **rates}
+
+
+def _added(sums: Mapping[str, float], parts: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """``sums`` and those of ``parts``, by name."""
+    added = dict(sums)
+    for part in parts:
+        for name, value in part.items():
+            added[name] = added.get(name, 0.0) + float(value)
+    return added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +144,7 @@ def fit(
     schedule: Schedule,
     workdir: Path,
     target: Any = None,
-    tokens_per_step: int,
+    tokens_per_step: int | None = None,
     learning_rate: Callable[[int], Any],
     evaluate: Callable[[TrainState], Record],
     report: Callable[[Record], None] = lambda record: None,
@@ -142,7 +158,7 @@ def fit(
       data: batches for it, from the beginning.
       schedule: the number of steps, and what is done at which.
       target: passed on to ``step_fn``.
-      tokens_per_step: for the metrics.
+      tokens_per_step: for the metrics; None: the objective counts ``tokens``, and ``texts``.
       learning_rate: of a step, for the metrics.
       evaluate: figures of a state for the metrics.
       report: called with every record that is logged.
@@ -191,7 +207,7 @@ class _Course:
         data: Data,
         schedule: Schedule,
         workdir: Path,
-        tokens_per_step: int,
+        tokens_per_step: int | None,
         learning_rate: Callable[[int], Any],
         evaluate: Callable[[TrainState], Record],
         report: Callable[[Record], None],

@@ -98,26 +98,33 @@ class DFlashConfig:
 class Blocks:
     """Many blocks side by side over one text, for training: what each of their T slots sees."""
 
-    positions: Array  # [B, T] int32
-    anchors: Array  # [B, T] int32: position of the anchor of the slot's block
-    offsets: Array  # [T] int32: its place in the block
+    anchors: Array  # [B, T] int32: where in the row the anchor of the slot's block is
+    begins: Array  # [B, T] int32: where the anchor's text begins there
+    offsets: Array  # [T] int32: the slot's place in its block
     size: int = static()  # slots of a block
 
     @classmethod
-    def at(cls, anchors: Array, size: int) -> Blocks:
-        """Blocks of ``size`` slots that begin at ``anchors`` [B, N], one behind the other."""
+    def at(cls, anchors: Array, size: int, begins: Array | None = None) -> Blocks:
+        """Blocks of ``size`` slots that begin at ``anchors`` [B, N], one behind the other.
+
+        ``begins`` [B, N] is where in the row the text of each begins; None: a row is one text.
+        """
         offsets = jnp.tile(jnp.arange(size), anchors.shape[1])
-        starts = jnp.repeat(anchors, size, axis=1)
-        return cls(starts + offsets[None, :], starts, offsets, size)
+        begins = jnp.zeros_like(anchors) if begins is None else begins
+        return cls(*(jnp.repeat(x, size, axis=1) for x in (anchors, begins)), offsets, size)
+
+    @property
+    def positions(self) -> Array:
+        """[B, T] int32, in the text."""
+        return self.anchors - self.begins + self.offsets[None, :]
 
     def seen(self, config: DFlashConfig, window: int | None, causal: bool) -> Seen:
         """The text strictly before the anchor, and inside the window, and the own block."""
-        if window is None:
-            begin = jnp.zeros_like(self.anchors)
-        elif config.window_from_anchor:
-            begin = jnp.maximum(self.anchors - window, 0)
-        else:
-            begin = jnp.maximum(self.positions - window + 1, 0)
+        begin = self.begins
+        if window is not None and config.window_from_anchor:
+            begin = jnp.maximum(self.anchors - window, begin)
+        elif window is not None:
+            begin = jnp.maximum(self.anchors + self.offsets[None, :] - window + 1, begin)
         within = inside(self.offsets[: self.size], causal, window)[0]
         return Seen(begin, self.anchors, within)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from specjax.models.frozen import Frozen
 from specjax.models.vocabulary import Vocabulary
 from specjax.train import losses
 from specjax.train.chunks import cut, over_chunks, positions_at_once, shares
-from specjax.train.objectives.base import Batch
+from specjax.train.objectives.base import Batch, ahead, valid
 from specjax.train.room import check_remat, kept_bytes, room
 from specjax.train.state import Params, Skeleton
 
@@ -41,6 +41,8 @@ Sums = dict[str, Array]
 @dataclasses.dataclass(frozen=True, eq=False)
 class DFlashObjective:
     """See the module. Weights of the terms of the loss are relative; 0 leaves a term out."""
+
+    unpacked: ClassVar[str] = ""
 
     skeleton: Skeleton
     config: DFlashConfig
@@ -144,10 +146,10 @@ class DFlashObjective:
     def _context(self, params: Params, batch: Batch, target: Frozen) -> tuple[Block, Array]:
         """The context of each text, and the target's final states [B, T, D]."""
         tokens = constrain(batch.tokens, "batch", None)
-        out = target(tokens, taps=self.config.taps)
+        out = target(tokens, taps=self.config.taps, view=batch.view)
         assert out.features is not None
         net = self.skeleton.module(params)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
+        positions = jnp.broadcast_to(batch.positions, tokens.shape)
         context = net.context(jax.lax.stop_gradient(out.features), positions)
         return context, jax.lax.stop_gradient(out.hidden)
 
@@ -190,7 +192,7 @@ class DFlashObjective:
         tokens = jnp.full((rows, num, size), self.config.mask_token_id, jnp.int32)
         tokens = tokens.at[:, :, 0].set(jnp.take_along_axis(batch.tokens, anchors, axis=1))
         x = embed(net, self.config, vocabulary, tokens.reshape(rows, num * size))
-        blocks = Blocks.at(anchors, size)
+        blocks = Blocks.at(anchors, size, _begins(batch, anchors))
         look = blocks.looking_at(context, self.config, net.platform)
         h = net.block(x, blocks.positions, blocks.offsets, look)
         return h.reshape(rows, num, size, -1)[:, :, size - self.num_draft :]
@@ -202,6 +204,9 @@ class DFlashObjective:
         inside = place < batch.length[:, None, None]
         flat = jnp.minimum(place, batch.tokens.shape[1] - 1).reshape(rows, -1)
         take = lambda x: jnp.take_along_axis(x, flat, axis=1).reshape(rows, num, -1)
+        begins = _begins(batch, anchors)
+        if begins is not None:
+            inside = inside & (take(batch.begin) == begins[..., None])
         return take(batch.tokens), inside & take(batch.supervised)
 
     def _teacher(self, target: Frozen, final: Array, blocks: int) -> Callable[[Array], Array]:
@@ -317,15 +322,21 @@ class DFlashObjective:
         return jax.nn.softplus(logit) - chance * logit
 
 
+def _begins(batch: Batch, anchors: Array) -> Array | None:
+    """Where the texts of ``anchors`` [B, C] begin; None: a row is one text."""
+    return None if batch.begin is None else jnp.take_along_axis(batch.begin, anchors, axis=1)
+
+
 def draw_anchors(batch: Batch, num: int, key: Array) -> tuple[Array, Array]:
     """Random anchors whose next token is a label, without replacement, sorted.
+
+    Where a row has several texts, all of its labels are as likely.
 
     Returns:
       [B, N] int32, and which of them there are: a short text has fewer than N.
     """
     size = batch.tokens.shape[1]
-    place = jnp.arange(size)[None, :]
-    follows = jnp.roll(batch.supervised, -1, axis=1) & (place + 1 < batch.length[:, None])
+    follows = ahead(valid(batch), 1, batch.begin)
     noise = jax.random.uniform(key, batch.tokens.shape)
     score, anchors = jax.lax.top_k(jnp.where(follows, noise, -1.0), min(num, size))
     anchors = jnp.where(score >= 0, anchors, size - 1)

@@ -18,6 +18,7 @@ from specjax.core.view import View
 from specjax.drafters.eagle3.net import Eagle3Net
 from specjax.drafters.pair_objective import PairObjective, standins
 from specjax.models.frozen import Frozen
+from specjax.train.objectives.base import Batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,15 +42,14 @@ class Eagle3Objective(PairObjective):
         return net(x, embedded, *seen)
 
     def seen(
-        self, net: Eagle3Net, rows: int, width: int, past: tuple[Block, ...]
+        self, net: Eagle3Net, batch: Batch, past: tuple[Block, ...]
     ) -> tuple[Cache, View, Block | None]:
         if not past or net.config.latent is not None:
-            return super().seen(net, rows, width, past)
+            return super().seen(net, batch, past)
         parts = zip(*past, strict=True)
         columns = tuple(Columns(first, tuple(own)) for first, *own in parts)
-        depth = jnp.arange(width)[None] - 1 + len(past)
-        view = View(depth, standins(width)[1])
-        return Cache(columns, jnp.zeros((rows,), jnp.int32)), view, None
+        view = View(batch.positions - 1 + len(past), standins(batch)[1])
+        return Cache(columns, jnp.zeros(batch.length.shape, jnp.int32)), view, None
 
 
 @pytree

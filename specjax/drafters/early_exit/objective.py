@@ -8,7 +8,7 @@ stays as it is. Logits over the vocabulary exist for one chunk of positions at a
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from specjax.drafters.early_exit.net import ExitConfig
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.chunks import cut, over_chunks, positions_at_once, shares
-from specjax.train.objectives.base import Batch
+from specjax.train.objectives.base import Batch, ahead, valid
 from specjax.train.state import Params, Skeleton
 
 
@@ -31,6 +31,8 @@ class EarlyExitObjective:
     temperature: of both laws in the divergence: the one that will be sampled at.
     chunk: positions of a row whose logits exist at once; 0: as many as have room.
     """
+
+    unpacked: ClassVar[str] = ""
 
     skeleton: Skeleton
     config: ExitConfig
@@ -62,11 +64,9 @@ class EarlyExitObjective:
         del key
         params = {name: p.astype(self.compute_dtype) for name, p in params.items()}
         tokens = constrain(batch.tokens, "batch", None)
-        final = jax.lax.stop_gradient(target(tokens).hidden)
-        place = jnp.arange(1, tokens.shape[1])[None, :]
-        counted = batch.supervised[:, 1:] & (place < batch.length[:, None])
-        behind = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # position t answers for token t + 1
-        counted = jnp.pad(counted, ((0, 0), (0, 1)))
+        final = jax.lax.stop_gradient(target(tokens, view=batch.view).hidden)
+        # Position t answers for token t + 1.
+        labels, counted = (ahead(x, 1, batch.begin) for x in (tokens, valid(batch)))
 
         def one(params: Params, _: Any, given: tuple[Array, ...]) -> Any:
             h, final, labels, counted = given
@@ -82,7 +82,7 @@ class EarlyExitObjective:
             sums = {"cross_entropy": kept(entropy), "agreement": kept(agree)}
             return kept(loss), (counted.astype(jnp.float32).sum(), sums), ()
 
-        parts = self._states(batch, target), final, behind(tokens), counted
+        parts = self._states(batch, target), final, labels, counted
         total, (weight, sums), _ = over_chunks(one, params, (), self._cut(parts, target))
         return total, weight, sums
 
@@ -101,7 +101,9 @@ class EarlyExitObjective:
     def _states(self, batch: Batch, target: Frozen) -> Array:
         """[B, T, D]: what the adapter reads."""
         tokens = constrain(batch.tokens, "batch", None)
-        return jax.lax.stop_gradient(target.first(self.config.depth)(tokens).hidden)
+        return jax.lax.stop_gradient(
+            target.first(self.config.depth)(tokens, view=batch.view).hidden
+        )
 
     def _cut(self, tree: Any, target: Frozen) -> Any:
         """[B, T, ...] -> [n, B, C, ...], padded, of every array."""

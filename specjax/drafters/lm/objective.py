@@ -20,7 +20,7 @@ from specjax.core.types import Array
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.chunks import cut, over_chunks, positions_at_once, shares
-from specjax.train.objectives.base import Batch
+from specjax.train.objectives.base import Batch, ahead, valid
 from specjax.train.state import Params, Skeleton
 
 
@@ -58,6 +58,11 @@ class LMObjective:
             if getattr(self, name) <= 0:
                 raise ValueError(f"objective.{name}={getattr(self, name)} must be positive.")
 
+    @property
+    def unpacked(self) -> str:
+        """See `BaseObjective`."""
+        return "on policy a draft continues one text a row" if self.on_policy else ""
+
     def __call__(
         self, params: Params, batch: Batch, target: Frozen, key: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
@@ -71,12 +76,10 @@ class LMObjective:
                 lambda: batch,
             )
         tokens = constrain(batch.tokens, "batch", None)
-        final = jax.lax.stop_gradient(target(tokens).hidden)
-        states = self.skeleton.module(params)(tokens).hidden
+        final = jax.lax.stop_gradient(target(tokens, view=batch.view).hidden)
+        states = self.skeleton.module(params)(tokens, view=batch.view).hidden
         # Position t answers for token t + 1; the last one has no label.
-        behind = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
-        place = jnp.arange(tokens.shape[1])[None, :]
-        counted = behind(batch.supervised & (place < batch.length[:, None]))
+        labels, counted = (ahead(x, 1, batch.begin) for x in (tokens, valid(batch)))
 
         def one(params: Params, h: Array, given: tuple[Array, ...]) -> Any:
             final, labels, counted = given
@@ -86,7 +89,7 @@ class LMObjective:
 
         rows, width = tokens.shape
         size = shares(width, positions_at_once(rows, target.config.vocab_size))
-        given = [cut(x, size) for x in (final, behind(tokens), counted)]
+        given = [cut(x, size) for x in (final, labels, counted)]
         total, (weight, sums), _ = over_chunks(one, params, cut(states, size), tuple(given))
         return total, weight, sums
 

@@ -8,7 +8,7 @@ over the vocabulary exist for one chunk of positions at a time.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ Sums = dict[str, Array]
 @dataclasses.dataclass(frozen=True, eq=False)
 class MedusaObjective:
     """See the module. The sum of all heads is divided by the labels of head 0."""
+
+    unpacked: ClassVar[str] = ""
 
     skeleton: Skeleton
     config: MedusaConfig
@@ -53,10 +55,9 @@ class MedusaObjective:
     ) -> tuple[Array, Array, Sums]:
         """See `Objective`. Nothing is random."""
         del key
-        heads, width = self.num_draft, batch.tokens.shape[1]
-        place = jnp.arange(width)[None, :]
-        # Column 0 has no state: it guesses only behind prompts of one token.
-        counted = labelled(batch, heads) & (place > 0)[..., None]
+        heads = self.num_draft
+        # Column 0 of a text has no state: it guesses only behind prompts of one token.
+        counted = labelled(batch, heads) & (batch.positions > 0)[..., None]
         params = {name: p.astype(self.compute_dtype) for name, p in params.items()}
         scale = self.decay ** jnp.arange(heads, dtype=jnp.float32)
 
@@ -68,8 +69,8 @@ class MedusaObjective:
             sums = {"accuracy": right[..., 0].sum(), "accepted": jnp.cumprod(right, -1).sum()}
             return (loss * scale).sum(), (counted[..., 0].astype(jnp.float32).sum(), sums), ()
 
-        parts = self._states(batch, target), stack_ahead(batch.tokens, heads), counted
-        given = self._cut(parts, target)
+        labels = stack_ahead(batch.tokens, heads, batch.begin)
+        given = self._cut((self._states(batch, target), labels, counted), target)
         total, (weight, sums), _ = over_chunks(one, params, (), given)
         return total, weight, sums
 
@@ -80,14 +81,14 @@ class MedusaObjective:
         guess = lambda h: net(h, self.num_draft).argmax(-1)
         guesses = jax.lax.map(guess, self._cut(self._states(batch, target), target))  # [n, B, C, K]
         guesses = guesses.swapaxes(0, 1).reshape(rows, -1, self.num_draft)[:, :width]
-        found: Array = guesses == stack_ahead(batch.tokens, self.num_draft)
+        found: Array = guesses == stack_ahead(batch.tokens, self.num_draft, batch.begin)
         return found
 
     def _states(self, batch: Batch, target: Frozen) -> Array:
         """[B, T, D]: with token t pending, the final state of token t - 1; zeros at first."""
         tokens = constrain(batch.tokens, "batch", None)
-        final = target(tokens).hidden
-        return states_before(final)
+        final = target(tokens, view=batch.view).hidden
+        return states_before(final, batch.begin)
 
     def _cut(self, tree: Any, target: Frozen) -> Any:
         """[B, T, X] -> [n, B, C, X], padded, of every array."""

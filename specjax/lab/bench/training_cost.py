@@ -22,7 +22,7 @@ from specjax.core.sharding import axes_of, mesh_sizes, named, of_parameter, piec
 from specjax.drafters.dflash import fresh_config
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.dflash.objective import DFlashObjective
-from specjax.lab.bench import roofs
+from specjax.lab.bench import packing_cost, roofs
 from specjax.lab.compiler import topology as topologies
 from specjax.lab.compiler import whole
 from specjax.lab.compiler.topology import Topology
@@ -78,12 +78,20 @@ class Options:
     seq_len: int = option(1024, "Tokens of a text.", least=64)
     time: bool = option(False, "Run each step too, on random weights.")
     steps: int = option(5, "Timed steps; the median counts.", least=1)
+    pack: int = option(
+        0,
+        "With --time, instead: texts of many lengths with this median, in rows of their own and "
+        "several a row, in turns.",
+        least=0,
+    )
     topology: str = option("local", "Devices to compile for, as of experiments.compile.")
     mesh: str = option("", "Of them, such as fsdp:8 or data:2,fsdp:4,model:2.")
     output: str | None = option(None, "A .json file for the figures.", file="")
 
     def __post_init__(self) -> None:
         check_remat(self.remat, "blocks")
+        if self.pack and not self.time:
+            raise ValueError("--pack: give --time, too; it is measured.")
         if self.shape not in SHAPES and self.shape not in PUBLISHED:
             known = ", ".join((*SHAPES, *PUBLISHED))
             raise ValueError(f"--shape={self.shape}: must be one of {known}.")
@@ -127,6 +135,11 @@ def benchmark_training(options: Options) -> TrainingReport:
     report = TrainingReport(settings, ())
     for vocab, anchors in itertools.product(map(int, options.vocab), map(int, options.anchors)):
         setup = options.setup(vocab, anchors)
+        if options.pack:
+            compared = packing_cost.compare(Step(setup, None), setup, options.pack, options.steps)
+            report = dataclasses.replace(report, packing=(*report.packing, compared))
+            console.print(codec.to_json(compared))
+            continue
         try:
             cost = measure(
                 setup, steps=options.steps if options.time else 0, topology=topology, mesh=mesh

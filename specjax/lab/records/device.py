@@ -165,12 +165,40 @@ class TrainingRow(TrainingCost):
     anchors: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowsSpeed:
+    """Steps whose rows are of one kind; counted are texts and their tokens, not what rows hold."""
+
+    seconds: float  # of a step, the median
+    filled: float  # the share of the rows' tokens that are real
+    samples_per_s: float
+    tokens_per_s: float
+    anchor_updates_per_s: float  # slots of blocks at anchors that there are
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackingRow:
+    """Steps of texts of many lengths, in rows of their own and several a row, timed in turns."""
+
+    vocab: int
+    anchors: int
+    median: int  # of the lengths
+    padded: RowsSpeed
+    packed: RowsSpeed
+
+    @property
+    def gain(self) -> float:
+        """Texts a second, packed over padded."""
+        return self.packed.samples_per_s / self.padded.samples_per_s
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingReport:
     """The training benchmark."""
 
     settings: Mapping[str, Any]
     results: tuple[TrainingRow, ...]
+    packing: tuple[PackingRow, ...] = absent(())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from specjax.lab.records.device import (
     CycleTime,
     DeviceReport,
     DeviceTraining,
+    PackingRow,
     Start,
     TrainingCost,
     TrainingReport,
@@ -362,7 +363,9 @@ def show_training(console: Console, report: TrainingReport) -> None:
         for r in report.results
     ]
     header = ("vocabulary", "anchors", "temporaries", "weights, moments", "tokens/s", "arithmetic")
-    console.print(table(header, rows, words=6))
+    if rows:
+        console.print(table(header, rows, words=6))
+    _show_packing(console, report.packing)
     say = lambda line: console.print(line, soft_wrap=True, markup=False)
     for r in report.results:
         name = f"vocabulary {r.vocab:,}, {r.anchors} anchors"
@@ -375,3 +378,25 @@ def show_training(console: Console, report: TrainingReport) -> None:
             peak = "" if r.peak_bytes is None else f"; {r.peak_bytes / 1e9:.2f} GB at the peak"
             say(f"{name}: {training_speed(r)}{peak}")
             say(f"  {_parts(r)}")
+
+
+def _show_packing(console: Console, compared: Sequence[PackingRow]) -> None:
+    """What rows of several texts bring, two rows a setting."""
+    header = ("vocabulary", "anchors", "rows", "real", "step", "samples/s", "tokens/s", "updates/s")
+    rows = [
+        (
+            *(f"{r.vocab:,}", str(r.anchors), name, f"{s.filled:.1%}", f"{1e3 * s.seconds:.0f} ms"),
+            *(f"{s.samples_per_s:.2f}", f"{s.tokens_per_s:,.0f}", f"{s.anchor_updates_per_s:,.0f}"),
+        )
+        for r in compared
+        for name, s in (("a text each", r.padded), ("packed", r.packed))
+    ]
+    if rows:
+        console.print(table(header, rows, words=3))
+    for r in compared:
+        console.print(
+            f"vocabulary {r.vocab:,}, {r.anchors} anchors, texts of {r.median} tokens (median):"
+            f" {r.gain:.2f} times as many samples a second, packed",
+            soft_wrap=True,
+            markup=False,
+        )

@@ -13,23 +13,32 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Tokens of one text and which of them may be labels. Not padded."""
+    """Tokens of a text, or of several, and which of them may be labels. Not padded."""
 
     tokens: np.ndarray  # [N] int32
     supervised: np.ndarray  # [N] bool
+    begin: np.ndarray | None = None  # [N] int32: where the text of each begins; None: it is one
 
     def padded(self, seq_len: int) -> dict[str, np.ndarray]:
         """The first ``seq_len`` tokens, as the fields of a `Batch` row."""
         num = min(len(self.tokens), seq_len)
         tokens, supervised = np.zeros(seq_len, np.int32), np.zeros(seq_len, bool)
         tokens[:num], supervised[:num] = self.tokens[:num], self.supervised[:num]
-        return {"tokens": tokens, "supervised": supervised, "length": np.array(num, np.int32)}
+        row = {"tokens": tokens, "supervised": supervised, "length": np.array(num, np.int32)}
+        if self.begin is not None:
+            row["begin"] = np.full(seq_len, num, np.int32)
+            row["begin"][:num] = self.begin[:num]
+        return row
 
 
 class Rows(Protocol):
     """Random access to rows."""
 
     def __len__(self) -> int: ...
+
+    def lengths(self) -> np.ndarray:
+        """[N] int64, the tokens of each row, which no visit changes."""
+        ...
 
     def row(self, index: int, rng: np.random.Generator) -> Row:
         """Row ``index``; ``rng`` differs from visit to visit, for what may vary."""
@@ -55,6 +64,9 @@ class Windows:
     def __len__(self) -> int:
         return max(1, len(self._stream) // self._seq_len - 1)
 
+    def lengths(self) -> np.ndarray:
+        return np.full(len(self), self._seq_len, np.int64)
+
     def row(self, index: int, rng: np.random.Generator) -> Row:
         last = len(self._stream) - self._seq_len
         start = min(index * self._seq_len + int(rng.integers(self._seq_len)), last)
@@ -71,6 +83,9 @@ class Fixed:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row.tokens) for row in self._rows], np.int64)
+
     def row(self, index: int, rng: np.random.Generator) -> Row:
         del rng
         return self._rows[index]
@@ -85,6 +100,9 @@ class Joined:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    def lengths(self) -> np.ndarray:
+        return np.concatenate([np.zeros(0, np.int64), *(part.lengths() for part in self._parts)])
 
     def row(self, index: int, rng: np.random.Generator) -> Row:
         part = bisect.bisect_right(self._ends, index)
