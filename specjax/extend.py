@@ -36,8 +36,8 @@ What is handed over, with its shapes (U = P + T, P of them fed before in the sam
                     [B, K + 1, F] or None.
     Context         tokens [B, S], length [B], pending [B, 1], keys [B], counts, target.
     View            depth [B or 1, U] behind the cache, visible [B or 1, T, U] bool.
-    Batch           tokens [B, T] int32, right-padded; supervised [B, T] bool; length [B]; begin [B, T]
-                    int32 where a row has several texts, else None; view, for a pass over it.
+    Batch           tokens [B, T] int32, right-padded; supervised [B, T] bool; length [B]; begin
+                    [B, T] int32 where a row has several texts, or None; view, for a pass over it.
 
 What there is besides; `help(specjax.extend.NAME)` says more of each:
 

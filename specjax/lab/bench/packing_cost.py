@@ -1,4 +1,4 @@
-"""How many more texts a second are trained on where they share rows: both kinds of rows in turns."""
+"""How many more texts a second are trained on where they share rows: both kinds, in turns."""
 
 from __future__ import annotations
 
