@@ -95,9 +95,10 @@ def train_drafter(options: Options) -> Any:
 def finish(ready: Prepared) -> Any:
     """Trains, or resumes, and exports; returns the trained drafter."""
     config, trainee, sources = ready.config, ready.trainee, ready.sources
+    kept = "texts" if config.data.pack else "rows"
     print(
         f"{config.kind} drafter: {sum(p.size for p in ready.state.params.values()):,} parameters, "
-        f"{trainee.objective.num_draft} guesses a cycle; data: {len(sources.train):,} texts of up "
+        f"{trainee.objective.num_draft} guesses a cycle; data: {len(sources.train):,} {kept} of up "
         f"to {config.data.seq_len} tokens to train on, {len(sources.heldout):,} held out",
         flush=True,
     )

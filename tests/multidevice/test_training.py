@@ -17,7 +17,8 @@ from specjax.core.sharding import make_mesh, use_mesh
 from specjax.train import next_token
 from specjax.train.checkpoints import Checkpoints
 from specjax.train.data.batches import Batches
-from specjax.train.data.rows import Windows
+from specjax.train.data.packing import Packed
+from specjax.train.data.rows import Fixed, Row, Windows
 from specjax.train.drafter import Trainee, fresh
 from specjax.train.optimizer import make_optimizer, schedule
 from specjax.train.state import init_state, place, shardings_of
@@ -43,6 +44,10 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind, monkeypatch):
     monkeypatch.setattr(sharding, "_LEAST", 1)
     sizes, hyper, split = CASES[kind]
     stream = np.random.default_rng(0).integers(0, VOCAB, 400)
+    rows: Any = Windows(stream, 16, where="text")
+    if kind == "dflash":  # several texts a row
+        pieces = np.split(stream.astype(np.int32), np.arange(5, 400, 6))
+        rows = Packed(Fixed([Row(x, np.arange(len(x)) > 0) for x in pieces]), 16, seed=0)
     found: list[tuple[list[float], Any]] = []
     for mesh in (None, make_mesh(data=2, model=4), make_mesh(data=2, fsdp=2, model=2)):
         target = tiny.model("llama", vocab=VOCAB)
@@ -53,7 +58,6 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind, monkeypatch):
             rate = schedule(peak_lr=1e-2, warmup_steps=1, steps=9)
             optimizer = make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
             state = place(init_state(params, optimizer), trainee.skeleton)
-            rows = Windows(stream, 16, where="text")
             data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
             step = make_step(trainee.objective, optimizer, shardings=shardings_of(state))
             if mesh is not None and kind == "dflash":

@@ -111,7 +111,8 @@ class Blocks:
         """
         offsets = jnp.tile(jnp.arange(size), anchors.shape[1])
         begins = jnp.zeros_like(anchors) if begins is None else begins
-        return cls(*(jnp.repeat(x, size, axis=1) for x in (anchors, begins)), offsets, size)
+        spread = lambda x: jnp.repeat(x, size, axis=1)
+        return cls(spread(anchors), spread(begins), offsets, size)
 
     @property
     def positions(self) -> Array:
