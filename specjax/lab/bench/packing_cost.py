@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -33,13 +32,11 @@ class Step(Protocol):
 def compare(step: Step, setup: TrainingSetup, median: int, steps: int) -> PackingRow:
     """Times ``steps`` steps of each kind, one after the other: a text a row, and packed.
 
-    The texts' lengths are drawn from a log-normal law with that median, and cut to a row.
+    The texts' lengths are drawn from a log-normal law with that median, and cut to a row. What a
+    step holds on average is counted in all rows, of which those that are timed are drawn.
     """
-    texts = random_texts(setup, median, 64 * setup.rows * steps)
-    kinds: dict[str, Rows] = {
-        "padded": texts,
-        "packed": Packed(texts, setup.seq_len, seed=0),
-    }
+    texts = random_texts(setup, median, max(1024, 16 * setup.rows * steps))
+    kinds: dict[str, Rows] = {"padded": texts, "packed": Packed(texts, setup.seq_len, seed=0)}
     state, _, net = step.arguments()
     batches = {name: _batches(rows, setup, steps + 1) for name, rows in kinds.items()}
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
@@ -48,7 +45,10 @@ def compare(step: Step, setup: TrainingSetup, median: int, steps: int) -> Packin
             began = time.perf_counter()
             state, _ = jax.block_until_ready(step.program(state, of_kind[i], net))
             seconds[name].append(time.perf_counter() - began)
-    told = {name: _speed(batches[name][1:], seconds[name][1:], setup) for name in kinds}
+    told = {
+        name: _speed(rows, len(texts), statistics.median(seconds[name][1:]), setup)
+        for name, rows in kinds.items()
+    }
     return PackingRow(vocab=setup.raw["vocab_size"], anchors=setup.anchors, median=median, **told)
 
 
@@ -67,29 +67,25 @@ def random_texts(setup: TrainingSetup, median: int, num: int) -> Fixed:
 
 
 def _batches(rows: Rows, setup: TrainingSetup, num: int) -> list[Batch]:
-    """The first ``num`` steps' [1, B, T], on the device."""
+    """``num`` steps' [1, B, T], on the device, of rows in a random order, as in training."""
     rng = np.random.default_rng(0)
+    drawn = rng.choice(len(rows), num * setup.rows)
     found = []
-    for i in range(num):
-        some = [rows.row(i * setup.rows + j, rng) for j in range(setup.rows)]
-        found.append(jax.tree.map(lambda x: x[None], stack(some, setup.seq_len)))
+    for some in np.split(drawn, num):
+        batch = stack([rows.row(int(i), rng) for i in some], setup.seq_len)
+        found.append(jax.tree.map(lambda x: x[None], batch))
     return found
 
 
-def _speed(batches: Sequence[Batch], seconds: Sequence[float], setup: TrainingSetup) -> RowsSpeed:
+def _speed(rows: Rows, num_texts: int, seconds: float, setup: TrainingSetup) -> RowsSpeed:
     """Texts, their tokens and anchored slots a second: a short text has few places for anchors."""
-    median = statistics.median(seconds)
-    counts: dict[str, Any] = {"tokens": 0, "texts": 0, "anchors": 0}
-    for batch in batches:
-        first = jax.tree.map(lambda x: x[0], batch)
-        labels = first.supervised.sum(-1)
-        found = {**first.counts, "anchors": np.minimum(labels, setup.anchors).sum()}
-        counts = {name: total + int(found[name]) for name, total in counts.items()}
-    rate = lambda name: counts[name] / len(batches) / median
+    rng = np.random.default_rng(0)
+    labels = [rows.row(i, rng).supervised.sum() for i in range(len(rows))]
+    each = setup.rows / seconds / len(rows)  # steps a second over the steps of an epoch
     return RowsSpeed(
-        seconds=median,
-        filled=counts["tokens"] / len(batches) / setup.tokens,
-        samples_per_s=rate("texts"),
-        tokens_per_s=rate("tokens"),
-        anchor_updates_per_s=setup.block * rate("anchors"),
+        seconds=seconds,
+        filled=float(rows.lengths().mean()) / setup.seq_len,
+        samples_per_s=each * num_texts,
+        tokens_per_s=each * float(rows.lengths().sum()),
+        anchor_updates_per_s=each * setup.block * float(np.minimum(labels, setup.anchors).sum()),
     )
