@@ -130,6 +130,8 @@ def benchmark_training(options: Options) -> TrainingReport:
     settings |= {"topology": options.topology, "mesh": options.mesh}
     if options.topology != "local" and options.time:
         raise ValueError("--time: leave it out with --topology, whose devices are not here.")
+    if options.pack and options.mesh:
+        raise ValueError("--pack: leave --mesh out; it is measured on one device.")
     topology = topologies.find(options.topology)
     mesh = topology.mesh(**mesh_sizes(options.mesh)) if options.mesh else None
     report = TrainingReport(settings, ())
@@ -137,8 +139,9 @@ def benchmark_training(options: Options) -> TrainingReport:
         setup = options.setup(vocab, anchors)
         if options.pack:
             compared = packing_cost.compare(Step(setup, None), setup, options.pack, options.steps)
-            report = dataclasses.replace(report, packing=(*report.packing, compared))
             console.print(codec.to_json(compared))
+            report = dataclasses.replace(report, packing=(*report.packing, compared))
+            _keep(report, options.output)
             continue
         try:
             cost = measure(
@@ -151,10 +154,14 @@ def benchmark_training(options: Options) -> TrainingReport:
         row = TrainingRow(vocab=vocab, anchors=anchors, **vars(cost))
         console.print(codec.to_json(row))
         report = dataclasses.replace(report, results=(*report.results, row))
-        if options.output:
-            codec.write_file(Path(options.output), report)
+        _keep(report, options.output)
     show_training(console, report)
     return report
+
+
+def _keep(report: TrainingReport, output: str | None) -> None:
+    if output:
+        codec.write_file(Path(output), report)
 
 
 def measure(
