@@ -196,9 +196,10 @@ class _Course:
     """Where a run stands, and its records.
 
     There is one every ``log_every`` steps: step, loss and the objective's other sums (over their
-    weight, since the last one), lr, tokens_per_s (of training alone: without compiling, evaluation
-    and saving), and every ``eval_every`` steps and at the end what ``evaluate`` returns; before
-    them one of step 0, with what it returns for the fresh state.
+    weight, since the last one), lr, tokens_per_s and, where the objective counts them, texts_per_s
+    (of training alone: without compiling, evaluation and saving), and every ``eval_every`` steps
+    and at the end what ``evaluate`` returns; before them one of step 0, with what it returns for
+    the fresh state.
     """
 
     def __init__(

@@ -110,7 +110,8 @@ def result(workdir: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """The records of a finished run without their speeds, and the exported weights."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
     for record in records:
-        record.pop("tokens_per_s", None)
+        for rate in ("tokens_per_s", "texts_per_s"):
+            record.pop(rate, None)
     (weights,) = Path(f"{workdir}-export").glob("*.safetensors")
     return records, load_file(weights)
 
