@@ -14,7 +14,9 @@ from specjax.core.by_shape import Misfit, by_shape, is_ours, shape
 from specjax.models.frozen import Frozen
 from specjax.train.objectives.base import BaseObjective, Batch
 
-_ROUNDING = 64  # units of the last place; of texts that see one another it is a hundred and more
+# Units of the last place, by bytes: what sums in another order may come to. Of texts that see one
+# another it is a hundred and more in bfloat16, and millions in float32.
+_ROUNDING = {2: 8, 4: 64}
 
 
 def check_packs(objective: Any) -> None:
@@ -69,18 +71,15 @@ def check_apart(net: Frozen, name: str) -> None:
       net: the model.
       name: of it, for the message.
     """
-    if not is_ours(net.module) and not mixing(net) <= _ROUNDING:
+    if not is_ours(net.module) and mixes(net):
         raise ValueError(
             f"--config.data.pack=True: {type(net.module).__name__}, the family of {name}, does not "
             "keep the texts of a row apart (a pass's view says what each token sees); leave it out."
         )
 
 
-def mixing(net: Frozen) -> float:
-    """By how much a text's states change with what it shares a row with, and where it begins there.
-
-    In units of the last place of the largest of them.
-    """
+def mixes(net: Frozen) -> bool:
+    """Whether a text's states change with what it shares a row with, or where it begins there."""
     size = min(net.config.vocab_size, 251)
     one, text = (np.arange(1, n) * 7 * n % size for n in (6, 9))
     rows = np.stack([[*one, *text], [*((one + 1) % size), *text], [*text, *one]])
@@ -91,4 +90,5 @@ def mixing(net: Frozen) -> float:
     found = np.asarray(hosts.fetch(hidden).astype(jnp.float32))
     behind, beside, first = found[0, 5:], found[1, 5:], found[2, :8]
     most = max(np.abs(x - behind).max() for x in (beside, first))
-    return float(most / np.abs(behind).max() / jnp.finfo(hidden.dtype).eps)
+    units = most / np.abs(behind).max() / float(jnp.finfo(hidden.dtype).eps)
+    return not units <= _ROUNDING.get(hidden.dtype.itemsize, _ROUNDING[4])  # nor if it is NaN
