@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -22,10 +24,12 @@ from specjax.core.ops.norm import reference as added_and_normed
 from specjax.core.ops.norm import unfit as unfit_norm
 from specjax.core.platform import Platform
 from specjax.core.sharding import use_mesh
+from specjax.models.joining import joined
 from specjax.models.layers.norm import RMSNorm, of_heads
-from specjax.models.layers.residual import Residual, given_to, mapped, states_of, takes_residual
+from specjax.models.layers.residual import Residual, given_to, pin, states_of, takes_residual
 
 GPU, XLA, CPU = Platform("gpu"), Platform("gpu", kernels="xla"), Platform("cpu")
+PALLAS = Platform("gpu", kernels="pallas")
 
 # The rest of the matrix is in tests/long/test_kernels.py.
 FEW = {"llama": jnp.bfloat16, "gated, partly": jnp.float32, "other widths": jnp.bfloat16}
@@ -183,13 +187,42 @@ def test_a_stream_is_the_sum_of_what_was_added(monkeypatch: pytest.MonkeyPatch) 
     x, y, z = (jnp.full((1, 2, 4), v, jnp.float32) for v in (1.0, 2.0, 4.0))
     norm, weight = state_cases.KINDS["late gain"], jnp.ones(4)
     for asked in (False, True):
-        stream = mapped(lambda v: 2 * v, Residual(x, CPU) + y)
+        stream = pin(lambda v: +v, Residual(x, CPU) + y)
         if asked:
-            np.testing.assert_array_equal(states_of(stream), x + 2 * y)
-        np.testing.assert_array_equal(stream.normed(weight, norm), norm(x + 2 * y, weight))
-        np.testing.assert_array_equal(states_of(stream + z), x + 2 * y + z)
+            np.testing.assert_array_equal(states_of(stream), x + y)
+        np.testing.assert_array_equal(stream.normed(weight, norm), norm(x + y, weight))
+        np.testing.assert_array_equal(states_of(stream + z), x + y + z)
         assert given_to(Adding(), stream, GPU) is stream
-        np.testing.assert_array_equal(given_to(Squaring(), stream + z, GPU), x + 2 * y + z)
+        np.testing.assert_array_equal(given_to(Squaring(), stream + z, GPU), x + y + z)
+
+
+def kernels_of_a_pass(family: str) -> dict[str, int]:
+    """How often a pass over two tokens has each kernel, where products are ours as well."""
+    target = joined(tiny.model(family).net).on(PALLAS)
+    cache = target.module.init_cache(1, 32)
+    text = traced(lambda tokens: target(tokens, cache).hidden, jnp.zeros((1, 2), jnp.int32))
+    return collections.Counter(re.findall(r"name=(\w+)\n", text))
+
+
+FUSED = ("norm_and_multiply", "norm_multiply_and_gate", "multiply_and_add", "add_norm")
+
+
+@pytest.mark.parametrize(
+    "family,each",
+    [
+        # Of both layers: products for q, k, v that norm; for gate and up; sums; norms apart.
+        ("llama", (1, 2, 4, 2)),
+        ("qwen3", (1, 2, 4, 2)),
+        ("qwen2", (0, 2, 4, 3)),  # queries have biases
+        ("qwen3_5", (0, 1, 2, 4)),  # a layer of attention, one of another kind
+        ("gemma3", (0, 0, 0, 5)),  # norms behind products, too
+        ("gpt_oss", (0, 0, 0, 5)),  # experts
+    ],
+)
+def test_products_norm_what_they_read_and_add(family: str, each: tuple[int, ...]) -> None:
+    """Where norms go into products and these are added; else all is as before."""
+    found = kernels_of_a_pass(family)
+    assert tuple(found[name] for name in FUSED) == each
 
 
 def test_one_pass_has_few_kernels_between_products() -> None:

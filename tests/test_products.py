@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import product_cases
 import pytest
+import state_cases
 from jax.sharding import AbstractMesh, AxisType
 
 from specjax.core.ops import linear
@@ -25,6 +26,15 @@ FEW = [(1, 40, 70), (5, 300, 33), (70, 16, 48)]
 def test_it_gives_what_the_reference_does(sizes: tuple[int, int, int], dtype: Any) -> None:
     """Of rows, columns and widths that no tile divides."""
     product_cases.check(*sizes, dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("sizes", [(1, 80, 33), (17, 300, 40)], ids=str)
+def test_a_norm_is_within_a_product_and_a_sum_behind_one(
+    sizes: tuple[int, int, int], dtype: Any
+) -> None:
+    kind = "late gain" if sizes[0] == 1 else "from one"
+    product_cases.check_stream(*sizes, state_cases.KINDS[kind], dtype)
 
 
 def test_it_is_asked_for_and_takes_what_it_can() -> None:

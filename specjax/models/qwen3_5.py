@@ -84,7 +84,7 @@ class Qwen35Layer(nnx.Module):
         entry: Entry = self._mixing().init_entry(rows, slots, dtype)
         return entry
 
-    @takes_residual("input_layernorm", "post_attention_layernorm")
+    @takes_residual("input_layernorm", "post_attention_layernorm", into=("self_attn", "mlp"))
     def __call__(
         self, x: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:

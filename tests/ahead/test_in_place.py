@@ -31,7 +31,8 @@ from specjax.lab.records.compiled import CycleCost
 # without those of our own.
 ON_GPU = {"none": 38, "lm": 168, "dflash": 69, "eagle3": 126, "medusa": 48, "early_exit": 115}
 XLA_ALONE = {"none": 43, "dflash": 89}
-KINDS = {"attention": ON_GPU, "xla": XLA_ALONE}
+PRODUCTS = {"none": 27, "dflash": 51, "eagle3": 91}  # with products of our own
+KINDS = {"attention": ON_GPU, "xla": XLA_ALONE, "pallas": PRODUCTS}
 
 MESH = "data:2,model:4"
 
@@ -53,7 +54,7 @@ def cycle_of(
     model: str = "tiny",
     *,
     rows: int = 8,
-    **more: str,
+    **more: Any,
 ) -> CycleCost:
     """The account of a small model's cycle."""
     devices = found(name)
@@ -80,9 +81,23 @@ def test_a_gpu(drafter: str, kernels: str, most: int) -> None:
     assert cycle.kernels is not None and cycle.cache_joins == 0
     assert cycle.kernels.total <= other * most
     ours = any("kernels of our own read" in line for line in cycle.unknown)
-    assert ours == (kernels == "attention")
+    assert ours == (kernels != "xla")
     phases = {"other", "verify", "accept", "commit"} | ({"draft"} - {drafter})
     assert set(cycle.kernels.by_scope) <= phases
+
+
+@pytest.mark.parametrize("drafter,rows", [("none", 1), ("none", 8), ("dflash", 1), ("eagle3", 8)])
+def test_a_layer_with_products_of_our_own(drafter: str, rows: int) -> None:
+    """Heads cut, attention, two sums and two products that norm: no norm, sum or gate apart.
+
+    That of the first layer is, and where the slots are split, adding up their shares.
+    """
+    cycle = cycle_of("h100:1", "", drafter, kernels="pallas", rows=rows, layers=5)
+    assert cycle.kernels is not None and cycle.kernels.a_layer is not None
+    if drafter == "none":  # (else what drafts in the meantime counts as a layer's)
+        assert cycle.kernels.a_layer <= 7 + 1 / 4
+    assert cycle.kernels.by_scope["verify"] <= 5 * 7 + 8
+    assert cycle.cache_copies == cycle.weight_copies == 0
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

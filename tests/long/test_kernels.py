@@ -22,9 +22,11 @@ import tiny
 import specjax
 from specjax import drafters
 from specjax.core.ops.attend import ATTEND, reference
+from specjax.core.ops.gated import GATED, GatedInOneKernel
 from specjax.core.ops.heads import HEADS, HeadsAtOnce
 from specjax.core.ops.linear import PRODUCT, InOneKernel
 from specjax.core.ops.norm import ADD_NORM, NormAtOnce
+from specjax.core.ops.stream import ADD_PRODUCT, NORM_PRODUCT, AddedInside, NormedInside
 from specjax.core.ops.valid_slots import ValidSlots
 from specjax.core.ops.write import WRITE_ALL, Together
 from specjax.models.joining import joined
@@ -57,6 +59,14 @@ def test_products(rows: int, width: int, columns: int, dtype: Any) -> None:
     product_cases.check(rows, width, columns, dtype)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 32, 33])
+@pytest.mark.parametrize("width,inner", [(64, 8), (1000, 100), (4096, 31)])
+@pytest.mark.parametrize("kind", state_cases.KINDS)
+def test_norms_within_products(kind: str, width: int, inner: int, rows: int, dtype: Any) -> None:
+    product_cases.check_stream(rows, width, inner, state_cases.KINDS[kind], dtype)
+
+
 def whole(*given: Any) -> Any:
     """What is left to the reference: what has no cache, or is written out first."""
     cached = given[4]
@@ -73,6 +83,9 @@ def kernels_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(HEADS.variants, "cpu", HeadsAtOnce(interpret=True))
     monkeypatch.setitem(ADD_NORM.variants, "cpu", NormAtOnce(interpret=True))
     monkeypatch.setitem(PRODUCT.variants, "cpu", InOneKernel(interpret=True))
+    monkeypatch.setitem(GATED.variants, "cpu", GatedInOneKernel(interpret=True))
+    monkeypatch.setitem(NORM_PRODUCT.variants, "cpu", NormedInside(interpret=True))
+    monkeypatch.setitem(ADD_PRODUCT.variants, "cpu", AddedInside(interpret=True))
     yield
     monkeypatch.undo()
     jax.clear_caches()

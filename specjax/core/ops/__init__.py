@@ -26,6 +26,13 @@ from specjax.core.ops.one_softmax import Cached
 from specjax.core.ops.op import Op
 from specjax.core.ops.per_head import PER_HEAD, per_head
 from specjax.core.ops.steps import steps
+from specjax.core.ops.stream import (
+    Unnormed,
+    add_product,
+    adds_in_products,
+    norm_product,
+    norms_in_products,
+)
 from specjax.core.ops.write import (
     WRITE,
     Columns,
@@ -66,10 +73,13 @@ __all__ = [
     "Rotation",
     "Seen",
     "Stack",
+    "Unnormed",
     "Write",
     "activation_dtype",
     "add_norm",
+    "add_product",
     "adds_at_once",
+    "adds_in_products",
     "apart",
     "argmax",
     "attend",
@@ -80,6 +90,8 @@ __all__ = [
     "heads",
     "linear",
     "lookup",
+    "norm_product",
+    "norms_in_products",
     "per_head",
     "split_heads",
     "steps",

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from specjax.core.ops.flash import power
+from specjax.core.ops.norm import Norm
 from specjax.core.trips import multiplies
 from specjax.core.types import Array
 
@@ -43,65 +44,140 @@ class Plan:
         return cls(rows, 32 // weights, depth, min(max(_SHARED // tiles, 1), 4))
 
 
+@dataclasses.dataclass(frozen=True)
+class Normed:
+    """The first operand's norm is multiplied in its place (`ops.norm_product`)."""
+
+    norm: Norm
+    weight: Array  # [I]
+    squares: Array  # [M, P] float32, whose sum is that of a row's squares
+
+
 def product(x: Array, w: Array, dtype: Any, *, interpret: bool) -> Array:
     """``x`` [M, I] times ``w`` [O, I] of its type, summed in float32 -> [M, O] in ``dtype``."""
-    return _multiply(x, w, (0,), lambda y: y, dtype, interpret, "multiply")
+    return _multiply(x, w, dtype, interpret, "multiply")[0]
 
 
-def gated(x: Array, w: Array, act: Callable[[Array], Array], *, interpret: bool) -> Array:
+def gated(
+    x: Array,
+    w: Array,
+    act: Callable[[Array], Array],
+    normed: Normed | None = None,
+    *,
+    interpret: bool,
+) -> Array:
     """``act(x W_1) * (x W_2)`` of ``x`` [M, I] and both halves of ``w`` [2 O, I] -> [M, O]."""
     rounded = lambda y: y.astype(x.dtype).astype(jnp.float32)
     finish = lambda gate, up: act(rounded(gate)) * rounded(up)
-    begins = (0, w.shape[0] // 2)
-    return _multiply(x, w, begins, finish, x.dtype, interpret, "multiply_and_gate")
+    name = "multiply_and_gate" if normed is None else "norm_multiply_and_gate"
+    halves = Halves((0, w.shape[0] // 2), finish)
+    return _multiply(x, w, x.dtype, interpret, name, halves, normed=normed)[0]
+
+
+def of_norm(x: Array, w: Array, normed: Normed, *, interpret: bool) -> Array:
+    """The norm of ``x`` [M, I] times ``w`` [O, I] -> [M, O] in the type of ``x``."""
+    return _multiply(x, w, x.dtype, interpret, "norm_and_multiply", normed=normed)[0]
+
+
+def added(x: Array, y: Array, w: Array, *, interpret: bool) -> tuple[Array, Array]:
+    """``x`` [M, O] and, rounded, ``y`` [M, I] times ``w`` [O, I].
+
+    Returns:
+      The sum [M, O] in the type of ``x``, and the squares of it [M, P] float32, of each of the P
+      programs that it comes from added up.
+    """
+    total, squares = _multiply(y, w, x.dtype, interpret, "multiply_and_add", more=x)
+    return total, squares
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """Where the parts of a weight begin, and what is made of the products with them."""
+
+    begins: tuple[int, ...] = (0,)
+    finish: Callable[..., Array] = lambda y: y
 
 
 def _multiply(
     x: Array,
     w: Array,
-    begins: tuple[int, ...],
-    finish: Callable[..., Array],
     dtype: Any,
     interpret: bool,
     name: str,
-) -> Array:
-    """What ``finish`` makes of the products with the parts of ``w``, which begin there."""
+    halves: Halves = Halves(),
+    *,
+    normed: Normed | None = None,
+    more: Array | None = None,
+) -> list[Array]:
+    """What ``halves`` makes of products; with ``more`` the sum with that, and its squares."""
+    begins = halves.begins
     (rows, width), out = x.shape, w.shape[0] // len(begins)
     plan = Plan.of(x, len(begins))
+    programs = -(-out // plan.columns)
     # (Otherwise float32 would be multiplied in TF32.)
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    read_norm = None if normed is None else (normed.weight, normed.squares)
 
-    def multiply(x: Any, w: Any, found: Any) -> None:
+    def multiply(x: Any, w: Any, of_norm: Any, more: Any, *results: Any) -> None:
         row = pl.program_id(0) * plan.rows + jnp.arange(plan.rows)
         column = pl.program_id(1) * plan.columns + jnp.arange(plan.columns)
         there, real = (row < rows)[:, None], column < out
+        if normed is not None:
+            gains, squares = of_norm
+            scale = _scale(squares, row, there, width, normed.norm.eps)
 
         def fold(i: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
             place = i * plan.depth + jnp.arange(plan.depth)
             inside = (place < width)[None, :]
             given = triton.load(x.at[row[:, None], place[None, :]], mask=there & inside, other=0)
+            if normed is not None:
+                read = triton.load(gains.at[place], mask=place < width, other=0)
+                gain = jnp.broadcast_to(normed.norm.gain(read, given.dtype)[None, :], given.shape)
+                scaled = given.astype(jnp.float32) * scale
+                given = normed.norm.multiplied(scaled, gain, given.dtype)
 
-            def more(begin: int, total: Array) -> Array:
+            def part(begin: int, total: Array) -> Array:
                 at = w.at[(begin + column)[:, None], place[None, :]]
                 weights = triton.load(at, mask=real[:, None] & inside, other=0)
                 dots: Array = triton.dot(given, weights, trans_b=True, precision=exact)
                 return total + dots
 
-            return tuple(map(more, begins, sums))
+            return tuple(map(part, begins, sums))
 
         none = jnp.zeros((plan.rows, plan.columns), jnp.float32)
         sums = jax.lax.fori_loop(0, -(-width // plan.depth), fold, (none,) * len(begins))
-        at = found.at[row[:, None], column[None, :]]
-        triton.store(at, finish(*sums).astype(dtype), mask=there & real[None, :])
+        made, mask = halves.finish(*sums).astype(dtype), there & real[None, :]
+        at = (row[:, None], column[None, :])
+        if more is not None:
+            # As outside: each is rounded, the product and the sum.
+            before = triton.load(more.at[at], mask=mask, other=0).astype(jnp.float32)
+            made = (before + made.astype(jnp.float32)).astype(dtype)
+            kept = jnp.where(mask, made.astype(jnp.float32), 0)
+            squares = results[1].at[row, pl.program_id(1)]
+            triton.store(squares, (kept * kept).sum(1), mask=row < rows)
+        triton.store(results[0].at[at], made, mask=mask)
 
+    shapes = [jax.ShapeDtypeStruct((rows, out), dtype)]
+    if more is not None:
+        shapes.append(jax.ShapeDtypeStruct((rows, programs), jnp.float32))
     with multiplies():
-        made: Array = pl.pallas_call(
+        found: list[Array] = pl.pallas_call(
             multiply,
-            out_shape=jax.ShapeDtypeStruct((rows, out), dtype),
+            out_shape=shapes,
             # Programs of the same weights one after the other, which then are in the cache.
-            grid=(-(-rows // plan.rows), -(-out // plan.columns)),
+            grid=(-(-rows // plan.rows), programs),
             compiler_params=triton.CompilerParams(num_warps=4, num_stages=plan.stages),
             interpret=interpret,
             name=name,
-        )(x, w)
-    return made
+        )(x, w, read_norm, more)
+    return found
+
+
+def _scale(squares: Any, row: Array, there: Array, width: int, eps: float) -> Array:
+    """What ``row`` [M] are multiplied by to have a mean square of 1: [M, 1]."""
+    shares = squares.shape[1]
+    share = jnp.arange(power(shares))
+    mask = there & (share < shares)[None, :]
+    parts = triton.load(squares.at[row[:, None], share[None, :]], mask=mask, other=0)
+    found: Array = jax.lax.rsqrt(parts.sum(1, keepdims=True) / width + eps)
+    return found

@@ -49,7 +49,14 @@ from specjax.models.layers.joined import Joining
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
-from specjax.models.layers.residual import given_to, mapped, takes_residual
+from specjax.models.layers.residual import (
+    formed,
+    given_to,
+    pin,
+    projected,
+    takes_normed,
+    takes_residual,
+)
 from specjax.models.layers.rope import Rotation, rotation
 
 
@@ -188,11 +195,13 @@ class DFlashAttention(Attention):
         k = dataclasses.replace(k, gain=norm.weight[...], eps=norm.eps, turn=turn)
         return Projected(part[0], k), Projected(part[1], v)
 
+    @takes_normed
     def block(self, x: Array, rotate: Rotation, look: Callable[..., Array]) -> Array:
         """[B, T, D] -> [B, T, D]; ``look`` is a `Look` of this layer."""
         q, k, v, _ = self._project(x, rotate)
         out = look(q, k, v)
-        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+        rows, _, num_tokens, _ = out.shape
+        return projected(x, self.o_proj, out.swapaxes(1, 2).reshape(rows, num_tokens, -1))
 
 
 class DFlashLayer(nnx.Module):
@@ -211,7 +220,7 @@ class DFlashLayer(nnx.Module):
             self.attention_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
             self.mlp_conv = GroupedConv(*sizes, dtype=dtype, rngs=rngs)
 
-    @takes_residual("input_layernorm", "post_attention_layernorm")
+    @takes_residual("input_layernorm", "post_attention_layernorm", into=("self_attn.block", "mlp"))
     def __call__(
         self, x: Array, rotate: Rotation, look: Callable[..., Array], offsets: Array
     ) -> Array:
@@ -219,9 +228,10 @@ class DFlashLayer(nnx.Module):
         if not self.has_conv:
             x = x + self.self_attn.block(y, rotate, look)
             return x + self.mlp(self.post_attention_layernorm(x))
+        y = formed(y)
         before, after = self.attention_conv(y, offsets)
         x = x + after(self.self_attn.block(before(y), rotate, look))
-        y = self.post_attention_layernorm(x)
+        y = formed(self.post_attention_layernorm(x))
         before, after = self.mlp_conv(y, offsets)
         return x + after(self.mlp(before(y)))
 
@@ -315,7 +325,7 @@ class DFlashNet(Joining, Placed):
         pinned = lambda x: self.constrain(x, "batch", None, None)
         for i, layer in enumerate(self.layers):
             x = given_to(layer, x, self.platform)
-            x = mapped(pinned, layer(x, rotate, functools.partial(look, i), offsets))
+            x = pin(pinned, layer(x, rotate, functools.partial(look, i), offsets))
         normed: Array = self.norm(given_to(self.norm, x, self.platform))
         return normed
 

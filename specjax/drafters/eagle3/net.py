@@ -36,7 +36,14 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
-from specjax.models.layers.residual import given_to, mapped, states_of, takes_residual
+from specjax.models.layers.residual import (
+    formed,
+    given_to,
+    pin,
+    side_by_side,
+    states_of,
+    takes_residual,
+)
 from specjax.models.vocabulary import Vocabulary
 
 
@@ -78,15 +85,17 @@ class Eagle3Layer(nnx.Module):
         self.mlp = MLP(c, dtype=dtype, rngs=rngs)
         self.first, self.norm_before_residual = first, config.norm_before_residual
 
-    @takes_residual("hidden_norm", "input_layernorm", "post_attention_layernorm")
+    @takes_residual(
+        "hidden_norm", "input_layernorm", "post_attention_layernorm", into=("self_attn", "mlp")
+    )
     def __call__(
         self, x: Array, embedded: Array, entry: Any, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:
         """States and embeddings [B, T, D] -> states, and what ``entry`` must commit."""
         if self.first:
             normed = self.hidden_norm(x)
-            fed = jnp.concatenate([self.input_layernorm(embedded), normed], axis=-1)
-            x = normed if self.norm_before_residual else x
+            fed = side_by_side(self.input_layernorm(embedded), normed)
+            x = formed(normed) if self.norm_before_residual else x
         else:
             fed = self.input_layernorm(x)
         mixed, part = self.self_attn(fed, entry, before, reading)
@@ -156,7 +165,7 @@ class Eagle3Net(Placed):
             fed = None if before is None else before[i]
             x = given_to(layer, x, self.platform)
             x, part = layer(x, embedded, cache.layers[i], fed, reading)
-            x = mapped(pinned, x)
+            x = pin(pinned, x)
             block = [*block, part]
         normed = self.norm(given_to(self.norm, x, self.platform))
         fed_back = normed if self.config.norm_output else states_of(x)

@@ -29,7 +29,7 @@ from specjax.models.frozen import Frozen
 from specjax.models.layers.linear import Linear
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
-from specjax.models.layers.residual import given_to, mapped, states_of
+from specjax.models.layers.residual import given_to, pin, states_of
 from specjax.models.registry import family
 
 
@@ -128,7 +128,7 @@ class MTPNet(Placed):
         x = given_to(own.layer, pinned(x), self.platform)
         fed = None if before is None else before[0]
         x, part = own.layer(x, cache.layers[head], fed, Reading(cache.length, view))
-        x = mapped(pinned, x)
+        x = pin(pinned, x)
         normed = parts.norm(given_to(parts.norm, x, self.platform))
         return normed if self.config.recycle == "normed" else states_of(x), normed, (part,)
 

@@ -25,6 +25,7 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm, of_heads
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
+from specjax.models.layers.residual import Normed, projected, takes_normed
 from specjax.models.layers.rope import Rope
 
 # (layer, queries [B, N, T, H], keys [B, G, T, H], values [B, G, T, H]) -> [B, N, T, H]: what the
@@ -112,7 +113,7 @@ class Attention(Joining, Placed):
         """[B, T, D] -> queries [B, N, T, H], keys and values [B, G, T, H], normed and rotated."""
         return self._project(x, reading.rotation(self.rope, self.config.head_dim))[:3]
 
-    def _project(self, x: Array, rotation: Rotation) -> tuple[Array, Array, Array, Array]:
+    def _project(self, x: Array | Normed, rotation: Rotation) -> tuple[Array, Array, Array, Array]:
         """`project`, and what follows a head's query in its rows: its gate, or nothing."""
         c = self.config
         (q, k, v), whole, blocks = self.multiplied("qkv_proj", x)
@@ -134,6 +135,7 @@ class Attention(Joining, Placed):
         v = self.constrain(v, "batch", "kv_heads", None, None)
         return q, k, v, gate
 
+    @takes_normed
     def __call__(
         self, x: Array, entry: Full | Ring, before: Part | None, reading: Reading
     ) -> tuple[Array, Part]:
@@ -153,7 +155,8 @@ class Attention(Joining, Placed):
         if self.gated:
             out = out * jax.nn.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
         rows, _, num_tokens, _ = out.shape
-        return self.o_proj(out.swapaxes(1, 2).reshape(rows, num_tokens, -1)), (k, v)
+        mixed = out.swapaxes(1, 2).reshape(rows, num_tokens, -1)
+        return projected(x, self.o_proj, mixed), (k, v)
 
 
 class MLP(Joining):
@@ -180,6 +183,7 @@ class MLP(Joining):
         self.down_proj = Linear(wide, width, axes=(None, "mlp"), **kwargs)
         self.act = act
 
+    @takes_normed
     def __call__(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, D]."""
-        return self.down_proj(self.gated_product("gate_up_proj", x, self.act))
+        return projected(x, self.down_proj, self.gated_product("gate_up_proj", x, self.act))

@@ -19,7 +19,7 @@ from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.placed import Placed
 from specjax.models.layers.reading import Reading
-from specjax.models.layers.residual import given_to, mapped, states_of
+from specjax.models.layers.residual import given_to, pin, states_of
 from specjax.models.places import Place
 
 
@@ -186,7 +186,7 @@ class Decoder(Placed):
             fed = None if before is None else before[i]
             x = given_to(layer, x, self.platform)
             x, part = layer(x, cache.layers[i], fed, reading)
-            x = mapped(pinned, x)
+            x = pin(pinned, x)
             states, block = [*states, x], [*block, part]
         x = self.norm(given_to(self.norm, x, self.platform))
         raw, states[-1] = states[-1], x

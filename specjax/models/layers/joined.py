@@ -12,12 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 
 from flax import nnx
 
-from specjax.core.ops import gated, linear
+from specjax.core.ops import Unnormed, gated, linear, norm_product
 from specjax.core.sharding import axes_of
 from specjax.core.types import Array
 from specjax.models.joint import Joint, steps
 from specjax.models.layers.linear import Adapted, Linear
 from specjax.models.layers.placed import Placed
+from specjax.models.layers.residual import Normed, formed
 
 
 class Multiplied(NamedTuple):
@@ -45,11 +46,12 @@ class Joined(Placed):
         value = self.joint.join([param.get_value() for param in params])
         return nnx.Param(value, axes=axes_of(params[0]), joint=self.joint)
 
-    def __call__(self, x: Array) -> tuple[Array, ...]:
+    def __call__(self, x: Array | Normed) -> tuple[Array, ...]:
         """[..., in] -> what each part makes of it, [..., out] in the type of ``x``."""
         given: Any = self.weight.get_value()
         if not isinstance(given, Adapted):
             return self.joint.split(self.whole(x), axis=-1)
+        x = formed(x)
         sides: list[Adapted] = []
         while isinstance(given, Adapted):
             sides, given = [*sides, given], given.weight
@@ -63,25 +65,36 @@ class Joined(Placed):
                 parts[part] = parts[part] + more
         return tuple(part.astype(x.dtype) for part in parts)
 
-    def multiplied(self, x: Array) -> Multiplied:
+    def multiplied(self, x: Array | Normed) -> Multiplied:
         """The same, and all of it as one array where no part has a side path."""
         if isinstance(self.weight.get_value(), Adapted):
             return Multiplied(self(x))
         y = self.whole(x)
         return Multiplied(self.joint.split(y, axis=-1), y, self.joint.blocks)
 
-    def whole(self, x: Array) -> Array:
+    def whole(self, x: Array | Normed) -> Array:
         """[..., in] -> what all parts make of it, as their rows lie, in the type of ``x``."""
         bias = self.bias[...] if self.has_bias else None
+        if bias is None and (states := self._unnormed(x)) is not None:
+            return norm_product(states, self.weight.get_value(), platform=self.platform)
+        x = formed(x)
         return linear(x, self.weight.get_value(), bias, platform=self.platform, dtype=x.dtype)
 
-    def gated_product(self, x: Array, act: Callable[[Array], Array]) -> Array:
+    def _unnormed(self, x: Array | Normed) -> Unnormed | None:
+        """The states, where a product with the plain weight may norm them."""
+        if not isinstance(x, Normed) or isinstance(self.weight.get_value(), Adapted):
+            return None
+        return x.unformed
+
+    def gated_product(self, x: Array | Normed, act: Callable[[Array], Array]) -> Array:
         """``act(first part) * second part`` of what is made of ``x``."""
         weight, halves = self.weight.get_value(), self.joint.blocks == 1 and not self.has_bias
         if not halves or isinstance(weight, Adapted):
             gate, up = self(x)
             return act(gate) * up
-        return gated(x, weight, act, platform=self.platform)
+        if (states := self._unnormed(x)) is not None:
+            return norm_product(states, weight, act, platform=self.platform)
+        return gated(formed(x), weight, act, platform=self.platform)
 
     def parts(self) -> dict[str, Linear]:
         """The layers that it was made of."""
@@ -119,12 +132,12 @@ class Joining(nnx.Module):
         found: Joined | None = getattr(self, whole, None)
         return found
 
-    def multiplied(self, whole: str, x: Array) -> Multiplied:
+    def multiplied(self, whole: str, x: Array | Normed) -> Multiplied:
         """What each of the parts of ``whole`` makes of ``x``, and all of it if it is one array."""
         layer = self.joined(whole)
         return Multiplied(self.products(whole, x)) if layer is None else layer.multiplied(x)
 
-    def gated_product(self, whole: str, x: Array, act: Callable[[Array], Array]) -> Array:
+    def gated_product(self, whole: str, x: Array | Normed, act: Callable[[Array], Array]) -> Array:
         """``act(gate) * up`` of what the two parts of ``whole`` make of ``x``."""
         layer = self.joined(whole)
         if layer is not None:
@@ -132,11 +145,12 @@ class Joining(nnx.Module):
         gate, up = self.products(whole, x)
         return act(gate) * up
 
-    def products(self, whole: str, x: Array) -> tuple[Array, ...]:
+    def products(self, whole: str, x: Array | Normed) -> tuple[Array, ...]:
         """What each of the parts of ``whole`` makes of ``x``."""
         if self.is_joined(whole):
             together: tuple[Array, ...] = getattr(self, whole)(x)
             return together
+        x = formed(x)
         return tuple(getattr(self, part)(x) for part in type(self).joints[whole])
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.dear import dear
-from specjax.core.ops import linear, sum_over_mesh
+from specjax.core.ops import add_product, adds_in_products, linear, sum_over_mesh
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised
 from specjax.core.sharding import axis_size
@@ -84,6 +84,14 @@ class Linear(Placed):
         if isinstance(given, Adapted):
             y = y + given.side(x, self.platform).astype(y.dtype)
         return dear(y.astype(x.dtype))
+
+    def added_to(self, x: Array, y: Array) -> tuple[Array, Array] | None:
+        """``x + self(y)`` and its squares (`ops.add_product`), both in one kernel; None: not so."""
+        w: Any = self.weight.get_value()
+        plain = not self.has_bias and not isinstance(w, Adapted)
+        if not plain or not adds_in_products(x, y, w, self.platform):
+            return None
+        return add_product(x, y, w, platform=self.platform)
 
     def _adds_over_mesh(self) -> bool:
         """Whether the product contracts a dimension that is split over devices."""

@@ -48,8 +48,8 @@ class RMSNorm(nnx.Module):
         return Norm(self.eps, **self.kind)
 
     @takes_residual()
-    def __call__(self, x: Array | Residual) -> Array:
-        """[..., D] -> [..., D] in the type of ``x``."""
+    def __call__(self, x: Any) -> Any:
+        """[..., D] -> [..., D] in the type of ``x``; of a `Residual` what that makes of it."""
         if isinstance(x, Residual):
             return x.normed(self.weight[...], self.norm)
         return self.norm(x, self.weight[...])
