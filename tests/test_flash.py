@@ -79,7 +79,9 @@ def test_every_script_has_that_setting(
     assert not {"kernels", "split_k"} & flags_of("compile")
     wrong = ("compile", "--topology=local", "--config.kernels=ours")
     status, _, told = invoke(script("compile"), capsys, *wrong)
-    assert status == 2 and "--config.kernels='ours': must be attention, xla or pallas." in told
+    assert (
+        status == 2 and "--config.kernels='ours': must be attention, xla, pallas or tuned." in told
+    )
     wrong = ("compile", "--topology=local", "--config.split_k=2")
     status, _, told = invoke(script("compile"), capsys, *wrong)
     assert status == 2 and "split_k" in told

@@ -2,6 +2,8 @@
 
 Parts, in this order, each left out by --skip:
 
+  tune      with --tune: the variants of operations on the shapes that the cycles of one row and of
+            --batches call; the fastest are kept for --kernels=tuned, in the file that --tuned names
   plain     a decoding step at batch 1: the share that it reaches of the bandwidths of a copy and
             of a read that are measured before; where its time goes; what the loop on the device is
             worth
@@ -28,6 +30,7 @@ that nvidia-smi tells, --kernels, --split_k and the command. Weights are drawn o
 --shape=tiny runs on a CPU, in a few minutes.
 
   python -m experiments.benchmark_device --shape=llama-3.1-8b --output=device.json
+  python -m experiments.benchmark_device --tune=True --tuned=tuned.json --skip=start,training
   python -m experiments.benchmark_device --shape=tiny --cycles=16 --slots=256 --skip=training
 
 Each figure is printed, and written, when it is there. Once --minutes have passed nothing further is

@@ -18,8 +18,9 @@ from specjax.cli import overrides
 from specjax.cli.configs import plain, take_fields
 from specjax.cli.errors import one_line_errors
 from specjax.core import own
+from specjax.core.choices import COMMAND, TUNED
 from specjax.core.options import default_of
-from specjax.core.platform import KERNELS, SPLIT_K, Kernels, SplitK, check_said
+from specjax.core.platform import KERNELS, SPLIT_K, Kernels, SplitK, check_said, tuned_here
 from specjax.core.program import tries_all_tilings
 from specjax.runs.places import take_directory, take_file
 
@@ -77,11 +78,14 @@ def define_kernels() -> None:
     if "kernels" not in flags.FLAGS:
         told = (
             "On GPUs: attention of our own; pallas: products with weights as well; or xla: XLA's "
-            f"kernels alone. Default: {KERNELS}."
+            "kernels alone; or tuned: of each shape the fastest (benchmark_device --tune). "
+            f"Default: {KERNELS}."
         )
         flags.DEFINE_enum("kernels", None, get_args(Kernels), told)
         told = f"On GPUs: no product is split along its sum, or as XLA does it. Default: {SPLIT_K}."
         flags.DEFINE_enum("split_k", None, get_args(SplitK), told)
+        told = f"The file for --kernels=tuned. Default: {TUNED}, or one in the compile cache."
+        flags.DEFINE_string("tuned", None, told)
 
 
 def _define(field: dataclasses.Field[Any], hint: Any) -> None:
@@ -184,12 +188,21 @@ def take_kernels() -> None:
     Raises:
       ValueError: in one line, where the environment says what there is not.
     """
-    for name, variable in (("kernels", KERNELS), ("split_k", SPLIT_K)):
+    for name, variable in (("kernels", KERNELS), ("split_k", SPLIT_K), ("tuned", TUNED)):
         if name in flags.FLAGS and (said := getattr(flags.FLAGS, name)) is not None:
             os.environ[variable] = str(said)
     # Programs are traced much later, and only where there is a GPU.
     check_said()
     tries_all_tilings()
+
+
+def tell_unknown() -> None:
+    """Says once of how many shapes --kernels=tuned knew nothing."""
+    if (found := tuned_here()) is not None and found.unknown:
+        told = (
+            f"--kernels=tuned: {len(found.unknown)} shapes of operations were not timed, and took "
+        )
+        print(f"{told}the usual kernels; time them with {COMMAND}", file=sys.stderr)
 
 
 def take_places(kind: type) -> None:

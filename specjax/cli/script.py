@@ -80,7 +80,10 @@ class Script:
     def _main(self) -> int | None:
         with one_line_errors():
             options = flags.taken(self.options)
-        return self.main(options)
+        try:
+            return self.main(options)
+        finally:
+            flags.tell_unknown()
 
     def help(self) -> str:
         """The text before the flags: with the fields of --config, and named as it was started."""

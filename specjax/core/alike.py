@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from specjax.core import choices
 from specjax.core.platform import KERNELS, SPLIT_K
 from specjax.core.program import TILING
 
@@ -41,6 +42,8 @@ def program() -> dict[str, Any]:
     for name in variables:
         flags = os.environ.get(name, "").split()
         told[name] = sorted(f for f in flags if not f.startswith(_PLACES))
+    if os.environ.get(KERNELS) == "tuned" and (path := choices.file()).is_file():
+        told["choices of kernels"] = digest_of([path])
     return told
 
 

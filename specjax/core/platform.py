@@ -17,9 +17,12 @@ from typing import Literal, get_args
 import jax
 import jaxlib
 
+from specjax.core import choices
+from specjax.core.choices import Choices
+
 # Which kernels a program for GPUs may run: "xla", what XLA makes; or beside them attention of our
-# own; or, with "pallas", products with weights as well.
-Kernels = Literal["attention", "xla", "pallas"]
+# own; or, with "pallas", products with weights as well; or, of each shape, the fastest of these.
+Kernels = Literal["attention", "xla", "pallas", "tuned"]
 KERNELS = "SPECJAX_KERNELS"  # the environment variable that says so for a process
 # Whether XLA may split a product on a GPU along what is summed, and add up the parts in a kernel
 # behind it ("xla"), or not.
@@ -37,15 +40,16 @@ class Platform:
     cores: int = 1
     kernels: Kernels = "attention"  # on GPUs
     split_k: SplitK = "off"  # on GPUs
+    choices: Choices | None = None  # of "tuned"
 
 
 def here() -> Platform:
-    """That of JAX's default devices. ValueError as of `allowed_kernels` and `allowed_splits`."""
+    """That of JAX's default devices. ValueError as of `allowed_kernels` and those below it."""
     name = jax.default_backend()
     cores = getattr(jax.devices()[0], "num_cores", 1) if name == "tpu" else 1
     if name != "gpu":
         return Platform(name, cores)
-    return Platform(name, cores, allowed_kernels(), allowed_splits())
+    return Platform(name, cores, allowed_kernels(), allowed_splits(), allowed_choices())
 
 
 def follows_text(platform: Platform | None = None) -> bool:
@@ -73,9 +77,23 @@ def allowed_splits() -> SplitK:
     return _said(SPLIT_K, "off", get_args(SplitK))  # type: ignore[return-value]
 
 
+@functools.cache
+def allowed_choices() -> Choices | None:
+    """Those of the first device, where its kernels are tuned. ValueError as of `choices.of`."""
+    if allowed_kernels() != "tuned":
+        return None
+    return choices.of(jax.devices()[0].device_kind)
+
+
+def tuned_here() -> Choices | None:
+    """Those of this process that were looked at; None: none were."""
+    return allowed_choices() if allowed_choices.cache_info().currsize else None
+
+
 def check_said() -> None:
     """Raises ValueError, in one line, where the environment names what there is not."""
-    _said(KERNELS, "attention", get_args(Kernels))
+    if _said(KERNELS, "attention", get_args(Kernels)) == "tuned":
+        here()
     _said(SPLIT_K, "off", get_args(SplitK))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from specjax.core.ops.linear import linear, unfit
-from specjax.core.ops.op import Op, differentiated_as
+from specjax.core.ops.op import Timed, differentiated_as
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised
 from specjax.core.types import Array
@@ -43,7 +43,7 @@ class GatedInOneKernel:
 
 
 # (Not among `ops.OPS`: an argument is a function.)
-GATED = Op(reference, {"gpu:pallas": GatedInOneKernel()})
+GATED = Timed(reference, {"gpu:pallas": GatedInOneKernel()}, name="gated product")
 
 
 def gated(x: Array, w: Array | Quantised, act: Act, *, platform: Platform | None = None) -> Array:
@@ -51,5 +51,5 @@ def gated(x: Array, w: Array | Quantised, act: Act, *, platform: Platform | None
 
     Both products are rounded to the type of ``x``, which is that of the result.
     """
-    found: Array = GATED.on(platform)(x, w, act, platform)
+    found: Array = GATED(platform, x, w, act, platform)
     return found

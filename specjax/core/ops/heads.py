@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from specjax.core.ops.norm import Norm
-from specjax.core.ops.op import Op, differentiated_as
+from specjax.core.ops.op import Timed, differentiated_as
 from specjax.core.platform import Platform
 from specjax.core.sharding import fitting, pieces
 from specjax.core.types import Array
@@ -181,7 +181,7 @@ def unfit(products: Products, form: Form) -> str | None:
 
 
 # (Not among `ops.OPS`, whose variants run on CPU as they are.)
-HEADS = Op(reference, {"gpu": HeadsAtOnce(), "gpu:xla": reference})
+HEADS = Timed(reference, {"gpu": HeadsAtOnce(), "gpu:xla": reference}, name="heads")
 
 
 def heads(
@@ -197,5 +197,5 @@ def heads(
     ``weights`` are those of the norms of each head of queries and keys, if ``form`` has one: [H],
     or what else such a norm takes.
     """
-    found: Heads = HEADS.on(platform)(products, rotation, weights, form)
+    found: Heads = HEADS(platform, products, rotation, weights, form)
     return found

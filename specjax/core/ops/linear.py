@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from specjax.core.ops.op import Op, differentiated_as
+from specjax.core.ops.op import Op, Timed, differentiated_as
 from specjax.core.platform import Platform, here
 from specjax.core.quantised import Quantised
 from specjax.core.types import Array
@@ -116,7 +116,11 @@ def rounded_before_the_sum(x: Array, w: Array | Quantised, platform: Platform | 
     return jnp.einsum("...i,oi->...o", x.astype(w.dtype), w, preferred_element_type=x.dtype)
 
 
-PRODUCT = Op(product, {"cpu": product_on_cpu, "gpu": product_on_gpu, "gpu:pallas": InOneKernel()})
+PRODUCT = Timed(
+    product,
+    {"cpu": product_on_cpu, "gpu": product_on_gpu, "gpu:pallas": InOneKernel()},
+    name="product",
+)
 WEIGHT_GRADIENT = Op(weight_gradient, {"cpu": weight_gradient_on_cpu})
 # Of a weight whose input dimension is split over the devices of a mesh.
 SUM_OVER_MESH = Op(whole_sum, {"gpu": rounded_before_the_sum, "tpu": rounded_before_the_sum})
@@ -124,7 +128,7 @@ SUM_OVER_MESH = Op(whole_sum, {"gpu": rounded_before_the_sum, "tpu": rounded_bef
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product(x: Array, w: Array, platform: Platform | None, dtype: Any = jnp.float32) -> Array:
-    found: Array = PRODUCT.on(platform)(x, w, dtype)
+    found: Array = PRODUCT(platform, x, w, dtype)
     return found
 
 
@@ -227,7 +231,8 @@ def linear(
 def xlas(platform: Platform | None) -> Platform:
     """The platform without products of our own."""
     there = platform or here()
-    return dataclasses.replace(there, kernels="xla") if there.kernels == "pallas" else there
+    ours = there.kernels in ("pallas", "tuned")
+    return dataclasses.replace(there, kernels="xla", choices=None) if ours else there
 
 
 def sum_over_mesh(x: Array, w: Array | Quantised, *, platform: Platform | None = None) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from specjax.core.ops.op import Op, differentiated_as
+from specjax.core.ops.op import Timed, differentiated_as
 from specjax.core.platform import Platform
 from specjax.core.sharding import fitting
 from specjax.core.types import Array
@@ -95,7 +95,7 @@ def unfit(x: Array, more: Array | None) -> str | None:
 
 
 # (Not among `ops.OPS`, whose variants run on CPU as they are.)
-ADD_NORM = Op(reference, {"gpu": NormAtOnce(), "gpu:xla": reference})
+ADD_NORM = Timed(reference, {"gpu": NormAtOnce(), "gpu:xla": reference}, name="sum and norm")
 
 
 def add_norm(
@@ -105,10 +105,10 @@ def add_norm(
 
     ``more`` None: nothing is added. Both results are in the type of ``x``.
     """
-    found: tuple[Array, Array] = ADD_NORM.on(platform)(x, more, weight, norm)
+    found: tuple[Array, Array] = ADD_NORM(platform, x, more, weight, norm)
     return found
 
 
 def adds_at_once(platform: Platform | None) -> bool:
     """Whether a sum is better formed by the norm behind it than by itself."""
-    return ADD_NORM.on(platform) is not reference
+    return ADD_NORM.is_other(platform)

@@ -33,6 +33,41 @@ class Op:
         return self.reference
 
 
+@dataclasses.dataclass(frozen=True)
+class Timed(Op):
+    """An operation whose cost follows from the shapes of its arguments: they may choose a variant.
+
+    Which is the fastest for which shapes is looked up where a platform's kernels are "tuned"
+    (`core.choices`); what was not timed is written as it is by default.
+    """
+
+    name: str = ""
+
+    def __call__(self, platform: Platform | None, *given: Any) -> Any:
+        """Runs it."""
+        there = platform or here()
+        if there.choices is not None:
+            there.choices.note(self, given)
+        return self.way(there, *given)(*given)
+
+    def way(self, platform: Platform | None, *given: Any) -> Callable[..., Any]:
+        """What runs for these arguments."""
+        there = platform or here()
+        if there.kernels != "tuned" or there.choices is None:
+            return self.on(there)
+        way: Any = there.choices.way(self.name, given)
+        return self.on(there if way is None else dataclasses.replace(there, kernels=way))
+
+    def is_other(self, platform: Platform | None) -> bool:
+        """Whether anything but the reference may run."""
+        there = platform or here()
+        ways: set[Any] = set()
+        if there.kernels == "tuned" and there.choices is not None:
+            ways = there.choices.ways(self.name)
+        kinds = [there, *(dataclasses.replace(there, kernels=way) for way in ways)]
+        return any(self.on(kind) is not self.reference for kind in kinds)
+
+
 def differentiated_as(
     function: Callable[..., Any], reference: Callable[..., Any]
 ) -> Callable[..., Any]:

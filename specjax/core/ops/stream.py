@@ -15,7 +15,7 @@ from specjax.core.ops.gated import Act, gated
 from specjax.core.ops.linear import linear
 from specjax.core.ops.linear import unfit as unfit_product
 from specjax.core.ops.norm import Norm, add_norm
-from specjax.core.ops.op import Op, differentiated_as
+from specjax.core.ops.op import Timed, differentiated_as
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised
 from specjax.core.types import Array, pytree, static
@@ -123,8 +123,8 @@ def unfit(x: Array, w: Array | Quantised) -> str | None:
 
 
 # (Not among `ops.OPS`: an argument is a function or a norm.)
-NORM_PRODUCT = Op(product_of_norm, {"gpu:pallas": NormedInside()})
-ADD_PRODUCT = Op(sum_with_product, {"gpu:pallas": AddedInside()})
+NORM_PRODUCT = Timed(product_of_norm, {"gpu:pallas": NormedInside()}, name="product of a norm")
+ADD_PRODUCT = Timed(sum_with_product, {"gpu:pallas": AddedInside()}, name="sum with a product")
 
 
 def norm_product(
@@ -135,7 +135,7 @@ def norm_product(
     With ``act``, as `ops.gated` of the norm and ``w`` [2 O, D]. What differs from both one behind
     the other is the order in which a row's squares are added up.
     """
-    found: Array = NORM_PRODUCT.on(platform)(x, w, act, platform)
+    found: Array = NORM_PRODUCT(platform, x, w, act, platform)
     return found
 
 
@@ -148,16 +148,16 @@ def add_product(
       The sum [..., D] in that type, and of each of P shares of a row the sum of its squares
       [..., P] float32, for any P.
     """
-    found: tuple[Array, Array] = ADD_PRODUCT.on(platform)(x, y, w, platform)
+    found: tuple[Array, Array] = ADD_PRODUCT(platform, x, y, w, platform)
     return found
 
 
 def norms_in_products(platform: Platform | None) -> bool:
     """Whether a norm is better formed by the product behind it than by itself."""
-    return NORM_PRODUCT.on(platform) is not product_of_norm
+    return NORM_PRODUCT.is_other(platform)
 
 
 def adds_in_products(x: Array, y: Array, w: Array | Quantised, platform: Platform | None) -> bool:
     """Whether `add_product` is one kernel of these; else sum and norm had better be one."""
-    ours = ADD_PRODUCT.on(platform) is not sum_with_product
+    ours = ADD_PRODUCT.way(platform, x, y, w, platform) is not sum_with_product
     return ours and unfit(x, w) is None and unfit(y, w) is None

@@ -55,7 +55,7 @@ def check(setup: Setup) -> None:
     need(setup.dtype in ("bfloat16", "float32"), "dtype", "bfloat16 or float32")
     need(setup.packed in ("", *FORMATS), "packed", f"one of {', '.join(FORMATS)}, or empty")
     need(setup.kv_cache in ("", "int8", "fp8"), "kv_cache", "int8 or fp8, or empty")
-    need(setup.kernels in get_args(Kernels), "kernels", "attention, xla or pallas")
+    need(setup.kernels in get_args(Kernels), "kernels", "attention, xla, pallas or tuned")
     need(setup.split_k in ("off", "xla"), "split_k", "off or xla")
     need(setup.programs in ("all", "run"), "programs", "all or run")
     need(setup.draft_layers >= 0, "draft_layers", "at least 1, or 0 for as many as published")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from specjax.core import choices
 from specjax.lab.compiler.abstract import Abstract, abstract
 from specjax.lab.compiler.cycle import cycle
 from specjax.lab.compiler.feeding import feeding
@@ -25,6 +26,8 @@ def plan(setup: Setup, topology: Topology, mesh: Mesh | None) -> tuple[Abstract,
       ValueError: if something does not fit together, or does not fit into a device's memory.
     """
     said: dict[str, Any] = {"kernels": setup.kernels, "split_k": setup.split_k}
+    if setup.kernels == "tuned":
+        said["choices"] = choices.of(topology.kind)
     platform = dataclasses.replace(topology.written_for, **said)
     session = abstract(setup, mesh, platform)
     held = account.held_bytes(session.target, session.drafter, rows=setup.rows, slots=setup.slots)

@@ -65,7 +65,8 @@ class Setup:
     frequency_penalty: float = setting(0.0, "0: off")
     rule: str = setting("", "'': the best lossless one")
     kernels: str = setting(
-        "attention", "on GPUs: attention of our own; pallas: products too; xla: XLA's alone"
+        "attention",
+        "on GPUs: attention of our own; pallas: products too; xla: XLA's alone; tuned: by shape",
     )
     split_k: str = setting("off", "on GPUs: products are whole, or xla: split as XLA likes")
     trips: int = setting(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from specjax.core.choices import Choice
 from specjax.lab.records.codec import absent
 
 
@@ -220,6 +221,7 @@ class DeviceReport:
     command: str = absent("")
     commit: tuple[str, ...] = absent(())  # of the checkout, if it is one
     kernels: str = absent("")  # which a program for GPUs may run (`core.platform.Kernels`)
+    choices: tuple[Choice, ...] = absent(())  # that were timed, for kernels="tuned"
     versions: Mapping[str, str] = absent({})
     platform_version: str = absent("")  # what JAX's client says of what is below it
     gpu: Mapping[str, str] = absent({})  # `core.machine.gpu_state` while plain steps ran

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.checkpoint.load import Model
-from specjax.core import machine
+from specjax.core import choices, machine
 from specjax.core.files import write_atomically
 from specjax.core.options import whole_numbers
-from specjax.core.platform import allowed_kernels
+from specjax.core.platform import allowed_choices, allowed_kernels, here
 from specjax.drafters import DFlash, Eagle3, NoDraft
 from specjax.drafters.spec import Spec
 from specjax.lab.bench import roofs, training_cost
@@ -26,6 +27,7 @@ from specjax.lab.bench.device import peer, starts
 from specjax.lab.bench.device.drawn import random_net
 from specjax.lab.bench.device.options import CONTEXT_GUESSES, WIDEST, Options
 from specjax.lab.bench.device.profile import by_scope
+from specjax.lab.bench.device.tune import Call, Tuner, calls
 from specjax.lab.compiler.cycle import kernels_of
 from specjax.lab.compiler.hlo import count_copies
 from specjax.lab.costs import account
@@ -92,7 +94,7 @@ class Bench:
             command=plan.command,
             commit=machine.commits(),
             kernels=allowed_kernels(),
-            versions=machine.versions("specjax", "jaxlib", "flax"),
+            versions={**machine.versions("specjax", "jaxlib", "flax"), **_choices_here()},
             platform_version=" ".join(jax.devices()[0].client.platform_version.split()),
             init_seconds=seconds,
             weight_bytes=floor.weight_bytes,
@@ -139,8 +141,42 @@ class Bench:
         }
         kept = [steps for name, steps in parts.items() if name not in plan.skip]
         yield "bandwidth", self.measure_bandwidth  # what shares are of
+        if plan.tune and "tune" not in plan.skip:
+            yield from self._tuning()
         for steps in kept:
             yield from steps
+
+    def _tuning(self) -> Iterator[Step]:
+        """The shapes that cycles call, and the variants of each; the file holds what is known."""
+        usual = dataclasses.replace(here(), kernels="attention", choices=None)
+        tuner, found = Tuner(usual, repeats=9), list[Call]()
+        specs: dict[str, Callable[[], Any]] = {
+            "plain": NoDraft,
+            "verify": lambda: Silent(num_draft=WIDEST),
+            **{name: functools.partial(make, self.target) for name, make in DRAFTERS.items()},
+        }
+
+        def look(rows: int, name: str) -> str:
+            spec, slots = specs[name](), self.plan.slots
+            found.extend(calls(self.target, spec, rows=rows, slots=slots, on=tuner.on))
+            return f"{len({call.key for call in found})} shapes"
+
+        for rows in (1, *whole_numbers("batches", self.plan.batches)):
+            for name in specs:
+                yield f"shapes of {rows} rows, {name}", functools.partial(look, rows, name)
+
+        def measure(call: Call) -> str:
+            told = tuner.time(call)
+            if tuner.known:
+                device = choices.named(jax.devices()[0].device_kind)
+                choices.add(choices.file(), device, tuner.known)
+                self.note(choices=tuple(tuner.known))
+            return told
+
+        for call in tuner.in_order(found):
+            yield f"tune {call.op.name}: {call.told}", functools.partial(measure, call)
+        chosen = f"{len(tuner.known)} shapes have several ways, in {choices.file()}"
+        yield "choices", lambda: chosen if tuner.known else "nothing to choose: one way of each"
 
     def measure_bandwidth(self) -> str:
         on_cpu = jax.default_backend() == "cpu"
@@ -338,6 +374,12 @@ class Bench:
         whole = pass_alone(net, **sizes).seconds(steps=steps, repeats=repeats)
         self.note(products_seconds=products, pass_seconds=whole)
         return f"products {1e3 * products:.3f} ms, whole pass {1e3 * whole:.3f} ms"
+
+
+def _choices_here() -> dict[str, str]:
+    """Which choices the kernels of this process are tuned by."""
+    found = allowed_choices() if jax.default_backend() == "gpu" else None
+    return {} if found is None else {"choices of kernels": found.digest}
 
 
 def _compilation(program: CycleProgram, host_loop: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 
+from specjax.core.choices import TUNED
 from specjax.core.options import option, whole_numbers
 from specjax.core.platform import allowed_kernels, allowed_splits
 from specjax.core.program import tries_all_tilings
@@ -17,7 +18,17 @@ from specjax.lab.costs.programs import begins_at
 from specjax.models.shapes import SHAPES
 
 PARTS = (  # in this order
-    *("plain", "verify", "cycles", "batches", "contexts", "start", "training", "transformers"),
+    *(
+        "tune",
+        "plain",
+        "verify",
+        "cycles",
+        "batches",
+        "contexts",
+        "start",
+        "training",
+        "transformers",
+    ),
     "profile",
 )
 WIDEST = 15  # guesses of the DFlash drafter
@@ -44,6 +55,11 @@ class Options:
     )
     context_slots: int = option(16384, "Length of the cache for --contexts.", least=256)
     context_rows: int = option(8, "Texts for --contexts, all so long or one of them.", least=1)
+    tune: bool = option(
+        False,
+        "Times the variants of operations on shapes that cycles call, and keeps the fastest for "
+        "--kernels=tuned, in the file that --tuned names.",
+    )
     exhaustive: bool = option(
         False, "XLA tries every tiling of products on a GPU; compiling takes several times as long."
     )
@@ -103,6 +119,8 @@ class Options:
             words.append(f"--kernels={kernels}")
         if (splits := allowed_splits()) != "off":
             words.append(f"--split_k={splits}")
+        if named := os.environ.get(TUNED):
+            words.append(f"--tuned={named}")
         if tries_all_tilings() and not self.exhaustive:
             words.append("--exhaustive=True")
         flags = os.environ.get("XLA_FLAGS")
