@@ -22,7 +22,7 @@ from specjax.checkpoint.export import save_pretrained
 from specjax.core import compiles
 from specjax.jobs.progress import Clock
 from specjax.models.frozen import Frozen
-from specjax.train import corpus, loop, next_token
+from specjax.train import chunks, corpus, loop, next_token
 from specjax.train import tokenizer as bpe
 from specjax.train.config import CorpusConfig, LMConfig
 from specjax.train.muon import orthogonalize
@@ -180,6 +180,29 @@ def test_distilling_from_oneself_costs_nothing():
     loss, grads = jax.jit(jax.value_and_grad(mean))(params, batch, teacher, key)
     assert abs(float(loss)) < 1e-5
     assert max(float(jnp.abs(g).max()) for g in grads.values()) < 1e-5
+
+
+@pytest.mark.parametrize("distill", [0.0, 0.5])
+def test_logits_of_a_chunk_at_a_time_give_the_same(distill, monkeypatch):
+    """Against logits of all positions, with a last chunk that is not full."""
+    skeleton, params = next_token.build(MODEL, seed=0)
+    teacher = Frozen.of(next_token.build(MODEL, seed=1)[0].module(params)) if distill else None
+    batch = jax.random.randint(jax.random.key(0), (2, 9), 0, MODEL["vocab_size"])
+    objective = next_token.make_objective(skeleton, compute_dtype=jnp.float32, distill=distill)
+    sizes = []
+
+    def of(room):
+        monkeypatch.setattr(chunks, "logits_room", lambda: room)
+        cut = lambda x, size: sizes.append(size) or chunks.cut(x, size)
+        monkeypatch.setattr(next_token, "cut", cut)
+        total = lambda params: objective(params, batch, teacher, jax.random.key(1))[0]
+        return jax.jit(jax.value_and_grad(total))(params)
+
+    whole, apart = of(1 << 30), of(3 * 4 * 2 * MODEL["vocab_size"])
+    assert set(sizes) == {8, 3}
+    np.testing.assert_allclose(whole[0], apart[0], rtol=1e-6)
+    for a, b in zip(whole[1].values(), apart[1].values(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * float(jnp.abs(a).max()))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -341,7 +364,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_train_lm import fresh, MODEL
 from specjax.core.sharding import parse_mesh, use_mesh
-from specjax.train import loop, next_token
+from specjax.train import chunks, loop, next_token
 from specjax.train.optimizer import make_optimizer, schedule
 from specjax.train.state import init_state, place
 from specjax.train.step import make_step

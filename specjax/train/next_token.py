@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -14,6 +15,7 @@ from specjax.core.types import Array
 from specjax.models.frozen import Frozen
 from specjax.models.registry import family
 from specjax.train import losses
+from specjax.train.chunks import cut, over_chunks, positions_at_once, shares
 from specjax.train.state import Params, Skeleton
 from specjax.train.step import Objective, Sums
 
@@ -70,21 +72,35 @@ def make_objective(
     """``(1 - distill) * cross entropy + distill * KL(teacher || model)`` of tokens [B, T + 1].
 
     The forward KL term (Hinton et al. 2015, arXiv:1503.02531; for drafts Zhou et al. 2023,
-    arXiv:2310.08461) asks the model for the teacher's whole distribution at every position.
+    arXiv:2310.08461) asks the model for the teacher's whole distribution at every position. Logits
+    exist for a chunk of positions at a time (`over_chunks`).
     """
 
     def objective(
         params: Params, tokens: Array, teacher: Frozen | None, key: Array
     ) -> tuple[Array, Array, Sums]:
         del key
-        inputs = constrain(tokens[:, :-1], "batch", None)
-        net = skeleton.module(params, compute_dtype)
-        logits = net.head(net(inputs).hidden)
-        loss = losses.cross_entropy(logits, tokens[:, 1:])
-        if distill:
-            assert teacher is not None
-            wanted = teacher.head(teacher(inputs).hidden)
-            loss = (1 - distill) * loss + distill * losses.forward_kl(wanted, logits)
-        return loss.sum(), jnp.float32(loss.size), {}
+        params = {name: p.astype(compute_dtype) for name, p in params.items()}
+        inputs, labels = constrain(tokens[:, :-1], "batch", None), tokens[:, 1:]
+        net = skeleton.module(params)
+        states = net(inputs).hidden
+        vocab_size = jax.eval_shape(net.head, states).shape[-1]
+        final = None if teacher is None else teacher(inputs).hidden
+
+        def one(params: Params, h: Array, given: tuple[Array, Array, Array | None]) -> Any:
+            labels, counted, final = given
+            logits = skeleton.module(params).head(h)
+            loss = losses.cross_entropy(logits, labels)
+            if distill:
+                assert teacher is not None and final is not None
+                wanted = teacher.head(final)
+                loss = (1 - distill) * loss + distill * losses.forward_kl(wanted, logits)
+            return jnp.where(counted, loss, 0.0).sum(), (), ()
+
+        size = shares(inputs.shape[1], positions_at_once(len(inputs), vocab_size))
+        given = (labels, jnp.ones(labels.shape, jnp.bool_), final)
+        states, given = jax.tree.map(lambda x: cut(x, size), (states, given))
+        total, _, _ = over_chunks(one, params, states, given)
+        return total, jnp.float32(labels.size), {}
 
     return objective
