@@ -73,8 +73,10 @@ def test_every_script_has_that_setting(
     """And that of split products: as a flag, or as a field of what is compiled."""
     monkeypatch.setenv("SPECJAX_KERNELS", "attention")
     monkeypatch.setenv("SPECJAX_SPLIT_K", "off")
-    line = ("generate", "--kernels=xla", "--split_k=xla", "--prompt=x", "--prompt_file=y")
-    assert invoke(script("generate"), capsys, *line)[0] == 2  # two prompts
+    line = ("plan", "--target=demo:target", "--kernels=xla", "--split_k=xla")
+    status, _, told = invoke(script("plan"), capsys, *line)
+    unused = "--kernels=xla, --split_k=xla: changes programs for GPUs alone" in told
+    assert status == 0 and unused == (jax.default_backend() != "gpu")
     assert os.environ["SPECJAX_KERNELS"] == os.environ["SPECJAX_SPLIT_K"] == "xla"
     assert not {"kernels", "split_k"} & flags_of("compile")
     wrong = ("compile", "--topology=local", "--config.kernels=ours")

@@ -20,7 +20,7 @@ from specjax.cli.errors import one_line_errors
 from specjax.core import own
 from specjax.core.choices import COMMAND, TUNED
 from specjax.core.options import default_of
-from specjax.core.platform import KERNELS, SPLIT_K, Kernels, SplitK, check_said, tuned_here
+from specjax.core.platform import KERNELS, SPLIT_K, Kernels, SplitK, check_said, here, tuned_here
 from specjax.core.program import tries_all_tilings
 from specjax.runs.places import take_directory, take_file
 
@@ -196,8 +196,14 @@ def take_kernels() -> None:
     tries_all_tilings()
 
 
-def tell_unknown() -> None:
-    """Says once of how many shapes --kernels=tuned knew nothing."""
+def tell_unused() -> None:
+    """Says once what flags of kernels did not change, and what --kernels=tuned did not know."""
+    said = [n for n in ("kernels", "split_k", "tuned") if getattr(flags.FLAGS, n, None) is not None]
+    if said and (name := here().name) != "gpu":
+        words = ", ".join(f"--{n}={getattr(flags.FLAGS, n)}" for n in said)
+        print(
+            f"{words}: changes programs for GPUs alone, and these were for {name}", file=sys.stderr
+        )
     if (found := tuned_here()) is not None and found.unknown:
         told = (
             f"--kernels=tuned: {len(found.unknown)} shapes of operations were not timed, and took "

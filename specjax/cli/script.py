@@ -83,7 +83,7 @@ class Script:
         try:
             return self.main(options)
         finally:
-            flags.tell_unknown()
+            flags.tell_unused()
 
     def help(self) -> str:
         """The text before the flags: with the fields of --config, and named as it was started."""

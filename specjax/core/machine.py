@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from specjax.core.platform import allowed_kernels, allowed_splits
+from specjax.core.platform import allowed_kernels, allowed_splits, tuned_here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +51,12 @@ def device_name() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Those of packages, and of Python; `allowed_kernels` and `allowed_splits` if not the usual."""
+    """Those of packages, and of Python; which kernels and splits are allowed, if not the usual."""
     found = {**{name: _version(name) for name in packages}, "python": platform.python_version()}
     usual = {"kernels": "attention", "split_k": "off"}
     said = {"kernels": allowed_kernels(), "split_k": allowed_splits()}
-    return {**found, **{name: word for name, word in said.items() if word != usual[name]}}
+    found |= {name: word for name, word in said.items() if word != usual[name]}
+    return found if (tuned := tuned_here()) is None else {**found, "choices": tuned.digest}
 
 
 def gpu_state() -> dict[str, str]:
