@@ -115,33 +115,34 @@ class DSparkDrafter(DFlashDrafter):
         h = self.states(state, context)
         logits = self.logits(h)
         net = self.net.module
-        previous = context.pending[:, 0]
 
         def step(carry: Any, inputs: Any) -> Any:
             previous, counts = carry
-            i, logits, h = inputs
+            i, logits = inputs
             if self.config.markov_rank:
                 logits = logits + net.markov_head(previous)
-            chance = self._confidence(net, h, previous)
             guess, law = draw(logits, self.kind, i, counts, context)
-            return (guess, count_guess(counts, guess)), (guess, law, chance)
+            return (guess, count_guess(counts, guess)), (guess, law)
 
-        slots = (jnp.arange(self.num_draft), logits.swapaxes(0, 1), h.swapaxes(0, 1))
-        _, (guesses, laws, chances) = jax.lax.scan(step, (previous, context.counts), slots)
-        q = None if laws is None else laws.swapaxes(0, 1)
+        slots = (jnp.arange(self.num_draft), logits.swapaxes(0, 1))
+        first = (context.pending[:, 0], context.counts)
+        _, (guesses, laws) = jax.lax.scan(step, first, slots)
+        guesses, q = guesses.swapaxes(0, 1), None if laws is None else laws.swapaxes(0, 1)
+        # A chance is that of a guess not drawn yet: it knows its slot and the token before.
+        before = jnp.concatenate([context.pending, guesses[:, :-1]], axis=1)
+        chances = self._confidence(net, h, before)
         wanted = None
         if self.min_confidence is not None:
-            # A chance is that of a guess not drawn yet: it knows its slot and the token before.
-            sure = jnp.cumprod(chances >= self.min_confidence, axis=0, dtype=jnp.int32)
-            wanted = sure.sum(0, dtype=jnp.int32)
-        proposal = Proposal(tokens=guesses.swapaxes(0, 1), q=q, wanted=wanted)
-        return proposal, Held(state, chances.swapaxes(0, 1))
+            unlikely = ~(chances >= self.min_confidence)
+            place = jnp.arange(self.num_draft, dtype=jnp.int32)[None, :]
+            wanted = jnp.where(unlikely, place, self.num_draft).min(axis=1)
+        return Proposal(tokens=guesses, q=q, wanted=wanted), Held(state, chances)
 
     def update(self, held: Held, kept: Kept) -> Cache:
         return self._append(held.cache, kept.count, kept.features)
 
     def _confidence(self, net: Any, h: Array, previous: Array) -> Array:
-        """States [B, D] and tokens [B] before them -> the chance [B] that the guess is accepted."""
+        """States [B, K, D], tokens [B, K] before -> the chance [B, K] that a guess is accepted."""
         if not self.config.confidence_head:
             return jnp.full(previous.shape, jnp.nan, jnp.float32)
         if self.config.confidence_with_markov and self.config.markov_rank:
