@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from specjax.core import keys as key_roles
 from specjax.core import trees
 from specjax.core.cache import Block, Cache
-from specjax.core.cache.block import take, widen
+from specjax.core.cache.block import take, tokens_first, tokens_last
 from specjax.core.program import Program
 from specjax.core.record import Details, Record, empty_record, laws_at_tokens, note, put
 from specjax.core.sharding import constrain
@@ -223,9 +223,13 @@ def judge(
     if proposal.wanted is None or len(widths) == 1:
         return full(widths[-1])
     most = jnp.where(state.done, 0, proposal.wanted).max()
-    branches = [functools.partial(full, width) for width in widths]
-    judged: Judged = jax.lax.switch(jnp.searchsorted(jnp.asarray(widths), most), branches)
-    return judged
+    index = (jnp.asarray(widths, jnp.int32) < most).sum()  # of the narrowest that serves them
+
+    def branch(width: int) -> Judged:
+        return widened(full(width), widths[-1] - width)
+
+    judged: Judged = jax.lax.switch(index, [functools.partial(branch, w) for w in widths])
+    return dataclasses.replace(judged, block=tokens_last(judged.block))
 
 
 def judge_first(
@@ -239,8 +243,8 @@ def judge_first(
     width: int,
 ) -> Judged:
     """Scores and verifies the first ``width`` guesses of a chain, or all of a tree."""
-    parents, lacking = proposal.parents, drafter.num_draft - width
-    if proposal.wanted is not None or lacking:
+    parents = proposal.parents
+    if proposal.wanted is not None:
         proposal = proposal.first(width)
     with jax.named_scope("specjax/verify"):
         fed = jnp.concatenate([context.pending, jnp.maximum(proposal.tokens, 0)], axis=1)
@@ -254,12 +258,15 @@ def judge_first(
     details = None
     if state.record.details is not None:
         details = laws_at_tokens(proposal, verdict, logits)
-    judged = Judged(proposal.tokens, fed, verdict, out.features, out.block, details)
-    return widened(judged, lacking) if lacking else judged
+    return Judged(proposal.tokens, fed, verdict, out.features, out.block, details)
 
 
 def widened(judged: Judged, lacking: int) -> Judged:
-    """With ``lacking`` more guesses, none of them verified."""
+    """With ``lacking`` more guesses, none of them verified, and tokens first in its block.
+
+    Caches are written from what projections made: in another order every array of every layer would
+    be transposed in front of a branch's end and behind it.
+    """
 
     def pad(x: Array, fill: int = 0) -> Array:
         widths = [(0, 0), (0, lacking)] + [(0, 0)] * (x.ndim - 2)
@@ -270,7 +277,7 @@ def widened(judged: Judged, lacking: int) -> Judged:
         fed=pad(judged.fed),
         verdict=dataclasses.replace(judged.verdict, tokens=pad(judged.verdict.tokens)),
         features=None if judged.features is None else pad(judged.features),
-        block=widen(judged.block, judged.fed.shape[1] + lacking),
+        block=jax.tree.map(pad, tokens_first(judged.block)),
         details=jax.tree.map(pad, judged.details),
     )
 

@@ -100,6 +100,20 @@ def test_a_layer_with_products_of_our_own(drafter: str, rows: int) -> None:
     assert cycle.cache_copies == cycle.weight_copies == 0
 
 
+def test_a_gpu_that_may_verify_fewer() -> None:
+    """Where all guesses are likely: the fixed cycle, and the same few kernels for any model."""
+    fixed, narrower = (
+        cycle_of("h100:1", "", "dspark", rows=1, min_confidence=least) for least in (0.0, 0.5)
+    )
+    (choice,) = narrower.conditionals
+    assert len(choice.branches) == 4 and choice.counted == 3  # 0, 1, 2 and 3 guesses
+    assert fixed.kernels is not None and narrower.kernels is not None
+    assert narrower.kernels.a_layer == fixed.kernels.a_layer  # none of the passes' own
+    other = 0 if jax.__version__ == "0.10.2" else 4
+    assert narrower.kernels.total <= fixed.kernels.total + 10 + other
+    assert narrower.bytes <= 1.02 * fixed.bytes and narrower.cache_copies == 0
+
+
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_a_gpu_with_caches_in_8_bits(kind: str) -> None:
     """The kernels take them as they lie: keys and values of a byte, and a factor of each."""

@@ -41,6 +41,16 @@ def widen(block: Block, size: int) -> Block:
     return found
 
 
+def tokens_first(block: Any) -> Any:
+    """The same with tokens behind rows, [B, T, .., C], as projections have them."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, -2, 1), block)
+
+
+def tokens_last(block: Any) -> Any:
+    """What `tokens_first` was given."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, -2), block)
+
+
 def put(block: Block, new: Block, place: Array, platform: Platform | None = None) -> Block:
     """Writes the tokens of ``new`` from ``place`` [] on."""
     (olds, structure), more = jax.tree.flatten(block), jax.tree.leaves(new)
