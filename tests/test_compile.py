@@ -144,9 +144,18 @@ def test_loops_calls_and_what_is_asynchronous() -> None:
     assert module.trip_count(inner) == 3 and module.trip_count(module.main_loop) is None
     # Three steps of one sum; the gather that starts and ends, and the one spread over two fusions.
     assert traffic.collectives(module, body) == {
-        "all-gather": Collective(count=2, bytes=2 * 16 * 4 * 4),
-        "all-reduce": Collective(count=3, bytes=3 * 16 * 4 * 4),
+        "all-gather": Collective(count=2, bytes=2 * 16 * 4 * 4, overlapped=1),
+        "all-reduce": Collective(count=3, bytes=3 * 16 * 4 * 4, overlapped=0),
     }
+    # Something runs between the start and the end; the end of another runs nothing.
+    start, done = (
+        next(line for line in LOOP.splitlines() if line.startswith(f"  %{name} = "))
+        for name in ("start", "done")
+    )
+    kernel = next(line for line in LOOP.splitlines() if line.startswith("  %spread.1 = "))
+    between = LOOP.replace(f"{kernel}\n", "").replace(done, f"{kernel}\n{done}")
+    assert start in between
+    assert traffic.collectives(hlo.parse(between), body)["all-gather"].overlapped == 2
     assert traffic.flops(module, body) == 2 * 16 * 4 * 4
     known = LOOP.replace(
         "body=%step_body", 'body=%step_body, backend_config={"known_trip_count":{"n":"7"}}'

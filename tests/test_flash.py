@@ -21,7 +21,7 @@ from specjax.core import trips
 from specjax.core.cache.block import put
 from specjax.core.ops import Cached, Columns, Projected, attend
 from specjax.core.ops.valid_slots import unfit
-from specjax.core.ops.write import WRITE_ALL, Together, Write, one_by_one
+from specjax.core.ops.write import WRITE_ALL, ByRow, Together, Write, one_by_one
 from specjax.core.platform import Platform, allowed_kernels
 from specjax.models.layers.norm import RMSNorm
 from specjax.models.layers.rope import Rope, rotation
@@ -146,6 +146,27 @@ def test_many_caches_are_written_at_once() -> None:
     for got, want in zip(found, one_by_one(writes, Platform("cpu")), strict=True):
         assert got.dtype == want.dtype
         np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("rows,tokens", [(1, 3), (3, 3), (3, 17), (9, 17)])
+def test_long_blocks_and_lone_rows_are_written_by_row_on_tpus(rows: int, tokens: int) -> None:
+    """Few tokens of several rows are not, nor is what goes slot by slot."""
+    rng = np.random.default_rng(0)
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape) * 10, jnp.float32)
+    start = jnp.asarray(rng.permutation(30 - tokens)[:rows])
+    slots = jnp.asarray(rng.permuted(np.tile(np.arange(40), (rows, 1)), axis=1)[:, :tokens])
+    writes = [
+        Write(drawn(rows, 2, 30, width).astype(dtype), drawn(rows, 2, tokens, width), at)
+        for width, dtype in ((80, jnp.bfloat16), (1, jnp.float32))
+        for at in (start, slots)
+    ]
+    by_row, platform = ByRow(long=17), Platform("tpu")
+    found = jax.jit(lambda: by_row(writes, platform))()
+    for got, want in zip(found, one_by_one(writes, platform), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+    traced = str(jax.make_jaxpr(lambda: by_row(writes[:1], platform))())
+    assert ("scatter" in traced) == (rows > 1 and tokens < 17)
 
 
 def test_a_draft_step_is_put_into_its_block_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

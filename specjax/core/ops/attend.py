@@ -82,7 +82,9 @@ ATTEND = Op(
         "cpu": Follow(reference, tile_bytes=1 << 19, sizes=(256, 1024), cost=_on_cpu),
         "gpu": ValidSlots(on_gpu),
         "gpu:xla": on_gpu,
-        "tpu": Follow(reference, tile_bytes=2 << 20, sizes=(256, 2048), width=128),
+        "tpu": Follow(
+            reference, tile_bytes=2 << 20, sizes=(256, 2048), width=128, scores=(48 << 20, 8 << 20)
+        ),
         "tpu:2": Follow(on_two_cores, tile_bytes=2 << 20, sizes=(256, 2048), width=128),
     },
 )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from specjax.core.ops.laid import Laid
 from specjax.core.ops.one_softmax import Cached, Form, Known, Parts, Queries, weighted
+from specjax.core.sharding import pieces
 from specjax.core.trips import expected_tiles
 from specjax.core.types import Array
 
@@ -116,6 +117,10 @@ class Follow:
     sizes: tuple[int, int]  # of a tile, at least and at most, in slots
     # Caches of values whose width this does not divide are read whole.
     width: int = 1
+    # Where all scores of the cache would be more than the first number of bytes on a device, a tile
+    # is of so few slots that its own are at most the second, whatever the size of the cache. None:
+    # scores do not matter.
+    scores: tuple[int, int] | None = None
     # Of so many queries a key/value head: how many slots that are read whole one costs that is read
     # in a tile. Where that is more than one, what is cheaper is done, for all rows of a pass alike.
     cost: Callable[[int], float] = lambda queries: 1.0
@@ -133,9 +138,10 @@ class Follow:
         laid = None if cached is None else Laid.of(q, v, visible, cached, sinks)
         if cached is None or laid is None:
             return self.whole(q, k, v, visible, cached, scale, sinks)
-        size = self.tile(cached, laid.groups)
-        one = jax.tree.leaves(v)[0]
-        if cached.seen.shape[-1] < 4 * size or one.shape[-1] % self.width:
+        size, slots = self.tile(cached, laid.groups), cached.seen.shape[-1]
+        most = self._most_for_scores(q, v, laid.groups, slots)
+        size, fits = (size, 4 * size) if most is None else (min(size, most), 2 * most)
+        if slots < fits or jax.tree.leaves(v)[0].shape[-1] % self.width:
             return self.whole(q, k, v, visible, cached, scale, sinks)
 
         cheaper = functools.partial(self._cheaper, size=size)
@@ -148,6 +154,17 @@ class Follow:
         least, most = self.sizes
         size: int = 1 << (max(self.tile_bytes // slot, 1).bit_length() - 1)
         return min(max(size, least), most)
+
+    def _most_for_scores(self, q: Queries, v: Known, groups: int, slots: int) -> int | None:
+        """The most slots of a tile whose scores stay on the chip; None: all of them do."""
+        if self.scores is None:
+            return None
+        form, (one, *_) = Form.of(q, v, None)
+        slot = 4 * groups * form.repeats * form.num_tokens  # bytes of a row's scores
+        rows, (most, of_tile) = one.shape[0] // pieces("batch"), self.scores
+        if rows * slot * slots <= most:
+            return None
+        return max(1 << (max(of_tile // slot, 1).bit_length() - 1), self.sizes[0])
 
     def _cheaper(self, *given: Any, size: int) -> Array:
         tiled, (q, _, v, _, cached, *_) = functools.partial(by_tiles, size=size), given

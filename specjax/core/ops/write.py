@@ -171,8 +171,56 @@ def _axes(write: Write, new: Array | Columns) -> Iterator[tuple[int, Any]]:
         yield id(x), ("batch", None, None, None)
 
 
+@dataclasses.dataclass(frozen=True)
+class ByRow:
+    """A variant of `write_all` for TPUs: a piece for each row, where blocks are long or rows few.
+
+    For a scatter of many tokens, or into a small buffer, the TPU's compiler brings the whole buffer
+    into on-chip memory and writes all of it back. Of a few tokens in many rows it is fewer kernels.
+    """
+
+    long: int = 64  # tokens of a block
+    few: int = 1  # rows on a device
+
+    def __call__(self, writes: Sequence[Write], platform: Platform | None) -> list[Array]:
+        return [
+            self._one(w) if self._takes(w) else one_by_one([w], platform)[0] for w in writes
+        ]
+
+    def _takes(self, write: Write) -> bool:
+        rows, _, tokens, _ = write.new.shape
+        few = rows // pieces("batch") <= self.few
+        return write.at.ndim == 1 and (tokens >= self.long or few)
+
+    def _one(self, write: Write) -> Array:
+        """Each device writes into the rows and heads that it has."""
+        new = tokens_of(write.new).astype(write.buffer.dtype)
+        put: Any = in_turn
+        if not jax.sharding.get_abstract_mesh().empty:
+            lies = fitting(write.buffer.shape, ("batch", write.axis, None, None))
+            starts = fitting(write.at.shape, ("batch",))
+            laid: dict[str, Any] = {"in_specs": (lies, lies, starts), "out_specs": lies}
+            put = jax.shard_map(in_turn, **laid, check_vma=False)
+        written: Array = put(write.buffer, new, write.at)
+        return written
+
+
+def in_turn(buffer: Array, new: Array, start: Array) -> Array:
+    """See `write`; row behind row."""
+
+    def one(b: Any, buffer: Array) -> Array:
+        row = jax.lax.dynamic_slice_in_dim(new, b, 1, 0)
+        return jax.lax.dynamic_update_slice(buffer, row, (b, 0, start[b], 0))
+
+    if new.shape[0] > _MAX_UNROLLED_ROWS:
+        return jax.lax.fori_loop(0, new.shape[0], one, buffer)
+    for b in range(new.shape[0]):
+        buffer = one(b, buffer)
+    return buffer
+
+
 # (Not among `ops.OPS`: nothing is differentiated here.)
-WRITE_ALL = Op(one_by_one, {"gpu": Together(), "gpu:xla": one_by_one})
+WRITE_ALL = Op(one_by_one, {"gpu": Together(), "gpu:xla": one_by_one, "tpu": ByRow()})
 
 
 def write_all(writes: Sequence[Write], *, platform: Platform | None = None) -> list[Array]:
@@ -186,7 +234,7 @@ def write_all(writes: Sequence[Write], *, platform: Platform | None = None) -> l
 
 def writes_at_once(platform: Platform | None) -> bool:
     """Whether `write_all` takes less than a write each."""
-    return WRITE_ALL.on(platform) is not one_by_one
+    return isinstance(WRITE_ALL.on(platform), Together)
 
 
 def waiting_for(start: Array, read: Array) -> Array:

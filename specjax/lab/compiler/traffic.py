@@ -96,7 +96,7 @@ def memory_bytes(module: Module, name: str, kind: Kind = lambda home, value, ind
         for index, amount in _results(module, home, instruction):
             if instruction.arrays[index].in_memory:
                 written[kind(home, instruction, index)] += times * amount
-    for home, instruction, times in _spread(module, name):
+    for home, instruction, times, _ in _spread(module, name):
         sources = [home.instructions[o] for o in instruction.operands if o in home.instructions]
         for source in sources:
             for index, array in enumerate(source.arrays):
@@ -215,12 +215,14 @@ def collectives(module: Module, name: str) -> dict[str, Collective]:
 
     An asynchronous operation counts once, where it starts; so does one that the compiler has spread
     over several fusions, which share its channel. Bytes are those of the operands or of the
-    results, whichever are more.
+    results, whichever are more. Overlapped are those that were spread so, and those between whose
+    start and end something else runs.
     """
     counts: dict[str, int] = collections.Counter()
     sizes: dict[str, int] = collections.Counter()
-    apart = [(h, i, t) for h, i, t in module.walk(name) if _kind(i) in COLLECTIVES]
-    for home, instruction, times in [*apart, *_spread(module, name)]:
+    beside: dict[str, int] = collections.Counter()
+    apart = [(h, i, t, 1) for h, i, t in module.walk(name) if _kind(i) in COLLECTIVES]
+    for home, instruction, times, parts in [*apart, *_spread(module, name)]:
         kind = _kind(instruction)
         operands = [home.instructions[o] for o in instruction.operands if o in home.instructions]
         sent = sum(a.nbytes for o in operands for a in o.arrays)
@@ -229,23 +231,36 @@ def collectives(module: Module, name: str) -> dict[str, Collective]:
             results -= sent  # a start hands its operands out again
         counts[kind] += times
         sizes[kind] += times * max(sent, results)
-    return {kind: Collective(counts[kind], sizes[kind]) for kind in sorted(counts)}
+        beside[kind] += times * (parts > 1 or _runs_beside(home, instruction))
+    return {kind: Collective(counts[kind], sizes[kind], beside[kind]) for kind in sorted(counts)}
+
+
+def _runs_beside(home: Computation, start: Instruction) -> bool:
+    """Whether a kernel runs between an asynchronous operation's start and its end.
+
+    Instructions of a compiled program stand in the order in which they run.
+    """
+    names = list(home.instructions)
+    ends = [u.name for u in home.users[start.name] if u.opcode.endswith("-done")]
+    between = names[names.index(start.name) + 1 : names.index(ends[0])] if ends else []
+    others = (home.instructions[n] for n in between)
+    return any(works(i) and not i.opcode.endswith("-start") for i in others)
 
 
 def _kind(instruction: Instruction) -> str:
     return instruction.opcode.removesuffix("-start")
 
 
-def _spread(module: Module, name: str) -> Iterator[tuple[Computation, Instruction, int]]:
-    """The communication inside fusions: each channel once."""
-    seen: set[tuple[str, str]] = set()
+def _spread(module: Module, name: str) -> Iterator[tuple[Computation, Instruction, int, int]]:
+    """The communication inside fusions: each channel once, and over how many it is spread."""
+    found: dict[tuple[str, str], list[tuple[Computation, Instruction, int]]] = {}
     for home, instruction, times in _inside_fusions(module, name):
         if _kind(instruction) in COLLECTIVES and home.name in module.fused:
             channel = re.search(r"channel_id=(\d+)", instruction.attributes)
             key = (instruction.opcode, instruction.name if channel is None else channel[1])
-            if key not in seen:
-                yield home, instruction, times
-            seen.add(key)
+            found.setdefault(key, []).append((home, instruction, times))
+    for parts in found.values():
+        yield *parts[0], len(parts)
 
 
 def _inside_fusions(module: Module, name: str) -> Iterator[tuple[Computation, Instruction, int]]:

@@ -120,6 +120,7 @@ class Collective:
 
     count: int
     bytes: int
+    overlapped: int | None = None  # of them those that kernels run beside; None: not known
 
 
 @dataclasses.dataclass(frozen=True)
