@@ -156,6 +156,9 @@ def test_loops_calls_and_what_is_asynchronous() -> None:
     between = LOOP.replace(f"{kernel}\n", "").replace(done, f"{kernel}\n{done}")
     assert start in between
     assert traffic.collectives(hlo.parse(between), body)["all-gather"].overlapped == 2
+    near = next(line for line in LOOP.splitlines() if line.startswith("  %nearer = "))
+    fetching = LOOP.replace(f"{near}\n", "").replace(done, f"{done}\n{near}")
+    assert traffic.collectives(hlo.parse(fetching), body)["all-gather"].overlapped == 2
     assert traffic.flops(module, body) == 2 * 16 * 4 * 4
     known = LOOP.replace(
         "body=%step_body", 'body=%step_body, backend_config={"known_trip_count":{"n":"7"}}'

@@ -97,12 +97,12 @@ def test_scores_that_leave_the_chip_are_formed_by_tiles() -> None:
     """Whatever the size of the cache: as few slots a tile as their scores leave room for."""
     *block, k, v = given(64)
     visible = jnp.tril(jnp.ones((1, 3, 3), bool))
+    reach = jnp.asarray(REACH, jnp.int32)
+    run = lambda way, reach: way(*block, visible, cached(k, v, reach), None)
     whole = 4 * len(REACH) * 4 * 3 * 64  # bytes of all scores
     for most, slots in ((whole - 1, 8), (whole - 1, 16), (whole, 64)):
         scores = (most, 4 * 4 * 3 * slots)
         follow = Follow(reference, tile_bytes=1 << 30, sizes=(TILE, 512), scores=scores)
-        run = lambda way, reach: way(*block, visible, cached(k, v, reach), None)
-        reach = jnp.asarray(REACH, jnp.int32)
         np.testing.assert_allclose(run(follow, reach), run(reference, reach), atol=2e-6)
         traced = str(jax.make_jaxpr(lambda reach, way=follow: run(way, reach))(reach))
         assert ("while" in traced) == (slots < 64)

@@ -178,6 +178,12 @@ def pieces(axis: str, mesh: Mesh | AbstractMesh | None = None) -> int:
     return math.prod(mesh.shape[name] for name in RULES[axis] if name in mesh.axis_names)
 
 
+def on_device(size: int, axis: str) -> int:
+    """How many of ``size`` along a logical axis a device has: all, where that is not divided."""
+    count = pieces(axis)
+    return size // count if size % count == 0 else size
+
+
 def constrain(x: Array, *axes: str | None, replicated: bool = False) -> Array:
     """Pins ``x`` to the sharding of its logical axes. Does nothing outside a mesh.
 

@@ -180,6 +180,26 @@ def test_several(name: str, mesh: str) -> None:
     assert cycle.collectives["all-reduce"].count <= 2 * 3 + 2
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+def test_prefill_on_a_tpu(rows: int, tmp_path: Path) -> None:
+    """No pass copies a cache, nor do scores of many queries go through memory."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 2048, "head_dim": 128, "vocab_size": 2048}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 4, "num_hidden_layers": 2}
+    config = {"model_type": "llama", "max_position_embeddings": 4096, **sizes, **heads}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model: dict[str, Any] = {"target": str(tmp_path / "config.json"), "drafter": "none"}
+    more = {"rows": rows, "slots": 4096, "context": 3072, "programs": "all", "dtype": "bfloat16"}
+    devices = found("v5e:2x2")
+    setup = dataclasses.replace(SETUP, **model, **more)
+    made = report.make(setup, devices, devices.mesh(**mesh_sizes("model:4")))
+    widest = {1: "prefill 1024", 8: "prefill 256"}[rows]
+    assert widest in made.prefills and made.cycle.cache_copies == 0
+    for cost in made.prefills.values():
+        assert cost.cache_copies == 0
+        scores = 4 * cost.tokens * 4 * 4096  # bytes of a device's in a layer, float32
+        assert cost.bytes - cost.floor.bytes < scores / 2
+
+
 @pytest.mark.parametrize("drafter", ["none", "eagle3"])
 def test_a_lone_row_gathers_no_table(drafter: str) -> None:
     """The embedding of 2048 rows lies on two devices; one row of it is looked up."""

@@ -27,7 +27,7 @@ from tiny_checkpoint import write_tiny
 import specjax
 from specjax import decode, drafters, session
 from specjax.checkpoint import CheckpointError
-from specjax.core.ops.write import WRITE_ALL, Together
+from specjax.core.ops.write import WRITE_ALL, ByRow, Together, Write, one_by_one
 from specjax.core.platform import Platform
 from specjax.core.sharding import make_mesh, use_mesh
 from specjax.drafters.dflash.net import DFlashNet
@@ -183,6 +183,25 @@ def test_a_trained_drafter_that_is_split(
         monkeypatch.setitem(WRITE_ALL.variants, "cpu", Together(interpret=True))
     got = specjax.generate(big, dataclasses.replace(spec, net=net), PROMPTS, **kwargs)
     assert got.tokens == want.tokens and got.tau == want.tau
+
+
+@pytest.mark.parametrize("rows", [4, 1])
+@pytest.mark.parametrize("axis", ["kv_heads", None])
+def test_each_device_writes_long_blocks_into_its_own_rows(rows: int, axis: str | None) -> None:
+    """As caches on TPUs are; of heads that are split, and of those that every device has."""
+    rng, mesh = np.random.default_rng(0), make_mesh(2, 4)
+    buffer, new = (jnp.asarray(rng.normal(size=(rows, 4, n, 6)), jnp.float32) for n in (30, 9))
+    start = jnp.asarray([0, 21, 7, 3][:rows])
+    (want,) = one_by_one([Write(buffer, new, start)], Platform("tpu"))
+    place = PartitionSpec("data" if rows > 1 else None, "model" if axis else None)
+    given = [jax.device_put(x, NamedSharding(mesh, place)) for x in (buffer, new)]
+    put = lambda buffer, new, start: ByRow(long=9)([Write(buffer, new, start, axis)], None)[0]
+    with use_mesh(mesh):
+        compiled = jax.jit(put).lower(*given, start).compile()
+        got = compiled(*given, jax.device_put(start, compiled.input_shardings[0][2]))
+    np.testing.assert_array_equal(got, want)
+    assert got.sharding.is_equivalent_to(given[0].sharding, 4)
+    assert not collectives(compiled.as_text())
 
 
 def test_parameters_and_caches_are_split_and_stay_where_they_are() -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from specjax.core.ops.laid import Laid
 from specjax.core.ops.one_softmax import Cached, Form, Known, Parts, Queries, weighted
-from specjax.core.sharding import pieces
+from specjax.core.sharding import on_device
 from specjax.core.trips import expected_tiles
 from specjax.core.types import Array
 
@@ -161,7 +161,7 @@ class Follow:
             return None
         form, (one, *_) = Form.of(q, v, None)
         slot = 4 * groups * form.repeats * form.num_tokens  # bytes of a row's scores
-        rows, (most, of_tile) = one.shape[0] // pieces("batch"), self.scores
+        rows, (most, of_tile) = on_device(one.shape[0], "batch"), self.scores
         if rows * slot * slots <= most:
             return None
         return max(1 << (max(of_tile // slot, 1).bit_length() - 1), self.sizes[0])

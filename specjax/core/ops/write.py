@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from specjax.core.ops.op import Op
 from specjax.core.platform import Platform
-from specjax.core.sharding import fitting, pieces
+from specjax.core.sharding import fitting, on_device, pieces
 from specjax.core.types import Array, pytree, static
 
 # On CPU a per-row dynamic_update_slice is several times cheaper than a scatter; unrolled over the
@@ -31,10 +31,14 @@ def scatter(buffer: Array, new: Array, start: Array) -> Array:
 
 
 def row_by_row(buffer: Array, new: Array, start: Array) -> Array:
-    rows = new.shape[0]
-    if rows > _MAX_UNROLLED_ROWS or pieces("batch") > 1:
+    if new.shape[0] > _MAX_UNROLLED_ROWS or pieces("batch") > 1:
         return scatter(buffer, new, start)
-    for b in range(rows):
+    return in_turn(buffer, new, start)
+
+
+def in_turn(buffer: Array, new: Array, start: Array) -> Array:
+    """See `write`; row behind row, written out."""
+    for b in range(new.shape[0]):
         buffer = jax.lax.dynamic_update_slice(buffer, new[b : b + 1], (b, 0, start[b], 0))
     return buffer
 
@@ -173,24 +177,22 @@ def _axes(write: Write, new: Array | Columns) -> Iterator[tuple[int, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class ByRow:
-    """A variant of `write_all` for TPUs: a piece for each row, where blocks are long or rows few.
+    """A variant of `write_all` for TPUs: a piece for each row, of a long block or a lone row.
 
     For a scatter of many tokens, or into a small buffer, the TPU's compiler brings the whole buffer
-    into on-chip memory and writes all of it back. Of a few tokens in many rows it is fewer kernels.
+    into on-chip memory and writes all of it back. Of a few tokens in several rows, and of more rows
+    than are written out, it is fewer kernels. (libtpu 0.0.42 fails on a loop over 32 rows.)
     """
 
     long: int = 64  # tokens of a block
-    few: int = 1  # rows on a device
 
     def __call__(self, writes: Sequence[Write], platform: Platform | None) -> list[Array]:
-        return [
-            self._one(w) if self._takes(w) else one_by_one([w], platform)[0] for w in writes
-        ]
+        return [self._one(w) if self._takes(w) else one_by_one([w], platform)[0] for w in writes]
 
     def _takes(self, write: Write) -> bool:
-        rows, _, tokens, _ = write.new.shape
-        few = rows // pieces("batch") <= self.few
-        return write.at.ndim == 1 and (tokens >= self.long or few)
+        rows = on_device(write.new.shape[0], "batch")
+        fits = write.at.ndim == 1 and rows <= _MAX_UNROLLED_ROWS
+        return fits and (rows == 1 or write.new.shape[2] >= self.long)
 
     def _one(self, write: Write) -> Array:
         """Each device writes into the rows and heads that it has."""
@@ -203,20 +205,6 @@ class ByRow:
             put = jax.shard_map(in_turn, **laid, check_vma=False)
         written: Array = put(write.buffer, new, write.at)
         return written
-
-
-def in_turn(buffer: Array, new: Array, start: Array) -> Array:
-    """See `write`; row behind row."""
-
-    def one(b: Any, buffer: Array) -> Array:
-        row = jax.lax.dynamic_slice_in_dim(new, b, 1, 0)
-        return jax.lax.dynamic_update_slice(buffer, row, (b, 0, start[b], 0))
-
-    if new.shape[0] > _MAX_UNROLLED_ROWS:
-        return jax.lax.fori_loop(0, new.shape[0], one, buffer)
-    for b in range(new.shape[0]):
-        buffer = one(b, buffer)
-    return buffer
 
 
 # (Not among `ops.OPS`: nothing is differentiated here.)

@@ -215,8 +215,8 @@ def collectives(module: Module, name: str) -> dict[str, Collective]:
 
     An asynchronous operation counts once, where it starts; so does one that the compiler has spread
     over several fusions, which share its channel. Bytes are those of the operands or of the
-    results, whichever are more. Overlapped are those that were spread so, and those between whose
-    start and end something else runs.
+    results, whichever are more. Overlapped are those that were spread so, those between whose start
+    and end a kernel runs, and those during which something is brought into a chip's faster memory.
     """
     counts: dict[str, int] = collections.Counter()
     sizes: dict[str, int] = collections.Counter()
@@ -235,16 +235,30 @@ def collectives(module: Module, name: str) -> dict[str, Collective]:
     return {kind: Collective(counts[kind], sizes[kind], beside[kind]) for kind in sorted(counts)}
 
 
-def _runs_beside(home: Computation, start: Instruction) -> bool:
-    """Whether a kernel runs between an asynchronous operation's start and its end.
+def _runs_beside(home: Computation, one: Instruction) -> bool:
+    """Whether other work runs while a collective does: a kernel, or a prefetch into the chip.
 
     Instructions of a compiled program stand in the order in which they run.
     """
     names = list(home.instructions)
-    ends = [u.name for u in home.users[start.name] if u.opcode.endswith("-done")]
-    between = names[names.index(start.name) + 1 : names.index(ends[0])] if ends else []
-    others = (home.instructions[n] for n in between)
-    return any(works(i) and not i.opcode.endswith("-start") for i in others)
+    at = {name: place for place, name in enumerate(names)}
+
+    def end(start: Instruction) -> int:
+        ends = [at[u.name] for u in home.users[start.name] if u.opcode.endswith("-done")]
+        return ends[0] if ends else at[start.name]
+
+    place = at[one.name]
+    before, between = names[:place], names[place + 1 : end(one)]
+    kernels = (home.instructions[n] for n in between)
+    prefetches = (home.instructions[n] for n in before)
+    return any(works(i) and not i.opcode.endswith("-start") for i in kernels) or any(
+        end(i) > place for i in prefetches if _is_prefetch(i)
+    )
+
+
+def _is_prefetch(start: Instruction) -> bool:
+    place = {"copy-start": 0, "slice-start": 1}.get(start.opcode)  # of what it makes
+    return place is not None and not start.arrays[place].in_memory
 
 
 def _kind(instruction: Instruction) -> str:

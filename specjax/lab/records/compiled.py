@@ -120,7 +120,8 @@ class Collective:
 
     count: int
     bytes: int
-    overlapped: int | None = None  # of them those that kernels run beside; None: not known
+    # Of them those that kernels, or prefetches into a chip, run beside; None: not known.
+    overlapped: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
