@@ -179,19 +179,20 @@ def _axes(write: Write, new: Array | Columns) -> Iterator[tuple[int, Any]]:
 class ByRow:
     """A variant of `write_all` for TPUs: a piece for each row, of a long block or a lone row.
 
-    For a scatter of many tokens, or into a small buffer, the TPU's compiler brings the whole buffer
-    into on-chip memory and writes all of it back. Of a few tokens in several rows, and of more rows
-    than are written out, it is fewer kernels. (libtpu 0.0.42 fails on a loop over 32 rows.)
+    For a scatter of many tokens, or into a small buffer, the TPU's compiler brings all of it into
+    on-chip memory, or into another order, and writes it back. Of a few tokens in several rows it is
+    fewer kernels. (Written out: libtpu 0.0.42 fails on a loop over 32 rows.)
     """
 
     long: int = 64  # tokens of a block
+    most: int = 32  # rows on a device
 
     def __call__(self, writes: Sequence[Write], platform: Platform | None) -> list[Array]:
         return [self._one(w) if self._takes(w) else one_by_one([w], platform)[0] for w in writes]
 
     def _takes(self, write: Write) -> bool:
         rows = on_device(write.new.shape[0], "batch")
-        fits = write.at.ndim == 1 and rows <= _MAX_UNROLLED_ROWS
+        fits = write.at.ndim == 1 and rows <= self.most
         return fits and (rows == 1 or write.new.shape[2] >= self.long)
 
     def _one(self, write: Write) -> Array:
