@@ -121,7 +121,7 @@ class Collective:
     count: int
     bytes: int
     # Of them those that kernels, or prefetches into a chip, run beside; None: not known.
-    overlapped: int | None = None
+    overlapped: int | None = codec.absent()
 
 
 @dataclasses.dataclass(frozen=True)
