@@ -22,9 +22,11 @@ from specjax.core.ops.heads import reference as cut_apart
 from specjax.core.ops.norm import ADD_NORM, NormAtOnce
 from specjax.core.ops.norm import reference as added_and_normed
 from specjax.core.ops.norm import unfit as unfit_norm
+from specjax.core.ops.stream import ADD_PRODUCT, NORM_PRODUCT, AddedInside, NormedInside
 from specjax.core.platform import Platform
 from specjax.core.sharding import use_mesh
 from specjax.models.joining import joined
+from specjax.models.layers.linear import Linear
 from specjax.models.layers.norm import RMSNorm, of_heads
 from specjax.models.layers.residual import Residual, given_to, pin, states_of, takes_residual
 
@@ -223,6 +225,47 @@ def test_products_norm_what_they_read_and_add(family: str, each: tuple[int, ...]
     """Where norms go into products and these are added; else all is as before."""
     found = kernels_of_a_pass(family)
     assert tuple(found[name] for name in FUSED) == each
+
+
+class Doubling(Linear):
+    """A projection that does otherwise."""
+
+    def __call__(self, x: Any) -> Any:
+        return 2 * super().__call__(x)
+
+
+class Wrapped(nnx.Module):
+    """One around another."""
+
+    def __init__(self, inner: Any):
+        self.inner = inner
+
+    def __call__(self, x: Any) -> Any:
+        return 2 * self.inner(x)
+
+
+@pytest.mark.parametrize("kind", [Doubling, Wrapped])
+def test_a_projection_of_ones_own_is_called(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a stream adds what is projected within the product."""
+    target, axes = tiny.model(), (None, None)
+    module, plain = target.net.module, target.net.module
+    for layer, like in zip(module.layers, plain.layers, strict=True):
+        for part, name in (("self_attn", "o_proj"), ("mlp", "down_proj")):
+            of, linear = getattr(layer, part), getattr(getattr(like, part), name)
+            weight = linear.weight[...]
+            own = (
+                Doubling.holding(weight, None, axes=axes)
+                if kind is Doubling
+                else Wrapped(Linear.holding(weight, None, axes=axes))
+            )
+            setattr(of, name, own)
+            linear.weight = nnx.Param(2 * weight, axes=axes)
+    run = lambda module: joined(target.net.with_module(module)).module(jnp.ones((1, 2), jnp.int32))
+    want = run(plain).hidden
+    monkeypatch.setitem(ADD_NORM.variants, "cpu", NormAtOnce(interpret=True))
+    monkeypatch.setitem(NORM_PRODUCT.variants, "cpu", NormedInside(interpret=True))
+    monkeypatch.setitem(ADD_PRODUCT.variants, "cpu", AddedInside(interpret=True))
+    np.testing.assert_allclose(run(module).hidden, want, rtol=1e-4, atol=1e-4)
 
 
 def test_one_pass_has_few_kernels_between_products() -> None:

@@ -23,6 +23,7 @@ from specjax.core.ops import (
 )
 from specjax.core.platform import Platform
 from specjax.core.types import Array
+from specjax.models.layers.linear import Linear
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
@@ -102,20 +103,17 @@ class Normed:
 class Product:
     """``layer(y)``, to be added to a stream: then one kernel may do both."""
 
-    def __init__(self, layer: Any, y: Array):
-        """``layer``: a `Linear`."""
+    def __init__(self, layer: Linear, y: Array):
         self._layer, self._y = layer, y
 
     def added_to(self, x: Array) -> tuple[Array, Array] | None:
         """The sum with ``x`` and its squares (`ops.add_product`); None: not in one kernel."""
-        found: tuple[Array, Array] | None = self._layer.added_to(x, self._y)
-        return found
+        return self._layer.added_to(x, self._y)
 
     @property
     def formed(self) -> Array:
         """[B, T, D]."""
-        found: Array = self._layer(self._y)
-        return found
+        return self._layer(self._y)
 
     def __radd__(self, x: Array) -> Array:
         return x + self.formed
@@ -134,8 +132,12 @@ def side_by_side(*norms: Any) -> Any:
 
 
 def projected(fed: Any, layer: Any, y: Array) -> Array:
-    """``layer(y)``, of y that was made of ``fed``; of a `Normed` a `Product`, whose stream adds."""
-    found: Any = Product(layer, y) if isinstance(fed, Normed) else layer(y)
+    """``layer(y)``, of y that was made of ``fed``; of a `Normed` a `Product`, whose stream adds.
+
+    A layer that is no `Linear`, or calls otherwise than one, is called.
+    """
+    known = isinstance(fed, Normed) and type(layer).__call__ is Linear.__call__
+    found: Any = Product(layer, y) if known else layer(y)
     return found  # type: ignore[no-any-return]
 
 
