@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,38 @@ def test_no_choices_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     choices.add(path, choices.named("GPU 1"), [dataclasses.replace(one, given="other")])
     assert choices.of("GPU 1") == taken([one, dataclasses.replace(one, given="other")])
     assert choices.of("GPU 2") == Choices({("product", "float32[1, 2]"): "attention"})
-    path.write_text('{"version": 7, "devices": {}}')
-    with pytest.raises(ValueError, match="no file of choices of kernels"):
-        choices.of("GPU 1")
+    whole = path.read_text()
+    damaged = (
+        '{"version": 7, "devices": {}}',
+        whole[:-9],
+        "[" * 100_000,
+        whole.replace('"way": "pallas"', '"way": "fastest"'),
+        whole.replace('"op": "product"', '"op": ["product"]'),
+    )
+    for text in damaged:
+        path.write_text(text)
+        with pytest.raises(ValueError, match="no file of choices of kernels"):
+            choices.of("GPU 1")
+
+
+def test_what_several_processes_time_is_all_kept(tmp_path: Path) -> None:
+    """Each reads what is there and writes that with its own: one after the other."""
+    path, read = tmp_path / "tuned.json", choices.read
+
+    def slowly(path: Path) -> dict[str, list[Choice]]:
+        found = read(path)
+        time.sleep(0.02)
+        return found
+
+    def add(device: str) -> None:
+        for i in range(3):
+            choices.add(path, device, [Choice("product", str(i), {"xla": 1.0}, "xla")])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choices, "read", slowly)
+        with futures.ThreadPoolExecutor(3) as pool:  # locks are of open files: threads have theirs
+            list(pool.map(add, "abc"))
+    assert {device: len(found) for device, found in read(path).items()} == dict.fromkeys("abc", 3)
 
 
 @pytest.mark.parametrize("slow", ["attention", "pallas"])

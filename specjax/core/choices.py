@@ -13,11 +13,11 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
-from specjax.core.files import write_atomically
+from specjax.core.files import locked, read_text, write_atomically
 
 TUNED = "SPECJAX_TUNED"  # the environment variable that names the file for a process
 COMMAND = "python -m experiments.benchmark_device --tune=True"
@@ -141,21 +141,35 @@ def taken(choices: Sequence[Choice]) -> Choices:
 def read(path: Path) -> dict[str, list[Choice]]:
     """All choices of a file, by device. Raises ValueError, in one line, if it is none of ours."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_text(path))
         if found["version"] != _VERSION:
             raise ValueError(f"version {found['version']}")
-        return {name: [Choice(**one) for one in of] for name, of in found["devices"].items()}
+        return {name: [_choice(one) for one in of] for name, of in found["devices"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: no file of choices of kernels ({error}).") from None
 
 
+def _choice(told: Mapping[str, Any]) -> Choice:
+    from specjax.core.platform import Kernels  # only here: it holds choices
+
+    one = Choice(**told)
+    ways = [way for way in get_args(Kernels) if way != "tuned"]
+    if not (isinstance(one.op, str) and isinstance(one.given, str) and one.way in ways):
+        raise ValueError(f"way {one.way!r} of {one.op!r}; ways are {', '.join(ways)}")
+    return one
+
+
 def add(path: Path, device: str, choices: Sequence[Choice]) -> None:
-    """Writes what was timed on a device in the place of what was there of the same shapes."""
-    devices = read(path)
-    of = {(one.op, one.given): one for one in (*devices.get(device, []), *choices)}
-    devices[device] = list(of.values())
-    told = {name: [dataclasses.asdict(one) for one in each] for name, each in devices.items()}
+    """Writes what was timed on a device in the place of what was there of the same shapes.
+
+    What other processes add meanwhile stays. Raises ValueError as `read`; OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"version": _VERSION, "devices": told}, indent=1) + "\n")
+    with locked(path.parent):
+        devices = read(path)
+        of = {(one.op, one.given): one for one in (*devices.get(device, []), *choices)}
+        devices[device] = list(of.values())
+        told = {name: [dataclasses.asdict(one) for one in each] for name, each in devices.items()}
+        write_atomically(path, json.dumps({"version": _VERSION, "devices": told}, indent=1) + "\n")
