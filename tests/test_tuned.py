@@ -164,6 +164,11 @@ def test_a_run_keeps_what_it_timed(
     skip = tuple(part for part in PARTS if part != "tune")
     small: dict[str, Any] = {"shape": "tiny", "slots": 64, "copy_mib": 1, "num_draft": (4,)}
     run = functools.partial(benchmark_device, **small, skip=skip, batches=(2,), tune=True)
+    monkeypatch.setenv("SPECJAX_TUNED", str(tmp_path))
+    with pytest.raises(ValueError, match="no file of choices of kernels"):
+        run()
+    assert not capsys.readouterr().out  # before any work
+    monkeypatch.setenv("SPECJAX_TUNED", str(path))
     run()
     assert "nothing to choose: one way of each" in capsys.readouterr().out
     assert not path.exists()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import jax
 from rich.console import Console
 
+from specjax.core import choices
 from specjax.core.options import keywords
 from specjax.core.program import TILING
 from specjax.lab.bench.device.bench import Bench
@@ -36,6 +37,8 @@ def benchmark_device(options: Options) -> DeviceReport:
     """
     if options.exhaustive:  # for the processes that are started, too
         os.environ[TILING] = "exhaustive"
+    if options.tune and "tune" not in options.skip:
+        choices.read(choices.file())  # to be added to, much later
     console, begin = Console(highlight=False), time.perf_counter()
     console.print("[dim]   0.0 s  weights[/dim]")
     with _ended_by_sigterm():
