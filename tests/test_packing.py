@@ -18,6 +18,7 @@ from packed_rows import WIDTH, K, packed, some_texts
 from specjax.core.view import View
 from specjax.drafters import DRAFTERS, LM
 from specjax.drafters.dflash.objective import draw_anchors
+from specjax.drafters.medusa.objective import MedusaObjective
 from specjax.models import FAMILIES
 from specjax.train import loop
 from specjax.train.data.batches import Batches
@@ -75,6 +76,30 @@ def test_what_cannot_be_packed_is_refused() -> None:
     trainee, _ = Trainee.of("lm", LM(target, K), hyper, num_draft=K, compute_dtype=jnp.float32)
     with pytest.raises(ValueError, match=r"LMObjective takes one text a row \(on policy"):
         checking.check_packs(trainee.objective)
+
+
+def test_a_users_class_speaks_for_itself() -> None:
+    """What the library's class keeps apart, methods of one that extends it may not."""
+    kept = dict.fromkeys(("skeleton", "config"))
+    silent, said = (
+        type(name, (MedusaObjective,), {"__module__": "mine", **body})(**kept)
+        for name, body in (("Mine", {}), ("Said", {"unpacked": ""}))
+    )
+    with pytest.raises(ValueError, match=r"pack=True: Mine takes one text a row \(it does not say"):
+        checking.check_packs(silent)
+    checking.check_packs(said)
+    checking.check_packs(type("Further", (type(said),), {"__module__": "mine"})(**kept))
+    checking.check_packs(MedusaObjective(**kept))
+
+
+@pytest.mark.parametrize("name", ["weight", "tokens"])
+def test_sums_do_not_take_the_names_of_the_runs_own(name: str) -> None:
+    def call(self: Any, *_: Any) -> Any:
+        return jnp.float32(1), jnp.float32(1), {name: jnp.float32(3)}
+
+    kind = type("Mine", (BaseObjective,), {"__module__": "mine", "__call__": call})
+    with pytest.raises(ValueError, match=f"a sum is named {name}, as one of the run's own"):
+        checking.check_objective(kind(None, None), {}, None, 2, 8)
 
 
 def test_anchors_have_their_label_in_their_own_text() -> None:

@@ -41,7 +41,12 @@ from specjax.train.data.text import Speech, default_cache
 from specjax.train.data.vocabulary import frequent_tokens
 from specjax.train.drafter import Trainee, fresh, network
 from specjax.train.objectives.base import counting
-from specjax.train.objectives.checking import check_apart, check_objective, check_packs
+from specjax.train.objectives.checking import (
+    check_apart,
+    check_objective,
+    check_packs,
+    unpacked,
+)
 from specjax.train.optimizer import make_optimizer, schedule
 from specjax.train.state import TrainState, init_state, place, shardings_of
 from specjax.train.step import make_step
@@ -167,7 +172,7 @@ def load(config: DrafterConfig, workdir: Path, mesh: Mesh | None) -> tuple[Any, 
             check_apart(network(spec), "the draft")
     format = export_format(config, spec, target)
     sources = read()
-    data = batches_of(config, sources, packs=not getattr(trainee.objective, "unpacked", "own"))
+    data = batches_of(config, sources, packs=not unpacked(trainee.objective))
     held = heldout_rows(sources.heldout, config.eval.rows)
     if not any(row.supervised[: config.data.seq_len].any() for row in held):
         raise ValueError("The held-out rows have no supervised token to compute a loss of.")

@@ -12,6 +12,7 @@ import numpy as np
 from specjax.core import hosts
 from specjax.core.by_shape import Misfit, by_shape, is_ours, shape
 from specjax.models.frozen import Frozen
+from specjax.train.loop import COUNTS
 from specjax.train.objectives.base import BaseObjective, Batch
 
 # Units of the last place, by bytes: what sums in another order may come to. Of texts that see one
@@ -19,10 +20,22 @@ from specjax.train.objectives.base import BaseObjective, Batch
 _ROUNDING = {2: 8, 4: 64}
 
 
+def unpacked(objective: Any) -> str:
+    """Why it takes one text a row alone; "": it keeps the texts of a row apart.
+
+    A class of a user's own has to say so itself: one of the library's that it extends spoke of its
+    own methods.
+    """
+    says = next((c for c in type(objective).__mro__ if "unpacked" in vars(c)), BaseObjective)
+    if not is_ours(objective) and says.__module__.startswith("specjax."):
+        return BaseObjective.unpacked
+    why: str = objective.unpacked
+    return why
+
+
 def check_packs(objective: Any) -> None:
     """Raises ValueError, in one line, on an objective that takes one text a row alone."""
-    why = getattr(objective, "unpacked", BaseObjective.unpacked)
-    if why:
+    if why := unpacked(objective):
         raise ValueError(
             f"--config.data.pack=True: {type(objective).__name__} takes one text a row ({why}); "
             "leave it out."
@@ -53,6 +66,8 @@ def check_objective(
     if not isinstance(found, tuple) or len(found) != 3 or not isinstance(found[2], dict):
         raise Misfit(f"{name}() must return (loss, weight, a dict of sums).")
     loss, weight, sums = found
+    if taken := sorted({"loss", "weight", *COUNTS} & sums.keys()):
+        raise Misfit(f"{name}(): a sum is named {taken[0]}, as one of the run's own; rename it.")
     for what, x in (("loss", loss), ("weight", weight), *sums.items()):
         if shape(x) != "float32[]":
             raise Misfit(f"{name}(): {what} is {shape(x)}; must be float32[], a sum.")
