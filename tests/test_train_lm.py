@@ -20,7 +20,7 @@ from specjax.checkpoint import load
 from specjax.checkpoint.errors import CheckpointError
 from specjax.checkpoint.export import save_pretrained
 from specjax.core import compiles
-from specjax.jobs.progress import Clock
+from specjax.jobs.progress import Clock, line
 from specjax.models.frozen import Frozen
 from specjax.train import chunks, corpus, loop, next_token
 from specjax.train import tokenizer as bpe
@@ -103,6 +103,15 @@ def curve(workdir: Path) -> list[dict]:
     for record in records:
         record.pop("tokens_per_s", None)  # of step 0 there is none
     return records
+
+
+def test_steps_that_no_clock_saw_have_no_speed() -> None:
+    """A run that is resumed with more frequent records may begin with one of steps before."""
+    interval = loop.Interval({"steps": 2, "sums": {"loss": 6.0, "weight": 3.0, "tokens": 9.0}})
+    for tokens in (None, 64):
+        record = {"step": 2, **interval.means(tokens)}
+        assert record == {"step": 2, "loss": 2.0}
+        assert line(record, 4, None) == "step 2/4  loss 2.000"
 
 
 def test_resumed_run_is_the_same_run(train, tmp_path):

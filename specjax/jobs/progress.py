@@ -89,7 +89,8 @@ def brief(record: Record) -> str:
     """The loss and the speed."""
     if "loss" not in record:  # of step 0
         return ""
-    return f"loss {record['loss']:.3f}  {record['tokens_per_s']:.0f} tokens/s"
+    speed = f"  {record['tokens_per_s']:.0f} tokens/s" if "tokens_per_s" in record else ""
+    return f"loss {record['loss']:.3f}{speed}"
 
 
 def line(record: Record, steps: int, left: str | None) -> str:

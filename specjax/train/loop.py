@@ -92,7 +92,8 @@ class Interval:
     def means(self, tokens_per_step: int | None) -> Record:
         """The loss and the other sums, each over the sum of the weights, and the speed.
 
-        The speed is what the clock has seen: steps before a resume are not in it.
+        The speed is what the clock has seen: steps before a resume are not in it, and a record of
+        such steps alone has none.
         """
         parts = hosts.fetch(self._parts)
         sums, own = _added(self._sums, parts), _added({}, parts)
@@ -104,6 +105,7 @@ class Interval:
         rates = {
             f"{name}_per_s": round((count or 0) / self.clock.seconds, 1)
             for name, count in counts.items()
+            if parts
         }
         return {**means, **rates}
 
