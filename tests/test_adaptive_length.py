@@ -120,6 +120,25 @@ def test_the_state_is_that_of_a_fresh_prefill() -> None:
     assert all_right >= 2, all_right
 
 
+def test_a_chance_is_that_of_a_slot_and_the_token_before() -> None:
+    """DSpark's head, asked for all slots at once, gives each what it gives alone."""
+    spec = specs(0.5)["dspark"]
+    s = session.Session(tiny.model(), spec, [session.Row(tiny.prompts(1)[0], Options(), 0, 40, ())])
+    asked = s.request
+    context = decode.Context(s.state.tokens, s.state.length, asked.keys, asked.sampling, None)
+    proposal, held = s.drafter.propose(s.state.draft, context)
+    states, net = s.drafter.states(s.state.draft, context), s.drafter.net.module
+    before = [int(context.pending[0, 0]), *proposal.tokens[0, :-1].tolist()]
+    assert len(set(before)) > 1
+    alone = [
+        float(s.drafter._confidence(net, states[:, i : i + 1], jnp.array([[token]]))[0, 0])
+        for i, token in enumerate(before)
+    ]
+    np.testing.assert_allclose(held.confidence[0], alone, rtol=1e-5)
+    sure = np.array(alone) >= 0.5
+    assert int(proposal.wanted[0]) == (len(sure) if sure.all() else int(sure.argmin()))
+
+
 @pytest.mark.parametrize("name", thinned(["lm", "dspark"], "dspark"))
 def test_no_branch_copies_a_cache(name: str) -> None:
     """One program with a pass of each width in it; what is fixed has no branch."""

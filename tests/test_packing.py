@@ -26,7 +26,7 @@ from specjax.train.data.packing import Packed, filling, first_fit
 from specjax.train.data.rows import Fixed, Joined, Row, Windows
 from specjax.train.drafter import Trainee
 from specjax.train.objectives import checking, trained_kinds
-from specjax.train.objectives.base import BaseObjective, counting
+from specjax.train.objectives.base import BaseObjective, counting, states_before
 from specjax.train.optimizer import make_optimizer
 from specjax.train.state import init_state
 from specjax.train.step import make_step
@@ -57,6 +57,14 @@ class Deaf:
 
 
 jax.tree_util.register_pytree_node(Deaf, lambda x: ((), x), lambda x, _: x)
+
+
+def test_a_text_begins_without_a_state_before() -> None:
+    """For objectives that count its first token, too."""
+    features = jnp.arange(1.0, 7).reshape(1, 6, 1)
+    begin = jnp.array([[0, 0, 2, 2, 2, 5]])
+    assert states_before(features, begin)[0, :, 0].tolist() == [0, 1, 0, 3, 4, 0]
+    assert states_before(features)[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_what_cannot_be_packed_is_refused() -> None:

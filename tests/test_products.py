@@ -13,7 +13,7 @@ import state_cases
 from jax.sharding import AbstractMesh, AxisType
 
 from specjax.core.ops import linear
-from specjax.core.ops.linear import unfit
+from specjax.core.ops.linear import PRODUCT, unfit
 from specjax.core.platform import Platform
 from specjax.core.quantised import quantise
 
@@ -57,3 +57,14 @@ def test_it_is_asked_for_and_takes_what_it_can() -> None:
         assert "mesh" in (unfit(x, w) or "") and "pallas_call" not in traced(x, w)
     gradient = jax.grad(lambda x: linear(x, w, platform=Platform("gpu", kernels="pallas")).sum())
     assert str(jax.make_jaxpr(gradient)(x)).count("pallas_call") == 1  # forward alone
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_rows_are_padded_on_cpu_and_their_products_are_not(dtype: Any) -> None:
+    """For each number of rows: some are multiplied with others that are not there."""
+    rows, w = (jax.random.normal(jax.random.key(n), (n, 48), dtype) for n in (17, 20))
+    for num in range(1, 18):
+        want = np.asarray(rows[:num], np.float32) @ np.asarray(w, np.float32).T
+        found = PRODUCT.on(Platform("cpu"))(rows[:num], w)
+        assert found.shape == want.shape
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
