@@ -167,6 +167,10 @@ def test_a_run_keeps_what_it_timed(
     monkeypatch.setenv("SPECJAX_TUNED", str(tmp_path))
     with pytest.raises(ValueError, match="no file of choices of kernels"):
         run()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPECJAX_TUNED", str(tmp_path / "file" / "tuned.json"))
+    with pytest.raises(ValueError, match=r"(?s)file.* is a file|no file of choices"):
+        run()
     assert not capsys.readouterr().out  # before any work
     monkeypatch.setenv("SPECJAX_TUNED", str(path))
     run()

@@ -19,6 +19,7 @@ from specjax.lab.bench.device.bench import Bench
 from specjax.lab.bench.device.options import Options
 from specjax.lab.records.device import DeviceReport
 from specjax.lab.view.device import show
+from specjax.runs.places import try_directory
 
 _TERMINATED = 128 + signal.SIGTERM  # the exit status that shells give such an end
 
@@ -39,6 +40,7 @@ def benchmark_device(options: Options) -> DeviceReport:
         os.environ[TILING] = "exhaustive"
     if options.tune and "tune" not in options.skip:
         choices.read(choices.file())  # to be added to, much later
+        try_directory(choices.file().parent, "--tuned")
     console, begin = Console(highlight=False), time.perf_counter()
     console.print("[dim]   0.0 s  weights[/dim]")
     with _ended_by_sigterm():
