@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from scripts import invoke, script
 
 from specjax.core import choices
 from specjax.core.choices import Choice, Choices, signature, taken
@@ -181,3 +182,14 @@ def test_a_run_keeps_what_it_timed(
     found = run()
     kept = choices.read(path)[choices.named(jax.devices()[0].device_kind)]
     assert kept == list(found.choices) and {one.way for one in kept} == {"pallas"}
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script says so before it draws weights."""
+    monkeypatch.setenv("SPECJAX_TUNED", "")
+    line = ("benchmark_device", "--shape=tiny", "--tune=True", "--tuned=/proc/none/tuned.json")
+    status, out, told = invoke(script("benchmark_device"), capsys, *line)
+    assert status == 2 and not out
+    assert "--tuned=/proc/none cannot be made" in told and "Traceback" not in told

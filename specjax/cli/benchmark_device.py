@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import os
 
-from specjax.cli.errors import needs_lab
+from specjax.cli.errors import needs_lab, one_line_errors
 from specjax.cli.script import Script
 
 with needs_lab():
@@ -53,7 +53,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def main(asked: options.Options) -> None:
-    job.benchmark_device.of(asked)
+    with one_line_errors():
+        job.benchmark_device.of(asked)
 
 
 script = Script("benchmark_device", __doc__, options.Options, main)
