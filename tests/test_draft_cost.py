@@ -98,6 +98,10 @@ def test_arithmetic_of_training(target: Any) -> None:
         (lambda: device.Options(shape="tiny", batches=("0",)), "batches=0: must be positive"),
         (lambda: device.Options(shape="llama-3.1-8b"), "on a CPU: try the script with"),
         (lambda: training_cost.Options(anchors=(9,), seq_len=8), "anchors=9: more than the 8"),
+        (
+            lambda: training_cost.Options(pack=2000, time=True),
+            "--pack=2000: half of the texts are longer",
+        ),
         (lambda: training_cost.Options(vocab=()), "vocab=: must be positive integers"),
     ],
 )

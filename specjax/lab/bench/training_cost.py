@@ -92,6 +92,11 @@ class Options:
         check_remat(self.remat, "blocks")
         if self.pack and not self.time:
             raise ValueError("--pack: give --time, too; it is measured.")
+        if self.pack > self.seq_len:
+            raise ValueError(
+                f"--pack={self.pack}: half of the texts are longer, and a row has only "
+                f"--seq_len={self.seq_len} tokens; give less."
+            )
         if self.shape not in SHAPES and self.shape not in PUBLISHED:
             known = ", ".join((*SHAPES, *PUBLISHED))
             raise ValueError(f"--shape={self.shape}: must be one of {known}.")
