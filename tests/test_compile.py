@@ -113,6 +113,7 @@ def slice_of(num: int, hbm: int) -> topology.Topology:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"target": "gpt-5"}, "target='gpt-5': must be one of"),
+    ({"target": "qwen3-9b"}, r"'qwen3-9b' \(did you mean qwen3-8b\?\): must be one of"),
     ({"drafter": "psychic"}, "drafter='psychic': must be one of none, lm, dflash, eagle3"),
     ({"context": 256}, "context=256: must be from 1 to slots - 1"),
     ({"slots": 1 << 20, "context": 5}, "ends at 131072 tokens"),

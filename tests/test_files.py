@@ -300,3 +300,5 @@ def test_runs_are_told_apart_by_name(tmp_path: Path) -> None:
         place.claim({**began, "seed": 1, "model": {"width": 8, "depth": 2}})
     found = [d.told("it") for d in differences(began, {**began, "files": {"a.py": "y"}})]
     assert found == ['files={"a.py": "x"}, it has {"a.py": "y"}']
+    (lacking,) = differences({**began, "pack": True}, began)
+    assert lacking.told("it") == "pack=true, it has nothing of it"

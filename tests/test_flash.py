@@ -79,6 +79,11 @@ def test_every_script_has_that_setting(
     assert status == 0 and unused == (jax.default_backend() != "gpu")
     assert os.environ["SPECJAX_KERNELS"] == os.environ["SPECJAX_SPLIT_K"] == "xla"
     assert not {"kernels", "split_k"} & flags_of("compile")
+    monkeypatch.setenv("SPECJAX_TUNED", "")
+    wrong = ("plan", "--target=demo:target", "--kernels=tuned", "--tuned=no.json")
+    status, _, told = invoke(script("plan"), capsys, *wrong)
+    assert status == 2 and "--tuned=no.json: no such file" in told
+    monkeypatch.setenv("SPECJAX_KERNELS", "attention")
     wrong = ("compile", "--topology=local", "--config.kernels=ours")
     status, _, told = invoke(script("compile"), capsys, *wrong)
     assert (

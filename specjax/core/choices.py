@@ -114,6 +114,14 @@ def file() -> Path:
     return Path(named).expanduser() if named else default_directory() / "tuned.json"
 
 
+def check_named() -> None:
+    """Raises ValueError, in one line, if SPECJAX_TUNED names what is no file of choices."""
+    if os.environ.get(TUNED):
+        if not file().exists():
+            raise ValueError(f"--tuned={file()}: no such file; it is made with {COMMAND}")
+        read(file())
+
+
 def named(kind: str) -> str:
     """The name under which files keep what was timed on a kind of device, as JAX calls it."""
     return f"{kind}, jax {jax.__version__}"

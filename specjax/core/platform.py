@@ -93,6 +93,7 @@ def tuned_here() -> Choices | None:
 def check_said() -> None:
     """Raises ValueError, in one line, where the environment names what there is not."""
     if _said(KERNELS, "attention", get_args(Kernels)) == "tuned":
+        choices.check_named()  # on any platform, as a name that is mistyped is
         here()
     _said(SPLIT_K, "off", get_args(SplitK))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -86,10 +87,11 @@ class Options:
             )
         if not self.topology:
             self._refuse(_OF_PODS, "is about devices that are not here: name them with --topology")
-            if self.target in SHAPES and not Path(self.target).exists():
+            near = difflib.get_close_matches(self.target, SHAPES, 1, 0.85)
+            if near and "/" not in self.target and not Path(self.target).exists():
                 raise ValueError(
-                    f"--target={self.target}: a shape, which has no files to plan; name "
-                    "devices with --topology, or give a directory."
+                    f"--target={self.target}: {near[0]} is a shape, which has no files to plan; "
+                    "name devices with --topology, or give a directory."
                 )
         elif self.training:
             if self.drafter != "dflash":

@@ -63,6 +63,9 @@ class Place:
             )
 
 
+UNSET = object()  # what a run has of a setting that it does not know, or leaves at its default
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """A setting that two runs have not in common."""
@@ -86,7 +89,7 @@ def differences(
             inner = differences(old, new)
             yield from (dataclasses.replace(d, name=f"{name}.{d.name}") for d in inner)
         elif old != new:
-            yield Difference(name, old, new)
+            yield Difference(name, before.get(name, UNSET), now.get(name, UNSET))
 
 
 def _is_group(value: Any) -> TypeGuard[Settings]:
@@ -95,6 +98,8 @@ def _is_group(value: Any) -> TypeGuard[Settings]:
 
 
 def shown(value: Any, length: int = 200) -> str:
+    if value is UNSET:
+        return "nothing of it"
     return "None" if value is None else shorten(json.dumps(value, ensure_ascii=False), length)
 
 

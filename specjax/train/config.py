@@ -78,7 +78,10 @@ class RunConfig:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"--config.optimizer={self.optimizer}: known: {', '.join(OPTIMIZERS)}")
         if not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(f"--config.warmup_steps={self.warmup_steps} must be below steps.")
+            raise ValueError(
+                f"--config.warmup_steps={self.warmup_steps}: must be at least 0, and below "
+                f"--config.steps={self.steps}."
+            )
         if self.eval_every % self.log_every:
             raise ValueError(
                 f"--config.eval_every={self.eval_every} must be a multiple of log_every="

@@ -6,6 +6,7 @@ shrink to what it has, and say so; what was asked for is refused instead.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,11 @@ def _read(name: str, field: str) -> dict[str, Any]:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file() or path.suffix != ".json":
+        near = difflib.get_close_matches(name, SHAPES, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
-            f"--config.{field}={name!r}: must be one of {', '.join(SHAPES)}, a directory with a "
-            "config.json, or demo:target."
+            f"--config.{field}={name!r}{meant}: must be one of {', '.join(SHAPES)}, a directory "
+            "with a config.json, or demo:target."
         )
     return read_json(path)
 
