@@ -251,10 +251,13 @@ def judge_first(
         view = None if parents is None else View.tree(parents)
         out = target(fed, state.cache, view=view, taps=drafter.taps)  # of [B, W + 1] tokens
         logits = target.head(out.hidden)
+        best = None
+        if request.sampling.names_argmax and state.record.details is None:
+            best = target.likeliest(out.hidden)  # where given, and enough, no logits are formed
     with jax.named_scope("specjax/accept"):
         prefixes = count_prefixes(state.counts, proposal.tokens, parents)
         logits = warp(logits, request.sampling, prefixes)
-        verdict = verify(rule, request, state.length, logits, proposal)
+        verdict = verify(rule, request, state.length, logits, proposal, best)
     details = None
     if state.record.details is not None:
         details = laws_at_tokens(proposal, verdict, logits)
@@ -291,14 +294,25 @@ def along_path(fed: Array, count: Array, features: Array | None, path: Array | N
 
 
 def verify(
-    rule: Any, request: Request, length: Array, logits: Array, proposal: Proposal
+    rule: Any,
+    request: Request,
+    length: Array,
+    logits: Array,
+    proposal: Proposal,
+    best: Array | None = None,
 ) -> Verdict:
     """Applies the rule, written for one row, to each row with keys of its own.
 
-    Noise belongs to a position: all places of a tree that have one depth share it.
+    Noise belongs to a position: all places of a tree that have one depth share it. ``best`` [B, W +
+    1] is the argmax of ``logits``, where that is all that counts and known without them.
     """
 
-    def row(key: Array, start: Array, logits: Array, proposal: Proposal) -> Verdict:
+    def row(
+        key: Array, start: Array, logits: Array, proposal: Proposal, best: Array | None
+    ) -> Verdict:
+        known = None if best is None else rule.of_argmax(best, proposal)
+        if known is not None:
+            return known  # type: ignore[no-any-return]
         offsets = place_depths(proposal.parents, logits.shape[0])
         keys = VerifyKeys(
             accept=key_roles.at(key, start, key_roles.ACCEPT),
@@ -308,7 +322,7 @@ def verify(
         verdict: Verdict = rule.sample(keys, rule.law(logits, proposal))
         return verdict
 
-    return jax.vmap(row)(request.keys, length, logits, proposal)
+    return jax.vmap(row)(request.keys, length, logits, proposal, best)
 
 
 def place_depths(parents: Parents | None, num_places: int) -> Array:

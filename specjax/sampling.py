@@ -162,6 +162,11 @@ class Sampling:
     platform: Platform | None = static(default=None)  # of the target; None: here
 
     @property
+    def names_argmax(self) -> bool:
+        """Whether `warp` leaves logits as they are, so that their argmax is all that is asked."""
+        return self.greedy and self.bias is None and not self.uses_counts
+
+    @property
     def uses_counts(self) -> bool:
         return not (self.repetition is None and self.presence is None and self.frequency is None)
 

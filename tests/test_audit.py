@@ -175,8 +175,8 @@ def a_rejected_stop_token_stops(patch: Patch) -> None:
 
     right = decode.commit_count
 
-    def verify(rule: Any, request: Any, length: Any, logits: Any, proposal: Any) -> Any:
-        verdict = checked(rule, request, length, logits, proposal)
+    def verify(rule: Any, request: Any, length: Any, logits: Any, proposal: Any, best: Any) -> Any:
+        verdict = checked(rule, request, length, logits, proposal, best)
         guesses = jnp.pad(proposal.tokens, ((0, 0), (0, 1)), constant_values=-1)
         behind = jnp.arange(guesses.shape[1])[None, :] > verdict.num_accepted[:, None]
         tokens = jnp.where(behind, jnp.roll(guesses, 1, axis=1), verdict.tokens)

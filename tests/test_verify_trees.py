@@ -156,7 +156,7 @@ def test_the_walk_follows_its_law():
         stops, after, *_ = evaluate(rule, chances, blocks, parents)
         for d, guesses in enumerate(blocks[:2]):
             law = rule.law(np.zeros((W + 1, V)), Proposal(jnp.asarray(guesses), parents=parents))
-            verdicts = jax.vmap(lambda own, law=law: walk(own, law))(own)
+            verdicts = jax.vmap(lambda own, law=law: walk(own, law.guesses, law.parents))(own)
             texts = texts_of(parents, guesses)
             first = np.array([texts.index(text) for text in texts])
             agree = (own == own[:, first]).all(1)

@@ -14,13 +14,19 @@ from specjax.core import keys as key_roles
 from specjax.core import trees
 from specjax.core.noise import gumbel, gumbel_argmax
 from specjax.core.ops import argmax
+from specjax.core.platform import Platform
 from specjax.core.types import Array, Parents
 from specjax.drafters.base import Context
 from specjax.sampling import GREEDY_BELOW, Counts, count_prefixes, penalise, warp
 
 
 def draw(
-    logits: Array, kind: str, index: Array, counts: Counts | None, context: Context
+    logits: Array,
+    kind: str,
+    index: Array,
+    counts: Counts | None,
+    context: Context,
+    best: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """Guess ``index`` of the cycle.
 
@@ -33,11 +39,16 @@ def draw(
       counts: of the committed tokens and the guesses before; None where nothing needs them.
       context: of the cycle. With ``likeliest`` nothing is drawn, and the law is reported: for
         recordings, which ask how sure a draft was of the token it would name.
+      best: [B] int32, the likeliest token by ``logits``, if it is known without them; where
+        nothing else is asked of them they are not looked at, so that no program forms them.
 
     Returns:
       The guess [B] int32, and for "sampled" its law [B, V] float32.
     """
     here, platform = counts, context.sampling.platform
+    names_best = kind == "one_hot" or (context.sampling.greedy and kind != "sampled")
+    if best is not None and names_best and counts is None and context.sampling.bias is None:
+        return best, None
     if counts is not None:
         here = Counts(prompt=counts.prompt, output=counts.output[:, None, :])
     if kind == "one_hot" or context.sampling.greedy:
@@ -87,12 +98,17 @@ def count_guess(counts: Counts | None, guess: Array) -> Counts | None:
     return counts.add(guess[:, None], jnp.ones_like(guess, jnp.bool_)[:, None])
 
 
-def draw_all(logits: Array, kind: str, context: Context) -> tuple[Array, Array | None]:
-    """K guesses whose logits [B, K, V] do not depend on one another -> [B, K], laws [B, K, V]."""
+def draw_all(
+    logits: Array, kind: str, context: Context, best: Array | None = None
+) -> tuple[Array, Array | None]:
+    """K guesses whose logits [B, K, V] do not depend on one another -> [B, K], laws [B, K, V].
+
+    ``best`` [B, K] as of `draw`.
+    """
     if context.counts is None:
         index = jnp.arange(logits.shape[1])
-        one = lambda logits, i: draw(logits, kind, i, None, context)
-        return jax.vmap(one, in_axes=(1, 0), out_axes=1)(logits, index)
+        one = lambda logits, i, best: draw(logits, kind, i, None, context, best)
+        return jax.vmap(one, in_axes=(1, 0, 1), out_axes=1)(logits, index, best)
     counts: Counts | None = context.counts
     drawn = []
     for i in range(logits.shape[1]):
@@ -173,3 +189,16 @@ def onto_target(logits: Array, target_ids: Array | None, vocab_size: int) -> Arr
         return logits
     full = jnp.full((*logits.shape[:-1], vocab_size), -jnp.inf, logits.dtype)
     return full.at[..., target_ids].set(logits, unique_indices=True)
+
+
+def best_of(
+    logits: Array, target_ids: Array | None, found: Array | None, platform: Platform | None
+) -> Array | None:
+    """What `draw` is to know as ``best`` of a head's logits [..., V_d].
+
+    ``found`` if the head found it (`ops.likeliest`); else of a reduced vocabulary (``target_ids``
+    [V_d] int32) the target's id of the largest, for which it need not be put into the target's.
+    """
+    if found is not None or target_ids is None:
+        return found
+    return argmax(logits, names=target_ids, platform=platform)

@@ -88,6 +88,12 @@ class Frozen:
         found: Array = self.module.head(x)
         return found
 
+    def likeliest(self, x: Array) -> Array | None:
+        """See `models.layers.decoder.Decoder`; None also where a family does not say."""
+        module = self.module
+        found: Array | None = module.likeliest(x) if hasattr(module, "likeliest") else None
+        return found
+
     def remembering(self, kind: Quantisation | None, name: str) -> Frozen:
         """The same weights, keys and values remembered in 8 bits; None: whole.
 

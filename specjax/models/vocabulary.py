@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specjax.core.ops import linear, lookup
+from specjax.core.ops import likeliest, linear, lookup
 from specjax.core.platform import Platform
 from specjax.core.sharding import constrain
 from specjax.core.types import Array, pytree, static
@@ -27,3 +27,7 @@ class Vocabulary:
         """
         logits = linear(x, self.output, platform=self.platform)
         return constrain(logits, "batch", *[None] * (x.ndim - 2), "vocab")
+
+    def likeliest(self, x: Array, names: Array | None = None) -> Array | None:
+        """The largest logit of states [..., D] where that is known without all, see `ops`."""
+        return likeliest(x, self.output, names, platform=self.platform)

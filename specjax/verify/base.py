@@ -75,6 +75,15 @@ class Rule:
         """
         raise NotImplementedError
 
+    def of_argmax(self, best: Array, proposal: Proposal) -> Verdict | None:
+        """The verdict of one row by the argmax of its logits, [K + 1] int32, if that is enough.
+
+        None, as by default: `law` is to be asked. What says more must say what ``sample(keys,
+        law(logits, proposal))`` does; the program then need not form logits.
+        """
+        del best, proposal
+        return None
+
     def sample(self, keys: VerifyKeys, law: Law) -> Verdict:
         """Draws the verdict of one row: tokens [K + 1] int32, num_accepted [] int32.
 

@@ -144,7 +144,7 @@ class Coupled(Rule):
     def sample(self, keys: VerifyKeys, law: CoupledLaw | WalkLaw) -> Verdict:  # type: ignore[override]
         """See ``Rule.sample``; consumes ``keys.noise`` alone and computes no law."""
         if isinstance(law, WalkLaw):
-            return walk(own_samples(keys.noise, law), law)
+            return walk(own_samples(keys.noise, law), law.guesses, law.parents)
         own = lambda key, logits: gumbel_argmax(key, logits, self.platform)
         tokens = jax.vmap(own)(keys.noise, law.logits)
         num_accepted = count_leading(tokens[:-1] == law.guesses[:-1])

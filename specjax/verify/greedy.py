@@ -55,6 +55,19 @@ class Greedy(Rule):
         """See ``Rule.sample``; no key is consumed."""
         del keys
         if isinstance(law, WalkLaw):
-            return walk(argmax(law.logits, platform=self.platform), law)
-        num_accepted = count_leading(law.best[:-1] == law.guesses[:-1])
-        return Verdict(tokens=law.best, num_accepted=num_accepted)
+            return walk(argmax(law.logits, platform=self.platform), law.guesses, law.parents)
+        return along(law.best, law.guesses)
+
+    def of_argmax(self, best: Array, proposal: Proposal) -> Verdict | None:
+        """See ``Rule.of_argmax``."""
+        if type(self) is not Greedy:
+            return None  # of whoever changes something, law and sample are asked
+        guesses = end_guesses(proposal.tokens)
+        if proposal.parents is not None:
+            return walk(best, guesses, proposal.parents)
+        return along(best, guesses)
+
+
+def along(best: Array, guesses: Array) -> Verdict:
+    """The verdict on a chain [K + 1] by a target that says ``best`` behind its places."""
+    return Verdict(tokens=best, num_accepted=count_leading(best[:-1] == guesses[:-1]))

@@ -96,10 +96,10 @@ class WalkLaw:
         return same.argmax(-1) == np.arange(len(depth)), same
 
 
-def walk(own: Array, law: WalkLaw) -> Verdict:
+def walk(own: Array, guesses: Array, parents: Parents) -> Verdict:
     """The verdict of one row whose target says ``own`` [W + 1] behind the places."""
-    parents, depth = law.parents, trees.depths(law.parents)
-    right = own[np.array(parents)] == law.guesses[:-1]  # [W]
+    depth = trees.depths(parents)
+    right = own[np.array(parents)] == guesses[:-1]  # [W]
     alive = (right[None, :] | ~trees.ancestors(parents)[:, 1:]).all(-1)  # [W + 1]
     place = jnp.where(alive, depth, -1).argmax()  # the first of the deepest
     path = jnp.asarray(trees.routes(parents))[place]

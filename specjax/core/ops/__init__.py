@@ -11,6 +11,7 @@ from specjax.core.ops.blocks import ATTEND_BLOCKS, Seen, attend_blocks
 from specjax.core.ops.experts import EXPERTS, Stack, experts, gated_silu
 from specjax.core.ops.gated import gated
 from specjax.core.ops.heads import Form, Products, Rotation, heads, split_heads
+from specjax.core.ops.likeliest import likeliest
 from specjax.core.ops.linear import (
     GROUPED,
     PRODUCT,
@@ -88,6 +89,7 @@ __all__ = [
     "gated",
     "gated_silu",
     "heads",
+    "likeliest",
     "linear",
     "lookup",
     "norm_product",

@@ -57,8 +57,8 @@ class InOneKernel:
 _MOST_ROWS = 128  # of a product that takes as long as reading its weight
 
 
-def unfit(x: Array, w: Array) -> str | None:
-    """Why our kernel does not take a product; None: it does."""
+def unfit(x: Any, w: Array) -> str | None:
+    """Why our kernel does not take a product of an array, or its shape; None: it does."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
         return "it is not known how the weight lies on the mesh"

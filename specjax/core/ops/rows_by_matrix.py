@@ -1,4 +1,4 @@
-"""Products of a few rows with a weight in one GPU kernel, and gating in that of an MLP.
+"""Products of a few rows with a weight in one GPU kernel, and what is made of them there.
 
 A program of the kernel takes some rows of the weight, [out, in] as in the checkpoints, and goes
 along all of their width: each number is read once, and no sums of shares are left to add up.
@@ -55,7 +55,7 @@ class Normed:
 
 def product(x: Array, w: Array, dtype: Any, *, interpret: bool) -> Array:
     """``x`` [M, I] times ``w`` [O, I] of its type, summed in float32 -> [M, O] in ``dtype``."""
-    return _multiply(x, w, dtype, interpret, "multiply")[0]
+    return _multiply(x, w, Rounded(dtype), interpret, "multiply")[0]
 
 
 def gated(
@@ -71,12 +71,12 @@ def gated(
     finish = lambda gate, up: act(rounded(gate)) * rounded(up)
     name = "multiply_and_gate" if normed is None else "norm_multiply_and_gate"
     halves = Halves((0, w.shape[0] // 2), finish)
-    return _multiply(x, w, x.dtype, interpret, name, halves, normed=normed)[0]
+    return _multiply(x, w, Rounded(x.dtype), interpret, name, halves, normed=normed)[0]
 
 
 def of_norm(x: Array, w: Array, normed: Normed, *, interpret: bool) -> Array:
     """The norm of ``x`` [M, I] times ``w`` [O, I] -> [M, O] in the type of ``x``."""
-    return _multiply(x, w, x.dtype, interpret, "norm_and_multiply", normed=normed)[0]
+    return _multiply(x, w, Rounded(x.dtype), interpret, "norm_and_multiply", normed=normed)[0]
 
 
 def added(x: Array, y: Array, w: Array, *, interpret: bool) -> tuple[Array, Array]:
@@ -86,8 +86,23 @@ def added(x: Array, y: Array, w: Array, *, interpret: bool) -> tuple[Array, Arra
       The sum [M, O] in the type of ``x``, and the squares of it [M, P] float32, of each of the P
       programs that it comes from added up.
     """
-    total, squares = _multiply(y, w, x.dtype, interpret, "multiply_and_add", more=x)
+    total, squares = _multiply(y, w, Added(x.dtype), interpret, "multiply_and_add", more=x)
     return total, squares
+
+
+def largest(x: Array, w: Array, names: Array | None, *, interpret: bool) -> tuple[Array, Array]:
+    """The largest of ``x`` [M, I] times ``w`` [O, I] that each of P programs met, and its name.
+
+    Args:
+      x, w: of one type; summed in float32.
+      names: [O] int32, of the columns of the product; None: their indices. Of equal ones the
+        lowest is named.
+
+    Returns:
+      [M, P] float32 and int32.
+    """
+    found = _multiply(x, w, Largest(), interpret, "multiply_and_compare", more=names)
+    return found[0], found[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +113,86 @@ class Halves:
     finish: Callable[..., Array] = lambda y: y
 
 
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """Where in the result [M, O] the products of a program belong."""
+
+    row: Array  # [R]
+    column: Array  # [C]
+    real_row: Array  # [R]: within it, as of the next two
+    real_column: Array  # [C]
+    there: Array  # [R, C]
+
+    @property
+    def at(self) -> tuple[Array, Array]:
+        return self.row[:, None], self.column[None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """Products are the result, [M, O]."""
+
+    dtype: Any
+
+    def results(self, rows: int, out: int, programs: int) -> list[jax.ShapeDtypeStruct]:
+        del programs
+        return [jax.ShapeDtypeStruct((rows, out), self.dtype)]
+
+    def store(self, made: Array, tile: Tile, more: Any, results: Any) -> None:
+        del more
+        triton.store(results[0].at[tile.at], made.astype(self.dtype), mask=tile.there)
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """The sum with ``more`` [M, O], and the squares of it that a program meets, [M, P]."""
+
+    dtype: Any
+
+    def results(self, rows: int, out: int, programs: int) -> list[jax.ShapeDtypeStruct]:
+        shape = jax.ShapeDtypeStruct
+        return [shape((rows, out), self.dtype), shape((rows, programs), jnp.float32)]
+
+    def store(self, made: Array, tile: Tile, more: Any, results: Any) -> None:
+        # As outside: each is rounded, the product and the sum.
+        before = triton.load(more.at[tile.at], mask=tile.there, other=0).astype(jnp.float32)
+        product = made.astype(self.dtype).astype(jnp.float32)
+        total = (before + product).astype(self.dtype)
+        kept = jnp.where(tile.there, total.astype(jnp.float32), 0)
+        squares = results[1].at[tile.row, pl.program_id(1)]
+        triton.store(squares, (kept * kept).sum(1), mask=tile.real_row)
+        triton.store(results[0].at[tile.at], total, mask=tile.there)
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest:
+    """The largest product that a program meets, and its index or what ``more`` [O] says of it.
+
+    [M, P] both.
+    """
+
+    def results(self, rows: int, out: int, programs: int) -> list[jax.ShapeDtypeStruct]:
+        del out
+        return [jax.ShapeDtypeStruct((rows, programs), t) for t in (jnp.float32, jnp.int32)]
+
+    def store(self, made: Array, tile: Tile, more: Any, results: Any) -> None:
+        given = jnp.where(tile.there, made, -jnp.inf)
+        top = given.max(1)
+        last = jnp.iinfo(jnp.int32).max
+        names = tile.column
+        if more is not None:
+            names = triton.load(more.at[tile.column], mask=tile.real_column, other=last)
+        held = tile.there & (given == top[:, None])
+        name = jnp.where(held, names[None, :], last).min(1)
+        place = tile.row, pl.program_id(1)
+        for result, found in zip(results, (top, name), strict=True):
+            triton.store(result.at[place], found, mask=tile.real_row)
+
+
 def _multiply(
     x: Array,
     w: Array,
-    dtype: Any,
+    ending: Rounded | Added | Largest,
     interpret: bool,
     name: str,
     halves: Halves = Halves(),
@@ -109,7 +200,7 @@ def _multiply(
     normed: Normed | None = None,
     more: Array | None = None,
 ) -> list[Array]:
-    """What ``halves`` makes of products; with ``more`` the sum with that, and its squares."""
+    """What ``ending`` makes, with ``more``, of what ``halves`` makes of products."""
     begins = halves.begins
     (rows, width), out = x.shape, w.shape[0] // len(begins)
     plan = Plan.of(x, len(begins))
@@ -121,7 +212,8 @@ def _multiply(
     def multiply(x: Any, w: Any, of_norm: Any, more: Any, *results: Any) -> None:
         row = pl.program_id(0) * plan.rows + jnp.arange(plan.rows)
         column = pl.program_id(1) * plan.columns + jnp.arange(plan.columns)
-        there, real = (row < rows)[:, None], column < out
+        real_row, real = row < rows, column < out
+        there = real_row[:, None]
         if normed is not None:
             gains, squares = of_norm
             scale = _scale(squares, row, there, width, normed.norm.eps)
@@ -146,24 +238,13 @@ def _multiply(
 
         none = jnp.zeros((plan.rows, plan.columns), jnp.float32)
         sums = jax.lax.fori_loop(0, -(-width // plan.depth), fold, (none,) * len(begins))
-        made, mask = halves.finish(*sums).astype(dtype), there & real[None, :]
-        at = (row[:, None], column[None, :])
-        if more is not None:
-            # As outside: each is rounded, the product and the sum.
-            before = triton.load(more.at[at], mask=mask, other=0).astype(jnp.float32)
-            made = (before + made.astype(jnp.float32)).astype(dtype)
-            kept = jnp.where(mask, made.astype(jnp.float32), 0)
-            squares = results[1].at[row, pl.program_id(1)]
-            triton.store(squares, (kept * kept).sum(1), mask=row < rows)
-        triton.store(results[0].at[at], made, mask=mask)
+        tile = Tile(row, column, real_row, real, there & real[None, :])
+        ending.store(halves.finish(*sums), tile, more, results)
 
-    shapes = [jax.ShapeDtypeStruct((rows, out), dtype)]
-    if more is not None:
-        shapes.append(jax.ShapeDtypeStruct((rows, programs), jnp.float32))
     with multiplies():
         found: list[Array] = pl.pallas_call(
             multiply,
-            out_shape=shapes,
+            out_shape=ending.results(rows, out, programs),
             # Programs of the same weights one after the other, which then are in the cache.
             grid=(-(-rows // plan.rows), programs),
             compiler_params=triton.CompilerParams(num_warps=4, num_stages=plan.stages),

@@ -24,7 +24,7 @@ from specjax.core.types import Array, Kept, Proposal, one_line, pytree, static
 from specjax.drafters.base import Context, check_fits, check_num_draft
 from specjax.drafters.dflash.kind import DFlashKind
 from specjax.drafters.dflash.net import DFlashConfig, DFlashNet, block_views
-from specjax.drafters.drawing import draw_all, onto_target
+from specjax.drafters.drawing import best_of, draw_all, onto_target
 from specjax.drafters.spec import Outline, Sizes
 from specjax.models.config import DecoderConfig, dense_like
 from specjax.models.frozen import Frozen
@@ -123,7 +123,8 @@ class DFlashDrafter:
         return self._append(draft, count, features)
 
     def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
-        guesses, q = draw_all(self.logits(self.states(draft, context)), self.kind, context)
+        h = self.states(draft, context)
+        guesses, q = draw_all(self.logits(h), self.kind, context, self.best(h))
         return Proposal(tokens=guesses, q=q), draft
 
     def update(self, held: Any, kept: Kept) -> Any:
@@ -163,6 +164,18 @@ class DFlashDrafter:
         """States [B, K, D] -> logits [B, K, V] float32, -inf for what it cannot guess."""
         logits = head(self.net.module, self.config, self.vocabulary, h)
         return onto_target(logits, self.target_ids, self.vocabulary.output.shape[0])
+
+    def best(self, h: Array) -> Array | None:
+        """The likeliest token of each state [B, K], if it is known without `logits`."""
+        if type(self).logits is not DFlashDrafter.logits:
+            return None
+        config, found = self.config, None
+        # (Of logits that are rounded anew two more may be equal.)
+        plain = config.output_multiplier == 1.0 and config.logit_softcap is None
+        if plain and config.draft_vocab_size is None:
+            found = self.vocabulary.likeliest(h, self.target_ids)
+        logits = head(self.net.module, config, self.vocabulary, h)
+        return best_of(logits, self.target_ids, found, self.net.platform)
 
 
 def embed(net: DFlashNet, config: DFlashConfig, vocabulary: Vocabulary, tokens: Array) -> Array:

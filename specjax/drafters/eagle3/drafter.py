@@ -16,7 +16,7 @@ from specjax.core.cache import Block, Cache
 from specjax.core.types import Array, one_line, pytree, static
 from specjax.core.view import View
 from specjax.drafters.base import Context, check_fits, check_kind, check_num_draft
-from specjax.drafters.drawing import draw, onto_target
+from specjax.drafters.drawing import best_of, draw, onto_target
 from specjax.drafters.eagle3.kind import Eagle3Kind
 from specjax.drafters.eagle3.net import Eagle3Config, Eagle3Net
 from specjax.drafters.pairs import PairDrafting
@@ -150,9 +150,12 @@ class Eagle3Drafter(PairDrafting):
     def draw(
         self, normed: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
-        logits = self.net.module.head(normed[:, 0], self.vocabulary)
-        logits = onto_target(logits, self.target_ids, self.vocabulary.output.shape[0])
-        return draw(logits, self.kind, index, counts, context)
+        net, ids = self.net.module, self.target_ids
+        logits = net.head(normed[:, 0], self.vocabulary)
+        found = net.likeliest(normed[:, 0], self.vocabulary, ids)
+        best = best_of(logits, ids, found, self.net.platform)
+        logits = onto_target(logits, ids, self.vocabulary.output.shape[0])
+        return draw(logits, self.kind, index, counts, context, best)
 
 
 def check_target_ids(name: str, target_ids: Array | None, config: Eagle3Config) -> None:

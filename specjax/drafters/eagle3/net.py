@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from specjax.core.cache import Block, Cache, Part, empty
-from specjax.core.ops import activation_dtype, linear
+from specjax.core.ops import activation_dtype, likeliest, linear
 from specjax.core.types import Array
 from specjax.core.view import View
 from specjax.models.config import DecoderConfig
@@ -178,6 +178,14 @@ class Eagle3Net(Placed):
             return vocabulary.head(normed)
         logits = linear(normed, self.lm_head.weight.get_value(), platform=self.platform)
         return self.constrain(logits, "batch", *[None] * (logits.ndim - 2), "vocab")
+
+    def likeliest(self, normed: Array, vocabulary: Vocabulary, names: Array | None) -> Array | None:
+        """The largest entry of `head`, [...] int32, by ``names``; None: see `ops.likeliest`."""
+        if type(self).head is not Eagle3Net.head:
+            return None
+        if not self.config.own_head:
+            return vocabulary.likeliest(normed, names)
+        return likeliest(normed, self.lm_head.weight.get_value(), names, platform=self.platform)
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache of pairs, in the type of the activations."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from specjax.drafters.lm.objective import LMObjective
 
 # Feeds guess i - 1 behind a block: (guess [B], block, i []) -> logits [B, V] of guess i, block.
-Step = Callable[[Array, Block, Array], tuple[Array, Block]]
+Step = Callable[[Array, Block, Array], tuple["Heard", Block]]
 
 
 def last_two(tokens: Array, length: Array) -> Array:
@@ -138,6 +138,14 @@ class Held:
     padded: Array  # [B] bool: the first of them is padding
 
 
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """What the draft says of a guess."""
+
+    logits: Array  # [B, V]
+    best: Array | None  # [B] int32, see `drawing.draw`
+
+
 @pytree
 class Drawn:
     """The guesses of a cycle so far, and what the next one needs."""
@@ -192,8 +200,8 @@ class LMDrafter:
         view = View(depth[:, :2], causal(2) & (real[:, :, :2] | itself))
         out = self.net(self._known(pair), cache, view=view)
 
-        def step(guess: Array, block: Block, i: Array) -> tuple[Array, Block]:
-            """Feeds guess ``i - 1``: the logits [B, V] of guess ``i``, and the block with it."""
+        def step(guess: Array, block: Block, i: Array) -> tuple[Heard, Block]:
+            """Feeds guess ``i - 1``: what is known of guess ``i``, and the block with it."""
             here = i + 1 - padded.astype(jnp.int32)[:, None]
             seen = real & (place <= i)[None, None, :]
             view = View(
@@ -201,27 +209,31 @@ class LMDrafter:
                 jnp.pad(seen, ((0, 0), (0, 0), (0, 1)), constant_values=True),
             )
             out = self.net(guess[:, None], cache, view=view, before=block)
-            return self._logits(out.hidden[:, 0]), put(block, out.block, i + 1, self.net.platform)
+            return self._heard(out.hidden[:, 0]), put(block, out.block, i + 1, self.net.platform)
 
-        logits, block = self._logits(out.hidden[:, -1]), widen(out.block, width)
+        heard, block = self._heard(out.hidden[:, -1]), widen(out.block, width)
         if self.min_confidence is not None:
-            drawn = self._while_worth(logits, block, step, context)
+            drawn = self._while_worth(heard.logits, block, step, context)
             proposal = Proposal(tokens=drawn.tokens, q=drawn.laws, wanted=drawn.wanted)
             return proposal, Held(cache, drawn.block, padded)
-        proposal, block = self._always(logits, block, step, context)
+        proposal, block = self._always(heard, block, step, context)
         return proposal, Held(cache, block, padded)
 
     def _always(
-        self, logits: Array, block: Block, step: Step, context: Context
+        self, heard: Heard, block: Block, step: Step, context: Context
     ) -> tuple[Proposal, Block]:
         """K guesses."""
-        guess, law = draw(logits, self.kind, jnp.int32(0), context.counts, context)
+
+        def drawn(heard: Heard, i: Array, counts: Counts | None) -> tuple[Array, Array | None]:
+            return draw(heard.logits, self.kind, i, counts, context, heard.best)
+
+        guess, law = drawn(heard, jnp.int32(0), context.counts)
 
         def body(carry: tuple[Array, Block, Counts | None], i: Array) -> Any:
             guess, block, counts = carry
             counts = count_guess(counts, guess)
-            logits, block = step(guess, block, i)
-            guess, law = draw(logits, self.kind, i, counts, context)
+            heard, block = step(guess, block, i)
+            guess, law = drawn(heard, i, counts)
             return (guess, block, counts), (guess, law)
 
         carry = (guess, block, context.counts)
@@ -259,8 +271,8 @@ class LMDrafter:
         def body(carry: tuple[Array, Drawn]) -> tuple[Array, Drawn]:
             i, drawn = carry
             guess = jax.lax.dynamic_index_in_dim(drawn.tokens, i - 1, axis=1, keepdims=False)
-            logits, block = step(guess, drawn.block, i)
-            return i + 1, take(dataclasses.replace(drawn, block=block), logits, i)
+            heard, block = step(guess, drawn.block, i)
+            return i + 1, take(dataclasses.replace(drawn, block=block), heard.logits, i)
 
         def worth(carry: tuple[Array, Drawn]) -> Array:
             i, drawn = carry
@@ -273,14 +285,14 @@ class LMDrafter:
         first = take(first, logits, jnp.int32(0))
         return jax.lax.while_loop(worth, body, (jnp.int32(1), first))[1]
 
-    def _logits(self, x: Array) -> Array:
-        """States [B, D] -> logits [B, V] over the target's vocabulary."""
+    def _heard(self, x: Array) -> Heard:
+        """States [B, D] -> what they say over the target's vocabulary."""
         logits: Array = self.net.head(x)
-        if self.vocab_size is not None:
-            lacking = max(self.vocab_size - logits.shape[-1], 0)
-            logits = jnp.pad(logits, ((0, 0), (0, lacking)), constant_values=-jnp.inf)
-            logits = logits[:, : self.vocab_size]
-        return logits
+        if self.vocab_size is None:
+            return Heard(logits, self.net.likeliest(x))
+        lacking = max(self.vocab_size - logits.shape[-1], 0)
+        logits = jnp.pad(logits, ((0, 0), (0, lacking)), constant_values=-jnp.inf)
+        return Heard(logits[:, : self.vocab_size], None)
 
     def _known(self, tokens: Array) -> Array:
         """Tokens as the draft can look them up: of those it has no row for, its last one."""

@@ -153,4 +153,5 @@ class MTPDrafter(PairDrafting):
     def draw(
         self, normed: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
-        return draw(self.vocabulary.head(normed[:, 0]), self.kind, index, counts, context)
+        x, head = normed[:, 0], self.vocabulary
+        return draw(head.head(x), self.kind, index, counts, context, head.likeliest(x))

@@ -185,7 +185,8 @@ class MTPHeadsDrafter:
     ) -> Guess:
         """Guess ``index`` [] from the states [B, T, D] at the places ``last`` [B, 1, 1]."""
         normed = jnp.take_along_axis(normed, last, axis=1)[:, 0]
-        return draw(self.vocabulary.head(normed), self.kind, index, counts, context)
+        head = self.vocabulary
+        return draw(head.head(normed), self.kind, index, counts, context, head.likeliest(normed))
 
     def _further(
         self,

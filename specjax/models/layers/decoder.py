@@ -11,7 +11,7 @@ from flax import nnx
 
 from specjax.core.cache import Block, Cache, Entry, Part, empty
 from specjax.core.cache.block import num_tokens
-from specjax.core.ops import activation_dtype, linear, lookup
+from specjax.core.ops import activation_dtype, likeliest, linear, lookup
 from specjax.core.types import Array, pytree
 from specjax.core.view import View
 from specjax.models.config import UNNORMED, DecoderConfig
@@ -200,10 +200,19 @@ class Decoder(Placed):
 
     def head(self, x: Array) -> Array:
         """[..., D] -> logits [..., V] float32."""
-        tied = self.config.tie_word_embeddings
-        weight = self.embed_tokens.weight if tied else self.lm_head.weight
-        logits = linear(x, weight[...], platform=self.platform)
+        logits = linear(x, self._head, platform=self.platform)
         return self.constrain(logits, "batch", *[None] * (x.ndim - 2), "vocab")
+
+    def likeliest(self, x: Array) -> Array | None:
+        """The largest of `head`, [...] int32, where it is found without it; None: see `ops`."""
+        if type(self).head is not Decoder.head:
+            return None  # a head of one's own may do more than to multiply
+        return likeliest(x, self._head, platform=self.platform)
+
+    @property
+    def _head(self) -> Any:
+        tied = self.config.tie_word_embeddings
+        return (self.embed_tokens.weight if tied else self.lm_head.weight)[...]
 
     def init_cache(self, rows: int, slots: int) -> Cache:
         """An empty cache for texts of ``slots`` tokens, in the type of the activations."""
