@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from specjax.core.ops import Norm, Unnormed, gated
 from specjax.core.ops.gated import GatedInOneKernel
+from specjax.core.ops.likeliest import InTheProduct, of_logits
 from specjax.core.ops.linear import InOneKernel, product
 from specjax.core.ops.stream import (
     AddedInside,
@@ -39,6 +41,27 @@ def check(rows: int, width: int, columns: int, dtype: Any) -> None:
     assert got.shape == want.shape and got.dtype == want.dtype == dtype
     close = 1e-5 if dtype == jnp.float32 else 2**-6  # of two roundings
     same(got, want, close)
+
+
+def check_likeliest(rows: int, width: int, columns: int, dtype: Any) -> None:
+    """Numbers are whole, so that sums are exact: many are equal, and the lowest is meant."""
+    rng = np.random.default_rng(columns)
+    whole = lambda *shape: jnp.asarray(rng.integers(-1, 2, shape), dtype)
+    x, w = whole(2, rows, width), whole(columns, width)
+    w = jnp.concatenate([w, w])  # each entry is twice there
+    ids = jnp.asarray(rng.permutation(3 * columns)[: 2 * columns], jnp.int32)
+    logits = np.asarray(x, np.float32) @ np.asarray(w, np.float32).T
+    largest = logits == logits.max(-1, keepdims=True)
+    for names in (None, ids):
+        known = np.arange(2 * columns) if names is None else np.asarray(names)
+        want = np.where(largest, known, 3 * columns).min(-1)
+        ways = InTheProduct(True), of_logits
+        for way, cast in itertools.product(ways, (dtype, jnp.float32)):
+            got = jax.jit(lambda x, way=way, names=names: way(x, w, names, Platform("cpu")))(
+                x.astype(cast)
+            )
+            assert got.shape == want.shape and got.dtype == jnp.int32
+            np.testing.assert_array_equal(got, want)
 
 
 def check_stream(rows: int, width: int, inner: int, norm: Norm, dtype: Any) -> None:

@@ -29,6 +29,11 @@ def test_it_gives_what_the_reference_does(sizes: tuple[int, int, int], dtype: An
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_it_finds_the_likeliest(dtype: Any) -> None:
+    product_cases.check_likeliest(5, 24, 37, dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("sizes", [(1, 80, 33), (17, 300, 40)], ids=str)
 def test_a_norm_is_within_a_product_and_a_sum_behind_one(
     sizes: tuple[int, int, int], dtype: Any

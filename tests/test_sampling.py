@@ -67,6 +67,13 @@ def test_argmax_is_that_of_numpy(platform: str) -> None:
             got = jax.jit(lambda y: argmax(y, platform=Platform(platform)))(logits)
             assert got.dtype == jnp.int32
             np.testing.assert_array_equal(got, logits.argmax(-1))
+            names = rng.permutation(3 * shape[-1])[: shape[-1]].astype(np.int32)
+            got = jax.jit(lambda y, n: argmax(y, names=n, platform=Platform(platform)))(
+                logits, names
+            )
+            lowest = np.where(logits == logits.max(-1, keepdims=True), names, 1 << 30).min(-1)
+            assert got.dtype == jnp.int32
+            np.testing.assert_array_equal(got, lowest)
 
 
 def counted(prompt: np.ndarray, output: np.ndarray) -> Counts:

@@ -25,6 +25,7 @@ from specjax.core.choices import Choices
 from specjax.core.ops.attend import ATTEND, reference
 from specjax.core.ops.gated import GATED, GatedInOneKernel
 from specjax.core.ops.heads import HEADS, HeadsAtOnce
+from specjax.core.ops.likeliest import LIKELIEST, InTheProduct
 from specjax.core.ops.linear import PRODUCT, InOneKernel
 from specjax.core.ops.norm import ADD_NORM, NormAtOnce
 from specjax.core.ops.stream import ADD_PRODUCT, NORM_PRODUCT, AddedInside, NormedInside
@@ -63,6 +64,13 @@ def test_products(rows: int, width: int, columns: int, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 8, 17, 64])
+@pytest.mark.parametrize("width,columns", [(8, 1), (64, 16), (257, 31), (30, 513)])
+def test_the_likeliest(rows: int, width: int, columns: int, dtype: Any) -> None:
+    product_cases.check_likeliest(rows, width, columns, dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 31, 32])
 @pytest.mark.parametrize("width,inner", [(64, 8), (1000, 100), (4096, 31)])
 @pytest.mark.parametrize("kind", state_cases.KINDS)
@@ -86,6 +94,7 @@ def kernels_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(HEADS.variants, "cpu", HeadsAtOnce(interpret=True))
     monkeypatch.setitem(ADD_NORM.variants, "cpu", NormAtOnce(interpret=True))
     monkeypatch.setitem(PRODUCT.variants, "cpu", InOneKernel(interpret=True))
+    monkeypatch.setitem(LIKELIEST.variants, "cpu", InTheProduct(interpret=True))
     monkeypatch.setitem(GATED.variants, "cpu", GatedInOneKernel(interpret=True))
     monkeypatch.setitem(NORM_PRODUCT.variants, "cpu", NormedInside(interpret=True))
     monkeypatch.setitem(ADD_PRODUCT.variants, "cpu", AddedInside(interpret=True))
