@@ -96,7 +96,9 @@ def test_a_layer_with_products_of_our_own(drafter: str, rows: int) -> None:
     assert cycle.kernels is not None and cycle.kernels.a_layer is not None
     if drafter == "none":  # (else what drafts in the meantime counts as a layer's)
         assert cycle.kernels.a_layer <= 7 + 1 / 4
-    assert cycle.kernels.by_scope["verify"] <= 5 * 7 + 8
+    # The head's product compares, and one kernel what its programs found: the verdict is at hand.
+    assert cycle.kernels.by_scope["verify"] <= 5 * 7 + 11
+    assert cycle.kernels.by_scope.get("accept", 0) <= {"none": 0}.get(drafter, 3)
     assert cycle.cache_copies == cycle.weight_copies == 0
 
 
