@@ -47,7 +47,8 @@ def check_likeliest(rows: int, width: int, columns: int, dtype: Any) -> None:
     """Numbers are whole, so that sums are exact: many are equal, and the lowest is meant."""
     rng = np.random.default_rng(columns)
     whole = lambda *shape: jnp.asarray(rng.integers(-1, 2, shape), dtype)
-    x, w = whole(2, rows, width), whole(columns, width)
+    x, w = whole(2, rows, width), whole(columns, width).at[:, 0].set(1)
+    x = x.at[0, :, 0].set(-(2.0 ** width.bit_length()))  # of half of them all are below 0
     w = jnp.concatenate([w, w])  # each entry is twice there
     ids = jnp.asarray(rng.permutation(3 * columns)[: 2 * columns], jnp.int32)
     logits = np.asarray(x, np.float32) @ np.asarray(w, np.float32).T
