@@ -19,7 +19,7 @@ from specjax.core.platform import Platform
 from specjax.core.types import Array
 from specjax.drafters import LM
 from specjax.drafters.base import Context
-from specjax.drafters.drawing import draw
+from specjax.drafters.drawing import best_of, draw, onto_target
 from specjax.models.layers.decoder import Decoder
 from specjax.sampling import Counts, Options, make_sampling
 
@@ -84,6 +84,15 @@ def test_a_guess_is_what_the_head_said_where_no_more_is_asked(
     logits = jnp.zeros((1, 31)).at[0, 9].set(50.0)
     guess, law = draw(logits, kind, jnp.int32(0), counts, context, jnp.full((1,), SAID))
     assert guess.tolist() == [SAID if known else 9] and (law is not None) == (kind == "sampled")
+
+
+def test_of_a_reduced_vocabulary_the_lowest_token_of_the_target_wins() -> None:
+    """As in the whole one, into which it would be put: whatever the order of its rows."""
+    ids = jnp.asarray([9, 2, 5], jnp.int32)
+    logits = jnp.asarray([[1.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    best = best_of(logits, ids, None, None)
+    assert best is not None and best.tolist() == [5, 2]
+    assert onto_target(logits, ids, 31).argmax(-1).tolist() == [5, 2]
 
 
 class Picky(verify.Greedy):
