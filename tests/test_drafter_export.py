@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
+from scripts import invoke, script
 from tiny_checkpoint import END, write_tiny
 
 import specjax
@@ -272,15 +271,15 @@ def test_a_draft_carries_the_tokenizers_files_along(tmp_path: Path) -> None:
     assert (tmp_path / "draft" / "tokenizer.json").is_file()
 
 
-def test_export_command(target: specjax.Model, tmp_path: Path) -> None:
+def test_export_command(target: specjax.Model, tmp_path: Path, capsys: Any) -> None:
     save_pretrained(target.net.module, tmp_path / "target", dtype="float32")
     spec = drafters.Eagle3.fresh(target, num_draft=3)
     save_drafter(spec, tmp_path / "a", format="safeailab", target=target, dtype="bfloat16")
-    line = [sys.executable, "-m", "experiments.export", f"--checkpoint={tmp_path}/a"]
-    line += [f"--target={tmp_path}/target", f"--output={tmp_path}/b", "--format=speculators"]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert done.returncode == 0, done.stderr
-    assert "in bfloat16" in done.stdout and "reads back equal" in done.stdout
+    line = ["export", f"--checkpoint={tmp_path}/a", f"--target={tmp_path}/target"]
+    line += [f"--output={tmp_path}/b", "--format=speculators"]
+    status, out, err = invoke(script("export"), capsys, *line)
+    assert status == 0, err
+    assert "in bfloat16" in out and "reads back equal" in out
     raw = json.loads((tmp_path / "b" / "config.json").read_text())
     assert raw["speculators_config"]["verifier"]["name_or_path"] == str(tmp_path / "target")
     a, b = (load_file(tmp_path / x / "model.safetensors") for x in "ab")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import invoke, script
 
 from specjax.cli import overrides
 
@@ -79,16 +80,18 @@ def test_what_is_taken() -> None:
 
 
 @pytest.mark.parametrize("name", ["benchmark", "compile", "generate", "chat", "regenerate"])
-def test_scripts_end_in_one_line(name: str) -> None:
+def test_scripts_end_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With and without a default config; it is read as the flag is defined."""
-    line = [sys.executable, "-m", f"experiments.{name}", "--config.compilation_cach=x"]
-    line += ["--config=configs/regenerate.py", "--output=x"] * (name == "regenerate")
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "has no such field" in done.stderr
+    line = [f"experiments.{name}", "--config.compilation_cach=x"]
+    line += [f"--config={ROOT}/configs/regenerate.py", "--output=x"] * (name == "regenerate")
+    status, out, err = invoke(script(name), capsys, *line)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and "has no such field" in err
 
 
-def test_help_lists_every_flag_and_a_missing_one_is_explained() -> None:
+def test_help_lists_every_flag_and_a_missing_one_is_explained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     line = [sys.executable, "-m", "experiments.train_drafter"]
     asked = subprocess.run([*line, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     for flag in ("config", "workdir", "export_dir"):
@@ -96,7 +99,6 @@ def test_help_lists_every_flag_and_a_missing_one_is_explained() -> None:
     for field in ("kind: Of drafters", "rows=4: ", "data.seq_len=256: ", "eval.prompts=16: "):
         assert f"\n  {field}" in asked.stdout  # of --config
     assert asked.returncode == 0
-    line.append(f"--config={TRAIN}")
-    missing = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert missing.stderr.startswith("error: --workdir is missing: Checkpoints, metrics.jsonl")
-    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+    status, _, err = invoke(script("train_drafter"), capsys, line[-1], f"--config={TRAIN}")
+    assert err.startswith("error: --workdir is missing: Checkpoints, metrics.jsonl")
+    assert status == 2 and err.count("\n") == 1
