@@ -167,12 +167,11 @@ def stale_memory(
 def in_place(
     name: str, target: specjax.Model | None = None, draft: specjax.Model | None = None
 ) -> None:
-    """Optimised program: state donated, and no copy of any entry's arrays in it."""
+    """The program that users run: state donated, and no copy of any entry's arrays in it."""
     target = target or tiny.model()
     s = run_cycles(target, name, 1, draft=draft)
     old = jax.tree.leaves(s.state.cache)[0]
     args = (target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
-    jax.config.update("jax_disable_most_optimizations", False)  # the program that users run
     compiled = decode.run_program.lower(*args).compile(compiler_options=AS_USERS_DO)
     text = compiled.as_text()
     caches = caches_in(s.state)
@@ -288,8 +287,8 @@ def many_texts(drafter: Any, rule: str, rows: int) -> tuple[np.ndarray, np.ndarr
     return np.asarray(state.tokens)[:, 1 : 1 + NEW], np.asarray(state.record.committed > 0).sum(1)
 
 
-def law_of_texts(drafter: Any, rule: str, rows: int = TEXTS) -> None:
-    """Chi-square of whole texts, several cycles long, against the target's exact law."""
+def law_of_texts(drafter: Any, rule: str, rows: int = TEXTS) -> np.ndarray:
+    """Chi-square of whole texts, several cycles long, against the target's exact law; the texts."""
     texts, cycles = many_texts(drafter, rule, rows)
     assert len(np.unique(cycles)) > 1 or drafter.num_draft == 0  # texts differ in where they broke
     want = rows * chance_of_texts()
@@ -298,6 +297,7 @@ def law_of_texts(drafter: Any, rule: str, rows: int = TEXTS) -> None:
     want, got = np.append(want[~rare], want[rare].sum()), np.append(got[~rare], got[rare].sum())
     statistic = ((got - want) ** 2 / want).sum()
     assert statistic < stats.chi2.isf(ALPHA, len(want) - 1), (statistic, len(want) - 1)
+    return texts
 
 
 def predicted_cycles(

@@ -141,9 +141,8 @@ def test_a_chance_is_that_of_a_slot_and_the_token_before() -> None:
 
 @pytest.mark.parametrize("name", thinned(["lm", "dspark"], "dspark"))
 def test_no_branch_copies_a_cache(name: str) -> None:
-    """One program with a pass of each width in it; what is fixed has no branch."""
+    """What users run has a pass of each width in one program; what is fixed has no branch."""
     target = tiny.model()
-    jax.config.update("jax_disable_most_optimizations", False)  # the program that users run
     branches = []
     for least in (0.5, None):
         rows = [session.Row(p, Options(), 0, 60, ()) for p in tiny.prompts(3)]

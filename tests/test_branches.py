@@ -141,7 +141,6 @@ def test_a_switch_as_jax_compiles_it() -> None:
 
     shapes = (jax.ShapeDtypeStruct(s, d) for s, d in (((), "int32"), ((512, 512), "float32")))
     given = (*shapes, jax.ShapeDtypeStruct((8, 512), "float32"))
-    jax.config.update("jax_disable_most_optimizations", False)  # the program that users run
     _, choices = settled(jax.jit(cycle).lower(*given).compile().as_text())
     (choice,) = choices
     product = 2 * 512 * 512

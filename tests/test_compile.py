@@ -53,7 +53,6 @@ SETUP = Setup(
 
 def test_a_report_on_what_is_here() -> None:
     """Nothing is allocated; the counts are those of the shapes; the scopes are in the program."""
-    jax.config.update("jax_disable_most_optimizations", False)  # the program that users run
     here = topology.find("local")
     texts: dict[str, str] = {}
     made = report.make(SETUP, here, None, hlo_text=texts.__setitem__)

@@ -187,7 +187,6 @@ def test_looking_up_tokens_does_not_convert_the_table() -> None:
         zero = jnp.zeros((), jnp.float32)
         return jax.lax.while_loop(lambda c: c[1] < 1e3, body, (tokens, zero))[1]
 
-    jax.config.update("jax_disable_most_optimizations", False)
     compiled = loop.lower(table, tokens).compile(compiler_options=AS_USERS_DO)
     assert compiled.memory_analysis().temp_size_in_bytes < table.nbytes / 4
     for dtype in (jnp.bfloat16, jnp.float32):

@@ -20,7 +20,6 @@ from specjax.sampling import Options, make_sampling
 from specjax.trace.depth import by_depth
 from specjax.trace.trace import Cycle, Text, Trace
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 WINDOW = 24
 
 

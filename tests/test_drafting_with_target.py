@@ -130,7 +130,6 @@ def compiled(target: specjax.Model, drafter: Spec) -> tuple[str, int, int]:
 def test_nothing_is_there_twice() -> None:
     """No copy of the target's weights or cache, and no more memory than without a drafter."""
     target = tiny.model(vocab=1000)
-    jax.config.update("jax_disable_most_optimizations", False)
     cache, weights = target.net.init_cache(1, 512), jax.tree.leaves(target.net.params)
     few = min(cache.num_bytes, sum(x.nbytes for x in weights)) / 20
     _, plain_arguments, plain_temporary = compiled(target, Silent(K))

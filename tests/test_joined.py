@@ -25,8 +25,6 @@ from specjax.models.joining import joined, separated
 from specjax.models.joint import Joint, dotted, joint_of
 from specjax.models.places import Joined, Whole
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Biases, experts, gates beside a recurrent layer, latent attention; in full the rest.
 VARIED = ("qwen2", "gpt_oss", "qwen3_5_moe", "deepseek_v3")
 JOINED = thinned(FAMILIES, *(name for name in FAMILIES if name not in VARIED))

@@ -25,8 +25,6 @@ from specjax.drafters import LM
 from specjax.lab.audit import passes, rounding
 from specjax.lab.costs import account
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.mark.parametrize("kind,close", [("int8", 1 / 254), ("fp8", 2**-4)])
 def test_values_are_the_nearest(kind: str, close: float) -> None:
