@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -366,53 +363,6 @@ def test_a_workdir_belongs_to_one_run(tmp_path):
     loop.claim(tmp_path, {"steps": 4})
     with pytest.raises(ValueError, match="steps"):
         loop.claim(tmp_path, {"steps": 5})
-
-
-_SHARDED = """
-import jax, jax.numpy as jnp, numpy as np, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_train_lm import fresh, MODEL
-from specjax.core.sharding import parse_mesh, use_mesh
-from specjax.train import chunks, loop, next_token
-from specjax.train.optimizer import make_optimizer, schedule
-from specjax.train.state import init_state, place
-from specjax.train.step import make_step
-checkpoints = loop.Checkpoints(Path({workdir!r}))
-batch = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, MODEL["vocab_size"])
-losses = []
-for mesh in ("", "data:2,model:2"):
-    with use_mesh(parse_mesh(mesh)):
-        skeleton, state, optimizer, _ = fresh()
-        state = place(state, skeleton)
-        step = make_step(next_token.make_objective(skeleton, compute_dtype=jnp.float32), optimizer)
-        for _ in range(3):
-            state, sums = step(state, batch, None)
-            if int(state.step) == 2 and not mesh:
-                checkpoints.save(state, dict(next=2))
-        losses.append(float(sums["loss"]))
-        if mesh:
-            # What one mesh saved, another continues.
-            restored = checkpoints.restore(state)
-            assert restored.data == dict(next=2) and restored.step == 2
-            state = restored.state
-            state, sums = step(state, batch, None)
-            losses.append(float(sums["loss"]))
-            up = state.params["layers.0.mlp.up_proj.weight"]
-            assert up.addressable_shards[0].data.shape == (32, 32), up.sharding
-np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
-"""
-
-
-def test_step_on_a_mesh_is_the_same_step(tmp_path):
-    script = _SHARDED.format(tests=str(ROOT / "tests"), workdir=str(tmp_path / "checkpoints"))
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
-    }
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=300)
 
 
 def test_modules_of_a_skeleton_keep_their_weights():

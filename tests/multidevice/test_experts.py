@@ -40,7 +40,8 @@ def test_sums_are_those_of_one_device(tokens: int) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4, err_msg=str(sizes))
 
 
-@pytest.mark.parametrize("family", thinned(FAMILIES, "qwen3_moe", "deepseek_v3"))
+# Packed, gpt_oss is below.
+@pytest.mark.parametrize("family", thinned(FAMILIES, "qwen3_moe", "deepseek_v3", "gpt_oss"))
 def test_text_is_that_of_one_device(family: str) -> None:
     target, prompts = tiny.model(family, vocab=32), tiny.prompts(4, 32)
     warm = {"temperature": [0.0, 0.8] * 2, "max_new_tokens": 12, "rule": "coupled"}

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_families
-from conftest import AS_USERS_DO
+from conftest import AS_USERS_DO, thinned
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_checkpoint import write_tiny
@@ -52,7 +52,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Mesh (data, model) -> cases. Compiling is the cost: every mesh, every case, not every pair.
 MESHES = {(1, 8): ["block", "lookup"], (2, 4): ["odd", "block", "coupled"], (8, 1): ["lookup"]}
-RUNS = [(mesh, case) for mesh, cases in MESHES.items() for case in cases]
+RUNS = [f"{data}x{model} {case}" for (data, model), cases in MESHES.items() for case in cases]
 
 
 def target(layers: int = 1) -> specjax.Model:
@@ -94,25 +94,26 @@ def odd_draft(data: int, model: int) -> specjax.Model:
     return tiny.placed(draft(heads=3), make_mesh(data, model), replicate=True)
 
 
-@pytest.mark.parametrize(
-    "mesh,case", RUNS, ids=lambda x: x if isinstance(x, str) else "{}x{}".format(*x)
-)
-def test_text_is_that_of_one_device(mesh: tuple[int, int], case: str) -> None:
+@pytest.mark.parametrize("run", thinned(RUNS, "1x8 lookup", "2x4 block"))
+def test_text_is_that_of_one_device(run: str) -> None:
+    axes, case = run.split()
+    data, model = map(int, axes.split("x"))
+    mesh = data, model
     big, small = on_mesh(*mesh)
     if case == "odd":  # greedy text is the same for all drafts
         case, small = "greedy", odd_draft(*mesh)
     want = on_one_device(case)
     assert len({tuple(t) for t in want}) == ROWS
     assert write_text(case, big, small) == want
-    if mesh[0] > 1:  # rows that the data axis does not divide
+    if case == MESHES[mesh][-1] and mesh[0] > 1:  # rows that the data axis does not divide
         assert write_text(case, big, small, rows=ROWS - 1) == want[:-1]
 
 
-@pytest.mark.parametrize(
-    "name,options", [("dflash", {}), ("eagle3", {"temperature": [0.0, 0.8, 1.3, 0.9] * 2})]
-)
-def test_trained_drafters_on_a_mesh(name: str, options: dict[str, Any]) -> None:
+# Of dflash a part lies on each device, below.
+@pytest.mark.parametrize("name", thinned(["dflash", "eagle3"], "dflash"))
+def test_trained_drafters_on_a_mesh(name: str) -> None:
     """Whole on every device; they borrow tables that are split."""
+    options = {"temperature": [0.0, 0.8, 1.3, 0.9] * 2} if name == "eagle3" else {}
     big, _ = on_mesh(2, 4)
     spec = tiny.fresh(name, 3, target())
     everywhere = NamedSharding(big.mesh, PartitionSpec())
@@ -126,14 +127,13 @@ def test_trained_drafters_on_a_mesh(name: str, options: dict[str, Any]) -> None:
 
 def test_every_kind_of_memory_on_a_mesh() -> None:
     """A recurrent state and a window are split by heads, compressed vectors by rows alone."""
-    alone, small = tiny_families.model("mixed", vocab=VOCAB, layers=3), draft()
+    alone = tiny_families.model("mixed", vocab=VOCAB, layers=3)
     mesh = make_mesh(2, 2)
     with tiny_families.listed():
         split = tiny.placed(alone, mesh)
     kwargs = {"max_new_tokens": STEPS, "temperature": [0.0, 1.0] * 4, "rule": "coupled"}
-    want = specjax.generate(alone, drafters.LM(small, 3), PROMPTS, **kwargs)
-    spec = drafters.LM(tiny.placed(small, mesh, replicate=True), 3)
-    assert specjax.generate(split, spec, PROMPTS, **kwargs).tokens == want.tokens
+    want = specjax.generate(alone, "ngram:3", PROMPTS, **kwargs)
+    assert specjax.generate(split, "ngram:3", PROMPTS, **kwargs).tokens == want.tokens
     assert len({tuple(t) for t in want.tokens}) == ROWS
     with use_mesh(mesh):
         made = jax.jit(lambda: split.net.init_cache(ROWS, 64))()
@@ -375,7 +375,6 @@ def test_the_verify_pass_is_one_sharded_forward() -> None:
     """In the program that users run: two sums a layer, and nothing big crosses devices."""
     layers = 2
     s = one_session(tiny.placed(target(layers), make_mesh(1, 8)), None)
-    jax.config.update("jax_disable_most_optimizations", False)
     args = (s.target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
     with use_mesh(s.target.mesh):
         lowered = decode.run_program.lower(*args)
@@ -401,13 +400,13 @@ def test_the_verify_pass_is_one_sharded_forward() -> None:
 
 def test_rows_that_change_hands_on_a_mesh() -> None:
     """Three prompts together on two devices of the data axis: one row only fills the mesh."""
-    target, prompts = tiny.model(vocab=32), tiny.prompts(7, 32)
+    one, prompts = target(), tiny.prompts(7, VOCAB)
     how: dict[str, Any] = {"rule": "coupled"}
     how |= {"max_new_tokens": [20, 4, 9, 16, 3, 12, 7], "seed": 2, "temperature": 0.7}
-    want = specjax.generate(target, LM(tiny.near(target), 2), prompts, **how)
-    mesh = make_mesh(data=2, model=2)
-    split, draft = tiny.placed(target, mesh), tiny.placed(tiny.near(target), mesh)
-    got = specjax.generate(split, LM(draft, 2), prompts, batch_size=3, **how)
+    want = specjax.generate(one, LM(tiny.near(one), 2), prompts, **how)
+    split, _ = on_mesh(2, 4)
+    near = tiny.placed(tiny.near(one), split.mesh)
+    got = specjax.generate(split, LM(near, 2), prompts, batch_size=3, **how)
     assert got.tokens == want.tokens
     accepted = [[[c.accepted for c in row] for row in out.trace.rows] for out in (got, want)]
     assert accepted[0] == accepted[1]

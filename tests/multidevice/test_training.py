@@ -11,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from test_train_lm import MODEL
+from test_train_lm import fresh as fresh_lm
 
 from specjax.core import sharding
 from specjax.core.sharding import make_mesh, use_mesh
@@ -59,10 +61,11 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind, monkeypatch):
             optimizer = make_optimizer("adamw", rate, weight_decay=0.0, clip_norm=1.0)
             state = place(init_state(params, optimizer), trainee.skeleton)
             data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
-            step = make_step(trainee.objective, optimizer, shardings=shardings_of(state))
+            step: Any = make_step(trainee.objective, optimizer, shardings=shardings_of(state))
             if mesh is not None and kind == "dflash":
                 # Between processes on CPU it would be silently wrong (jax issue 40830).
-                text = step.lower(state, next(data), target.net).compile().as_text()
+                step = step.lower(state, next(data), target.net).compile()
+                text = step.as_text()
                 assert "all-reduce" in text and "reduce-scatter" not in text
                 data = Batches(rows, micro=4, accumulate=1, seq_len=16, seed=0)
             losses = []
@@ -87,6 +90,32 @@ def test_steps_on_a_mesh_are_those_of_one_device(kind, monkeypatch):
         # Adam divides by the size of a gradient: where that is rounding alone, its step may turn.
         for name, value in params.items():
             assert np.abs(value - sharded_params[name]).mean() < 1e-4, name
+
+
+def test_a_step_without_a_target_is_the_same_and_another_mesh_goes_on(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    batch = jax.random.randint(jax.random.key(0), (1, 4, 9), 0, MODEL["vocab_size"])
+    losses = []
+    for mesh in (None, make_mesh(data=2, model=2)):
+        with use_mesh(mesh):
+            skeleton, state, optimizer, _ = fresh_lm()
+            state = place(state, skeleton)
+            objective = next_token.make_objective(skeleton, compute_dtype=jnp.float32)
+            step = make_step(objective, optimizer)
+            for _ in range(3):
+                state, sums = step(state, batch, None)
+                if int(state.step) == 2 and mesh is None:
+                    checkpoints.save(state, {"next": 2})
+            losses.append(float(sums["loss"]))
+            if mesh is not None:
+                restored = checkpoints.restore(state)
+                assert restored.data == {"next": 2} and restored.step == 2
+                state, sums = step(restored.state, batch, None)
+                losses.append(float(sums["loss"]))
+                up = state.params["layers.0.mlp.up_proj.weight"]
+                assert up.addressable_shards[0].data.shape == (32, 32), up.sharding
+    checkpoints.close()
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():
