@@ -173,6 +173,20 @@ def test_the_loop_updates_the_caches_in_place(name: str) -> None:
     checks.in_place(name)
 
 
+def test_what_is_read_of_a_program_is_what_users_run() -> None:
+    """Whatever LLVM makes of its pieces: tests that read programs compile quickly."""
+    target = tiny.model(layers=1)
+    s = checks.run_cycles(target, "ngram", 0, rows=1)
+    args = (target.net, s.drafter, s.rule, s.request, s.state, jnp.int32(4))
+    lowered = decode.run_program.lower(*args)
+    slowly = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    slowly["xla_cpu_parallel_codegen_split_count"] = 32
+    quick, slow = (lowered.compile(compiler_options=AS_USERS_DO | more) for more in ({}, slowly))
+    assert quick.as_text() == slow.as_text() and " while(" in quick.as_text()
+    sizes = [x.memory_analysis().temp_size_in_bytes for x in (quick, slow)]
+    assert sizes[0] == sizes[1] > 0
+
+
 def test_looking_up_tokens_does_not_convert_the_table() -> None:
     """In a loop over bfloat16 weights only rows become float32; gradients are a gather's."""
     table = jax.random.normal(jax.random.key(0), (5000, 64)).astype(jnp.bfloat16)
