@@ -118,14 +118,24 @@ def arguments(name: str) -> Iterator[tuple[Any, ...]]:
 HERE = {("attend blocks", "gpu"): functools.partial(blocks.in_kernels, interpret=True)}
 
 
+@functools.cache
+def reference(name: str) -> tuple[list[tuple[Any, ...]], list[list[jax.Array]]]:
+    """What an operation is called with, and what its reference gives: for all of its variants."""
+    calls = list(arguments(name))
+    return calls, values(OPS[name].reference, calls)
+
+
+def values(function: Any, calls: list[tuple[Any, ...]]) -> list[list[jax.Array]]:
+    return jax.jit(lambda: [with_gradients(function, args) for args in calls])()
+
+
 @pytest.mark.parametrize("name,on", VARIANTS, ids=[f"{name}, {on}" for name, on in VARIANTS])
 def test_a_variant_gives_what_its_reference_does(name: str, on: str) -> None:
     """Also one for a device that is not here: in values, and in gradients where there are any."""
-    op, calls = OPS[name], list(arguments(name))
+    calls, wanted = reference(name)
     assert calls
-    run = lambda function: jax.jit(lambda: [with_gradients(function, args) for args in calls])()
-    variant = HERE.get((name, on), op.variants[on])
-    for args, wants, gots in zip(calls, run(op.reference), run(variant), strict=True):
+    found = values(HERE.get((name, on), OPS[name].variants[on]), calls)
+    for args, wants, gots in zip(calls, wanted, found, strict=True):
         coarse = any(getattr(x, "dtype", None) == jnp.bfloat16 for x in jax.tree.leaves(args))
         close = {"rtol": 2**-6, "atol": 2**-4} if coarse else {"rtol": 1e-5, "atol": 1e-5}
         assert gots[0].shape == wants[0].shape
