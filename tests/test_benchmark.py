@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+import tiny
 from tiny_benchmark import PROMPTS, config_of, make_place, read, run
 
 import specjax
@@ -209,9 +208,7 @@ def test_the_margin_where_texts_part(place: Path, finished: Path) -> None:
     row[4] = row[4].__class__(row[4].position, (), 0, 1, (other,))
     ours = Trace((plain.rows[0], tuple(row), plain.rows[2]), plain.texts)
     tokens = [*plain.texts[1].prompt_tokens, *(c.emitted[0] for c in plain.rows[1][:4])]
-    logits = np.asarray(
-        target.net.head(target.net(jnp.asarray([tokens])).hidden)[0, -1], np.float32
-    )
+    logits = tiny.full_logits(target, [tokens])[0, -1]
     best = plain.rows[1][4].emitted[0]
     (found,) = differences(target, ours, plain)
     assert (found.request, found.token) == (1, 4) and logits.argmax() == best
