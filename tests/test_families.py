@@ -16,9 +16,9 @@ import pytest
 import tiny
 import tiny_families
 from checks import STEPS
+from conftest import thinned
 
 import specjax
-from specjax import drafters
 from specjax.checkpoint.drafters.named import as_spec
 from specjax.drafters import LM
 from specjax.models import FAMILIES
@@ -54,7 +54,10 @@ def test_text_is_the_targets_own_with_a_draft_of_its_kind(kind: str) -> None:
     assert same_as_plain(target, LM(target, 3)) == 4.0  # always right: nothing falls behind
 
 
-@pytest.mark.parametrize("name", ["ngram", "dflash", "eagle3", "medusa"])
+# The others are asked of a published hybrid, below.
+@pytest.mark.parametrize(
+    "name", thinned(["ngram", "dflash", "eagle3", "medusa"], "dflash", "medusa")
+)
 def test_text_is_the_targets_own_with_other_drafters(name: str) -> None:
     target = tiny_families.model("mixed", layers=2)
     tau = same_as_plain(target, tiny.make(name, 3, target=target))
@@ -65,13 +68,24 @@ def test_text_is_the_targets_own_with_other_drafters(name: str) -> None:
 PUBLISHED = sorted({cls: name for name, cls in reversed(FAMILIES.items())}.values())
 
 
-@pytest.mark.parametrize("family", PUBLISHED)
-def test_text_is_the_targets_own_of_every_family(family: str) -> None:
+KNOWN = ("gemma3_text", "gpt_oss", "kimi_k25", "llama", "ministral", "mistral", "qwen2", "qwen3")
+KNOWN += ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe")
+# A lookup sees no layer; blocks are tested on llama and qwen3 (test_decode) and on a hybrid, below;
+# so small, ministral is mistral.
+ALIKE = [f"{family} ngram" for family in KNOWN] + [f"{family} dflash" for family in KNOWN[3:]]
+CELLS = [f"{family} {name}" for family in PUBLISHED for name in ("ngram", "lm", "dflash")]
+
+
+@pytest.mark.parametrize("cell", thinned(CELLS, *ALIKE, "ministral lm"))
+def test_text_is_the_targets_own_of_every_family(cell: str) -> None:
     """Greedy and sampled rows, guessed by a lookup, by a draft of its kind and by a block."""
+    family, name = cell.split()
     target = tiny.model(family)
-    assert same_as_plain(target, drafters.make("ngram", num_draft=3)) > 1.0
-    assert 1.2 < same_as_plain(target, LM(tiny.near(target), 3)) < 4.0
-    assert same_as_plain(target, tiny.make("dflash", 3, target=target)) >= 1.0
+    if name == "lm":
+        assert 1.2 < same_as_plain(target, LM(tiny.near(target), 3)) < 4.0
+    else:
+        tau = same_as_plain(target, tiny.make(name, 3, target=target))
+        assert tau > 1.0 or name != "ngram"
 
 
 @functools.cache

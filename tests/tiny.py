@@ -88,8 +88,9 @@ def prompts(rows: int, vocab: int = 31, seed: int = 0) -> list[list[int]]:
 def greedy_reference(target: specjax.Model, prompt: list[int], steps: int) -> list[int]:
     """One token at a time, no cache, no drafter."""
     size = len(prompt) + steps
+    width = -(-size // 64) * 64  # one program for prompts of many sizes
     text = list(prompt)
     while len(text) < size:
-        padded = text + [0] * (size - len(text))
+        padded = text + [0] * (width - len(text))
         text.append(int(full_logits(target, [padded])[0, len(text) - 1].argmax()))
     return text[len(prompt) :]
