@@ -17,12 +17,17 @@ from specjax.core.ops import lookup
 from specjax.drafters import DRAFTERS, LM
 
 # Blocks are drafted alike by dflash, dflash2 and dspark, and heads by medusa, as a chain or a tree.
-FEW = thinned(DRAFTERS, "dflash2", "dspark", "medusa")
+SIBLINGS = ("dflash2", "dspark", "medusa")
+FEW = thinned(DRAFTERS, *SIBLINGS)
 
 
 @pytest.mark.parametrize(
     "family,num_draft,name",
-    [*(("llama", 4, name) for name in DRAFTERS), *(("qwen3", 1, name) for name in FEW)],
+    [
+        *(("llama", 4, name) for name in DRAFTERS),
+        # Few guesses, another family: what else guesses is in `tests/long`.
+        *(("qwen3", 1, n) for n in thinned(DRAFTERS, *SIBLINGS, "medusa_tree", "early_exit")),
+    ],
 )
 def test_greedy_text_is_the_targets_own(family: str, num_draft: int, name: str) -> None:
     checks.greedy_text(family, name, num_draft)
@@ -46,7 +51,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", FEW)
 def test_coupled_text_depends_on_the_seed_alone(name: str) -> None:
     """The strongest oracle at T > 0: no drafter, K, batch or chunk of cycles changes a token."""
     target, prompts, seeds = tiny.model(), tiny.prompts(4), [3, 1, 4, 1]
