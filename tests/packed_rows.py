@@ -19,7 +19,7 @@ from specjax.train.drafter import Trainee
 from specjax.train.objectives import checking
 from specjax.train.objectives.base import Batch
 
-WIDTH, VOCAB, K = 24, 31, 3
+WIDTH, VOCAB, K = 24, 31, 2
 LENGTHS = (9, 5, 7, 12, 6)
 
 
