@@ -104,11 +104,12 @@ def test_the_training_graph_is_the_inference_graph(name: str) -> None:
 
     anchors = np.array([[2, 9, 20], [4, 5, 33]])
     ours = np.asarray(jax.jit(states)(params, jnp.asarray(anchors)))
+    inferred = jax.jit(lambda drafter, *rest: drafter.states(*rest))
     for b in range(2):
         for i, anchor in enumerate(anchors[b]):
             drafter, state, context = at_prefix(spec, texts()[b][: anchor + 1])
             cache = getattr(state, "cache", state)
-            theirs = np.asarray(drafter.states(cache, context))[0]
+            theirs = np.asarray(inferred(drafter, cache, context))[0]
             np.testing.assert_allclose(ours[b, i], theirs, atol=1e-5)
 
     same = np.asarray(jax.jit(made.matches)(params, data, target().net))
@@ -131,7 +132,7 @@ def test_chunks_and_remat_change_nothing() -> None:
     """The loss and its gradient do not depend on how many blocks are run at once."""
     spec, data = tiny.fresh("dspark", NUM_DRAFT, target()), batch()
     results = []
-    for chunk, remat in ((2, "blocks"), (7, "none"), (100, "auto"), (0, "auto"), (3, "auto")):
+    for chunk, remat in ((2, "blocks"), (100, "none"), (0, "auto")):
         settings = {"anchors": 7, "ce": 0.1, "l1": 0.9, "divergence": 0.3}
         made, params = objective(spec, chunk=chunk, remat=remat, **settings)
         loss = lambda p, made=made: made(p, data, target().net, jax.random.key(1))
@@ -187,7 +188,7 @@ def test_a_shorter_block_than_trained() -> None:
     guesses = {}
     for k in (2, 5):
         drafter, state, context = at_prefix(dataclasses.replace(whole, num_draft=k), text)
-        guesses[k] = drafter.states(state, context).shape[1]
+        guesses[k] = jax.eval_shape(drafter.states, state, context).shape[1]
     assert guesses == {2: 2, 5: 5}
     with pytest.raises(ValueError, match="at most 5"):
         specjax.generate(target(), dataclasses.replace(whole, num_draft=6), [text])
@@ -247,12 +248,13 @@ def test_parity_of_the_sampled_walk_candidates(shared: Path) -> None:
     tokens = tokens.at[0, 24].set(int(golden["anchor"][0]))
     s = session.Session(goal, spec, [session.Row([1], Options(temperature=1.0), 0, 2, ())])
     one = base.Context(tokens, jnp.array([25]), s.request.keys, s.request.sampling, None)
-    proposal, _ = drafter.propose(cache, one)
+    propose = jax.jit(lambda drafter, *rest: drafter.propose(*rest)[0])
+    proposal = propose(drafter, cache, one)
     support = [np.flatnonzero(row) for row in np.asarray(proposal.q)[0]]
     assert [set(x.tolist()) for x in support] == [set(x.tolist()) for x in golden["candidate_ids"]]
     np.testing.assert_allclose(np.asarray(proposal.q).sum(-1), 1.0, atol=1e-5)
     greedy = dataclasses.replace(spec, kind="one_hot").bind(goal, "one_hot")
-    assert greedy.propose(cache, one)[0].tokens[0].tolist() == golden["selected"].tolist()
+    assert propose(greedy, cache, one).tokens[0].tolist() == golden["selected"].tolist()
 
 
 @pytest.mark.parametrize("name", ["dflash2", "eagle3"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tiny_checkpoint import write_tiny
 
 from specjax import jobs
 from specjax.lab.bench import load
@@ -26,6 +27,7 @@ def test_both_ways_side_by_side(
         monkeypatch.setattr(load, way, keep)
     output = tmp_path / "load.json"
     report = jobs.benchmark_load(
+        target=str(write_tiny(tmp_path / "target")),
         drafter=("ngram:3",),
         dtype="float32",
         concurrency=(2,),
