@@ -127,7 +127,7 @@ def test_a_gpu_with_caches_in_8_bits(kind: str) -> None:
 
 @pytest.mark.parametrize("handed_on", [False, True])
 def test_branches_on_a_gpu(handed_on: bool) -> None:
-    """A branch that reads a cache copies nothing; one that hands it on does, and that is seen."""
+    """A branch that reads a cache copies nothing; where one that hands it on does, that is seen."""
     place = SingleDeviceSharding(found("h100:1").devices[0])
 
     def branch(rows: int, cache: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -155,7 +155,13 @@ def test_branches_on_a_gpu(handed_on: bool) -> None:
     module, (choice,) = branches.settle(module, body, kind, origins)
     assert choice.counted == 2 and choice.branches[2].bytes > 2 * 4096 * 128 * 2
     copied = [one.copied.get("cache", 0) for one in choice.branches]
-    assert all(copied) if handed_on else not any(copied)
+    (conditional,) = (i for _, i, _ in module.walk(body) if i.opcode == "conditional")
+    branches_of = (text.split(f"\n%{name} (")[1].split("\n}")[0] for name in conditional.calls)
+    assert copied == [one.count(" = bf16[4096,128]{1,0} copy(") for one in branches_of]
+    if not handed_on or jax.__version__ != "0.10.2":  # later compilers hand it on where it lies
+        assert not any(copied)
+    else:
+        assert all(copied)
 
 
 @pytest.mark.parametrize("name,mesh,drafter", [("h100:1", "", "lm"), ("v5e:2x4", MESH, "none")])
