@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from specjax.core.sharding import use_mesh
 from specjax.lab.bench import training_cost
 from specjax.lab.compiler import topology, whole
 from specjax.lab.records.device import TrainingSetup
@@ -26,7 +27,8 @@ def test_a_step_on_a_gpu() -> None:
             raise
         pytest.skip(str(error))
     step = training_cost.Step(SETUP, None, h100)
-    text = step.program.lower(*step.shapes).compile().as_text()
+    with use_mesh(step.mesh):
+        text = step.program.lower(*step.shapes).compile().as_text()
     calls = [line for line in text.splitlines() if "__gpu$xla.gpu.triton" in line]
     ours = [line for line in calls if re.search(r'op_name="[^"]*blocks[^"]*pallas_call', line)]
     assert len(ours) == 3 * SETUP.layers

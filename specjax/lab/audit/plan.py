@@ -271,7 +271,7 @@ def _acceptance(evidence: Evidence) -> list[str]:
     if "hot" not in vars(evidence):
         return []
     hot = evidence.hot
-    warm = np.asarray([GROUPS[g].options.temperature > 0 for g in evidence.groups])
+    warm = np.array([GROUPS[g].options.temperature > 0 for g in evidence.groups], np.bool_)
     cycles = (hot.accepted >= 0) & warm[:, None]
     guessed = (hot.proposed >= 0).any(-1) & cycles
     if not guessed.any():

@@ -189,7 +189,7 @@ def measure(
       mesh: of them.
     """
     step = Step(setup, target, topology, mesh)
-    with use_mesh(mesh):
+    with use_mesh(step.mesh):
         stages, compiled = stage(step.program, *step.shapes)
     memory = memory_of(compiled)
     cost = TrainingCost(
@@ -282,6 +282,7 @@ class Step:
         elif topology is not None and topology.name != "local":
             one = SingleDeviceSharding(topology.devices[0])
             state, batch, target = jax.tree.map(lambda x: _at(x, one), (state, batch, target))
+        self.mesh = topology.one if mesh is None and topology is not None else mesh
         self.program = make_step(objective, self._optimizer, shardings=shardings)
         self.shapes = (state, batch, target)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh
 
 from specjax.core.platform import Platform
 from specjax.core.sharding import axes_of_mesh
@@ -52,6 +52,16 @@ class Topology:
     def written_for(self) -> Platform:
         """What `core.ops` are chosen by."""
         return Platform(self.platform, self.cores)
+
+    @property
+    def one(self) -> AbstractMesh | None:
+        """A mesh without axes that names the device, as kernels ask; None for what is here."""
+        if self.name == "local":
+            return None
+        first = self.devices[0]
+        cores = getattr(first, "num_cores", None)
+        described = AbstractDevice(first.device_kind, cores, first.platform)
+        return AbstractMesh((), (), abstract_device=described)
 
     def mesh(self, data: int, model: int, experts: int = 1, fsdp: int = 1) -> Mesh | None:
         """The mesh of these sizes; None for one local device.

@@ -33,4 +33,4 @@ def frequent_tokens(rows: Rows, num: int, vocab_size: int) -> tuple[np.ndarray, 
     for row in heldout_rows(rows, _ROWS):
         counts += np.bincount(row.tokens[row.supervised], minlength=vocab_size)
     ids = np.sort(np.argsort(-counts, kind="stable")[:num]).astype(np.int32)
-    return ids, float(counts[ids].sum() / max(counts.sum(), 1))
+    return ids, int(counts[ids].sum()) / max(int(counts.sum()), 1)
