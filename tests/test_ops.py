@@ -17,7 +17,7 @@ import tiny
 
 import specjax
 from specjax import decode, drafters, session
-from specjax.core.ops import OPS, Cached, Seen, Stack, attend, blocks
+from specjax.core.ops import OPS, Cached, Seen, Stack, attend, blocks, blocks_by_tiles
 from specjax.core.platform import Platform
 from specjax.core.quantised import Quantised
 from specjax.session import requests
@@ -52,15 +52,20 @@ def attention(parts: int, cached: bool, tokens: int = TOKENS) -> tuple[Any, ...]
     return *new, visible, before if cached else None, None
 
 
-def some_blocks(dtype: Any) -> tuple[Any, ...]:
-    """Blocks of three slots over a text: some slots see none of it, or not its beginning."""
-    slots = 4 * TOKENS
-    end = jnp.repeat(jnp.asarray([[0, 3, 9, 16], [2, 5, 5, 11]]), TOKENS, axis=1)
-    begin = jnp.maximum(end - jnp.arange(slots)[None] % TOKENS - 4, 0)
+def some_blocks(dtype: Any, passes: int = 1, size: int = TOKENS) -> tuple[Any, ...]:
+    """Blocks over a text: some slots see none of it where they see themselves, or not its beginning.
+
+    Some of them see no more than one another's range.
+    """
+    slots = 4 * size
+    end = jnp.repeat(jnp.asarray([[0, 3, 9, 16], [2, 5, 5, 11]]), size, axis=1)
+    end = end if passes else jnp.maximum(end, 1)
+    begin = jnp.maximum(end - jnp.arange(slots)[None] % size - 4, 0)
     of = lambda seed, *shape: drawn(seed, ROWS, *shape, WIDTH, dtype=dtype)
-    seen = Seen(begin, end, jnp.tril(jnp.ones((TOKENS, TOKENS), bool)))
-    new, text = (of(0, HEADS, slots), of(1, GROUPS, slots), of(2, GROUPS, slots)), (GROUPS, SLOTS)
-    return *new, of(3, *text), of(4, *text), seen
+    seen = Seen(begin, end, jnp.tril(jnp.ones((size, size), bool)))
+    pair = lambda seed, num: (of(seed, GROUPS, num), of(seed + 1, GROUPS, num))
+    own = tuple(pair(10 + 2 * i, slots) for i in range(passes))
+    return of(0, HEADS, slots), own, pair(3, SLOTS), seen, *((0.3, drawn(9, HEADS)) if size == 1 else (None, None))
 
 
 def arguments(name: str) -> Iterator[tuple[Any, ...]]:
@@ -89,8 +94,8 @@ def arguments(name: str) -> Iterator[tuple[Any, ...]]:
         yield from (attention(1, False), attention(1, True), attention(2, True))
         yield attention(1, True, tokens=1)
     if name == "attend blocks":
-        for dtype in FLOATS:
-            yield some_blocks(dtype)
+        for dtype, (passes, size) in itertools.product(FLOATS, ((1, TOKENS), (0, 1), (2, 1))):
+            yield some_blocks(dtype, passes, size)
     if name == "apart":
         yield from ((drawn(0, 2, 3, dtype=dtype),) for dtype in FLOATS)
     if name == "per head":
@@ -143,14 +148,22 @@ def test_a_variant_gives_what_its_reference_does(name: str, on: str) -> None:
             np.testing.assert_allclose(got.astype(jnp.float32), want.astype(jnp.float32), **close)
 
 
-def test_blocks_are_attended_to_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = some_blocks(jnp.float32)
-    once = jax.jit(lambda: with_gradients(blocks.by_tiles, given))()
-    monkeypatch.setattr(blocks, "_SCORES", 2 * 4 * ROWS * HEADS * TOKENS * SLOTS)
-    assert blocks._Cut(given[0], given[3], given[5]).num == 2
-    tiles = jax.jit(lambda: with_gradients(blocks.by_tiles, given))()
-    for one, other in zip(once, tiles, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("passes,size", [(1, TOKENS), (0, 1), (3, 1)])
+def test_blocks_are_attended_to_some_at_a_time(
+    passes: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several tiles the last has fewer blocks, and fewer tokens of the text."""
+    given = some_blocks(jnp.float32, passes, size)
+    want = jax.jit(lambda: with_gradients(blocks.reference, given))()
+    monkeypatch.setattr(blocks_by_tiles, "_SLOTS", 3 * size)
+    monkeypatch.setattr(blocks_by_tiles, "_KEYS", 7)
+    cut = blocks_by_tiles._Cut.of(given[0], given[2][0], given[3])
+    assert (cut.num, cut.each, cut.parts) == (2, 2, 3)
+    for follows in (True, False):
+        variant = blocks_by_tiles.ByTiles(follows)
+        got = jax.jit(lambda variant=variant: with_gradients(variant, given))()
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def with_gradients(function: Any, args: tuple[Any, ...]) -> list[jax.Array]:

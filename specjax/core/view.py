@@ -17,6 +17,14 @@ _CONSTANT = 1 << 14  # pairs of tokens: masks up to these are constants of a pro
 
 
 @pytree
+class Ranges:
+    """Of which tokens of a block each of its last T sees all, and no other: begin..end - 1."""
+
+    begin: Array  # [B or 1, T] int32
+    end: Array  # [B or 1, T] int32
+
+
+@pytree
 class View:
     """Where the U tokens of a block stand, and what the last T of them see of it.
 
@@ -26,6 +34,9 @@ class View:
 
     depth: Any  # [B or 1, U] int32: a token's position less the cache's length
     visible: Any  # [B or 1, T, U] bool
+    # The same, where that is known, with depths that are one more from token to token in a range:
+    # attention over a block alone then makes no mask.
+    ranges: Ranges | None = None
 
     @classmethod
     def chain(cls, num_tokens: int, num_before: int = 0) -> View:
@@ -56,3 +67,10 @@ def causal(num_tokens: int, num_before: int = 0) -> Any:
     xp: Any = np if num_tokens * (num_before + num_tokens) <= _CONSTANT else jnp
     seen, index = xp.arange(num_before + num_tokens), xp.arange(num_tokens)
     return (seen[None, :] <= num_before + index[:, None])[None]
+
+
+def mask(ranges: Ranges, num_tokens: int) -> Array:
+    """[B or 1, T, U] bool of a block of U = ``num_tokens``."""
+    place = jnp.arange(num_tokens)[None, None, :]
+    seen: Array = (ranges.begin[..., None] <= place) & (place < ranges.end[..., None])
+    return seen

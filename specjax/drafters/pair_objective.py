@@ -28,7 +28,8 @@ from specjax.core.cache.block import join
 from specjax.core.dear import keeping_dear
 from specjax.core.sharding import constrain, pieces
 from specjax.core.types import Array
-from specjax.core.view import View
+from specjax.core.view import Ranges, View, mask
+from specjax.drafters.columns import Columns
 from specjax.models.frozen import Frozen
 from specjax.train import losses
 from specjax.train.chunks import over_chunks, positions_at_once, shares
@@ -163,16 +164,25 @@ class PairObjective:
     ) -> tuple[Cache, View, Block | None]:
         """What a step sees of ``past``, the steps of the same network before it.
 
-        As a layer may be of any kind, they are one growing block: each query sees those of the
-        first step up to its own, and of the later ones its column.
+        Each query sees those of the first step up to its own, and of the later ones its column.
+        Where not all layers know what `Columns` are, they are one growing block under a mask.
         """
         (rows, width), size = batch.tokens.shape, len(past)
-        first, later = standins(batch)
-        column = jnp.broadcast_to(jnp.eye(width, dtype=bool)[None], later.shape)
-        visible = jnp.concatenate([later, *[column] * size], axis=-1) if past else first
+        cache = net.init_cache(rows, 0).placed(net.platform, net.replicated)
+        ranges = seen_of_first(batch, later=size > 0)
+        seen = mask(ranges, width)
+        entries: list[Any] = []
+        for i, entry in enumerate(cache.layers):  # a head of several has one layer
+            parts = tuple(block[i if len(block) > 1 else 0] for block in past)
+            entries.append(Columns.instead_of(entry, parts, ranges))
+        if None not in entries:
+            view = View(batch.positions - 1 + size, seen, ranges)
+            return Cache(tuple(entries), cache.length), view, None
+        column = jnp.broadcast_to(jnp.eye(width, dtype=bool)[None], seen.shape)
+        visible = jnp.concatenate([seen, *[column] * size], axis=-1)
         depth = jnp.concatenate([batch.positions - 1 + i for i in range(size + 1)], axis=1)
         before = functools.reduce(join, past) if past else None
-        return net.init_cache(rows, 0), View(depth, visible), before
+        return cache, View(depth, visible), before
 
     # ---------------------------------------------------------------------------------------
 
@@ -233,14 +243,14 @@ class PairObjective:
         )
 
 
-def standins(batch: Batch) -> tuple[Array, Array]:
-    """[B or 1, T, T] bool twice: what columns see of the first step, in it and in later ones.
+def seen_of_first(batch: Batch, *, later: bool) -> Ranges:
+    """What columns see of the first step, in it or in later ones: their text up to themselves.
 
     The zeros that stand in for a feature in column 0 of a text are seen by themselves alone.
     """
-    standin = (batch.positions == 0)[:, None, :]
-    itself = (batch.positions == 0)[:, :, None]
-    return batch.before & (~standin | itself), batch.before & ~standin
+    text, standin = batch.ranges, batch.positions == 0
+    itself = jnp.where(standin, text.begin, text.begin + 1)
+    return Ranges(text.begin + 1 if later else itself, text.end)
 
 
 def cut(x: Array, size: int) -> Array:

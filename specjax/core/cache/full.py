@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
-from specjax.core.ops import Cached, Write, attend
+from specjax.core.ops import Cached, Seen, Write, attend, attend_blocks
 from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
-from specjax.core.view import View
+from specjax.core.view import Ranges, View
 
 
 @pytree
@@ -60,6 +60,8 @@ class Full(lay.Slotted):
         keys, values = new
         how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
         size = self.keys.shape[2]
+        if not size and view.ranges is not None:
+            return over_ranges(q, new, view.ranges, **how)
         cached = None
         if size:
             seen, axes = valid_slots(size, length)[:, None], heads_axes(self.axis)
@@ -100,6 +102,12 @@ class Full(lay.Slotted):
     def placed(self, platform: Platform | None, replicated: bool) -> Full:
         axis = None if replicated else self.axis
         return dataclasses.replace(self, axis=axis, platform=platform)
+
+
+def over_ranges(q: Array, new: Part, ranges: Ranges, **how: Any) -> Array:
+    """Attention of queries [B, N, T, H] over a block of a range each, and nothing else."""
+    seen = Seen.columns(ranges.begin, ranges.end, q.shape[0])
+    return attend_blocks(q, (), (new[0], new[1]), seen, **how)
 
 
 def heads_axes(axis: str | None) -> tuple[str | None, str | None]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from specjax.core.cache import slots as lay
 from specjax.core.cache.block import Part
-from specjax.core.cache.full import heads_axes
+from specjax.core.cache.full import heads_axes, over_ranges
 from specjax.core.ops import Cached, Write, attend
 from specjax.core.platform import Platform
 from specjax.core.types import Array, pytree, static
@@ -72,6 +72,10 @@ class Ring(lay.Slotted):
         """Attends as `Full.attend` does, over the window."""
         keys, values = new
         how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
+        if not self.keys.shape[2] and view.ranges is not None and not self.from_start:
+            ranges = view.ranges
+            begin = jnp.maximum(ranges.begin, ranges.end - self.window)
+            return over_ranges(q, new, dataclasses.replace(ranges, begin=begin), **how)
         if self.from_start:
             oldest = length[:, None, None] - self.window - 1  # [B, 1, 1]: the last one not seen
         else:

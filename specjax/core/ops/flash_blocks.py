@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,8 +35,7 @@ class Given:
     """What the kernels read; in their bodies each array is a reference to memory."""
 
     q: Any  # [B, N, L, H], L = A * S slots of blocks
-    k: Any  # [B, G, L, H]
-    v: Any  # [B, G, L, H]
+    own: Any  # of each pass keys and values [B, G, L, H]
     keys: Any  # [B, G, T, H]
     values: Any  # [B, G, T, H]
     begin: Any  # [B, L] int32
@@ -49,7 +49,8 @@ class Kept:
 
     by_out: Any  # [B, N, L, H]
     log_total: Any  # [B, N, L] float32
-    mean: Any  # [B, N, L] float32: of the gradient by a query's weights, under them
+    # [B, N, L] float32: of the gradient by a query's weights, under them, less that by log_total
+    mean: Any
     first: Any  # [B, tiles] int32: the first group of blocks that may see a tile of the text
     stop: Any  # [B, tiles] int32: the one behind the last
 
@@ -65,13 +66,15 @@ class Plan:
     text: int
     width: int
     size: int  # slots of a block
+    factor: float  # of scores
     interpret: bool
 
     @classmethod
-    def of(cls, given: Given, interpret: bool) -> Plan:
+    def of(cls, given: Given, factor: float, interpret: bool) -> Plan:
         rows, heads, slots, width = given.q.shape
         _, groups, text, _ = given.keys.shape
-        return cls(rows, heads, groups, slots, text, width, given.within.shape[0], interpret)
+        size = given.within.shape[0]
+        return cls(rows, heads, groups, slots, text, width, size, factor, interpret)
 
     @property
     def repeats(self) -> int:
@@ -102,21 +105,27 @@ class Plan:
         )(*given)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def attend(given: Given, interpret: bool) -> Array:
-    """[B, N, L, H]; see `attend_blocks`. ``interpret``: as an XLA program, where is no GPU."""
-    out: Array = _forward(given, interpret)[0]
-    return out
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def attend(given: Given, factor: float, interpret: bool) -> tuple[Array, Array]:
+    """[B, N, L, H], see `attend_blocks`, and the logarithms of the sums of weights [B, N, L].
+
+    ``factor`` is that of scores; ``interpret``: as an XLA program, where is no GPU.
+    """
+    found: tuple[Array, Array] = _forward(given, factor, interpret)[0]
+    return found
 
 
-def _forward(given: Given, interpret: bool) -> Any:
-    plan = Plan.of(given, interpret)
+def _forward(given: Given, factor: float, interpret: bool) -> Any:
+    plan = Plan.of(given, factor, interpret)
 
     def attend_blocks(given: Given, out: Any, log_total: Any) -> None:
         queries = Queries(given, plan, pl.program_id(0), pl.program_id(1), pl.program_id(2))
         empty = jnp.full((queries.num,), _UNSEEN), jnp.zeros((queries.num,))
         so_far = (*empty, jnp.zeros((queries.num, power(plan.width))))
-        top, total, sums = queries.own(queries.text(so_far, _fold), _fold)
+        so_far = queries.text(so_far, _fold)
+        for key, value, seen in queries.own():
+            so_far = _fold(so_far, key, value, seen, queries)
+        top, total, sums = so_far
         write(out, queries.where, queries.live, sums / jnp.where(total > 0, total, 1.0)[:, None])
         found = top + jnp.log(jnp.where(total > 0, total, 1.0))
         triton.store(log_total.at[queries.where], found, mask=queries.live)
@@ -126,25 +135,27 @@ def _forward(given: Given, interpret: bool) -> Any:
         jax.ShapeDtypeStruct(given.q.shape[:3], jnp.float32),
     )
     grid = (plan.parts, plan.groups, plan.rows)
-    out, log_total = map(dear, plan.call(attend_blocks, shapes, grid, "attend_blocks", given))
-    return out, (given, out, log_total)
+    found = tuple(map(dear, plan.call(attend_blocks, shapes, grid, "attend_blocks", given)))
+    return found, (given, *found)
 
 
-def _backward(interpret: bool, kept: Any, by_out: Array) -> tuple[Given]:
-    given, out, log_total = kept
-    plan = Plan.of(given, interpret)
-    mean = (by_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+def _backward(factor: float, interpret: bool, kept: Any, by: tuple[Array, Array]) -> tuple[Given]:
+    (by_out, by_log), (given, out, log_total) = by, kept
+    plan = Plan.of(given, factor, interpret)
+    mean = (by_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1) - by_log
     beside = Kept(by_out, log_total, mean, *_seeing(given, plan))
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
 
-    def queries_back(given: Given, kept: Kept, by_q: Any, by_k: Any, by_v: Any) -> None:
+    def queries_back(given: Given, kept: Kept, by_q: Any, by_own: Any) -> None:
         queries = Queries(given, plan, pl.program_id(0), pl.program_id(1), pl.program_id(2))
         back = Back(queries, kept)
         sums = queries.text(jnp.zeros((queries.num, power(plan.width))), back.by_queries)
-        sums, by_key, by_value = queries.own(sums, back.by_all)
+        for (key, value, seen), refs in zip(queries.own(), by_own, strict=True):
+            weights, slope = back.slopes(key, value, seen)
+            sums = sums + triton.dot(slope, key)
+            for ref, found in zip(refs, back.turned(weights, slope), strict=True):
+                write(ref, queries.own_where, queries.own_there, found)
         write(by_q, queries.where, queries.live, sums)
-        for ref, found in ((by_k, by_key), (by_v, by_value)):
-            write(ref, queries.own_where, queries.own_there, found)
 
     def text_back(given: Given, kept: Kept, by_keys: Any, by_values: Any) -> None:
         tile, group, row = pl.program_id(0), pl.program_id(1), pl.program_id(2)
@@ -165,11 +176,11 @@ def _backward(interpret: bool, kept: Any, by_out: Array) -> tuple[Given]:
             write(ref, where, there, found)
 
     grid = (plan.parts, plan.groups, plan.rows)
-    shapes = (like(given.q), like(given.k), like(given.v))
-    by_q, by_k, by_v = plan.call(queries_back, shapes, grid, "blocks_back", given, beside)
+    shapes = (like(given.q), jax.tree.map(like, given.own))
+    by_q, by_own = plan.call(queries_back, shapes, grid, "blocks_back", given, beside)
     of_text, grid = (like(given.keys), like(given.values)), (plan.tiles, plan.groups, plan.rows)
     by_keys, by_values = plan.call(text_back, of_text, grid, "blocks_text_back", given, beside)
-    return (Given(by_q, by_k, by_v, by_keys, by_values, None, None, None),)
+    return (Given(by_q, by_own, by_keys, by_values, None, None, None),)
 
 
 attend.defvjp(_forward, _backward)
@@ -210,14 +221,15 @@ class Queries:
         tiles = (self.begin.min() // _TILE, (self.end.max() + _TILE - 1) // _TILE)
         return jax.lax.fori_loop(*tiles, one, so_far)
 
-    def own(self, so_far: Any, fold: Any) -> Any:
-        """Folds in their own blocks."""
+    def own(self) -> Iterator[tuple[Array, Array, Array]]:
+        """Of each pass keys and values of their own blocks, and which of them each sees."""
         size = self.plan.size
-        key, value = (read(x, self.own_where, self.own_there) for x in (self.given.k, self.given.v))
         one, other = self.slot[:, None], self.own_slot[None, :]
         same = (one // size == other // size) & self.live[:, None] & self.own_there[None, :]
-        seen = triton.load(self.given.within.at[one % size, other % size], mask=same, other=0)
-        return fold(so_far, key, value, seen != 0, self)
+        within = triton.load(self.given.within.at[one % size, other % size], mask=same, other=0)
+        for pair in self.given.own:
+            key, value = (read(x, self.own_where, self.own_there) for x in pair)
+            yield key, value, within != 0
 
 
 def _fold(so_far: Any, key: Array, value: Array, seen: Array, queries: Queries) -> Any:
@@ -232,7 +244,7 @@ def _fold(so_far: Any, key: Array, value: Array, seen: Array, queries: Queries) 
 
 
 def _scores(queries: Queries, key: Array) -> Array:
-    dots: Array = triton.dot(queries.q, key, trans_b=True) * queries.plan.width**-0.5
+    dots: Array = triton.dot(queries.q, key, trans_b=True) * queries.plan.factor
     return dots
 
 
@@ -250,18 +262,13 @@ class Back:
         scores = jnp.where(seen, _scores(self.queries, key), _UNSEEN)
         weights = jnp.where(seen, jnp.exp(scores - self.log_total[:, None]), 0.0)
         by_weights = triton.dot(self.by_out, value, trans_b=True)
-        slope = weights * (by_weights - self.mean[:, None]) * self.queries.plan.width**-0.5
+        slope = weights * (by_weights - self.mean[:, None]) * self.queries.plan.factor
         return weights.astype(value.dtype), slope.astype(key.dtype)
 
     def by_queries(self, sums: Array, key: Array, value: Array, seen: Array, _: Any) -> Array:
         """The gradient by the queries, added to ``sums``."""
         found: Array = sums + triton.dot(self.slopes(key, value, seen)[1], key)
         return found
-
-    def by_all(self, sums: Array, key: Array, value: Array, seen: Array, _: Any) -> Any:
-        """The same, and the gradients by keys and values."""
-        weights, slope = self.slopes(key, value, seen)
-        return sums + triton.dot(slope, key), *self.turned(weights, slope)
 
     def turned(self, weights: Array, slope: Array) -> tuple[Array, Array]:
         """What these queries add to the gradients by keys and values [K, H]."""

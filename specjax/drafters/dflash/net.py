@@ -146,7 +146,7 @@ class Blocks:
         def look(layer: int, q: Array, k: Array, v: Array) -> Array:
             kind = config.windows[layer], config.causal[layer]
             keys, values = context[layer]
-            return attend_blocks(q, k, v, (keys, values), seen[kind], platform=platform)
+            return attend_blocks(q, ((k, v),), (keys, values), seen[kind], platform=platform)
 
         return look
 

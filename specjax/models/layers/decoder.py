@@ -173,7 +173,7 @@ class Decoder(Placed):
             (the number of layers) is after the final norm. `UNNORMED` is that before the norm.
         """
         if cache is None:
-            cache = self.init_cache(tokens.shape[0], 0)
+            cache = self.init_cache(tokens.shape[0], 0).placed(self.platform, self.replicated)
         if view is None:
             view = View.chain(tokens.shape[1], 0 if before is None else num_tokens(before))
         reading = Reading(cache.length, view)

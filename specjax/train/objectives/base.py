@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.types import Array, pytree
-from specjax.core.view import View, causal
+from specjax.core.view import Ranges, View, mask
 from specjax.models.frozen import Frozen
 from specjax.train import step
 from specjax.train.state import Params, Skeleton
@@ -38,21 +38,15 @@ class Batch:
         return place if self.begin is None else place - self.begin
 
     @property
-    def view(self) -> View | None:
-        """What a pass over the rows is given: a token sees its own text up to itself.
-
-        None, as passes take it: all before it.
-        """
-        return None if self.begin is None else View(self.positions, self.before)
+    def view(self) -> View:
+        """What a pass over the rows is given: a token sees its own text up to itself."""
+        return View(self.positions, mask(self.ranges, self.tokens.shape[1]), self.ranges)
 
     @property
-    def before(self) -> Array:
-        """[B or 1, T, T] bool: the tokens of its own text up to it, and itself."""
-        width = self.tokens.shape[1]
-        seen: Array = causal(width)
-        if self.begin is None:
-            return seen
-        return seen & (jnp.arange(width)[None, None, :] >= self.begin[:, :, None])
+    def ranges(self) -> Ranges:
+        """Where in the row begins and ends what each token sees."""
+        place = jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None, :]
+        return Ranges(place - self.positions, place + 1)
 
     @property
     def counts(self) -> dict[str, Array]:
