@@ -53,10 +53,7 @@ def attention(parts: int, cached: bool, tokens: int = TOKENS) -> tuple[Any, ...]
 
 
 def some_blocks(dtype: Any, passes: int = 1, size: int = TOKENS) -> tuple[Any, ...]:
-    """Blocks over a text: some slots see none of it where they see themselves, or not its beginning.
-
-    Some of them see no more than one another's range.
-    """
+    """Blocks over a text: some slots see none of it, if anything else, or not its beginning."""
     slots = 4 * size
     end = jnp.repeat(jnp.asarray([[0, 3, 9, 16], [2, 5, 5, 11]]), size, axis=1)
     end = end if passes else jnp.maximum(end, 1)
@@ -65,7 +62,8 @@ def some_blocks(dtype: Any, passes: int = 1, size: int = TOKENS) -> tuple[Any, .
     seen = Seen(begin, end, jnp.tril(jnp.ones((size, size), bool)))
     pair = lambda seed, num: (of(seed, GROUPS, num), of(seed + 1, GROUPS, num))
     own = tuple(pair(10 + 2 * i, slots) for i in range(passes))
-    return of(0, HEADS, slots), own, pair(3, SLOTS), seen, *((0.3, drawn(9, HEADS)) if size == 1 else (None, None))
+    how = (0.3, drawn(9, HEADS)) if size == 1 else (None, None)
+    return of(0, HEADS, slots), own, pair(3, SLOTS), seen, *how
 
 
 def arguments(name: str) -> Iterator[tuple[Any, ...]]:

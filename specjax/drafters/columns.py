@@ -1,8 +1,8 @@
 """What the passes of training-time test look at: the first as a text, later ones as columns.
 
-A pass over T places is made several times, each time one token further on (`pair_objective`). What a
-query sees of the first pass is a range, of each later one its own place: a block of one slot of
-`ops.attend_blocks`, with a pass of its own a step. So there are neither masks nor scores between the
+A pass over T places is made several times, each time one token further on (`pair_objective`). What
+a query sees of the first pass is a range, of each later one its own place: a block of one slot of
+`ops.attend_blocks`, with a pass of its own a step. So there are no masks, and no scores between the
 columns.
 """
 

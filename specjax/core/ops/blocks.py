@@ -5,20 +5,17 @@ and their own block.
     block 1     # # #                 x x x           A blocks of S slots; what a slot sees of the
     block 2     . # # # # #                 x x x     text is one range, begin..end - 1
 
-The block's own keys come in J passes: drafts that are made at once have one, DFlash's; of drafts that
-are made step by step a block is a column of one slot, and a pass a step that it has made, EAGLE-3's.
-Without a pass that is causal attention, also of several texts a row: the range begins where the text
-does.
+The block's own keys come in J passes: one where a draft is made at once, as DFlash's is; where it
+is made step by step, as EAGLE-3's, a block is a column of one slot, and a pass a step behind the
+first. Without a pass it is causal attention; where ranges begin with texts, of several a row.
 
 The reference is `attend` under a dense mask, by which blocks are kept apart. `blocks_by_tiles` and
-`flash_blocks` form no scores between blocks, the others of some blocks and some tokens at a time, and
-form them again for the gradient from the logarithm of each query's sum (Dao et al. 2022,
+`flash_blocks` form no scores between blocks, the others of some blocks and some tokens at a time,
+and form them again for the gradient from the logarithm of each query's sum (Dao et al. 2022,
 arXiv:2205.14135): what is kept grows with the queries, not with the scores.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp

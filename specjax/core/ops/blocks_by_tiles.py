@@ -39,8 +39,9 @@ class ByTiles:
         scale: float | None,
         sinks: Array | None,
     ) -> Array:
-        found = _attend(self.follows, scale or q.shape[-1] ** -0.5, q, own, context, seen)
-        return with_sinks(*found, sinks)
+        factor = scale or q.shape[-1] ** -0.5
+        out, log_total = _attend(self.follows, factor, q, own, context, seen)
+        return with_sinks(out, log_total, sinks)
 
 
 def with_sinks(out: Array, log_total: Array, sinks: Array | None) -> Array:
@@ -103,7 +104,7 @@ def _backward(follows: bool, factor: float, kept: Any, by: tuple[Array, Array]) 
     # By a score: its weight times (by the weight - what weights say of it on average).
     mean = (by_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1) - by_log  # [B, N, A * S]
 
-    def tile(by_text: tuple[Array, Array], given: Any) -> Any:
+    def tile(by_text: Any, given: Any) -> Any:
         (q, own, begin, end), by_out, mean, log_total = given
 
         def slopes(scores: Array, seen: Array, by_weights: Array) -> tuple[Array, Array]:
@@ -133,8 +134,8 @@ def _backward(follows: bool, factor: float, kept: Any, by: tuple[Array, Array]) 
         by_q, *by_text = jax.lax.fori_loop(*bounds, one, (by_q, *by_text))
         return tuple(by_text), (by_q.astype(q.dtype), tuple(by_own))
 
-    given = (cut.tiles(q, own, seen), cut.queries(by_out), cut.queries(mean), cut.queries(log_total))
-    zero = tuple(jnp.zeros(x.shape, jnp.float32) for x in text)
+    given = (cut.tiles(q, own, seen), *map(cut.queries, (by_out, mean, log_total)))
+    zero: Any = tuple(jnp.zeros(x.shape, jnp.float32) for x in text)
     by_text, (by_q, by_own) = jax.lax.scan(tile, zero, given)
     length = context[0].shape[2]
     by_text = tuple(x[:, :, :length].astype(y.dtype) for x, y in zip(by_text, context))
