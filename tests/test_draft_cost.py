@@ -83,6 +83,19 @@ def test_arithmetic_of_training(target: Any) -> None:
     assert total == sum(found.values())
 
 
+def test_arithmetic_of_training_eagle3(target: Any) -> None:
+    """Seven steps through the draft and its head; the target's own teaches once a token."""
+    config, rows = eagle3.fresh_config(target.config, draft_vocab_size=32_000), 32_000
+    net = abstract(Eagle3Net, config)
+    objective = training_cost.Eagle3Objective(None, config, num_draft=7)  # type: ignore[arg-type]
+    _, masters = Skeleton.of(net.module)
+    step = LAYER + H * 128 * (32 + 2 * 8) + rows * H
+    draft = 1024 * (3 * H * H + 7 * step)
+    want = {"target": 2 * 1024 * max(config.taps) * LAYER, "draft": 6 * draft}
+    found = account.training_parts(objective, masters, target.net, 1, 1024)
+    assert found == pytest.approx({**want, "head": 2 * 1024 * V * H}, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -98,6 +111,18 @@ def test_arithmetic_of_training(target: Any) -> None:
         (lambda: device.Options(shape="tiny", batches=("0",)), "batches=0: must be positive"),
         (lambda: device.Options(shape="llama-3.1-8b"), "on a CPU: try the script with"),
         (lambda: training_cost.Options(anchors=(9,), seq_len=8), "anchors=9: more than the 8"),
+        (
+            lambda: training_cost.Options(drafter="mtp"),
+            "drafter=mtp: must be one of dflash",
+        ),
+        (
+            lambda: training_cost.Options(drafter="eagle3", remat="blocks"),
+            "remat='blocks' is unknown",
+        ),
+        (
+            lambda: training_cost.Options(drafter="eagle3", pack=8, time=True),
+            "pack: leave --drafter out",
+        ),
         (
             lambda: training_cost.Options(pack=2000, time=True),
             "--pack=2000: half of the texts are longer",

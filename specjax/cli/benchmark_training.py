@@ -1,4 +1,4 @@
-"""Training speed and memory of a DFlash drafter against anchors and vocabulary.
+"""Training speed and memory of a drafter against anchors and vocabulary.
 
 Memory is what the compiler plans for one step's temporaries (no device needs to hold it), so that
 the shapes of real models can be asked on any machine; texts, tokens and anchor updates a second and
@@ -7,6 +7,7 @@ what each part adds to the share of the device's peak are measured where --time 
 
   python -m experiments.benchmark_training --output=training.json
   python -m experiments.benchmark_training --shape=8b --anchors=64,512 --vocab=151936 --time
+  python -m experiments.benchmark_training --drafter=eagle3 --vocab=151936 --topology=h100:1
 """
 
 from __future__ import annotations

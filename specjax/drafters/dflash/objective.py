@@ -141,6 +141,10 @@ class DFlashObjective:
             return context
         return blocks + context * (".k_proj." in weight or ".v_proj." in weight)
 
+    def head_work(self, rows: int, length: int) -> int:
+        """Operations a weight of the target's head in a step: forward, and back by states."""
+        return 4 * self.tokens_through("lm_head.weight", rows, length)
+
     # What both share.
 
     def _context(self, params: Params, batch: Batch, target: Frozen) -> tuple[Block, Array]:

@@ -34,5 +34,14 @@ class Eagle3Objective(PairObjective):
             embedded = target.vocabulary.embed(tokens)
         return net(x, embedded, *seen)
 
+    def tokens_through(self, weight: str, rows: int, length: int) -> int:
+        """Tokens of ``rows`` texts that a step multiplies a weight of the network with."""
+        return rows * length * (1 if weight.startswith("fc.") else self.num_draft)
+
+    def head_work(self, rows: int, length: int) -> int:
+        """Operations a weight of the target's head in a step: it teaches, and may be lent."""
+        lent = 0 if self.config.own_head else 4 * self.num_draft
+        return rows * length * (2 + lent)
+
 
 OBJECTIVE = Eagle3Objective

@@ -1,12 +1,14 @@
-"""What training a DFlash drafter takes: memory as the compiler plans it, and measured speed."""
+"""What training a drafter takes: memory as the compiler plans it, and measured speed."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from rich.console import Console
 from specjax.core import machine
 from specjax.core.options import keywords, option, whole_numbers
 from specjax.core.sharding import axes_of, mesh_sizes, named, of_parameter, pieces, use_mesh
-from specjax.drafters.dflash import fresh_config
+from specjax.drafters import dflash, eagle3
 from specjax.drafters.dflash.net import DFlashNet
 from specjax.drafters.dflash.objective import DFlashObjective
+from specjax.drafters.eagle3.net import Eagle3Net
+from specjax.drafters.eagle3.objective import Eagle3Objective
 from specjax.lab.bench import packing_cost, roofs
 from specjax.lab.compiler import topology as topologies
 from specjax.lab.compiler import whole
@@ -60,6 +64,8 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }
 _DRAFT_LAYERS = {"small": 2, "8b": 5}
+DRAFTERS = ("dflash", "eagle3")
+_REDUCED = 32000  # tokens that an EAGLE-3 draft guesses among, as published ones do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,8 @@ class Options:
     block: int = option(16, "Slots of a block.", least=2)
     chunk: int = option(0, "Blocks whose logits exist at once; 0: as many as have room.", least=0)
     remat: str = option("auto", "What is computed again: none, blocks, or auto: what has no room.")
+    drafter: str = option("dflash", f"What is trained: {', '.join(DRAFTERS)}.")
+    num_draft: int = option(7, "Steps of training-time test, with eagle3.", least=1)
     rows: int = option(1, "Texts a step.", least=1)
     seq_len: int = option(1024, "Tokens of a text.", least=64)
     time: bool = option(False, "Run each step too, on random weights.")
@@ -89,9 +97,13 @@ class Options:
     output: str | None = option(None, "A .json file for the figures.", file="")
 
     def __post_init__(self) -> None:
-        check_remat(self.remat, "blocks")
+        if self.drafter not in DRAFTERS:
+            raise ValueError(f"--drafter={self.drafter}: must be one of {', '.join(DRAFTERS)}.")
+        check_remat(self.remat, "blocks" if self.drafter == "dflash" else "steps")
         if self.pack and not self.time:
             raise ValueError("--pack: give --time, too; it is measured.")
+        if self.pack and self.drafter != "dflash":
+            raise ValueError("--pack: leave --drafter out; it is measured with anchors.")
         if self.pack > self.seq_len:
             raise ValueError(
                 f"--pack={self.pack}: half of the texts are longer, and a row has only "
@@ -116,6 +128,8 @@ class Options:
             remat=self.remat,
             rows=self.rows,
             seq_len=self.seq_len,
+            drafter=self.drafter,
+            num_draft=self.num_draft,
         )
 
 
@@ -129,7 +143,7 @@ def benchmark_training(options: Options) -> TrainingReport:
     console = Console(highlight=False)
     settings = {
         name: getattr(options, name)
-        for name in ("shape", "block", "chunk", "remat", "rows", "seq_len")
+        for name in ("shape", "block", "chunk", "remat", "rows", "seq_len", "drafter", "num_draft")
     }
     settings |= {"backend": jax.default_backend(), "jax": jax.__version__}
     settings |= {"topology": options.topology, "mesh": options.mesh}
@@ -140,7 +154,8 @@ def benchmark_training(options: Options) -> TrainingReport:
     topology = topologies.find(options.topology)
     mesh = topology.mesh(**mesh_sizes(options.mesh)) if options.mesh else None
     report = TrainingReport(settings, ())
-    for vocab, anchors in itertools.product(map(int, options.vocab), map(int, options.anchors)):
+    every = options.anchors if options.drafter == "dflash" else (0,)
+    for vocab, anchors in itertools.product(map(int, options.vocab), map(int, every)):
         setup = options.setup(vocab, anchors)
         if options.pack:
             compared = packing_cost.compare(Step(setup, None), setup, options.pack, options.steps)
@@ -231,7 +246,7 @@ def measure(
 
 
 class Step:
-    """A training step of a DFlash drafter for a random target."""
+    """A training step of a drafter for a random target."""
 
     def __init__(
         self,
@@ -243,10 +258,9 @@ class Step:
         """Nothing is computed."""
         self._setup, family = setup, registered(setup.raw["model_type"])
         config = family.read_config(setup.raw)
-        taps = min(5, config.num_layers - 1)
-        draft = fresh_config(config, setup.block - 1, layers=setup.layers, num_taps=taps)
+        draft, net, objective_of = _drafter(setup, config)
         self._make_target = lambda: family(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-        self._make_draft = lambda: DFlashNet(draft, dtype=jnp.float32, rngs=nnx.Rngs(1))
+        self._make_draft = lambda: net(draft, dtype=jnp.float32, rngs=nnx.Rngs(1))
         self._target, self._vocab = target, config.vocab_size
         self._optimizer = make_optimizer(
             "adamw", lambda step: 1e-4, weight_decay=0.0, clip_norm=1.0
@@ -255,9 +269,7 @@ class Step:
         module = nnx.eval_shape(self._make_draft)
         place(module, self._written_for, False)
         skeleton, masters = Skeleton.of(module)
-        objective = DFlashObjective(
-            skeleton, draft, anchors=setup.anchors, chunk=setup.chunk, remat=setup.remat
-        )
+        objective = objective_of(skeleton, draft, chunk=setup.chunk, remat=setup.remat)
         state = jax.eval_shape(lambda masters: init_state(masters, self._optimizer), masters)
         if target is None:
             graphdef, params = nnx.split(nnx.eval_shape(self._make_target))
@@ -307,6 +319,18 @@ class Step:
         tokens = jax.random.randint(jax.random.key(2), shape, 0, self._vocab - 1)
         lengths = jnp.full(shape[:2], self._setup.seq_len, jnp.int32)
         return Batch(tokens, jnp.ones(shape, jnp.bool_), lengths)
+
+
+def _drafter(setup: TrainingSetup, target: Any) -> tuple[Any, Any, Callable[..., Any]]:
+    """The config of what is trained, its network's class, and what makes the objective."""
+    if setup.drafter == "eagle3":
+        rows = min(_REDUCED, target.vocab_size)
+        ids = jnp.arange(rows, dtype=jnp.int32)
+        of_steps = functools.partial(Eagle3Objective, target_ids=ids, num_draft=setup.num_draft)
+        return eagle3.fresh_config(target, draft_vocab_size=rows), Eagle3Net, of_steps
+    taps = min(5, target.num_layers - 1)
+    draft = dflash.fresh_config(target, setup.block - 1, layers=setup.layers, num_taps=taps)
+    return draft, DFlashNet, functools.partial(DFlashObjective, anchors=setup.anchors)
 
 
 def _at(x: Any, place: Any) -> jax.ShapeDtypeStruct:

@@ -311,7 +311,7 @@ def training_parts(
     attention, nor the target's layers behind the last tap, which do not run.
 
     Args:
-      objective: of the drafter, with a `tokens_through`.
+      objective: of the drafter, with `tokens_through` and `head_work`.
       params: what is trained, see `train.state.Skeleton`; shapes are enough.
       target: that runs in the step.
       rows: texts.
@@ -322,6 +322,6 @@ def training_parts(
     depth = target.config.num_layers if UNNORMED in taps else max(taps)
     runs = lambda name: int(name.startswith("layers.") and int(name.split(".")[1]) < depth)
     trained = sum(through(n) * math.prod(x.shape) for n, x in params.items() if len(x.shape) == 2)
-    head = through("lm_head.weight") * _local_size(target.vocabulary.output)
+    head = objective.head_work(rows, length) * _local_size(target.vocabulary.output)
     forward = rows * length * products(target, runs)
-    return {"target": int(2 * forward), "draft": int(6 * trained), "head": int(4 * head)}
+    return {"target": int(2 * forward), "draft": int(6 * trained), "head": int(head)}

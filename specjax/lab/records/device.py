@@ -110,7 +110,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
-    """A random target, the DFlash drafter that is trained for it, and the batches."""
+    """A random target, the drafter that is trained for it, and the batches."""
 
     raw: Mapping[str, Any]  # of the target, as in its config.json
     layers: int  # of the draft
@@ -120,6 +120,8 @@ class TrainingSetup:
     remat: str = "auto"  # see `DFlashObjective`
     rows: int = 1
     seq_len: int = 1024
+    drafter: str = absent("dflash")  # or "eagle3", which has no anchors
+    num_draft: int = absent(7)  # its steps
 
     @property
     def tokens(self) -> int:
@@ -128,7 +130,9 @@ class TrainingSetup:
 
     @property
     def updates(self) -> int:
-        """The slots of all anchored blocks of one step."""
+        """The slots of all anchored blocks of one step; or the tokens of its passes."""
+        if self.drafter == "eagle3":
+            return self.tokens * self.num_draft
         return self.rows * self.anchors * self.block
 
 
