@@ -40,4 +40,5 @@ def test_a_step_on_a_gpu(drafter: str) -> None:
     assert len(ours) == CASES[drafter] + 3 * passes
     size = setup.seq_len
     assert not re.search(rf"\b({size}|{setup.anchors * setup.block}),{size}[],]", text)
-    assert 0.98 < whole.count(text).products / sum(step.flops.values()) < 1.03
+    # Of DFlash's blocks the account counts the first slot, which guesses nothing.
+    assert 0.95 < whole.count(text).products / sum(step.flops.values()) < 1.03
