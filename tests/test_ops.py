@@ -147,18 +147,15 @@ def test_a_variant_gives_what_its_reference_does(name: str, on: str) -> None:
 
 
 @pytest.mark.parametrize("passes,size", [(1, TOKENS), (0, 1), (3, 1)])
-def test_blocks_are_attended_to_some_at_a_time(
-    passes: int, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_are_attended_to_some_at_a_time(passes: int, size: int) -> None:
     """Of several tiles the last has fewer blocks, and fewer tokens of the text."""
     given = some_blocks(jnp.float32, passes, size)
     want = jax.jit(lambda: with_gradients(blocks.reference, given))()
-    monkeypatch.setattr(blocks_by_tiles, "_SLOTS", 3 * size)
-    monkeypatch.setattr(blocks_by_tiles, "_KEYS", 7)
-    cut = blocks_by_tiles._Cut.of(given[0], given[2][0], given[3])
-    assert (cut.num, cut.each, cut.parts) == (2, 2, 3)
+    side = 3 if size == 1 else 9
+    cut = blocks_by_tiles._Cut.of(given[0], given[2][0], given[3], side)
+    assert (cut.num, cut.each) == (2, 2) and cut.parts > 1
     for follows in (True, False):
-        variant = blocks_by_tiles.ByTiles(follows)
+        variant = blocks_by_tiles.ByTiles(follows, side)
         got = jax.jit(lambda variant=variant: with_gradients(variant, given))()
         for one, other in zip(got, want, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

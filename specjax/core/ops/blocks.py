@@ -93,13 +93,18 @@ def in_kernels(
     return with_sinks(*found, sinks)
 
 
-# On GPUs the host would ask before every tile whether it is needed.
-_ON_GPUS, _ELSEWHERE = ByTiles(follows=False), ByTiles(follows=True)
+# On GPUs the host would ask before every tile whether it is needed. Small tiles pass over more.
+_ON_GPUS = ByTiles(follows=False, side=512)
 
 # By platform; GPUs may be told to run what XLA makes.
 ATTEND_BLOCKS = Op(
     reference,
-    {"cpu": _ELSEWHERE, "gpu": in_kernels, "gpu:xla": _ON_GPUS, "tpu": _ELSEWHERE},
+    {
+        "cpu": ByTiles(follows=True, side=256),
+        "gpu": in_kernels,
+        "gpu:xla": _ON_GPUS,
+        "tpu": ByTiles(follows=True, side=512),
+    },
 )
 
 

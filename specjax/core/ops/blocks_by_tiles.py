@@ -18,7 +18,6 @@ from specjax.core.sharding import pieces
 from specjax.core.types import Array
 
 _MASKED = -1e30
-_SLOTS, _KEYS = 512, 512  # of a tile, at most
 _SCORES = 1 << 28  # bytes of float32 scores of a tile on a device, at most where that is possible
 
 _Sums = tuple[Array, Array, Array]  # largest score, weights [.., 1], weighted values [.., H]
@@ -29,6 +28,7 @@ class ByTiles:
     """A variant of `attend_blocks`."""
 
     follows: bool  # whether tiles of the text that no slot of a tile sees are passed over
+    side: int  # slots, and tokens of the text, of a tile, at most
 
     def __call__(
         self,
@@ -40,7 +40,7 @@ class ByTiles:
         sinks: Array | None,
     ) -> Array:
         factor = scale or q.shape[-1] ** -0.5
-        out, log_total = _attend(self.follows, factor, q, own, context, seen)
+        out, log_total = _attend(self, factor, q, own, context, seen)
         return with_sinks(out, log_total, sinks)
 
 
@@ -56,12 +56,12 @@ def with_sinks(out: Array, log_total: Array, sinks: Array | None) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(follows: bool, factor: float, q: Array, own: Any, context: Any, seen: Any) -> Any:
-    return _forward(follows, factor, q, own, context, seen)[0]
+def _attend(how: ByTiles, factor: float, q: Array, own: Any, context: Any, seen: Any) -> Any:
+    return _forward(how, factor, q, own, context, seen)[0]
 
 
-def _forward(follows: bool, factor: float, q: Array, own: Any, context: Any, seen: Any) -> Any:
-    cut = _Cut.of(q, context[0], seen)
+def _forward(how: ByTiles, factor: float, q: Array, own: Any, context: Any, seen: Any) -> Any:
+    cut = _Cut.of(q, context[0], seen, how.side)
     text = cut.text(context)
 
     def tile(_: None, given: Any) -> tuple[None, Any]:
@@ -78,7 +78,7 @@ def _forward(follows: bool, factor: float, q: Array, own: Any, context: Any, see
             scores = factor * _dots("bgrash,bgkh->bgrask", q, key)
             return _fold(so_far, scores, cut.sees(begin, end, i), _text_sum, value)
 
-        top, total, sums = jax.lax.fori_loop(*cut.bounds(follows, begin, end), one, so_far)
+        top, total, sums = jax.lax.fori_loop(*cut.bounds(how.follows, begin, end), one, so_far)
         total = jnp.where(total > 0, total, 1.0)
         return None, ((sums / total).astype(q.dtype), (top + jnp.log(total))[..., 0])
 
@@ -97,9 +97,9 @@ def _fold(so_far: _Sums, scores: Array, seen: Array, weigh: Any, values: Array) 
     return higher, total, sums * shrunk + weigh(weights, values)
 
 
-def _backward(follows: bool, factor: float, kept: Any, by: tuple[Array, Array]) -> Any:
+def _backward(how: ByTiles, factor: float, kept: Any, by: tuple[Array, Array]) -> Any:
     (by_out, by_log), (q, own, context, seen, out, log_total) = by, kept
-    cut = _Cut.of(q, context[0], seen)
+    cut = _Cut.of(q, context[0], seen, how.side)
     text = cut.text(context)
     # By a score: its weight times (by the weight - what weights say of it on average).
     mean = (by_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1) - by_log  # [B, N, A * S]
@@ -130,7 +130,7 @@ def _backward(follows: bool, factor: float, kept: Any, by: tuple[Array, Array]) 
             by_text = cut.added(by_text, (_sum(turned, slope, q), _sum(turned, weights, by_out)), i)
             return by_q + _text_sum(slope, key), *by_text
 
-        bounds = cut.bounds(follows, begin, end)
+        bounds = cut.bounds(how.follows, begin, end)
         by_q, *by_text = jax.lax.fori_loop(*bounds, one, (by_q, *by_text))
         return tuple(by_text), (by_q.astype(q.dtype), tuple(by_own))
 
@@ -193,12 +193,12 @@ class _Cut:
     keys: int  # tokens of a tile
 
     @classmethod
-    def of(cls, q: Array, keys: Array, seen: Any) -> _Cut:
+    def of(cls, q: Array, keys: Array, seen: Any, side: int) -> _Cut:
         rows, heads, slots, _ = q.shape
         size, text = seen.within.shape[0], max(keys.shape[2], 1)
-        of_keys = -(-text // -(-text // _KEYS))
+        of_keys = -(-text // -(-text // side))
         on_device = max(rows * heads // (pieces("batch") * pieces("heads")), 1)
-        most = min(_SLOTS, _SCORES // (4 * on_device * of_keys)) // size
+        most = min(side, _SCORES // (4 * on_device * of_keys)) // size
         num = -(-(slots // size) // max(most, 1))
         return cls(rows, heads, keys.shape[1], size, slots // size, text, num, of_keys)
 
