@@ -40,14 +40,14 @@ def packed(texts: list[Row]) -> Batch:
     return stack(found + [Row(none, none.astype(bool), none)] * (len(texts) - 2), WIDTH)
 
 
-def trainee_of(kind: str, target: specjax.Model) -> tuple[Any, Any]:
+def trainee_of(kind: str, target: specjax.Model, num_draft: int = K) -> tuple[Any, Any]:
     """An objective that draws every anchor that there is, and masters."""
     entry = DRAFTERS[kind]
-    spec: Any = LM(tiny.near(target, 0.3), K) if entry.fresh is None else None
-    spec = spec or entry.fresh(target, num_draft=K)  # type: ignore[misc]
+    spec: Any = LM(tiny.near(target, 0.3), num_draft) if entry.fresh is None else None
+    spec = spec or entry.fresh(target, num_draft=num_draft)  # type: ignore[misc]
     every = {f.name for f in dataclasses.fields(entry.thing.objective())} & {"anchors"}
     hyper = dict.fromkeys(every, WIDTH)
-    trainee, params = Trainee.of(kind, spec, hyper, num_draft=K, compute_dtype=jnp.float32)
+    trainee, params = Trainee.of(kind, spec, hyper, num_draft=num_draft, compute_dtype=jnp.float32)
     checking.check_packs(trainee.objective)
     rng = np.random.default_rng(7)  # what begins at zero would have no gradient
     shaken = {n: p + 0.02 * rng.normal(size=p.shape).astype(np.float32) for n, p in params.items()}

@@ -24,7 +24,7 @@ def objective_of(case: str) -> tuple[Any, dict[str, Any], Any]:
     """An objective of several steps, masters, and the target."""
     target = tiny.model("gpt_oss" if case.startswith("mtp") else "llama")
     if "window" not in case:
-        return *packed_rows.trainee_of(case.split(",")[0], target), target
+        return *packed_rows.trainee_of(case.split(",")[0], target, 3), target
     # Narrower than there are steps.
     spec = Eagle3.fresh(target, num_draft=4, seed=1, layers=2).windowed(3)
     skeleton, params = Skeleton.of(spec.net.module)

@@ -70,7 +70,7 @@ def test_draft_noise_of_the_guesses_own_position_is_seen(monkeypatch: pytest.Mon
     the noise of its position, it would meet that noise again as the next cycle's first guess.
     """
 
-    def draw(logits: Any, kind: str, index: Any, counts: Any, context: Any) -> Any:
+    def draw(logits: Any, kind: str, index: Any, counts: Any, context: Any, best: Any) -> Any:
         warped = drawing.warp(logits[:, None], context.sampling, None)[:, 0]
         place = context.length + index
         noise = jax.vmap(lambda key, at: keys.at(key, at, keys.DRAFT))(context.keys, place)
