@@ -12,6 +12,7 @@ import packed_rows
 import pytest
 import tiny
 
+from specjax.core.cache import Full, Ring
 from specjax.drafters import Eagle3
 from specjax.drafters.columns import Columns
 from specjax.drafters.eagle3.objective import Eagle3Objective
@@ -76,3 +77,16 @@ def test_a_pass_over_ranges_is_one_under_a_mask(family: str) -> None:
     both = (batch.view, dataclasses.replace(batch.view, ranges=None))
     one, other = jax.jit(lambda net: [net(batch.tokens, view=view).hidden for view in both])(net)
     np.testing.assert_allclose(one[:2], other[:2], atol=1e-5)
+    assert both[0].known_ranges is not None
+
+
+def test_a_mask_that_is_put_in_their_place_is_seen() -> None:
+    view = packed_rows.packed(packed_rows.some_texts()).view
+    itself = jnp.eye(view.visible.shape[2], dtype=bool)[None]
+    alone = dataclasses.replace(view, visible=jnp.broadcast_to(itself, view.visible.shape))
+    rows, width = view.visible.shape[:2]
+    q, k, v = jax.random.normal(jax.random.key(0), (3, rows, 2, width, 4))
+    entry = Full.empty(rows, 0, 2, 4, jnp.float32)
+    for kind in (entry, Ring.empty(rows, 0, 2, 4, jnp.float32, window=width)):
+        found = kind.attend(q, (k, v), jnp.zeros((rows,), jnp.int32), alone)
+        np.testing.assert_allclose(found, v, atol=1e-6)

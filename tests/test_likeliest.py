@@ -21,6 +21,7 @@ from specjax.drafters import LM
 from specjax.drafters.base import Context
 from specjax.drafters.drawing import best_of, draw, onto_target
 from specjax.models.layers.decoder import Decoder
+from specjax.models.vocabulary import Vocabulary
 from specjax.sampling import Counts, Options, make_sampling
 
 SAID = 4  # by heads that are asked for the likeliest token alone, whatever they would say
@@ -82,7 +83,7 @@ def test_a_guess_is_what_the_head_said_where_no_more_is_asked(
         counts = Counts(jnp.zeros((1, 31), bool), jnp.zeros((1, 31), jnp.int32))
     context = Context(row[:, None], row, jax.random.split(jax.random.key(0), 1), sampling, counts)
     logits = jnp.zeros((1, 31)).at[0, 9].set(50.0)
-    guess, law = draw(logits, kind, jnp.int32(0), counts, context, jnp.full((1,), SAID))
+    guess, law = draw(logits, kind, jnp.int32(0), counts, context, lambda: jnp.full((1,), SAID))
     assert guess.tolist() == [SAID if known else 9] and (law is not None) == (kind == "sampled")
 
 
@@ -132,3 +133,11 @@ def test_of_a_head_of_ones_own_nothing_is_assumed() -> None:
 
     module.__class__ = Turned
     assert module.likeliest(x) is None
+
+    class Other(Vocabulary):
+        def head(self, x: Array) -> Array:
+            return -super().head(x)
+
+    table = jnp.ones((31, x.shape[-1]))
+    said = [kind(table, table, THERE).likeliest(x) for kind in (Vocabulary, Other)]
+    assert said[0] is not None and said[0].tolist() == [[SAID]] and said[1] is None

@@ -37,6 +37,18 @@ class View:
     # The same, where that is known, with depths that are one more from token to token in a range:
     # attention over a block alone then makes no mask.
     ranges: Ranges | None = None
+    made: Any = None  # `visible` as it was made of `ranges`
+
+    @classmethod
+    def over(cls, depth: Any, ranges: Ranges) -> View:
+        """Of a block whose tokens, all of them, see ranges of it."""
+        visible = mask(ranges, ranges.end.shape[1])
+        return cls(depth, visible, ranges, visible)
+
+    @property
+    def known_ranges(self) -> Ranges | None:
+        """`ranges`, if nobody has put another mask in the place of theirs."""
+        return self.ranges if self.visible is self.made else None
 
     @classmethod
     def chain(cls, num_tokens: int, num_before: int = 0) -> View:

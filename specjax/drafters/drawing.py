@@ -6,6 +6,8 @@ row's own temperature, truncation and penalties, guesses so far included.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,8 @@ from specjax.core.types import Array, Parents
 from specjax.drafters.base import Context
 from specjax.sampling import GREEDY_BELOW, Counts, count_prefixes, penalise, warp
 
+Best = Callable[[], Array | None]
+
 
 def draw(
     logits: Array,
@@ -26,7 +30,7 @@ def draw(
     index: Array,
     counts: Counts | None,
     context: Context,
-    best: Array | None = None,
+    best: Best = lambda: None,
 ) -> tuple[Array, Array | None]:
     """Guess ``index`` of the cycle.
 
@@ -39,16 +43,15 @@ def draw(
       counts: of the committed tokens and the guesses before; None where nothing needs them.
       context: of the cycle. With ``likeliest`` nothing is drawn, and the law is reported: for
         recordings, which ask how sure a draft was of the token it would name.
-      best: [B] int32, the likeliest token by ``logits``, if it is known without them; where
-        nothing else is asked of them they are not looked at, so that no program forms them.
+      best: is called where the likeliest token by ``logits`` is all that is asked of them, and
+        gives it, [B] int32, if it is known without them. Then no program forms them.
 
     Returns:
       The guess [B] int32, and for "sampled" its law [B, V] float32.
     """
     here, platform = counts, context.sampling.platform
-    names_best = kind == "one_hot" or (context.sampling.greedy and kind != "sampled")
-    if best is not None and names_best and counts is None and context.sampling.bias is None:
-        return best, None
+    if _names_best(kind, counts, context) and (known := best()) is not None:
+        return known, None
     if counts is not None:
         here = Counts(prompt=counts.prompt, output=counts.output[:, None, :])
     if kind == "one_hot" or context.sampling.greedy:
@@ -80,6 +83,12 @@ def draw(
     return jax.vmap(own)(context.keys, context.length, warped), jax.nn.softmax(warped)
 
 
+def _names_best(kind: str, counts: Counts | None, context: Context) -> bool:
+    """Whether a guess is the largest logit, as the draft gave them, and no law is asked for."""
+    takes = kind == "one_hot" or (context.sampling.greedy and kind != "sampled")
+    return takes and counts is None and context.sampling.bias is None
+
+
 def confidence(logits: Array, counts: Counts | None, context: Context) -> Array:
     """[B]: the largest probability of the draft's law, from its logits [B, V] and penalties.
 
@@ -99,16 +108,18 @@ def count_guess(counts: Counts | None, guess: Array) -> Counts | None:
 
 
 def draw_all(
-    logits: Array, kind: str, context: Context, best: Array | None = None
+    logits: Array, kind: str, context: Context, best: Best = lambda: None
 ) -> tuple[Array, Array | None]:
     """K guesses whose logits [B, K, V] do not depend on one another -> [B, K], laws [B, K, V].
 
-    ``best`` [B, K] as of `draw`.
+    ``best`` as of `draw`, [B, K].
     """
+    if _names_best(kind, context.counts, context) and (known := best()) is not None:
+        return known, None
     if context.counts is None:
         index = jnp.arange(logits.shape[1])
-        one = lambda logits, i, best: draw(logits, kind, i, None, context, best)
-        return jax.vmap(one, in_axes=(1, 0, 1), out_axes=1)(logits, index, best)
+        one = lambda logits, i: draw(logits, kind, i, None, context)
+        return jax.vmap(one, in_axes=(1, 0), out_axes=1)(logits, index)
     counts: Counts | None = context.counts
     drawn = []
     for i in range(logits.shape[1]):
@@ -194,7 +205,7 @@ def onto_target(logits: Array, target_ids: Array | None, vocab_size: int) -> Arr
 def best_of(
     logits: Array, target_ids: Array | None, found: Array | None, platform: Platform | None
 ) -> Array | None:
-    """What `draw` is to know as ``best`` of a head's logits [..., V_d].
+    """What ``best`` of `draw` gives, of a head's logits [..., V_d].
 
     ``found`` if the head found it (`ops.likeliest`); else of a reduced vocabulary (``target_ids``
     [V_d] int32) the target's id of the largest, for which it need not be put into the target's.

@@ -176,7 +176,7 @@ class PairObjective:
             parts = tuple(block[i if len(block) > 1 else 0] for block in past)
             entries.append(Columns.instead_of(entry, parts, ranges))
         if None not in entries:
-            view = View(batch.positions - 1 + size, seen, ranges)
+            view = View(batch.positions - 1 + size, seen)
             return Cache(tuple(entries), cache.length), view, None
         column = jnp.broadcast_to(jnp.eye(width, dtype=bool)[None], seen.shape)
         visible = jnp.concatenate([seen, *[column] * size], axis=-1)

@@ -30,4 +30,6 @@ class Vocabulary:
 
     def likeliest(self, x: Array, names: Array | None = None) -> Array | None:
         """The largest logit of states [..., D] where that is known without all, see `ops`."""
+        if type(self).head is not Vocabulary.head:
+            return None  # a head of one's own may do more than to multiply
         return likeliest(x, self.output, names, platform=self.platform)

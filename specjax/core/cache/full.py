@@ -60,8 +60,8 @@ class Full(lay.Slotted):
         keys, values = new
         how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
         size = self.keys.shape[2]
-        if not size and view.ranges is not None:
-            return over_ranges(q, new, view.ranges, **how)
+        if not size and (ranges := view.known_ranges) is not None:
+            return over_ranges(q, new, ranges, **how)
         cached = None
         if size:
             seen, axes = valid_slots(size, length)[:, None], heads_axes(self.axis)

@@ -72,8 +72,8 @@ class Ring(lay.Slotted):
         """Attends as `Full.attend` does, over the window."""
         keys, values = new
         how: dict[str, Any] = {"scale": scale, "sinks": sinks, "platform": self.platform}
-        if not self.keys.shape[2] and view.ranges is not None and not self.from_start:
-            ranges = view.ranges
+        ranges = None if self.keys.shape[2] or self.from_start else view.known_ranges
+        if ranges is not None:
             begin = jnp.maximum(ranges.begin, ranges.end - self.window)
             return over_ranges(q, new, dataclasses.replace(ranges, begin=begin), **how)
         if self.from_start:

@@ -182,7 +182,8 @@ class Largest:
         names = tile.column
         if more is not None:
             names = triton.load(more.at[tile.column], mask=tile.real_column, other=last)
-        held = tile.there & (given == top[:, None])
+        # (What is NaN is held, too: else nothing might be, and no name be found.)
+        held = tile.there & ((given == top[:, None]) | (given != given))
         name = jnp.where(held, names[None, :], last).min(1)
         place = tile.row, pl.program_id(1)
         for result, found in zip(results, (top, name), strict=True):

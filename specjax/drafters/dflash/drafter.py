@@ -124,7 +124,7 @@ class DFlashDrafter:
 
     def propose(self, draft: Any, context: Context) -> tuple[Proposal, Any]:
         h = self.states(draft, context)
-        guesses, q = draw_all(self.logits(h), self.kind, context, self.best(h))
+        guesses, q = draw_all(self.logits(h), self.kind, context, lambda: self.best(h))
         return Proposal(tokens=guesses, q=q), draft
 
     def update(self, held: Any, kept: Kept) -> Any:

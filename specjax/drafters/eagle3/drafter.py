@@ -150,12 +150,15 @@ class Eagle3Drafter(PairDrafting):
     def draw(
         self, normed: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
-        net, ids = self.net.module, self.target_ids
-        logits = net.head(normed[:, 0], self.vocabulary)
-        found = net.likeliest(normed[:, 0], self.vocabulary, ids)
-        best = best_of(logits, ids, found, self.net.platform)
-        logits = onto_target(logits, ids, self.vocabulary.output.shape[0])
-        return draw(logits, self.kind, index, counts, context, best)
+        net, ids, x = self.net.module, self.target_ids, normed[:, 0]
+        logits = net.head(x, self.vocabulary)
+
+        def best() -> Array | None:
+            found = net.likeliest(x, self.vocabulary, ids)
+            return best_of(logits, ids, found, self.net.platform)
+
+        wide = onto_target(logits, ids, self.vocabulary.output.shape[0])
+        return draw(wide, self.kind, index, counts, context, best)
 
 
 def check_target_ids(name: str, target_ids: Array | None, config: Eagle3Config) -> None:

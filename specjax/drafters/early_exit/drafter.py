@@ -164,7 +164,7 @@ class EarlyExitDrafter:
         def guess_behind(x: Array, i: Array, counts: Counts | None) -> tuple[Array, Array | None]:
             """Guess ``i`` [B] from final states ``x`` [B, D]; its law [B, V] if sampled."""
             x = self._adapted(x)
-            return draw(net.head(x), self.kind, i, counts, context, net.likeliest(x))
+            return draw(net.head(x), self.kind, i, counts, context, lambda: net.likeliest(x))
 
         def step(carry: tuple[Array, Block, Counts | None], i: Array) -> Any:
             guess, block, counts = carry

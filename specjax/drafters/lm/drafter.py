@@ -33,7 +33,7 @@ from specjax.drafters.base import (
     check_num_draft,
     doubling_widths,
 )
-from specjax.drafters.drawing import confidence, count_guess, draw
+from specjax.drafters.drawing import Best, confidence, count_guess, draw
 from specjax.drafters.spec import Spec
 from specjax.drafters.vocabularies import check_same_tokens
 from specjax.models.frozen import Frozen
@@ -143,7 +143,7 @@ class Heard:
     """What the draft says of a guess."""
 
     logits: Array  # [B, V]
-    best: Array | None  # [B] int32, see `drawing.draw`
+    best: Best  # [B] int32
 
 
 @pytree
@@ -289,10 +289,10 @@ class LMDrafter:
         """States [B, D] -> what they say over the target's vocabulary."""
         logits: Array = self.net.head(x)
         if self.vocab_size is None:
-            return Heard(logits, self.net.likeliest(x))
+            return Heard(logits, lambda: self.net.likeliest(x))
         lacking = max(self.vocab_size - logits.shape[-1], 0)
         logits = jnp.pad(logits, ((0, 0), (0, lacking)), constant_values=-jnp.inf)
-        return Heard(logits[:, : self.vocab_size], None)
+        return Heard(logits[:, : self.vocab_size], lambda: None)
 
     def _known(self, tokens: Array) -> Array:
         """Tokens as the draft can look them up: of those it has no row for, its last one."""

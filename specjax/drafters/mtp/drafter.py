@@ -154,4 +154,4 @@ class MTPDrafter(PairDrafting):
         self, normed: Array, index: Array, counts: Counts | None, context: Context
     ) -> tuple[Array, Array | None]:
         x, head = normed[:, 0], self.vocabulary
-        return draw(head.head(x), self.kind, index, counts, context, head.likeliest(x))
+        return draw(head.head(x), self.kind, index, counts, context, lambda: head.likeliest(x))

@@ -186,7 +186,8 @@ class MTPHeadsDrafter:
         """Guess ``index`` [] from the states [B, T, D] at the places ``last`` [B, 1, 1]."""
         normed = jnp.take_along_axis(normed, last, axis=1)[:, 0]
         head = self.vocabulary
-        return draw(head.head(normed), self.kind, index, counts, context, head.likeliest(normed))
+        best = lambda: head.likeliest(normed)
+        return draw(head.head(normed), self.kind, index, counts, context, best)
 
     def _further(
         self,

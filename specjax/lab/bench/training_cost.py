@@ -114,7 +114,7 @@ class Options:
             raise ValueError(f"--shape={self.shape}: must be one of {known}.")
         whole_numbers("vocab", self.vocab)
         largest = max(whole_numbers("anchors", self.anchors))
-        if largest > self.seq_len:
+        if largest > self.seq_len and self.drafter == "dflash":
             raise ValueError(f"--anchors={largest}: more than the {self.seq_len} tokens of a text.")
 
     def setup(self, vocab: int, anchors: int) -> TrainingSetup:
@@ -233,7 +233,7 @@ def measure(
         seconds=median,
         samples_per_s=setup.rows / median,
         tokens_per_s=setup.tokens / median,
-        anchor_updates_per_s=setup.updates / median,
+        anchor_updates_per_s=setup.updates / median if setup.anchors else None,
         flops=flops,
         flops_per_s=sum(flops.values()) / median,
         peak_flops=peak,

@@ -130,9 +130,7 @@ class TrainingSetup:
 
     @property
     def updates(self) -> int:
-        """The slots of all anchored blocks of one step; or the tokens of its passes."""
-        if self.drafter == "eagle3":
-            return self.tokens * self.num_draft
+        """The slots of all anchored blocks of one step."""
         return self.rows * self.anchors * self.block
 
 

@@ -312,10 +312,11 @@ def training_speed(t: TrainingCost) -> str:
     """Steps of DFlash training, in a line."""
     peak = "of a large product's rate here" if t.peak_is_measured else "of the bf16 peak"
     of_peak = "" if t.share_of_peak is None else f", {t.share_of_peak:.1%} {peak}"
+    anchors = t.anchor_updates_per_s
     return (
         f"{t.samples_per_s or 0:.2f} samples/s, {t.tokens_per_s or 0:,.0f} target tokens/s,"
-        f" {t.anchor_updates_per_s or 0:,.0f} anchor updates/s,"
-        f" {(t.flops_per_s or 0) / 1e12:.3g} TFLOP/s{of_peak}"
+        + ("" if anchors is None else f" {anchors:,.0f} anchor updates/s,")
+        + f" {(t.flops_per_s or 0) / 1e12:.3g} TFLOP/s{of_peak}"
     )
 
 
@@ -355,7 +356,7 @@ def show_training(console: Console, report: TrainingReport) -> None:
     """The training benchmark, a row a setting."""
     rows = [
         (
-            *(f"{r.vocab:,}", str(r.anchors)),
+            *(f"{r.vocab:,}", f"{r.anchors}" if r.anchors else "-"),
             *(f"{b / 2**20:,.0f} MiB" for b in (r.temporary_bytes, r.argument_bytes)),
             "-" if r.tokens_per_s is None else f"{r.tokens_per_s:,.0f}",
             "-" if r.flops_per_s is None else f"{r.flops_per_s / 1e12:.3f} TFLOP/s",
@@ -368,7 +369,7 @@ def show_training(console: Console, report: TrainingReport) -> None:
     _show_packing(console, report.packing)
     say = lambda line: console.print(line, soft_wrap=True, markup=False)
     for r in report.results:
-        name = f"vocabulary {r.vocab:,}, {r.anchors} anchors"
+        name = f"vocabulary {r.vocab:,}" + (f", {r.anchors} anchors" if r.anchors else "")
         if r.products is not None and r.moved_bytes is not None:
             say(
                 f"{name}, counted in the program: {r.products / 1e12:.2f} TFLOP of products,"

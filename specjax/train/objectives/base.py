@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.core.types import Array, pytree
-from specjax.core.view import Ranges, View, mask
+from specjax.core.view import Ranges, View
 from specjax.models.frozen import Frozen
 from specjax.train import step
 from specjax.train.state import Params, Skeleton
@@ -40,7 +40,7 @@ class Batch:
     @property
     def view(self) -> View:
         """What a pass over the rows is given: a token sees its own text up to itself."""
-        return View(self.positions, mask(self.ranges, self.tokens.shape[1]), self.ranges)
+        return View.over(self.positions, self.ranges)
 
     @property
     def ranges(self) -> Ranges:
