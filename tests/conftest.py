@@ -13,15 +13,11 @@ from pathlib import Path
 
 # Most of the time goes into compiling programs that run for a moment. A single piece of code a
 # program and XLA's older emitters of fusions, which jaxlib 0.11 no longer has (an unknown flag ends
-# the process), compile in less than half of it; a sixth of what is left was a look at what loops
-# leave alone. Processes that tests start inherit the flags.
-QUICK: dict[str, int | str] = {
-    "xla_cpu_parallel_codegen_split_count": 1,
-    "xla_disable_hlo_passes": "while-loop-invariant-code-motion,simplify-while-loops",
-}
+# the process), compile in less than half of it. Processes that tests start inherit the flags.
+QUICK: dict[str, int | str] = {"xla_cpu_parallel_codegen_split_count": 1}
 # For tests of optimised programs: `lowered.compile(compiler_options=AS_USERS_DO)`. XLA's text of a
 # program does not depend on what LLVM does with its pieces (tests/test_decode.py).
-AS_USERS_DO: dict[str, int | str] = {"xla_disable_hlo_passes": ""}
+AS_USERS_DO: dict[str, int | str] = {"xla_cpu_parallel_codegen_split_count": 32}
 if metadata.version("jaxlib").startswith("0.10."):
     QUICK["xla_cpu_use_fusion_emitters"] = False
     AS_USERS_DO["xla_cpu_use_fusion_emitters"] = True
