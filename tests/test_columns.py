@@ -27,7 +27,7 @@ def objective_of(case: str) -> tuple[Any, dict[str, Any], Any]:
     if "window" not in case:
         return *packed_rows.trainee_of(case.split(",")[0], target, 3), target
     # Narrower than there are steps.
-    spec = Eagle3.fresh(target, num_draft=4, seed=1, layers=2).windowed(3)
+    spec = Eagle3.fresh(target, num_draft=4, seed=1, layers=2).windowed(2)
     skeleton, params = Skeleton.of(spec.net.module)
     rng = np.random.default_rng(7)
     shaken = {n: p + 0.02 * rng.normal(size=p.shape).astype(np.float32) for n, p in params.items()}
